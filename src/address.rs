@@ -1,0 +1,283 @@
+//! Addresses as plain data: where a server listens and who talks to it. Nothing here opens a
+//! socket or resolves a name.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// The longest path a Unix socket can be bound to on this system, in bytes, without the
+/// terminating NUL: 107 on Linux, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
+pub const MAX_UNIX_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+
+/// Where a server listens, as its listener really is bound: Python's `server_address`.
+///
+/// It prints as the URL that [`Endpoint`] reads, with the port the kernel chose.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Address {
+    /// A TCP listener.
+    Tcp(SocketAddr),
+    /// A UDP socket.
+    Udp(SocketAddr),
+    /// A Unix stream listener; `None` for one that was adopted and has no path.
+    Unix(Option<PathBuf>),
+    /// A Unix datagram socket; `None` for one that was adopted and has no path.
+    UnixDatagram(Option<PathBuf>),
+}
+
+impl Address {
+    /// The internet address, if it has one.
+    pub fn inet(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Tcp(address) | Address::Udp(address) => Some(*address),
+            _ => None,
+        }
+    }
+
+    /// The port, if it has one.
+    pub fn port(&self) -> Option<u16> {
+        self.inet().map(|address| address.port())
+    }
+
+    /// The path of a Unix socket, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Address::Unix(path) | Address::UnixDatagram(path) => path.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether requests are datagrams (UDP, Unix datagram) and not connections.
+    pub fn is_datagram(&self) -> bool {
+        matches!(self, Address::Udp(_) | Address::UnixDatagram(_))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => write!(f, "tcp://{address}"),
+            Address::Udp(address) => write!(f, "udp://{address}"),
+            Address::Unix(path) => write!(f, "unix://{}", Shown(path)),
+            Address::UnixDatagram(path) => write!(f, "unixgram://{}", Shown(path)),
+        }
+    }
+}
+
+struct Shown<'a>(&'a Option<PathBuf>);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_deref().unwrap_or(Path::new("")).display().fmt(f)
+    }
+}
+
+/// Where a server is asked to listen: what a user writes, before any name is resolved.
+///
+/// The text form is a URL: `tcp://HOST:PORT`, `udp://HOST:PORT`, `unix://PATH`,
+/// `unixgram://PATH`. Port 0 asks the kernel for a free one, an IPv6 address stands in brackets,
+/// a path is taken literally and may be relative.
+///
+/// ```
+/// use socketserver::Endpoint;
+///
+/// let endpoint: Endpoint = "tcp://[::1]:0".parse()?;
+/// assert_eq!(endpoint.to_string(), "tcp://[::1]:0");
+/// assert!("tcp://127.0.0.1:99999".parse::<Endpoint>().is_err());
+/// # Ok::<(), socketserver::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// A TCP listener on a host name or number and a port.
+    Tcp {
+        /// The host name or number, without brackets.
+        host: String,
+        /// The port; 0 picks a free one.
+        port: u16,
+    },
+    /// A UDP socket on a host name or number and a port.
+    Udp {
+        /// The host name or number, without brackets.
+        host: String,
+        /// The port; 0 picks a free one.
+        port: u16,
+    },
+    /// A Unix stream listener at a path.
+    Unix(PathBuf),
+    /// A Unix datagram socket at a path.
+    UnixDatagram(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let unusable = |reason: &str| Error::unusable_address(text, reason);
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| {
+            unusable("it wants tcp://HOST:PORT, udp://HOST:PORT, unix://PATH or unixgram://PATH")
+        })?;
+        match scheme {
+            "tcp" => host_and_port(rest).map(|(host, port)| Endpoint::Tcp { host, port }),
+            "udp" => host_and_port(rest).map(|(host, port)| Endpoint::Udp { host, port }),
+            "unix" => path(rest).map(Endpoint::Unix),
+            "unixgram" => path(rest).map(Endpoint::UnixDatagram),
+            _ => Err("the scheme is none of tcp, udp, unix, unixgram"),
+        }
+        .map_err(unusable)
+    }
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
+    let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
+    let port = port
+        .parse()
+        .map_err(|_| "the port is no number from 0 to 65535")?;
+    let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
+        Some(Some(inner)) => inner,
+        Some(None) => return Err("a bracket is not closed"),
+        None if host.contains(':') => return Err("an IPv6 address stands in brackets"),
+        None => host,
+    };
+    if host.is_empty() {
+        Err("the host is missing")
+    } else {
+        Ok((host.to_owned(), port))
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, &'static str> {
+    if text.is_empty() {
+        Err("the path is missing")
+    } else if text.len() > MAX_UNIX_PATH {
+        Err("the path is longer than a Unix socket's can be")
+    } else if text.contains('\0') {
+        Err("the path holds a NUL byte")
+    } else {
+        Ok(PathBuf::from(text))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inet = |f: &mut fmt::Formatter<'_>, scheme: &str, host: &str, port: u16| {
+            if host.contains(':') {
+                write!(f, "{scheme}://[{host}]:{port}")
+            } else {
+                write!(f, "{scheme}://{host}:{port}")
+            }
+        };
+        match self {
+            Endpoint::Tcp { host, port } => inet(f, "tcp", host, *port),
+            Endpoint::Udp { host, port } => inet(f, "udp", host, *port),
+            Endpoint::Unix(path) => write!(f, "unix://{}", path.display()),
+            Endpoint::UnixDatagram(path) => write!(f, "unixgram://{}", path.display()),
+        }
+    }
+}
+
+/// Who talks: the other end of a connection, or the sender of a datagram. Python's
+/// `client_address`.
+///
+/// An IPv4 client of a dual-stack listener is shown as IPv4, not as `::ffff:a.b.c.d`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Peer {
+    /// An internet address and port.
+    Inet(SocketAddr),
+    /// A Unix socket bound to a path.
+    Path(Box<Path>),
+    /// A Unix socket bound to a name in Linux's abstract namespace.
+    Abstract(Box<[u8]>),
+    /// A Unix socket without a name: most Unix stream clients, and datagram clients that did not
+    /// bind. A datagram from one cannot be answered.
+    Unnamed,
+}
+
+impl Peer {
+    /// The internet address, if it has one.
+    pub fn inet(&self) -> Option<SocketAddr> {
+        match self {
+            Peer::Inet(address) => Some(*address),
+            _ => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Peer::Inet(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Inet(address) => address.fmt(f),
+            Peer::Path(path) => path.display().fmt(f),
+            Peer::Abstract(name) => write!(f, "@{}", name.escape_ascii()),
+            Peer::Unnamed => f.write_str("unnamed"),
+        }
+    }
+}
+
+/// Checks what [`Endpoint`]'s text form cannot: a path given as a `Path`.
+pub(crate) fn checked_path(path: &Path) -> io::Result<()> {
+    let text = path.as_os_str().as_encoded_bytes();
+    let reason = if text.is_empty() {
+        "the path is missing"
+    } else if text.len() > MAX_UNIX_PATH {
+        "the path is longer than a Unix socket's can be"
+    } else if text.contains(&0) {
+        "the path holds a NUL byte"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_survive_a_round_trip() {
+        for url in [
+            "tcp://127.0.0.1:9999",
+            "udp://[::1]:0",
+            "unix://a/b.sock",
+            "unixgram:///tmp/x",
+        ] {
+            assert_eq!(url.parse::<Endpoint>().unwrap().to_string(), url);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_an_address_is_refused_with_a_reason() {
+        let long = format!("unix://{}", "x".repeat(MAX_UNIX_PATH + 1));
+        for (url, reason) in [
+            ("127.0.0.1:80", "tcp://HOST:PORT"),
+            ("http://a:1", "scheme"),
+            ("tcp://127.0.0.1", "port is missing"),
+            ("tcp://127.0.0.1:99999", "65535"),
+            ("tcp://:80", "host is missing"),
+            ("tcp://::1:80", "brackets"),
+            ("tcp://[::1:80", "bracket is not closed"),
+            ("unix://", "path is missing"),
+            (&long, "longer"),
+        ] {
+            let error = url.parse::<Endpoint>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_peer_is_shown_as_ipv4() {
+        let mapped: SocketAddr = "[::ffff:192.0.2.7]:80".parse().unwrap();
+        assert_eq!(Peer::from(mapped).to_string(), "192.0.2.7:80");
+    }
+}

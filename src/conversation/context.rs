@@ -1,0 +1,143 @@
+//! What a handler can do to its conversation. Effects are noted here and carried out by whoever
+//! drives the conversation, after the handler has returned.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::State;
+use super::framing::Framing;
+use super::output::Output;
+use crate::address::Peer;
+use crate::error::{CloseReason, HandlerResult, Unsupported};
+use crate::mailbox::{Outlet, Payload, Sender};
+
+/// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
+pub(crate) trait Home {
+    /// A way in for messages from other threads.
+    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported>;
+}
+
+/// What a [`Handler`](crate::Handler) is given to answer with.
+///
+/// Everything here is noted and returns at once; it happens when the handler has returned.
+pub struct Context<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) framing: &'a mut dyn Framing,
+    pub(super) output: Output<'a>,
+    pub(super) home: &'a dyn Home,
+    pub(super) shutdown: &'a mut bool,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("peer", &self.state.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context<'_> {
+    /// Sends a message to the peer: framed, on a stream; as one datagram, on a datagram socket.
+    ///
+    /// The bytes of the message just received are not copied on their way out, in whole or in part.
+    /// The call never waits; what the kernel does not take is kept, and above the high mark (see
+    /// [`Builder::output_marks`](crate::Builder::output_marks)) the peer's own input is not read
+    /// until it has read enough of its output. What is sent after [`close`](Context::close) is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`FramingError`](crate::FramingError) where the framing cannot express the message.
+    #[inline]
+    pub fn send(&mut self, message: &[u8]) -> HandlerResult {
+        if self.state.is_over() {
+            return Ok(());
+        }
+        if self.state.datagram {
+            self.output.put_datagram(message);
+            return Ok(());
+        }
+        Ok(self.framing.encode(message, &mut self.output)?)
+    }
+
+    /// Sends a message that many connections share, without a copy of its own for each.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Context::send).
+    pub fn send_shared(&mut self, message: &Payload) -> HandlerResult {
+        if self.state.is_over() {
+            return Ok(());
+        }
+        self.output.share(message, |output| {
+            if self.state.datagram {
+                output.put_datagram(message);
+                return Ok(());
+            }
+            Ok(self.framing.encode(message, output)?)
+        })
+    }
+
+    /// Closes the connection when all that was sent has gone out; the peer's further input is
+    /// dropped. A reply already sent is not cut by a reset.
+    pub fn close(&mut self) {
+        self.state.end(CloseReason::Handler);
+    }
+
+    /// Closes the connection at once with a reset; what has not gone out is dropped.
+    pub fn abort(&mut self) {
+        self.state.end(CloseReason::Handler);
+        self.state.aborted = true;
+    }
+
+    /// Asks for [`on_timeout`](crate::Handler::on_timeout) when no byte has moved either way for
+    /// so long; `None`, the default, waits for ever.
+    ///
+    /// As Python's `timeout` of a stream request handler, but it costs nothing per message.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported::DatagramTimeout`] for a datagram.
+    pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) -> Result<(), Unsupported> {
+        if self.state.datagram {
+            return Err(Unsupported::DatagramTimeout);
+        }
+        self.state.timeout = timeout.into();
+        self.state.timeout_changed = true;
+        Ok(())
+    }
+
+    /// Who talks: Python's `client_address`.
+    pub fn peer(&self) -> &Peer {
+        &self.state.peer
+    }
+
+    /// Whether the datagram was longer than the receive size, and was cut to it by the kernel.
+    pub fn is_truncated(&self) -> bool {
+        self.state.truncated
+    }
+
+    /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
+    /// does: it returns at once, and the stop begins when the handler has returned.
+    pub fn shutdown(&mut self) {
+        *self.shutdown = true;
+    }
+
+    /// A handle to this connection for other threads and other handlers.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`] for a datagram, and under `inline` and `forking`, where nothing in this
+    /// process could use it.
+    pub fn sender(&mut self) -> Result<Sender, Unsupported> {
+        if self.state.datagram {
+            return Err(Unsupported::DatagramSender);
+        }
+        let outlet = match &self.state.outlet {
+            Some(outlet) => outlet.clone(),
+            None => self.state.outlet.insert(self.home.outlet()?).clone(),
+        };
+        Ok(Sender::new(outlet))
+    }
+}

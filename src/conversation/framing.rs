@@ -1,0 +1,556 @@
+//! Where one message ends and the next begins. A framing looks at bytes and names ranges in them;
+//! it holds no bytes of its own and never scans the same byte twice.
+
+use std::ops::Range;
+
+use super::output::Output;
+use crate::error::FramingError;
+
+/// What a framing found at the start of the input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A whole message.
+    Frame {
+        /// Where in the input the message is, without its framing.
+        body: Range<usize>,
+        /// How many bytes of the input it takes up, framing included; at least 1.
+        consumed: usize,
+    },
+    /// This many bytes belong to no message and are dropped; at least 1.
+    Skip(usize),
+    /// No whole message yet: ask again when there are more bytes.
+    More,
+}
+
+/// How messages are told apart on a stream, and put on it.
+///
+/// The framings of this crate are [`Raw`], [`Lines`], [`Delimited`], [`LengthPrefixed`] and
+/// [`FixedSize`]; implement the trait for one of your own. Each connection has a value of its own,
+/// cloned from the one given to [`Builder::framing`](crate::Builder::framing).
+///
+/// ```
+/// use socketserver::{Framing, FramingError, Output, Step};
+///
+/// /// `5:hello,`: Bernstein's netstrings, up to 999 bytes.
+/// #[derive(Clone)]
+/// struct Netstring;
+///
+/// impl Framing for Netstring {
+///     fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+///         let Some(colon) = input.iter().take(4).position(|&byte| byte == b':') else {
+///             return if input.len() < 4 { Ok(Step::More) } else { Err(FramingError::TooLong { limit: 999 }) };
+///         };
+///         let length: usize = std::str::from_utf8(&input[..colon])
+///             .ok()
+///             .and_then(|digits| digits.parse().ok())
+///             .ok_or(FramingError::Other("no length".into()))?;
+///         let body = colon + 1..colon + 1 + length;
+///         match input.get(body.end) {
+///             None => Ok(Step::More),
+///             Some(b',') => Ok(Step::Frame { consumed: body.end + 1, body }),
+///             Some(_) => Err(FramingError::Other("no comma".into())),
+///         }
+///     }
+///
+///     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+///         output.put(format!("{}:", message.len()).as_bytes());
+///         output.put(message);
+///         output.put(b",");
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Framing {
+    /// Looks for a message at the start of `input`, which is never empty.
+    ///
+    /// After [`Step::More`] the next call gets the same bytes and more behind them, so a framing may
+    /// remember how far it has looked. After the other two it gets what follows.
+    ///
+    /// # Errors
+    ///
+    /// [`FramingError`] where the bytes can never become a message, or one over the framing's
+    /// maximum: the connection is closed with [`CloseReason::Framing`](crate::CloseReason::Framing).
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError>;
+
+    /// Decides what the peer's last bytes are when it ends with `input` left over, which
+    /// [`decode`](Framing::decode) has answered with [`Step::More`].
+    ///
+    /// # Errors
+    ///
+    /// By default [`FramingError::UnexpectedEof`]: the peer ended inside a frame.
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        Err(FramingError::UnexpectedEof {
+            buffered: input.len(),
+        })
+    }
+
+    /// Puts `message` and what frames it on the output.
+    ///
+    /// # Errors
+    ///
+    /// [`FramingError`] where the message cannot be framed: too long, or holding its own delimiter.
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError>;
+}
+
+impl<F: Framing + ?Sized> Framing for Box<F> {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        (**self).decode(input)
+    }
+
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        (**self).decode_eof(input)
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        (**self).encode(message, output)
+    }
+}
+
+/// No framing: a message is whatever bytes one read brought, at most 64 KiB. Python's `recv`.
+///
+/// Where one message of the peer's ends and the next begins is then for the handler to find out:
+/// TCP joins and cuts as it likes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Raw;
+
+impl Framing for Raw {
+    #[inline]
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        Ok(Step::Frame {
+            body: 0..input.len(),
+            consumed: input.len(),
+        })
+    }
+
+    #[inline]
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(message);
+        Ok(())
+    }
+}
+
+/// What a delimiter framing does with a frame over its maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overlong {
+    /// Close the connection with [`FramingError::TooLong`].
+    #[default]
+    Close,
+    /// Drop everything up to and with the next delimiter and go on.
+    Discard,
+}
+
+/// Lines ended by `\n` or `\r\n`, handed over without it; sent with `\n`.
+///
+/// A line may be 8,192 bytes long unless [`max_len`](Lines::max_len) says otherwise. A last line
+/// without an end is an error ([`FramingError::UnexpectedEof`]) unless
+/// [`unterminated`](Lines::unterminated) accepts it, as Python's `readline` does.
+#[derive(Debug, Clone)]
+pub struct Lines {
+    scan: Scan,
+    unterminated: bool,
+}
+
+impl Lines {
+    /// The default longest line, in bytes, without its end.
+    pub const DEFAULT_MAX_LEN: usize = 8192;
+
+    /// Sets the longest line, in bytes, without its end.
+    pub fn max_len(mut self, bytes: usize) -> Self {
+        self.scan.max_len = bytes;
+        self
+    }
+
+    /// Says what becomes of a line over the maximum.
+    pub fn overlong(mut self, overlong: Overlong) -> Self {
+        self.scan.overlong = overlong;
+        self
+    }
+
+    /// Accepts a last line that the peer did not end.
+    pub fn unterminated(mut self, accepted: bool) -> Self {
+        self.unterminated = accepted;
+        self
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines {
+            scan: Scan::new(Self::DEFAULT_MAX_LEN),
+            unterminated: false,
+        }
+    }
+}
+
+/// `body` without the carriage return it may end in.
+fn without_cr(input: &[u8], body: Range<usize>) -> Range<usize> {
+    let cr = input[body.clone()].last() == Some(&b'\r');
+    body.start..body.end - usize::from(cr)
+}
+
+impl Framing for Lines {
+    #[inline]
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        // One more byte than the maximum may come before the `\n`: the carriage return.
+        let step = self.scan.find(input, b"\n", 1)?;
+        Ok(match step {
+            Step::Frame { body, consumed } => {
+                let body = without_cr(input, body);
+                if body.len() > self.scan.max_len {
+                    self.scan.too_long(consumed)?
+                } else {
+                    Step::Frame { body, consumed }
+                }
+            }
+            other => other,
+        })
+    }
+
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        if !self.unterminated || self.scan.discarding {
+            return Err(FramingError::UnexpectedEof {
+                buffered: input.len(),
+            });
+        }
+        let body = without_cr(input, 0..input.len());
+        if body.len() > self.scan.max_len {
+            return self.scan.too_long(input.len());
+        }
+        Ok(Step::Frame {
+            body,
+            consumed: input.len(),
+        })
+    }
+
+    #[inline]
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(message);
+        output.put(b"\n");
+        Ok(())
+    }
+}
+
+/// Messages ended by a delimiter of one or more bytes, handed over without it.
+///
+/// A message may be 8,192 bytes long unless [`max_len`](Delimited::max_len) says otherwise; one
+/// that holds the delimiter cannot be sent.
+#[derive(Debug, Clone)]
+pub struct Delimited {
+    scan: Scan,
+    delimiter: Box<[u8]>,
+}
+
+impl Delimited {
+    /// The default longest message, in bytes, without its delimiter.
+    pub const DEFAULT_MAX_LEN: usize = 8192;
+
+    /// Messages that end in `delimiter`.
+    ///
+    /// # Panics
+    ///
+    /// If the delimiter is empty.
+    pub fn new(delimiter: impl Into<Vec<u8>>) -> Self {
+        let delimiter = delimiter.into().into_boxed_slice();
+        assert!(!delimiter.is_empty(), "a delimiter has at least one byte");
+        Delimited {
+            scan: Scan::new(Self::DEFAULT_MAX_LEN),
+            delimiter,
+        }
+    }
+
+    /// Sets the longest message, in bytes, without its delimiter.
+    pub fn max_len(mut self, bytes: usize) -> Self {
+        self.scan.max_len = bytes;
+        self
+    }
+
+    /// Says what becomes of a message over the maximum.
+    pub fn overlong(mut self, overlong: Overlong) -> Self {
+        self.scan.overlong = overlong;
+        self
+    }
+}
+
+impl Framing for Delimited {
+    #[inline]
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        self.scan.find(input, &self.delimiter, 0)
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        if find(message, &self.delimiter).is_some() {
+            return Err(FramingError::Unencodable(
+                "the message holds its own delimiter",
+            ));
+        }
+        output.put(message);
+        output.put(&self.delimiter);
+        Ok(())
+    }
+}
+
+/// The incremental search for a delimiter, shared by [`Lines`] and [`Delimited`].
+#[derive(Debug, Clone)]
+struct Scan {
+    max_len: usize,
+    overlong: Overlong,
+    /// How much of the input, from its start, is known to hold no delimiter.
+    scanned: usize,
+    /// Whether an over-long frame is being dropped.
+    discarding: bool,
+}
+
+impl Scan {
+    fn new(max_len: usize) -> Self {
+        Scan {
+            max_len,
+            overlong: Overlong::Close,
+            scanned: 0,
+            discarding: false,
+        }
+    }
+
+    /// Finds `delimiter`; a frame may be `slack` bytes over the maximum (the caller cuts them).
+    #[inline]
+    fn find(&mut self, input: &[u8], delimiter: &[u8], slack: usize) -> Result<Step, FramingError> {
+        // A delimiter may begin in what was scanned before and end in what is new.
+        let from = self.scanned.saturating_sub(delimiter.len() - 1);
+        match find(&input[from..], delimiter) {
+            Some(at) => {
+                let end = from + at;
+                self.scanned = 0;
+                let consumed = end + delimiter.len();
+                if std::mem::take(&mut self.discarding) {
+                    Ok(Step::Skip(consumed))
+                } else if end > self.max_len.saturating_add(slack) {
+                    self.too_long(consumed)
+                } else {
+                    Ok(Step::Frame {
+                        body: 0..end,
+                        consumed,
+                    })
+                }
+            }
+            None => {
+                self.scanned = input.len();
+                // What may still become the frame: all but a delimiter's beginning.
+                let kept = input.len().min(delimiter.len() - 1);
+                let frame = input.len() - kept;
+                if frame > self.max_len.saturating_add(slack) && self.overlong == Overlong::Close {
+                    return Err(FramingError::TooLong {
+                        limit: self.max_len,
+                    });
+                }
+                if frame > self.max_len.saturating_add(slack) || (self.discarding && frame > 0) {
+                    self.discarding = true;
+                    self.scanned = kept;
+                    return Ok(Step::Skip(frame));
+                }
+                Ok(Step::More)
+            }
+        }
+    }
+
+    /// The end of an over-long frame has been found `consumed` bytes on.
+    #[cold]
+    fn too_long(&mut self, consumed: usize) -> Result<Step, FramingError> {
+        match self.overlong {
+            Overlong::Close => Err(FramingError::TooLong {
+                limit: self.max_len,
+            }),
+            Overlong::Discard => Ok(Step::Skip(consumed)),
+        }
+    }
+}
+
+/// Where `needle` first stands in `haystack`.
+#[inline]
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    let (&first, rest) = needle.split_first()?;
+    let mut from = 0;
+    loop {
+        let at = from + position(&haystack[from..], first)?;
+        if haystack[at + 1..].starts_with(rest) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+}
+
+/// Where `byte` first stands in `haystack`, sixteen bytes at a time: the compiler turns the inner
+/// comparison into vector instructions, which the plain search would not become.
+#[inline]
+fn position(haystack: &[u8], byte: u8) -> Option<usize> {
+    const STRIDE: usize = 16;
+    let (chunks, rest) = haystack.as_chunks::<STRIDE>();
+    for (number, chunk) in chunks.iter().enumerate() {
+        if chunk
+            .iter()
+            .fold(false, |found, &each| found | (each == byte))
+        {
+            let within = chunk.iter().position(|&each| each == byte);
+            return within.map(|within| number * STRIDE + within);
+        }
+    }
+    rest.iter()
+        .position(|&each| each == byte)
+        .map(|at| haystack.len() - rest.len() + at)
+}
+
+/// The byte order of a length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Endian {
+    /// Most significant byte first: network order.
+    #[default]
+    Big,
+    /// Least significant byte first.
+    Little,
+}
+
+/// Messages after their length, which is 1, 2, 4 or 8 bytes wide and counts the message alone.
+///
+/// The default is four bytes, big endian, as Python's `logging` sends its records. A message may be
+/// 8 MiB long unless [`max_len`](LengthPrefixed::max_len) says otherwise.
+#[derive(Debug, Clone)]
+pub struct LengthPrefixed {
+    width: Width,
+    endian: Endian,
+    max_len: usize,
+}
+
+/// How many bytes a length takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Width {
+    /// One byte: up to 255.
+    One = 1,
+    /// Two bytes: up to 65,535.
+    Two = 2,
+    /// Four bytes.
+    #[default]
+    Four = 4,
+    /// Eight bytes.
+    Eight = 8,
+}
+
+impl LengthPrefixed {
+    /// The default longest message, in bytes, without its length.
+    pub const DEFAULT_MAX_LEN: usize = 8 << 20;
+
+    /// A length of this width and byte order.
+    pub fn new(width: Width, endian: Endian) -> Self {
+        LengthPrefixed {
+            width,
+            endian,
+            max_len: Self::DEFAULT_MAX_LEN,
+        }
+    }
+
+    /// Sets the longest message, in bytes, without its length.
+    pub fn max_len(mut self, bytes: usize) -> Self {
+        self.max_len = bytes;
+        self
+    }
+
+    fn length(&self, prefix: &[u8]) -> u64 {
+        let fold = |sum: u64, &byte: &u8| sum << 8 | u64::from(byte);
+        match self.endian {
+            Endian::Big => prefix.iter().fold(0, fold),
+            Endian::Little => prefix.iter().rev().fold(0, fold),
+        }
+    }
+}
+
+impl Default for LengthPrefixed {
+    fn default() -> Self {
+        LengthPrefixed::new(Width::Four, Endian::Big)
+    }
+}
+
+impl Framing for LengthPrefixed {
+    #[inline]
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        let width = self.width as usize;
+        let Some(prefix) = input.get(..width) else {
+            return Ok(Step::More);
+        };
+        let length = usize::try_from(self.length(prefix))
+            .ok()
+            .filter(|&length| length <= self.max_len)
+            .ok_or(FramingError::TooLong {
+                limit: self.max_len,
+            })?;
+        let body = width..width.saturating_add(length);
+        if input.len() < body.end {
+            return Ok(Step::More);
+        }
+        Ok(Step::Frame {
+            consumed: body.end,
+            body,
+        })
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        let width = self.width as usize;
+        let most = if width == 8 {
+            u64::MAX
+        } else {
+            (1 << (8 * width)) - 1
+        };
+        let limit = usize::try_from(most)
+            .unwrap_or(usize::MAX)
+            .min(self.max_len);
+        if message.len() > limit {
+            return Err(FramingError::TooLong { limit });
+        }
+        let length = message.len() as u64;
+        match self.endian {
+            Endian::Big => output.put(&length.to_be_bytes()[8 - width..]),
+            Endian::Little => output.put(&length.to_le_bytes()[..width]),
+        }
+        output.put(message);
+        Ok(())
+    }
+}
+
+/// Messages that all have one size.
+#[derive(Debug, Clone)]
+pub struct FixedSize {
+    size: usize,
+}
+
+impl FixedSize {
+    /// Messages of `size` bytes.
+    ///
+    /// # Panics
+    ///
+    /// If `size` is 0.
+    pub fn new(size: usize) -> Self {
+        assert!(size > 0, "a message of a fixed size has at least one byte");
+        FixedSize { size }
+    }
+}
+
+impl Framing for FixedSize {
+    #[inline]
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        if input.len() < self.size {
+            return Ok(Step::More);
+        }
+        Ok(Step::Frame {
+            body: 0..self.size,
+            consumed: self.size,
+        })
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        if message.len() != self.size {
+            return Err(FramingError::Unencodable(
+                "the message is not of the fixed size",
+            ));
+        }
+        output.put(message);
+        Ok(())
+    }
+}

@@ -1,0 +1,481 @@
+//! The heart: one peer's state machine, sans I/O.
+//!
+//! **Invariant:** nothing here knows a socket or a thread, or reads a clock. Bytes come in, bytes
+//! and effects go out. Each [`Handler`] method is called from exactly one place, in this file; the
+//! reactor's pump and the blocking one both drive a [`Conversation`], and so the same handler
+//! behaves the same under every mode.
+
+use std::any::Any;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::Peer;
+use crate::counters::Tally;
+use crate::error::{CloseReason, FramingError};
+use crate::mailbox::{Outlet, Parcel};
+
+mod context;
+mod framing;
+mod handler;
+mod output;
+#[cfg(test)]
+mod tests;
+
+pub use context::Context;
+pub(crate) use context::Home;
+pub use framing::{
+    Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong, Raw, Step, Width,
+};
+pub use handler::{Handler, HandlerFn, handler_fn};
+pub use output::Output;
+pub(crate) use output::{Outgoing, Rest};
+
+/// What a conversation works with for one turn: it belongs to whoever drives it.
+pub(crate) struct Env<'a> {
+    /// Where output is collected, to be sent before the next call.
+    pub(crate) outgoing: &'a mut Outgoing,
+    /// What has happened, counted.
+    pub(crate) tally: &'a mut Tally,
+    /// How the conversation is reached from elsewhere.
+    pub(crate) home: &'a dyn Home,
+    /// How much output may be collected before input is left for later.
+    pub(crate) room: usize,
+    /// Set when the handler has asked the server to stop.
+    pub(crate) shutdown: bool,
+}
+
+impl<'a> Env<'a> {
+    pub(crate) fn new(
+        outgoing: &'a mut Outgoing,
+        tally: &'a mut Tally,
+        home: &'a dyn Home,
+        room: usize,
+    ) -> Self {
+        Env {
+            outgoing,
+            tally,
+            home,
+            room,
+            shutdown: false,
+        }
+    }
+}
+
+/// What a handler can change through its [`Context`].
+#[derive(Debug)]
+struct State {
+    peer: Peer,
+    /// The way in from other threads, made when first asked for.
+    outlet: Option<Arc<Outlet>>,
+    timeout: Option<Duration>,
+    /// Why the conversation is ending, once it is.
+    ending: Option<CloseReason>,
+    timeout_changed: bool,
+    aborted: bool,
+    datagram: bool,
+    truncated: bool,
+    /// `on_open` has been called and `on_close` has not.
+    open: bool,
+    input_ended: bool,
+    /// Input was left undelivered because the output was at its mark.
+    stuffed: bool,
+}
+
+impl State {
+    fn new(peer: Peer, datagram: bool) -> Self {
+        State {
+            peer,
+            outlet: None,
+            timeout: None,
+            ending: None,
+            timeout_changed: false,
+            aborted: false,
+            datagram,
+            truncated: false,
+            open: false,
+            input_ended: false,
+            stuffed: false,
+        }
+    }
+
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Notes why it ends: the first reason stands, but for a fault, which is what must be told.
+    #[cold]
+    fn end(&mut self, reason: CloseReason) {
+        if self.ending.is_none() || reason.is_fault() {
+            self.ending = Some(reason);
+        }
+    }
+}
+
+/// One peer's conversation: its handler, its framing, its leftover input, and how it stands.
+#[derive(Debug)]
+pub(crate) struct Conversation<H, F> {
+    handler: H,
+    framing: F,
+    state: State,
+    /// Input that is not a whole message yet, and, while a turn lasts, all of it.
+    inbox: Vec<u8>,
+    /// How much of the current input has been delivered.
+    consumed: usize,
+}
+
+impl<H: Handler, F: Framing> Conversation<H, F> {
+    /// A conversation on a stream.
+    pub(crate) fn new(handler: H, framing: F, peer: Peer) -> Self {
+        let state = State::new(peer, false);
+        Conversation {
+            handler,
+            framing,
+            state,
+            inbox: Vec::new(),
+            consumed: 0,
+        }
+    }
+
+    /// Begins: the connection is open.
+    pub(crate) fn open(&mut self, env: &mut Env<'_>) {
+        self.guarded(env, |this, env| {
+            this.state.open = true;
+            let (handler, mut cx) = this.parts(&[], env);
+            if let Err(error) = handler.on_open(&mut cx) {
+                this.state.end(CloseReason::Error(error));
+            }
+        });
+    }
+
+    /// Takes in `fresh` bytes and delivers every message that is whole now, or, with none, goes on
+    /// with what was left for want of room.
+    ///
+    /// The output refers to the input, so the caller sends it, with [`input`](Self::input), and then
+    /// calls [`settle`](Self::settle) with the same bytes before anything else.
+    #[inline]
+    pub(crate) fn receive(&mut self, fresh: &[u8], env: &mut Env<'_>) {
+        self.state.stuffed = false;
+        if self.inbox.is_empty() {
+            self.guarded(env, |this, env| this.deliver(fresh, env));
+        } else {
+            self.inbox.extend_from_slice(fresh);
+            self.with_inbox(env, Self::deliver);
+        }
+    }
+
+    /// Keeps `fresh` bytes to be delivered later, by [`receive`](Self::receive) with none.
+    pub(crate) fn keep(&mut self, fresh: &[u8]) {
+        self.inbox.extend_from_slice(fresh);
+    }
+
+    /// Whether a message, or an error in place of one, is whole among the bytes kept.
+    pub(crate) fn has_message(&mut self) -> bool {
+        while !self.inbox.is_empty() {
+            match catch_unwind(AssertUnwindSafe(|| self.framing.decode(&self.inbox))) {
+                Ok(Ok(Step::More)) => return false,
+                Ok(Ok(Step::Skip(count))) => drop(self.inbox.drain(..count.min(self.inbox.len()))),
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// What the output of the last [`receive`](Self::receive) refers to.
+    #[inline]
+    pub(crate) fn input<'a>(&'a self, fresh: &'a [u8]) -> &'a [u8] {
+        if self.inbox.is_empty() {
+            fresh
+        } else {
+            &self.inbox
+        }
+    }
+
+    /// Drops what was delivered and keeps the rest, now that the output has been dealt with.
+    #[inline]
+    pub(crate) fn settle(&mut self, fresh: &[u8]) {
+        let consumed = std::mem::take(&mut self.consumed);
+        if self.state.is_over() {
+            self.inbox = Vec::new();
+        } else if !self.inbox.is_empty() {
+            self.inbox.drain(..consumed);
+            if self.inbox.is_empty() {
+                self.inbox = Vec::new();
+            }
+        } else if consumed < fresh.len() {
+            self.inbox.extend_from_slice(&fresh[consumed..]);
+        }
+    }
+
+    /// The peer has ended: its last bytes are settled, and the handler is told.
+    pub(crate) fn eof(&mut self, env: &mut Env<'_>) {
+        self.state.input_ended = true;
+        self.with_inbox(env, |this, input, env| {
+            this.deliver_last(input, env);
+            if this.state.is_over() {
+                return;
+            }
+            let (handler, mut cx) = this.parts(input, env);
+            match handler.on_eof(&mut cx) {
+                Err(error) => this.state.end(CloseReason::Error(error)),
+                Ok(()) => this.relabel(CloseReason::Eof),
+            }
+            // Nothing could follow: no input, no sender, no timeout.
+            if this.state.outlet.is_none() && this.state.timeout.is_none() {
+                this.state.end(CloseReason::Eof);
+            }
+        });
+    }
+
+    /// Nothing has moved for the time the handler set.
+    pub(crate) fn timed_out(&mut self, env: &mut Env<'_>) {
+        self.guarded(env, |this, env| {
+            env.tally.timeouts += 1;
+            let (handler, mut cx) = this.parts(&[], env);
+            match handler.on_timeout(&mut cx) {
+                Err(error) => this.state.end(CloseReason::Error(error)),
+                Ok(()) => this.relabel(CloseReason::Timeout),
+            }
+        });
+    }
+
+    /// Frames what came from elsewhere and puts it on the output, as far as there is room.
+    pub(crate) fn push_parcels(&mut self, env: &mut Env<'_>) {
+        self.guarded(env, |this, env| {
+            while !this.state.is_over() && env.outgoing.len() < env.room {
+                let Some(parcel) = this.state.outlet.as_ref().and_then(|outlet| outlet.take())
+                else {
+                    break;
+                };
+                match parcel {
+                    Parcel::Close => this.state.end(CloseReason::Handler),
+                    Parcel::Message(message) => {
+                        let mut output = Output::sharing(&message, env.outgoing);
+                        if let Err(error) = this.framing.encode(&message, &mut output) {
+                            this.state.end(CloseReason::Framing(error));
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Ends it for a reason of the driver's: the peer is gone, the server stops.
+    pub(crate) fn end(&mut self, reason: CloseReason) {
+        self.state.end(reason);
+    }
+
+    /// Tells the handler that it is over, and why; returns the reason. Nothing follows.
+    pub(crate) fn closed(&mut self, tally: &mut Tally) -> CloseReason {
+        let mut reason = self.state.ending.take().unwrap_or(CloseReason::Shutdown);
+        if let Some(outlet) = self.state.outlet.take() {
+            outlet.close();
+        }
+        if std::mem::take(&mut self.state.open) {
+            let told = catch_unwind(AssertUnwindSafe(|| self.handler.on_close(&reason)));
+            if let Err(panic) = told {
+                tally.panics += 1;
+                reason = CloseReason::Panic(panic_message(panic));
+            }
+        }
+        match reason {
+            CloseReason::Error(_) => tally.handler_errors += 1,
+            CloseReason::Framing(_) => tally.framing_errors += 1,
+            CloseReason::Disconnected(_) => tally.disconnects += 1,
+            _ => {}
+        }
+        reason
+    }
+
+    /// Whether it is to be closed once its output has gone.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.is_over()
+    }
+
+    /// Whether it is to be closed without waiting for its output.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.state.aborted
+    }
+
+    /// Whether the peer has ended.
+    pub(crate) fn input_ended(&self) -> bool {
+        self.state.input_ended
+    }
+
+    /// Whether whole messages may wait, left for want of room in the output.
+    #[inline]
+    pub(crate) fn is_stuffed(&self) -> bool {
+        self.state.stuffed
+    }
+
+    /// Whether it waits for its peer with nothing begun.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inbox.is_empty() && !self.state.stuffed
+    }
+
+    /// How long nothing may move before [`timed_out`](Self::timed_out) is due.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.state.timeout
+    }
+
+    /// Whether the handler has set another timeout since the last call.
+    #[inline]
+    pub(crate) fn take_timeout_changed(&mut self) -> bool {
+        std::mem::take(&mut self.state.timeout_changed)
+    }
+
+    /// The way in from elsewhere, if one was handed out.
+    pub(crate) fn outlet(&self) -> Option<&Arc<Outlet>> {
+        self.state.outlet.as_ref()
+    }
+
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.state.peer
+    }
+
+    /// Delivers every whole message of `input` for which there is room.
+    #[inline]
+    fn deliver(&mut self, input: &[u8], env: &mut Env<'_>) {
+        while self.consumed < input.len() && !self.state.is_over() {
+            if env.outgoing.len() >= env.room {
+                self.state.stuffed = true;
+                return;
+            }
+            let step = self.framing.decode(&input[self.consumed..]);
+            if !self.step(step, input, env) {
+                return;
+            }
+        }
+    }
+
+    /// Asks the framing what the bytes are that the peer left behind.
+    fn deliver_last(&mut self, input: &[u8], env: &mut Env<'_>) {
+        while self.consumed < input.len() && !self.state.is_over() {
+            let step = self.framing.decode_eof(&input[self.consumed..]);
+            let left = input.len() - self.consumed;
+            let step = match step {
+                Ok(Step::More) => Err(FramingError::UnexpectedEof { buffered: left }),
+                other => other,
+            };
+            self.step(step, input, env);
+        }
+    }
+
+    /// Takes one step of the framing; false when it wants more input.
+    #[inline]
+    fn step(&mut self, step: Result<Step, FramingError>, input: &[u8], env: &mut Env<'_>) -> bool {
+        let start = self.consumed;
+        let left = input.len() - start;
+        match step {
+            Ok(Step::Frame { body, consumed })
+                if (1..=left).contains(&consumed) && body.start <= body.end && body.end <= left =>
+            {
+                self.consumed += consumed;
+                self.message(input, start + body.start..start + body.end, env);
+            }
+            Ok(Step::Skip(count)) if (1..=left).contains(&count) => self.consumed += count,
+            Ok(Step::More) => return false,
+            Ok(_) => self.state.end(CloseReason::Framing(FramingError::Other(
+                "the framing names bytes that are not there".into(),
+            ))),
+            Err(error) => self.state.end(CloseReason::Framing(error)),
+        }
+        true
+    }
+
+    #[inline]
+    fn message(&mut self, input: &[u8], body: Range<usize>, env: &mut Env<'_>) {
+        env.tally.messages += 1;
+        let (handler, mut cx) = self.parts(input, env);
+        if let Err(error) = handler.on_message(&input[body], &mut cx) {
+            self.state.end(CloseReason::Error(error));
+        }
+    }
+
+    /// The handler, and a context for it, side by side.
+    #[inline]
+    fn parts<'a>(&'a mut self, input: &'a [u8], env: &'a mut Env<'_>) -> (&'a mut H, Context<'a>) {
+        let cx = Context {
+            state: &mut self.state,
+            framing: &mut self.framing,
+            output: Output::new(input, env.outgoing),
+            home: env.home,
+            shutdown: &mut env.shutdown,
+        };
+        (&mut self.handler, cx)
+    }
+
+    /// Gives the reason its proper name, where the handler has just closed without one.
+    fn relabel(&mut self, reason: CloseReason) {
+        if let Some(CloseReason::Handler) = self.state.ending {
+            self.state.ending = Some(reason);
+        }
+    }
+
+    /// Runs `call` over the inbox, which stays in place for [`input`](Self::input).
+    fn with_inbox(&mut self, env: &mut Env<'_>, call: impl FnOnce(&mut Self, &[u8], &mut Env<'_>)) {
+        let inbox = std::mem::take(&mut self.inbox);
+        self.guarded(env, |this, env| call(this, &inbox, env));
+        self.inbox = inbox;
+    }
+
+    /// Runs what calls the user's code; a panic there ends this conversation and no other.
+    #[inline]
+    fn guarded(&mut self, env: &mut Env<'_>, call: impl FnOnce(&mut Self, &mut Env<'_>)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(self, env))) {
+            env.tally.panics += 1;
+            self.state.end(CloseReason::Panic(panic_message(panic)));
+        }
+    }
+}
+
+/// Serves one datagram to its end: a conversation of one message. Returns why it ended, and the
+/// output is what to answer; it refers to `packet`.
+pub(crate) fn serve_datagram<H: Handler>(
+    make: impl FnOnce() -> H,
+    peer: Peer,
+    packet: &[u8],
+    truncated: bool,
+    env: &mut Env<'_>,
+) -> CloseReason {
+    let handler = match catch_unwind(AssertUnwindSafe(make)) {
+        Ok(handler) => handler,
+        Err(panic) => {
+            env.tally.panics += 1;
+            return CloseReason::Panic(panic_message(panic));
+        }
+    };
+    let mut state = State::new(peer, true);
+    state.truncated = truncated;
+    let mut conversation = Conversation {
+        handler,
+        framing: Raw,
+        state,
+        inbox: Vec::new(),
+        consumed: 0,
+    };
+    conversation.open(env);
+    if !conversation.is_over() {
+        conversation.guarded(env, |this, env| this.message(packet, 0..packet.len(), env));
+    }
+    conversation.end(CloseReason::Handler);
+    conversation.closed(env.tally)
+}
+
+/// What a panic said. A payload that is no text is leaked: its destructor is the user's and could
+/// panic in turn.
+pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
+    match panic.downcast::<&'static str>() {
+        Ok(text) => (*text).to_owned(),
+        Err(other) => match other.downcast::<String>() {
+            Ok(text) => *text,
+            Err(other) => {
+                std::mem::forget(other);
+                "a value that is no text".to_owned()
+            }
+        },
+    }
+}

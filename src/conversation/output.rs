@@ -1,0 +1,332 @@
+//! What one turn of a conversation wants to send, without a copy where none is needed: a list of
+//! segments, each a range of the input just read, bytes in the thread's scratch, or a shared payload.
+
+use std::io::IoSlice;
+use std::ops::Range;
+
+use crate::mailbox::Payload;
+
+/// A shared payload smaller than this is cheaper to copy than to refer to.
+const SHARED_FROM: usize = 512;
+
+/// Gathering several segments into one buffer is cheaper than a vectored write up to here.
+const GATHER_UP_TO: usize = 8192;
+
+/// A repeated range is not searched for in the input beyond this many bytes.
+const REPEAT_UP_TO: usize = 8;
+
+#[derive(Debug)]
+enum Segment {
+    Input(Range<usize>),
+    Scratch(Range<usize>),
+    Shared(Payload, Range<usize>),
+}
+
+impl Segment {
+    fn len(&self) -> usize {
+        match self {
+            Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
+                range.len()
+            }
+        }
+    }
+}
+
+/// The buffers behind [`Output`], kept by a thread from turn to turn so that none is allocated
+/// twice.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    scratch: Vec<u8>,
+    segments: Vec<Segment>,
+    len: usize,
+}
+
+impl Outgoing {
+    /// How many bytes are to be sent.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing to send; a datagram may be empty and yet be one.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// Forgets what was sent, and gives back what one large turn had taken.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.segments.clear();
+        self.scratch.clear();
+        self.len = 0;
+        if self.scratch.capacity() > 1 << 20 || self.segments.capacity() > 1 << 12 {
+            *self = Outgoing::default();
+        }
+    }
+
+    /// All of it as one slice, where it is one or is small enough to be made one.
+    #[inline]
+    pub(crate) fn contiguous<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
+        if self.segments.len() == 1 {
+            return Some(bytes(&self.segments[0], input, &self.scratch));
+        }
+        if self.len > GATHER_UP_TO {
+            return None;
+        }
+        let start = self.scratch.len();
+        self.scratch.reserve(self.len);
+        for segment in &self.segments {
+            match segment {
+                Segment::Input(range) => self.scratch.extend_from_slice(&input[range.clone()]),
+                Segment::Scratch(range) => self.scratch.extend_from_within(range.clone()),
+                Segment::Shared(payload, range) => {
+                    self.scratch.extend_from_slice(&payload[range.clone()]);
+                }
+            }
+        }
+        self.segments.clear();
+        self.segments
+            .push(Segment::Scratch(start..self.scratch.len()));
+        Some(&self.scratch[start..])
+    }
+
+    /// The first segments as slices for one vectored write; how many were filled in.
+    pub(crate) fn slices<'a>(&'a self, input: &'a [u8], into: &mut [IoSlice<'a>]) -> usize {
+        for (slot, segment) in into.iter_mut().zip(&self.segments) {
+            *slot = IoSlice::new(bytes(segment, input, &self.scratch));
+        }
+        self.segments.len().min(into.len())
+    }
+
+    /// Every segment's bytes in order; of a datagram's output, each is one datagram.
+    pub(crate) fn parts<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.segments
+            .iter()
+            .map(move |segment| bytes(segment, input, &self.scratch))
+    }
+
+    /// Hands over what is left after `sent` bytes: copied, or, where it is shared, referred to.
+    pub(crate) fn rest(&mut self, input: &[u8], mut sent: usize, mut keep: impl FnMut(Rest<'_>)) {
+        for segment in &self.segments {
+            let skipped = sent.min(segment.len());
+            sent -= skipped;
+            if skipped == segment.len() {
+                continue;
+            }
+            match segment {
+                Segment::Shared(payload, range) => {
+                    keep(Rest::Shared(
+                        payload.clone(),
+                        range.start + skipped..range.end,
+                    ));
+                }
+                other => keep(Rest::Bytes(&bytes(other, input, &self.scratch)[skipped..])),
+            }
+        }
+    }
+}
+
+/// What the kernel did not take.
+#[derive(Debug)]
+pub(crate) enum Rest<'a> {
+    /// Bytes that are gone after this turn.
+    Bytes(&'a [u8]),
+    /// Bytes that live as long as someone holds them.
+    Shared(Payload, Range<usize>),
+}
+
+fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u8] {
+    match segment {
+        Segment::Input(range) => &input[range.clone()],
+        Segment::Scratch(range) => &scratch[range.clone()],
+        Segment::Shared(payload, range) => &payload[range.clone()],
+    }
+}
+
+/// Where a [`Framing`](crate::Framing) puts a message that is to be sent.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// What the conversation is reading from now.
+    input: &'a [u8],
+    /// The payload being sent, if it is a shared one.
+    shared: Option<&'a Payload>,
+    outgoing: &'a mut Outgoing,
+}
+
+impl<'a> Output<'a> {
+    #[inline]
+    pub(crate) fn new(input: &'a [u8], outgoing: &'a mut Outgoing) -> Self {
+        Output {
+            input,
+            shared: None,
+            outgoing,
+        }
+    }
+
+    pub(crate) fn sharing(payload: &'a Payload, outgoing: &'a mut Outgoing) -> Self {
+        Output {
+            input: &[],
+            shared: Some(payload),
+            outgoing,
+        }
+    }
+
+    /// Runs `call` with a payload whose bytes are referred to and not copied.
+    pub(crate) fn share<T>(
+        &mut self,
+        payload: &Payload,
+        call: impl FnOnce(&mut Output<'_>) -> T,
+    ) -> T {
+        call(&mut Output {
+            input: self.input,
+            shared: Some(payload),
+            outgoing: &mut *self.outgoing,
+        })
+    }
+
+    /// Adds bytes. Those of the message just received, and those of a shared payload, are referred
+    /// to and not copied; all others are copied.
+    #[inline]
+    pub fn put(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        match offset(self.input, bytes) {
+            Some(start) => self.put_input(start, bytes.len()),
+            None => self.put_other(bytes),
+        }
+        self.outgoing.len += bytes.len();
+    }
+
+    /// Adds one datagram, which may be empty and is never joined to another.
+    pub(crate) fn put_datagram(&mut self, bytes: &[u8]) {
+        let segment = match offset(self.input, bytes) {
+            Some(start) => Segment::Input(start..start + bytes.len()),
+            None => self.outgoing.copied(bytes),
+        };
+        self.outgoing.segments.push(segment);
+        self.outgoing.len += bytes.len();
+    }
+
+    #[inline]
+    fn put_input(&mut self, start: usize, len: usize) {
+        match self.outgoing.segments.last_mut() {
+            Some(Segment::Input(range)) if range.end == start => range.end += len,
+            _ => self
+                .outgoing
+                .segments
+                .push(Segment::Input(start..start + len)),
+        }
+    }
+
+    fn put_other(&mut self, bytes: &[u8]) {
+        let start = self
+            .shared
+            .filter(|_| bytes.len() >= SHARED_FROM)
+            .and_then(|payload| offset(payload, bytes).map(|start| (payload, start)));
+        if let Some((payload, start)) = start {
+            let range = start..start + bytes.len();
+            return self
+                .outgoing
+                .segments
+                .push(Segment::Shared(payload.clone(), range));
+        }
+        match self.outgoing.segments.last_mut() {
+            // An answer that repeats the input, delimiter and all, stays one range of it.
+            Some(Segment::Input(range))
+                if bytes.len() <= REPEAT_UP_TO
+                    && self.input[range.end..].get(..bytes.len()) == Some(bytes) =>
+            {
+                range.end += bytes.len();
+            }
+            Some(Segment::Scratch(range)) if range.end == self.outgoing.scratch.len() => {
+                self.outgoing.scratch.extend_from_slice(bytes);
+                range.end += bytes.len();
+            }
+            _ => {
+                let copied = self.outgoing.copied(bytes);
+                self.outgoing.segments.push(copied);
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    fn copied(&mut self, bytes: &[u8]) -> Segment {
+        let start = self.scratch.len();
+        self.scratch.extend_from_slice(bytes);
+        Segment::Scratch(start..self.scratch.len())
+    }
+}
+
+/// Where `part` lies in `whole`, if it is a part of it and not merely equal to one.
+#[inline]
+fn offset(whole: &[u8], part: &[u8]) -> Option<usize> {
+    let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
+    (start < whole.len() && part.len() <= whole.len() - start).then_some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn sent(outgoing: &Outgoing, input: &[u8]) -> Vec<u8> {
+        outgoing.parts(input).collect::<Vec<_>>().concat()
+    }
+
+    #[test]
+    fn an_answer_that_repeats_the_input_is_one_range_of_it() {
+        let input = b"one\ntwo\n".to_vec();
+        let mut outgoing = Outgoing::default();
+        let mut output = Output::new(&input, &mut outgoing);
+        for line in [0..3, 4..7] {
+            output.put(&input[line]);
+            output.put(b"\n");
+        }
+        assert!(
+            matches!(outgoing.segments.as_slice(), [Segment::Input(range)] if *range == (0..8))
+        );
+        assert!(outgoing.scratch.is_empty());
+        assert_eq!(sent(&outgoing, &input), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn bytes_of_elsewhere_are_copied_and_keep_their_place() {
+        let input = b"name".to_vec();
+        let mut outgoing = Outgoing::default();
+        let mut output = Output::new(&input, &mut outgoing);
+        output.put(b"<");
+        output.put(&input);
+        output.put(b">");
+        assert_eq!(outgoing.contiguous(&input), Some(&b"<name>"[..]));
+        assert_eq!(outgoing.len(), 6);
+    }
+
+    #[test]
+    fn a_large_payload_is_shared_and_its_rest_too() {
+        let payload: Payload = vec![7; SHARED_FROM].into();
+        let mut outgoing = Outgoing::default();
+        let mut output = Output::sharing(&payload, &mut outgoing);
+        output.put(&payload);
+        output.put(b"\n");
+        assert_eq!(Arc::strong_count(&payload), 2);
+        let mut rest = Vec::new();
+        outgoing.rest(&[], 500, |part| match part {
+            Rest::Shared(payload, range) => rest.extend_from_slice(&payload[range]),
+            Rest::Bytes(bytes) => rest.extend_from_slice(bytes),
+        });
+        assert_eq!(rest, [&[7; 12][..], b"\n"].concat());
+    }
+
+    #[test]
+    fn an_empty_datagram_is_one() {
+        let mut outgoing = Outgoing::default();
+        let mut output = Output::new(&[], &mut outgoing);
+        output.put_datagram(b"");
+        output.put_datagram(b"x");
+        assert_eq!(outgoing.parts(&[]).collect::<Vec<_>>(), [&b""[..], b"x"]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Everything that is counted: tallied without atomics by whoever does the work, published to
+//! [`Counters`] now and then, and read from any thread.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// What a server has counted since it was made: a snapshot of plain numbers.
+        ///
+        /// Taken by [`ShutdownHandle::counters`](crate::ShutdownHandle::counters) or
+        /// [`Server::counters`](crate::Server::counters). The loop publishes at the end of each
+        /// turn, a thread of its own at the end of each request, a child process not at all.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        /// Numbers of one thread, not yet published.
+        #[derive(Debug, Default)]
+        pub(crate) struct Tally {
+            $(pub(crate) $name: u64,)+
+        }
+
+        impl Tally {
+            /// Adds another's numbers, and sets those to nothing.
+            pub(crate) fn take(&mut self, other: &mut Tally) {
+                $(self.$name += std::mem::take(&mut other.$name);)+
+            }
+        }
+
+        /// The numbers of all threads.
+        #[derive(Debug, Default)]
+        pub(crate) struct Published {
+            $($name: AtomicU64,)+
+        }
+
+        impl Published {
+            /// Adds a thread's numbers, and sets them to nothing.
+            pub(crate) fn add(&self, tally: &mut Tally) {
+                $(if tally.$name != 0 {
+                    self.$name.fetch_add(std::mem::take(&mut tally.$name), Relaxed);
+                })+
+            }
+
+            pub(crate) fn snapshot(&self) -> Counters {
+                Counters { $($name: self.$name.load(Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections accepted.
+    accepted,
+    /// Accepted connections that are closed again.
+    closed,
+    /// Datagrams received.
+    datagrams,
+    /// Datagrams that were longer than the receive size and came cut.
+    truncated,
+    /// Datagrams sent.
+    replies,
+    /// Datagrams that could not be sent: the peer has gone, or has no address.
+    unsent,
+    /// Messages handed to handlers.
+    messages,
+    /// Bytes received.
+    bytes_in,
+    /// Bytes sent.
+    bytes_out,
+    /// Handlers that returned an error.
+    handler_errors,
+    /// Panics caught, in handlers and in hooks.
+    panics,
+    /// Connections closed for bytes that were no frame.
+    framing_errors,
+    /// Connections that a reset, a broken pipe or the network ended.
+    disconnects,
+    /// Times that `on_timeout` was due.
+    timeouts,
+    /// Requests that `verify_request` refused.
+    refused,
+    /// Requests rejected because the mode had no room for them.
+    rejected,
+    /// Times that a listener was paused for want of descriptors or memory.
+    accept_pauses,
+    /// Connections accepted only to be closed, for want of descriptors.
+    shed,
+    /// Turns of the loop: each is one return of the poller.
+    turns,
+    /// Times that another thread had to wake the loop.
+    wakes,
+}

@@ -1,0 +1,231 @@
+//! What can go wrong, as plain data: for the one who builds a server ([`Error`]), for the one who
+//! writes a handler ([`HandlerError`], [`Unsupported`], [`SendError`]) and for the one who is told
+//! why a conversation ended ([`CloseReason`]).
+
+use std::fmt;
+use std::io;
+
+/// What a handler may return as an error: anything, by `?`.
+pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What every method of a handler returns.
+pub type HandlerResult = Result<(), HandlerError>;
+
+/// Why a server could not be built, or its loop not run on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text or path can never be an address to listen on; nothing was tried.
+    UnusableAddress {
+        /// The address as it was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The host name could not be resolved.
+    Resolve {
+        /// The address as it was given.
+        address: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// The address could not be bound or listened on: in use, not of this machine, not permitted.
+    Bind {
+        /// The address, as a URL.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A mode cannot be used as asked; the text says why and what to do instead.
+    Mode(String),
+    /// The loop itself failed: the poller, the wake-up descriptor or the signal handlers.
+    Loop(io::Error),
+}
+
+impl Error {
+    pub(crate) fn unusable_address(address: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Error::UnusableAddress {
+            address: address.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Whether the caller's arguments are at fault, rather than the state of the system: a program
+    /// usually exits with 2 for the one and 1 for the other.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Error::UnusableAddress { .. } | Error::Mode(_))
+    }
+
+    /// The kind of the system's error under it, if there is one.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Error::Resolve { source, .. } | Error::Bind { source, .. } | Error::Loop(source) => {
+                Some(source.kind())
+            }
+            Error::UnusableAddress { .. } | Error::Mode(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::UnusableAddress { address, reason } => {
+                write!(f, "cannot listen on {address}: {reason}")
+            }
+            Error::Resolve { address, source } => write!(f, "cannot resolve {address}: {source}"),
+            Error::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Error::Mode(reason) => f.write_str(reason),
+            Error::Loop(source) => write!(f, "the loop failed: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Resolve { source, .. } | Error::Bind { source, .. } | Error::Loop(source) => {
+                Some(source)
+            }
+            Error::UnusableAddress { .. } | Error::Mode(_) => None,
+        }
+    }
+}
+
+/// Why a conversation ended, told to [`Handler::on_close`](crate::Handler::on_close).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The handler closed it; a datagram's always ends so.
+    Handler,
+    /// The peer had said all it will say, and the handler left it at that.
+    Eof,
+    /// The peer is gone: a reset, a broken pipe, a network that no longer reaches it.
+    Disconnected(io::Error),
+    /// [`Handler::on_timeout`](crate::Handler::on_timeout) closed it.
+    Timeout,
+    /// What the peer sent is no frame.
+    Framing(FramingError),
+    /// The handler returned an error.
+    Error(HandlerError),
+    /// The handler (or a framing of the user's) panicked; the text is the panic's message.
+    Panic(String),
+    /// The server is stopping.
+    Shutdown,
+}
+
+impl CloseReason {
+    /// Whether the program is at fault, rather than the peer or the network: these reach
+    /// [`Hooks::handle_error`](crate::Hooks::handle_error).
+    pub fn is_fault(&self) -> bool {
+        matches!(self, CloseReason::Error(_) | CloseReason::Panic(_))
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Handler => f.write_str("closed by the handler"),
+            CloseReason::Eof => f.write_str("end of input"),
+            CloseReason::Disconnected(error) => write!(f, "disconnected: {error}"),
+            CloseReason::Timeout => f.write_str("timed out"),
+            CloseReason::Framing(error) => write!(f, "bad frame: {error}"),
+            CloseReason::Error(error) => write!(f, "handler failed: {error}"),
+            CloseReason::Panic(message) => write!(f, "handler panicked: {message}"),
+            CloseReason::Shutdown => f.write_str("the server is stopping"),
+        }
+    }
+}
+
+/// What makes bytes no frame, or a message unfit to be sent as one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FramingError {
+    /// A frame is longer than the framing's maximum, in bytes.
+    TooLong {
+        /// The framing's maximum.
+        limit: usize,
+    },
+    /// The peer ended inside a frame.
+    UnexpectedEof {
+        /// How many bytes of it had come.
+        buffered: usize,
+    },
+    /// A message cannot be told apart on the wire, as one that holds its own delimiter.
+    Unencodable(&'static str),
+    /// A framing of the user's own says so.
+    Other(HandlerError),
+}
+
+impl fmt::Display for FramingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FramingError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
+            FramingError::UnexpectedEof { buffered } => {
+                write!(
+                    f,
+                    "the input ended inside a frame, after {buffered} bytes of it"
+                )
+            }
+            FramingError::Unencodable(reason) => f.write_str(reason),
+            FramingError::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for FramingError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            FramingError::Other(error) => Some(error.as_ref()),
+            _ => None,
+        }
+    }
+}
+
+/// A [`Context`](crate::Context) was asked for what this request or this mode does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// A datagram is answered and over: it has no timeout.
+    DatagramTimeout,
+    /// A datagram is answered and over: nothing can be sent to it from elsewhere.
+    DatagramSender,
+    /// Under `inline` nothing else runs that could send.
+    InlineSender,
+    /// A forked child cannot be reached from the parent's threads.
+    ForkingSender,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unsupported::DatagramTimeout => "a datagram has no timeout: it is answered at once",
+            Unsupported::DatagramSender => "a datagram has no sender: it is answered at once",
+            Unsupported::InlineSender => "no sender under inline: nothing else runs meanwhile",
+            Unsupported::ForkingSender => "no sender under forking: the peer is in another process",
+        })
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+/// Why a [`Sender`](crate::Sender) did not take a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The connection is closed; what is sent to it goes nowhere.
+    Closed,
+    /// The peer reads too slowly: as much waits for it as the high mark allows.
+    Full,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Closed => "the connection is closed",
+            SendError::Full => "the peer reads too slowly: its output is at the high mark",
+        })
+    }
+}
+
+impl std::error::Error for SendError {}

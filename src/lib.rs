@@ -1,0 +1,34 @@
+//! Python's `socketserver` for Rust.
+#![doc(test(attr(deny(warnings))))]
+
+#[cfg(not(unix))]
+compile_error!("socketserver runs on Unix systems; a port to others is welcome");
+
+mod address;
+mod conversation;
+mod counters;
+mod dispatch;
+mod error;
+mod mailbox;
+mod reactor;
+mod server;
+mod session;
+mod sys;
+mod token;
+mod transport;
+
+pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
+pub use conversation::{
+    Context, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn, LengthPrefixed, Lines,
+    Output, Overlong, Raw, Step, Width, handler_fn,
+};
+pub use counters::Counters;
+pub use dispatch::{Offload, Reactor};
+pub use error::{
+    CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, Unsupported,
+};
+pub use mailbox::{Sender, broadcast};
+pub use server::{
+    Builder, HandlerMode, Hooks, ListenerId, NoHooks, Running, Server, Service, ShutdownHandle,
+    StopReport,
+};

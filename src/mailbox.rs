@@ -1,0 +1,360 @@
+//! What comes to a loop, or to a connection, from other threads.
+//!
+//! **Invariant:** a loop that is awake is never woken. A producer puts its mail down first and looks
+//! second whether the loop sleeps; the loop says that it sleeps first and looks for mail second.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::address::Peer;
+use crate::counters::Tally;
+use crate::error::{CloseReason, SendError};
+use crate::sys::Wakeup;
+use crate::token::Token;
+
+/// Bytes that several connections send without each holding a copy.
+pub(crate) type Payload = Arc<[u8]>;
+
+/// What a message waiting in an outlet is charged for beside its bytes, so that many small ones
+/// are bounded too.
+const OVERHEAD: usize = 64;
+
+/// Takes a lock whose data no panic can leave in between.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A job that a loop lends to a worker, and that comes home when it is done.
+pub(crate) trait Work: Send {
+    /// Does the job; the handler in it may block. Never panics.
+    fn run(&mut self);
+    /// Its connection is gone: the handler is told, and nothing comes home. Never panics.
+    fn abandoned(&mut self);
+    /// For the loop to have its own again.
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+/// What a loop can find in its mailbox.
+pub(crate) enum Mail {
+    /// Something waits in this connection's outlet.
+    Outlet(Token),
+    /// What this connection had lent comes home.
+    Returned(Token, Box<dyn Work>),
+    /// A thread or a worker that a listener waited for is free.
+    Freed,
+    /// There is something to look at outside the mailbox.
+    Nudge,
+    /// A request that came by this listener has ended elsewhere.
+    Ended(Box<Ended>),
+}
+
+/// How a request that was served elsewhere has ended.
+pub(crate) struct Ended {
+    pub(crate) listener: Token,
+    pub(crate) peer: Peer,
+    pub(crate) reason: CloseReason,
+    pub(crate) tally: Tally,
+}
+
+/// A loop's mailbox, and what wakes the loop to look into it.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    mail: Mutex<VecDeque<Mail>>,
+    waiting: AtomicUsize,
+    asleep: AtomicBool,
+    wakeup: Wakeup,
+}
+
+impl fmt::Debug for Mail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mail::Outlet(_) => "Outlet",
+            Mail::Returned(..) => "Returned",
+            Mail::Freed => "Freed",
+            Mail::Nudge => "Nudge",
+            Mail::Ended(_) => "Ended",
+        })
+    }
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Mailbox {
+            mail: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            asleep: AtomicBool::new(false),
+            wakeup: Wakeup::new()?,
+        })
+    }
+
+    /// Puts mail down, and wakes the loop if it sleeps.
+    pub(crate) fn post(&self, mail: Mail) {
+        lock(&self.mail).push_back(mail);
+        self.waiting.fetch_add(1, SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the loop if it sleeps, once.
+    pub(crate) fn wake(&self) {
+        if self.asleep.swap(false, SeqCst) {
+            self.wakeup.wake();
+        }
+    }
+
+    /// Says that the loop is about to sleep; false when there is mail and it must not.
+    #[inline]
+    pub(crate) fn fall_asleep(&self) -> bool {
+        self.asleep.store(true, SeqCst);
+        self.waiting.load(SeqCst) == 0
+    }
+
+    /// Says that the loop is awake; true when another thread woke it.
+    #[inline]
+    pub(crate) fn wake_up(&self) -> bool {
+        !self.asleep.swap(false, SeqCst)
+    }
+
+    /// Moves at most `budget` pieces of mail into `into`, oldest first.
+    pub(crate) fn collect(&self, into: &mut VecDeque<Mail>, budget: usize) {
+        if self.waiting.load(SeqCst) == 0 {
+            return;
+        }
+        let mut mail = lock(&self.mail);
+        let count = mail.len().min(budget);
+        into.extend(mail.drain(..count));
+        self.waiting.fetch_sub(count, SeqCst);
+    }
+
+    /// Whether mail waits.
+    pub(crate) fn has_mail(&self) -> bool {
+        self.waiting.load(SeqCst) != 0
+    }
+
+    /// What wakes the loop, to be waited for.
+    pub(crate) fn wakeup(&self) -> &Wakeup {
+        &self.wakeup
+    }
+}
+
+/// Who looks after an [`Outlet`].
+#[derive(Debug)]
+pub(crate) enum Keeper {
+    /// A loop, for this connection of its own.
+    Loop(Arc<Mailbox>, Token),
+    /// A thread that waits for one connection.
+    Thread(Arc<Wakeup>),
+}
+
+/// One piece of what other threads want of a connection.
+#[derive(Debug)]
+pub(crate) enum Parcel {
+    Message(Payload),
+    Close,
+}
+
+/// The way into one connection from other threads; made when first asked for.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    inside: Mutex<Inside>,
+    keeper: Keeper,
+    /// How many bytes may wait here, beside what the connection itself keeps.
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    parcels: VecDeque<Parcel>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Outlet {
+    pub(crate) fn new(keeper: Keeper, limit: usize) -> Self {
+        Outlet {
+            inside: Mutex::default(),
+            keeper,
+            limit,
+        }
+    }
+
+    /// Takes the oldest parcel.
+    pub(crate) fn take(&self) -> Option<Parcel> {
+        let mut inside = lock(&self.inside);
+        let parcel = inside.parcels.pop_front();
+        if let Some(Parcel::Message(message)) = &parcel {
+            inside.bytes -= message.len() + OVERHEAD;
+        }
+        parcel
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.inside).parcels.is_empty()
+    }
+
+    /// From now on every send is told that the connection is closed.
+    pub(crate) fn close(&self) {
+        *lock(&self.inside) = Inside {
+            closed: true,
+            ..Inside::default()
+        };
+    }
+
+    fn push(&self, parcel: Parcel) -> Result<(), SendError> {
+        let was_empty = {
+            let mut inside = lock(&self.inside);
+            if inside.closed {
+                return Err(SendError::Closed);
+            }
+            let was_empty = inside.parcels.is_empty();
+            if let Parcel::Message(message) = &parcel {
+                let charge = message.len() + OVERHEAD;
+                if inside.bytes > 0 && inside.bytes + charge > self.limit {
+                    return Err(SendError::Full);
+                }
+                inside.bytes += charge;
+            }
+            inside.parcels.push_back(parcel);
+            was_empty
+        };
+        if was_empty {
+            match &self.keeper {
+                Keeper::Loop(mailbox, token) => mailbox.post(Mail::Outlet(*token)),
+                Keeper::Thread(wakeup) => wakeup.wake(),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A handle to one connection, for other threads and other handlers: from
+/// [`Context::sender`](crate::Context::sender).
+///
+/// It names this connection and no later one: when the connection is closed, every send says so.
+/// A handle does not keep the connection open.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    outlet: Arc<Outlet>,
+}
+
+impl Sender {
+    pub(crate) fn new(outlet: Arc<Outlet>) -> Self {
+        Sender { outlet }
+    }
+
+    /// Sends a message, framed as the handler's own are. It does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Closed`] when the connection is closed, [`SendError::Full`] when as much waits
+    /// for its peer as the high mark allows (see
+    /// [`Builder::output_marks`](crate::Builder::output_marks)); the message is then not sent.
+    pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
+        self.outlet.push(Parcel::Message(message.into()))
+    }
+
+    /// Sends a message that several connections share: see [`broadcast`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Sender::send).
+    pub fn send_shared(&self, message: &Arc<[u8]>) -> Result<(), SendError> {
+        self.outlet.push(Parcel::Message(message.clone()))
+    }
+
+    /// Closes the connection when all that was sent before has gone out.
+    pub fn close(&self) {
+        // A connection that is closed already is what was asked for.
+        let _ = self.outlet.push(Parcel::Close);
+    }
+
+    /// Whether the connection is closed.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.outlet.inside).closed
+    }
+
+    /// Whether both are handles to the same connection.
+    pub fn is_same(&self, other: &Sender) -> bool {
+        Arc::ptr_eq(&self.outlet, &other.outlet)
+    }
+}
+
+/// Sends one message to many connections, which share its bytes; returns how many took it.
+///
+/// Those that are closed or full are passed over: who must know sends to each by itself.
+pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u8]) -> usize {
+    let message: Arc<[u8]> = message.into();
+    senders
+        .into_iter()
+        .filter(|sender| sender.send_shared(&message).is_ok())
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outlet(limit: usize) -> (Arc<Mailbox>, Sender) {
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let keeper = Keeper::Loop(mailbox.clone(), Token::new(3, 1));
+        (mailbox, Sender::new(Arc::new(Outlet::new(keeper, limit))))
+    }
+
+    #[test]
+    fn mail_that_comes_before_sleep_forbids_it() {
+        let mailbox = Mailbox::new().unwrap();
+        mailbox.post(Mail::Freed);
+        assert!(!mailbox.fall_asleep());
+        mailbox.wake_up();
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+        assert!(mailbox.fall_asleep());
+    }
+
+    #[test]
+    fn a_loop_that_is_awake_is_not_woken() {
+        let mailbox = Mailbox::new().unwrap();
+        mailbox.post(Mail::Freed);
+        assert!(!mailbox.wakeup().is_set().unwrap());
+        mailbox.fall_asleep();
+        mailbox.post(Mail::Freed);
+        mailbox.post(Mail::Freed);
+        assert!(mailbox.wake_up(), "it was woken");
+        assert!(mailbox.wakeup().is_set().unwrap());
+    }
+
+    #[test]
+    fn many_sends_are_one_piece_of_mail() {
+        let (mailbox, sender) = outlet(1000);
+        sender.send(b"one").unwrap();
+        sender.send(b"two").unwrap();
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+    }
+
+    #[test]
+    fn a_full_outlet_and_a_closed_one_say_so() {
+        let (_mailbox, sender) = outlet(10);
+        assert_eq!(sender.send(&[0; 50]), Ok(()), "one message always fits");
+        assert_eq!(sender.send(b"x"), Err(SendError::Full));
+        sender.outlet.close();
+        assert_eq!(sender.send(b"x"), Err(SendError::Closed));
+        assert!(sender.is_closed());
+    }
+
+    #[test]
+    fn a_broadcast_shares_its_bytes() {
+        let (_one, first) = outlet(100);
+        let (_two, second) = outlet(100);
+        assert_eq!(broadcast([&first, &second], b"hello"), 2);
+        let Some(Parcel::Message(message)) = first.outlet.take() else {
+            panic!("a message")
+        };
+        assert_eq!(Arc::strong_count(&message), 2);
+    }
+}

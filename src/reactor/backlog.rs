@@ -1,0 +1,150 @@
+//! Output that the kernel did not take yet. Made when it first refuses, gone when it has taken all.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::ops::Range;
+
+use crate::conversation::{Outgoing, Rest};
+use crate::mailbox::Payload;
+
+/// Bytes are appended to a chunk until it has this size, so that a long backlog is not moved about.
+const CHUNK: usize = 64 * 1024;
+
+/// How many slices one vectored write is given; the kernel's own limit is 1,024.
+pub(crate) const SLICES: usize = 64;
+
+#[derive(Debug)]
+enum Chunk {
+    Bytes(Vec<u8>, usize),
+    Shared(Payload, Range<usize>),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Chunk::Bytes(bytes, sent) => &bytes[*sent..],
+            Chunk::Shared(payload, range) => &payload[range.clone()],
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Chunk::Bytes(_, sent) => *sent += count,
+            Chunk::Shared(_, range) => range.start += count,
+        }
+    }
+}
+
+/// A queue of bytes, some of them shared with other connections.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    chunks: VecDeque<Chunk>,
+    len: usize,
+}
+
+impl Backlog {
+    /// How many bytes wait.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends what `outgoing` holds after its first `sent` bytes.
+    pub(crate) fn keep(&mut self, outgoing: &mut Outgoing, input: &[u8], sent: usize) {
+        outgoing.rest(input, sent, |rest| match rest {
+            Rest::Bytes(bytes) => self.append(bytes),
+            Rest::Shared(payload, range) => {
+                self.len += range.len();
+                self.chunks.push_back(Chunk::Shared(payload, range));
+            }
+        });
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.len += bytes.len();
+        match self.chunks.back_mut() {
+            Some(Chunk::Bytes(chunk, _)) if chunk.len() + bytes.len() <= CHUNK => {
+                chunk.extend_from_slice(bytes);
+            }
+            _ => self.chunks.push_back(Chunk::Bytes(bytes.to_vec(), 0)),
+        }
+    }
+
+    /// The first chunks as slices for one vectored write; how many were filled in.
+    pub(crate) fn slices<'a>(&'a self, into: &mut [IoSlice<'a>; SLICES]) -> usize {
+        for (slot, chunk) in into.iter_mut().zip(&self.chunks) {
+            *slot = IoSlice::new(chunk.bytes());
+        }
+        self.chunks.len().min(SLICES)
+    }
+
+    /// Drops the first `count` bytes, which have been sent.
+    pub(crate) fn advance(&mut self, mut count: usize) {
+        self.len -= count;
+        while let Some(chunk) = self.chunks.front_mut() {
+            let left = chunk.bytes().len();
+            if count < left {
+                chunk.advance(count);
+                return;
+            }
+            count -= left;
+            self.chunks.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::conversation::Output;
+
+    proptest! {
+        /// Whatever is appended and however little is sent each time, the bytes come out as they
+        /// went in.
+        #[test]
+        fn bytes_come_out_as_they_went_in(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
+            steps in prop::collection::vec(1usize..3000, 1..50),
+        ) {
+            let (mut backlog, mut expected, mut sent) = (Backlog::default(), Vec::new(), Vec::new());
+            let mut outgoing = Outgoing::default();
+            let mut steps = steps.into_iter().cycle();
+            for (number, part) in parts.iter().enumerate() {
+                let payload: Payload = part.as_slice().into();
+                if number % 2 == 0 {
+                    Output::sharing(&payload, &mut outgoing).put(&payload);
+                } else {
+                    Output::new(&[], &mut outgoing).put(part);
+                }
+                let skipped = part.len().min(number);
+                backlog.keep(&mut outgoing, &[], skipped);
+                outgoing.clear();
+                expected.extend_from_slice(&part[skipped..]);
+                take(&mut backlog, steps.next().unwrap(), &mut sent);
+            }
+            while !backlog.is_empty() {
+                take(&mut backlog, steps.next().unwrap(), &mut sent);
+            }
+            prop_assert_eq!(sent, expected);
+            prop_assert!(backlog.chunks.is_empty());
+        }
+    }
+
+    /// Plays a kernel that takes at most `most` bytes.
+    fn take(backlog: &mut Backlog, most: usize, sent: &mut Vec<u8>) {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let filled = backlog.slices(&mut slices);
+        let offered: Vec<u8> = slices[..filled]
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .collect();
+        let count = offered.len().min(most);
+        sent.extend_from_slice(&offered[..count]);
+        backlog.advance(count);
+    }
+}

@@ -1,0 +1,202 @@
+//! A conversation that is lent to a worker for each step that runs the handler, and comes home with
+//! what was answered. The loop does all the reading and writing, and finds out whether there is a
+//! whole message to lend it for.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use super::live::Turn;
+use super::pump::{Errand, Marks, Step, Talk};
+use crate::conversation::{Conversation, Env, Framing, Handler, Outgoing};
+use crate::counters::Tally;
+use crate::error::CloseReason;
+use crate::mailbox::{Ended, Mail, Mailbox, Work};
+use crate::session::Workers;
+use crate::token::Token;
+
+/// A conversation that is either at home or out with a worker.
+pub(crate) struct Lending<H, F> {
+    workers: Arc<dyn Workers>,
+    /// `None` while it is out.
+    loan: Option<Box<Loan<H, F>>>,
+}
+
+/// What goes to the worker: the conversation itself. Who has it may use it, and nobody else can, so
+/// order is kept without a lock.
+struct Loan<H, F> {
+    conversation: Conversation<H, F>,
+    /// Who is told when it fails.
+    listener: Token,
+    /// What it needs on its way; an idle conversation has none.
+    kit: Option<Box<Kit>>,
+}
+
+struct Kit {
+    chore: Chore,
+    outgoing: Outgoing,
+    tally: Tally,
+    mailbox: Arc<Mailbox>,
+    token: Token,
+    marks: Marks,
+    room: usize,
+    shutdown: bool,
+}
+
+/// What a worker is to do with it.
+#[derive(Clone, Copy)]
+enum Chore {
+    Open,
+    /// Deliver what is whole among the input kept.
+    Receive,
+    Eof,
+    TimedOut,
+    /// Tell the handler that it is over; it does not come home.
+    Close,
+}
+
+impl<H, F> Lending<H, F> {
+    pub(crate) fn new(
+        conversation: Conversation<H, F>,
+        workers: Arc<dyn Workers>,
+        listener: Token,
+    ) -> Self {
+        Lending {
+            workers,
+            loan: Some(Box::new(Loan {
+                conversation,
+                listener,
+                kit: None,
+            })),
+        }
+    }
+}
+
+impl<H, F> Lending<H, F>
+where
+    H: Handler + Send + 'static,
+    F: Framing + Send + 'static,
+{
+    fn lend(&mut self, chore: Chore, room: usize, errand: Errand<'_>) {
+        let Some(mut loan) = self.loan.take() else {
+            return;
+        };
+        loan.kit = Some(Box::new(Kit {
+            chore,
+            outgoing: Outgoing::default(),
+            tally: Tally::default(),
+            mailbox: errand.mailbox.clone(),
+            token: errand.token,
+            marks: errand.marks,
+            room,
+            shutdown: false,
+        }));
+        self.workers.submit(errand.mailbox, errand.token, loan);
+    }
+}
+
+impl<H, F> Talk for Lending<H, F>
+where
+    H: Handler + Send + 'static,
+    F: Framing + Send + 'static,
+{
+    type Handler = H;
+    type Framing = F;
+
+    fn take(&mut self, step: Step<'_>, env: &mut Env<'_>, errand: Errand<'_>) -> bool {
+        let Some(loan) = &mut self.loan else {
+            return false;
+        };
+        let chore = match step {
+            Step::Open => Chore::Open,
+            Step::Eof => Chore::Eof,
+            Step::TimedOut => Chore::TimedOut,
+            Step::Receive(fresh) => {
+                loan.conversation.keep(fresh);
+                if !loan.conversation.has_message() {
+                    return true;
+                }
+                Chore::Receive
+            }
+        };
+        self.lend(chore, env.room, errand);
+        false
+    }
+
+    fn home(&mut self) -> Option<&mut Conversation<H, F>> {
+        self.loan.as_mut().map(|loan| &mut loan.conversation)
+    }
+
+    fn peek(&self) -> Option<&Conversation<H, F>> {
+        self.loan.as_ref().map(|loan| &loan.conversation)
+    }
+
+    fn take_back(&mut self, work: Box<dyn Work>, turn: &mut Turn) {
+        let Ok(mut loan) = work.into_any().downcast::<Loan<H, F>>() else {
+            return;
+        };
+        if let Some(mut kit) = loan.kit.take() {
+            std::mem::swap(&mut turn.outgoing, &mut kit.outgoing);
+            turn.tally.take(&mut kit.tally);
+            turn.shutdown |= kit.shutdown;
+        }
+        self.loan = Some(loan);
+    }
+
+    fn close(&mut self, turn: &mut Turn) {
+        let errand = Errand {
+            mailbox: &turn.mailbox,
+            token: turn.token,
+            marks: Marks::default(),
+        };
+        self.lend(Chore::Close, 0, errand);
+    }
+}
+
+impl<H, F> Work for Loan<H, F>
+where
+    H: Handler + Send + 'static,
+    F: Framing + Send + 'static,
+{
+    fn run(&mut self) {
+        let Some(kit) = &mut self.kit else { return };
+        let errand = Errand {
+            mailbox: &kit.mailbox,
+            token: kit.token,
+            marks: kit.marks,
+        };
+        let mut env = Env::new(&mut kit.outgoing, &mut kit.tally, &errand, kit.room);
+        match kit.chore {
+            Chore::Open => self.conversation.open(&mut env),
+            Chore::Receive => self.conversation.receive(&[], &mut env),
+            Chore::Eof => self.conversation.eof(&mut env),
+            Chore::TimedOut => self.conversation.timed_out(&mut env),
+            Chore::Close => {
+                let reason = self.conversation.closed(env.tally);
+                let ended = Ended {
+                    listener: self.listener,
+                    peer: self.conversation.peer().clone(),
+                    reason,
+                    tally: std::mem::take(env.tally),
+                };
+                kit.mailbox.post(Mail::Ended(Box::new(ended)));
+            }
+        }
+        kit.shutdown |= env.shutdown;
+    }
+
+    fn abandoned(&mut self) {
+        if self
+            .kit
+            .as_ref()
+            .is_some_and(|kit| matches!(kit.chore, Chore::Close))
+        {
+            return;
+        }
+        self.conversation.end(CloseReason::Shutdown);
+        self.conversation.closed(&mut Tally::default());
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}

@@ -1,0 +1,306 @@
+//! The listener of a stream: accepts in bursts, and survives whatever accept(2) says.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::live::{Fate, Live, Readiness, Turn, reserve_descriptor};
+use crate::address::{Address, Peer};
+use crate::error::CloseReason;
+use crate::sys;
+use crate::transport::peer_of;
+
+/// How many connections are accepted before others come first.
+const ACCEPT_BUDGET: usize = 64;
+
+/// How many clients are turned away each time that descriptors have run out.
+const SHED_BUDGET: usize = 16;
+
+/// How long a listener waits when descriptors or memory have run out: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a fault that goes on is logged.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// Who takes accepted connections: one mode of serving them.
+pub(crate) trait Acceptor {
+    /// Whether another connection can be taken; when room is made, a [`Mail::Freed`] says so.
+    ///
+    /// [`Mail::Freed`]: crate::mailbox::Mail::Freed
+    fn has_room(&mut self) -> bool {
+        true
+    }
+
+    /// Whether the connections it takes are to be non-blocking.
+    fn nonblocking(&self) -> bool;
+
+    /// Takes a connection: into `turn.newcomers`, or elsewhere.
+    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn);
+
+    /// Whether [`turned`](Acceptor::turned) is wanted.
+    fn is_attentive(&self) -> bool {
+        false
+    }
+
+    /// A turn of the loop is over.
+    fn turned(&mut self) {}
+
+    /// The server begins to stop.
+    fn stop(&mut self) {}
+
+    /// How many requests it serves elsewhere.
+    fn elsewhere(&self) -> usize {
+        0
+    }
+}
+
+/// What stands between the world and an acceptor: the user's hooks, guarded.
+pub(crate) trait Gate {
+    /// Whether this peer may come in.
+    fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool;
+
+    /// A request of this peer's failed.
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn);
+
+    /// Whether [`turned`](Gate::turned) is wanted.
+    fn is_attentive(&self) -> bool;
+
+    /// A turn of the loop is over.
+    fn turned(&mut self, turn: &mut Turn);
+}
+
+/// A listener in the slab.
+pub(crate) struct Listener<'a> {
+    socket: &'a Socket,
+    address: &'a Address,
+    acceptor: Box<dyn Acceptor + 'a>,
+    gate: Box<dyn Gate + 'a>,
+    /// Nothing is accepted until then, and then for twice as long if it fails again.
+    paused_until: Option<Instant>,
+    pause: Duration,
+    trouble: Trouble,
+    /// It can accept no more, ever.
+    failed: bool,
+}
+
+/// What accept(2) has said, as far as it matters.
+enum Verdict {
+    /// Nobody is waiting.
+    Drained,
+    /// This one is gone, or the call was interrupted: on to the next.
+    Next,
+    /// Descriptors or memory have run out.
+    Exhausted,
+    /// This listener is no listener.
+    Fatal,
+}
+
+fn classify(error: &io::Error) -> Verdict {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Verdict::Drained,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Verdict::Exhausted,
+        Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT) => {
+            Verdict::Fatal
+        }
+        // ECONNABORTED, EINTR, EPROTO, EPERM, and the network errors that accept(2) passes on.
+        _ => Verdict::Next,
+    }
+}
+
+impl<'a> Listener<'a> {
+    pub(crate) fn new(
+        socket: &'a Socket,
+        address: &'a Address,
+        acceptor: Box<dyn Acceptor + 'a>,
+        gate: Box<dyn Gate + 'a>,
+    ) -> Self {
+        Listener {
+            socket,
+            address,
+            acceptor,
+            gate,
+            paused_until: None,
+            pause: FIRST_PAUSE,
+            trouble: Trouble::default(),
+            failed: false,
+        }
+    }
+
+    fn accept(&mut self, turn: &mut Turn) -> Fate {
+        if self.failed {
+            return Fate::Wait;
+        }
+        for _ in 0..ACCEPT_BUDGET {
+            // Asked before the call: who is not accepted waits in the kernel's queue.
+            if !turn.may_accept() || !self.acceptor.has_room() {
+                return Fate::Wait;
+            }
+            match sys::accept(self.socket, self.acceptor.nonblocking()) {
+                Ok((socket, address)) => self.accepted(socket, peer_of(&address), turn),
+                Err(error) => match classify(&error) {
+                    Verdict::Next => {}
+                    Verdict::Drained => {
+                        turn.readiness.remove(Readiness::READABLE);
+                        return Fate::Wait;
+                    }
+                    Verdict::Exhausted => {
+                        self.exhausted(&error, turn);
+                        return Fate::Wait;
+                    }
+                    Verdict::Fatal => {
+                        log::error!("{} accepts no more: {error}", self.address);
+                        self.failed = true;
+                        return Fate::Wait;
+                    }
+                },
+            }
+        }
+        Fate::Again
+    }
+
+    fn accepted(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+        self.pause = FIRST_PAUSE;
+        turn.tally.accepted += 1;
+        turn.allowance = turn.allowance.saturating_sub(1);
+        if self.gate.verify(&peer, turn) {
+            self.acceptor.accept(socket, peer, turn);
+        } else {
+            turn.tally.refused += 1;
+            turn.tally.closed += 1;
+        }
+    }
+
+    /// Turns some clients away with the descriptor kept for it, and waits a while.
+    fn exhausted(&mut self, error: &io::Error, turn: &mut Turn) {
+        turn.tally.accept_pauses += 1;
+        let mut shed = 0;
+        if turn.reserve.take().is_some() {
+            while shed < SHED_BUDGET && sys::accept(self.socket, true).is_ok() {
+                shed += 1;
+            }
+            turn.reserve = reserve_descriptor();
+        } else {
+            turn.reserve = reserve_descriptor();
+        }
+        turn.tally.shed += shed as u64;
+        if let Some(times) = self.trouble.again(turn.now) {
+            log::warn!("{} pauses ({times} times by now): {error}", self.address);
+        }
+        self.paused_until = Some(turn.now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        turn.rearm = true;
+    }
+
+    fn resume(&mut self, turn: &mut Turn) -> Fate {
+        if self.paused_until.take().is_some() {
+            turn.rearm = true;
+            turn.readiness.add(Readiness::READABLE);
+        }
+        if turn.readiness.has(Readiness::READABLE) {
+            self.accept(turn)
+        } else {
+            Fate::Wait
+        }
+    }
+}
+
+impl Live for Listener<'_> {
+    fn ready(&mut self, turn: &mut Turn) -> Fate {
+        if self.paused_until.is_some() || !turn.readiness.has(Readiness::READABLE) {
+            return Fate::Wait;
+        }
+        self.accept(turn)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    fn expired(&mut self, turn: &mut Turn) -> Fate {
+        self.resume(turn)
+    }
+
+    fn freed(&mut self, turn: &mut Turn) -> Fate {
+        self.resume(turn)
+    }
+
+    fn stop(&mut self, turn: &mut Turn) -> Fate {
+        let _ = turn;
+        self.acceptor.stop();
+        Fate::Wait
+    }
+
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
+        self.gate.fault(peer, reason, turn);
+    }
+
+    fn is_attentive(&self) -> bool {
+        self.acceptor.is_attentive() || self.gate.is_attentive()
+    }
+
+    fn turned(&mut self, turn: &mut Turn) {
+        self.acceptor.turned();
+        self.gate.turned(turn);
+    }
+
+    fn elsewhere(&self) -> usize {
+        self.acceptor.elsewhere()
+    }
+}
+
+/// A fault that goes on: it is counted each time, and told once per period.
+#[derive(Debug, Default)]
+struct Trouble {
+    times: u64,
+    told: Option<Instant>,
+}
+
+impl Trouble {
+    /// It happened again; how often by now, if it is time to say so.
+    fn again(&mut self, now: Instant) -> Option<u64> {
+        self.times += 1;
+        let due = self
+            .told
+            .is_none_or(|told| now.duration_since(told) >= LOG_PERIOD);
+        due.then(|| {
+            self.told = Some(now);
+            self.times
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_that_goes_on_is_told_once_per_period() {
+        let (mut trouble, start) = (Trouble::default(), Instant::now());
+        assert_eq!(trouble.again(start), Some(1));
+        assert_eq!(trouble.again(start + LOG_PERIOD / 2), None);
+        assert_eq!(trouble.again(start + LOG_PERIOD), Some(3));
+    }
+
+    #[test]
+    fn only_a_broken_listener_is_fatal() {
+        let verdict = |errno| classify(&io::Error::from_raw_os_error(errno));
+        assert!(matches!(verdict(libc::EAGAIN), Verdict::Drained));
+        for errno in [
+            libc::ECONNABORTED,
+            libc::EINTR,
+            libc::EPROTO,
+            libc::ENETDOWN,
+            libc::EPERM,
+        ] {
+            assert!(matches!(verdict(errno), Verdict::Next));
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            assert!(matches!(verdict(errno), Verdict::Exhausted));
+        }
+        for errno in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
+            assert!(matches!(verdict(errno), Verdict::Fatal));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What a loop keeps in its slab, listeners and connections alike, and what it lends them for the
+//! length of a call.
+
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::address::Peer;
+use crate::conversation::Outgoing;
+use crate::counters::Tally;
+use crate::error::CloseReason;
+use crate::mailbox::{Mailbox, Work};
+use crate::token::Token;
+
+/// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
+pub(crate) const READ_SIZE: usize = 64 * 1024;
+
+/// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
+/// until an attempt shows that it no longer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Readiness(u8);
+
+impl Readiness {
+    pub(crate) const NONE: Readiness = Readiness(0);
+    pub(crate) const READABLE: Readiness = Readiness(1);
+    pub(crate) const WRITABLE: Readiness = Readiness(2);
+    /// The peer has ended or failed: a short read no longer means that all is read.
+    pub(crate) const ENDED: Readiness = Readiness(4);
+
+    #[inline]
+    pub(crate) fn of(event: &mio::event::Event) -> Self {
+        let mut readiness = Readiness::NONE;
+        // Any sign of an end or an error is a reason to read: the system call tells the truth.
+        if event.is_read_closed() || event.is_error() || event.is_write_closed() {
+            readiness = Readiness(Self::READABLE.0 | Self::ENDED.0);
+        } else if event.is_readable() {
+            readiness = Self::READABLE;
+        }
+        if event.is_writable() {
+            readiness.add(Self::WRITABLE);
+        }
+        readiness
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, other: Readiness) {
+        self.0 |= other.0;
+    }
+
+    #[inline]
+    pub(crate) fn remove(&mut self, other: Readiness) {
+        self.0 &= !other.0;
+    }
+
+    #[inline]
+    pub(crate) fn has(self, other: Readiness) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// What becomes of an entry after a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It waits for the poller, its deadline or mail.
+    Wait,
+    /// It could go on at once, but others come first.
+    Again,
+    /// It is over.
+    Done,
+}
+
+/// What a loop lends to an entry for the length of a call.
+pub(crate) struct Turn {
+    /// When this turn began: the only clock there is.
+    pub(crate) now: Instant,
+    /// What is read into, by whoever reads.
+    pub(crate) buffer: Box<[u8]>,
+    /// Where output is collected, by whoever answers.
+    pub(crate) outgoing: Outgoing,
+    pub(crate) tally: Tally,
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// The entry that is being called.
+    pub(crate) token: Token,
+    /// What is known of its descriptor; it removes what turns out not to hold.
+    pub(crate) readiness: Readiness,
+    /// It has another deadline than before.
+    pub(crate) rearm: bool,
+    /// Someone has asked the server to stop.
+    pub(crate) shutdown: bool,
+    /// The server is stopping: nothing is accepted, and who becomes idle is closed.
+    pub(crate) stopping: bool,
+    /// How many more requests may be accepted.
+    pub(crate) allowance: usize,
+    /// Connections just accepted, to be put into the slab.
+    pub(crate) newcomers: Vec<Newcomer>,
+    /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
+    pub(crate) reserve: Option<File>,
+    /// A conversation has ended: how, for the hooks of its listener.
+    pub(crate) ended: Option<End>,
+    /// A connection has been closed: descriptors and room are free again.
+    pub(crate) freed: bool,
+}
+
+impl Turn {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Turn {
+            now: Instant::now(),
+            buffer: vec![0; READ_SIZE].into_boxed_slice(),
+            outgoing: Outgoing::default(),
+            tally: Tally::default(),
+            mailbox,
+            token: Token::WAKE,
+            readiness: Readiness::NONE,
+            rearm: false,
+            shutdown: false,
+            stopping: false,
+            allowance: usize::MAX,
+            newcomers: Vec::new(),
+            reserve: reserve_descriptor(),
+            ended: None,
+            freed: false,
+        }
+    }
+
+    /// Whether a listener may accept.
+    pub(crate) fn may_accept(&self) -> bool {
+        !self.stopping && self.allowance > 0
+    }
+}
+
+/// A descriptor to be given up in need.
+pub(crate) fn reserve_descriptor() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// A connection on its way into the slab.
+pub(crate) struct Newcomer {
+    pub(crate) live: Box<dyn Live>,
+    pub(crate) descriptor: RawFd,
+    /// Its listener.
+    pub(crate) parent: Token,
+}
+
+/// How an entry has ended, for the hooks of its listener.
+pub(crate) struct End {
+    pub(crate) peer: Peer,
+    pub(crate) reason: CloseReason,
+}
+
+/// An entry of the slab.
+pub(crate) trait Live {
+    /// It is in the slab now.
+    fn opened(&mut self, turn: &mut Turn) -> Fate {
+        let _ = turn;
+        Fate::Wait
+    }
+
+    /// `turn.readiness` holds of its descriptor, or it asked to go on.
+    fn ready(&mut self, turn: &mut Turn) -> Fate;
+
+    /// Something waits in its outlet.
+    fn parcels(&mut self, turn: &mut Turn) -> Fate {
+        let _ = turn;
+        Fate::Wait
+    }
+
+    /// What it had lent comes home.
+    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
+        let _ = (work, turn);
+        Fate::Wait
+    }
+
+    /// When to look at it again if nothing happens before.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Its deadline has come.
+    fn expired(&mut self, turn: &mut Turn) -> Fate {
+        let _ = turn;
+        Fate::Wait
+    }
+
+    /// The server begins to stop: what is idle ends, what is busy may finish.
+    fn stop(&mut self, turn: &mut Turn) -> Fate {
+        let _ = turn;
+        Fate::Wait
+    }
+
+    /// It is over, by its own [`Fate::Done`] or because the time for stopping is up.
+    fn finish(&mut self, turn: &mut Turn) {
+        let _ = turn;
+    }
+
+    /// A descriptor or room has become free.
+    fn freed(&mut self, turn: &mut Turn) -> Fate {
+        let _ = turn;
+        Fate::Wait
+    }
+
+    /// Something that this listener is answerable for went wrong.
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
+        let _ = (peer, reason, turn);
+    }
+
+    /// Whether [`turned`](Live::turned) is wanted.
+    fn is_attentive(&self) -> bool {
+        false
+    }
+
+    /// A turn of the loop is over.
+    fn turned(&mut self, turn: &mut Turn) {
+        let _ = turn;
+    }
+
+    /// How many requests are served elsewhere on its behalf.
+    fn elsewhere(&self) -> usize {
+        0
+    }
+}

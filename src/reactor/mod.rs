@@ -1,0 +1,418 @@
+//! The loop: one poller, one slab of listeners and connections, and a turn that serves whoever is
+//! ready.
+//!
+//! **Invariant:** edge-triggering never shows. What is known of a descriptor is kept in its entry
+//! until an attempt shows otherwise, and who could go on but has used up its share stands in the
+//! ready list; while that is not empty, the poller is not waited for.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+use slab::Slab;
+
+use crate::address::Peer;
+use crate::counters::Published;
+use crate::error::CloseReason;
+use crate::mailbox::{Mail, Mailbox};
+use crate::sys::SignalWatch;
+use crate::token::{MAX_SLOTS, Token};
+
+mod backlog;
+mod lend;
+mod listener;
+mod live;
+mod pump;
+mod timers;
+
+pub(crate) use lend::Lending;
+pub(crate) use listener::{Acceptor, Gate, Listener};
+pub(crate) use live::{End, Fate, Live, Newcomer, READ_SIZE, Readiness, Turn};
+pub(crate) use pump::{Connection, Marks};
+use timers::Timers;
+
+/// How many pieces of mail a turn takes.
+const MAIL_BUDGET: usize = 1024;
+
+/// How many events a turn takes from the poller.
+pub(crate) const EVENTS: usize = 1024;
+
+/// One listener or connection: small and uniform, so that a walk over many is cheap.
+struct Entry<'a> {
+    token: Token,
+    /// The listener it came from; a listener's own token.
+    parent: Token,
+    readiness: Readiness,
+    /// It stands in the ready list.
+    listed: bool,
+    /// It is over; its slot is free after this batch of events.
+    dead: bool,
+    /// Its deadline in the timers.
+    armed: Option<Instant>,
+    live: Box<dyn Live + 'a>,
+}
+
+/// What a loop needs that outlives it.
+pub(crate) struct Ground<'a> {
+    pub(crate) poll: &'a mut Poll,
+    pub(crate) events: &'a mut Events,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) published: &'a Published,
+    /// The last generation given out; no token is ever given out twice.
+    pub(crate) generation: &'a mut usize,
+}
+
+/// One run of the loop.
+pub(crate) struct Reactor<'a> {
+    ground: Ground<'a>,
+    slab: Slab<Entry<'a>>,
+    listeners: Vec<Token>,
+    /// Some listener wants to know when a turn is over.
+    attentive: bool,
+    timers: Timers,
+    ready: VecDeque<Token>,
+    mail: VecDeque<Mail>,
+    /// Slots to be freed when the batch is done.
+    graveyard: Vec<usize>,
+    turn: Turn,
+}
+
+impl<'a> Reactor<'a> {
+    pub(crate) fn new(ground: Ground<'a>) -> Self {
+        let turn = Turn::new(ground.mailbox.clone());
+        Reactor {
+            ground,
+            slab: Slab::new(),
+            listeners: Vec::new(),
+            attentive: false,
+            timers: Timers::default(),
+            ready: VecDeque::new(),
+            mail: VecDeque::new(),
+            graveyard: Vec::new(),
+            turn,
+        }
+    }
+
+    /// Adds a listener whose descriptor the poller knows already. It is looked at at once: its edge
+    /// may have come and gone with an earlier run.
+    pub(crate) fn add_listener(
+        &mut self,
+        descriptor: RawFd,
+        make: impl FnOnce(Token) -> Box<dyn Live + 'a>,
+    ) -> io::Result<()> {
+        let token = self.next_token();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.ground.poll.registry();
+        registry.reregister(&mut SourceFd(&descriptor), token.into(), interest)?;
+        let live = make(token);
+        self.attentive |= live.is_attentive();
+        self.insert(token, token, live);
+        self.listeners.push(token);
+        Ok(())
+    }
+
+    /// What every entry is lent.
+    pub(crate) fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
+    }
+
+    /// How many connections are in the slab.
+    pub(crate) fn connections(&self) -> usize {
+        self.slab.len() - self.listeners.len() - self.graveyard.len()
+    }
+
+    /// How many requests are served outside the slab.
+    pub(crate) fn elsewhere(&self) -> usize {
+        self.listeners
+            .iter()
+            .map(|token| self.slab[token.slot()].live.elsewhere())
+            .sum()
+    }
+
+    /// Waits, for `patience` at the most, and serves whoever is ready.
+    ///
+    /// # Errors
+    ///
+    /// Only where the poller itself fails; nothing that a peer or a handler does is an error here.
+    pub(crate) fn run_turn(
+        &mut self,
+        patience: Option<Duration>,
+        signals: Option<&SignalWatch>,
+    ) -> io::Result<()> {
+        self.wait(patience, signals)?;
+        self.turn.tally.turns += 1;
+        // Those that could have gone on after the last turn; who joins now comes in the next.
+        let leftover = self.ready.len();
+        self.serve_events();
+        for _ in 0..leftover {
+            let Some(token) = self.ready.pop_front() else {
+                break;
+            };
+            if let Some(entry) = entry_of(&mut self.slab, token) {
+                entry.listed = false;
+                self.call(token, |live, turn| live.ready(turn));
+            }
+        }
+        self.serve_mail();
+        while let Some(token) = self.timers.due(self.turn.now) {
+            self.expire(token);
+        }
+        if std::mem::take(&mut self.turn.freed) {
+            self.tell_listeners(|live, turn| live.freed(turn));
+        }
+        if self.attentive {
+            self.tell_listeners(|live, turn| {
+                live.turned(turn);
+                Fate::Wait
+            });
+        }
+        self.bury();
+        self.ground.published.add(&mut self.turn.tally);
+        Ok(())
+    }
+
+    /// Begins to stop: nothing is accepted any more, and who is idle ends.
+    pub(crate) fn stop(&mut self) {
+        self.turn.stopping = true;
+        self.turn.now = Instant::now();
+        let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
+        for token in tokens {
+            self.call(token, |live, turn| live.stop(turn));
+        }
+        self.bury();
+        self.ground.published.add(&mut self.turn.tally);
+    }
+
+    /// Ends whoever is left; returns how many connections that were.
+    pub(crate) fn cut(&mut self) -> usize {
+        let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
+        let mut count = 0;
+        for token in tokens {
+            if !self.listeners.contains(&token) {
+                self.call(token, |_, _| Fate::Done);
+                count += 1;
+            }
+        }
+        self.bury();
+        self.ground.published.add(&mut self.turn.tally);
+        count
+    }
+
+    fn wait(
+        &mut self,
+        patience: Option<Duration>,
+        signals: Option<&SignalWatch>,
+    ) -> io::Result<()> {
+        let mut timeout = patience;
+        if let Some(deadline) = self.timers.next() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        }
+        let busy = !self.ready.is_empty()
+            || self.turn.shutdown
+            || signals.is_some_and(SignalWatch::is_due)
+            || timeout == Some(Duration::ZERO);
+        if busy || !self.ground.mailbox.fall_asleep() {
+            timeout = Some(Duration::ZERO);
+        }
+        let polled = self.ground.poll.poll(self.ground.events, timeout);
+        if !busy && self.ground.mailbox.wake_up() {
+            self.turn.tally.wakes += 1;
+        }
+        self.turn.now = Instant::now();
+        match polled {
+            // The next turn waits for what is left of the time.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.ground.events.clear();
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn serve_events(&mut self) {
+        let events = std::mem::replace(self.ground.events, Events::with_capacity(0));
+        for event in &events {
+            let token = Token::from(event.token());
+            let readiness = Readiness::of(event);
+            let Some(entry) = entry_of(&mut self.slab, token) else {
+                continue;
+            };
+            entry.readiness.add(readiness);
+            if !entry.listed {
+                self.call(token, |live, turn| live.ready(turn));
+            }
+        }
+        *self.ground.events = events;
+    }
+
+    fn serve_mail(&mut self) {
+        self.ground.mailbox.collect(&mut self.mail, MAIL_BUDGET);
+        while let Some(mail) = self.mail.pop_front() {
+            match mail {
+                Mail::Outlet(token) => self.call(token, |live, turn| live.parcels(turn)),
+                Mail::Returned(token, mut work) => match entry_of(&mut self.slab, token) {
+                    Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
+                    None => work.abandoned(),
+                },
+                Mail::Freed => self.turn.freed = true,
+                Mail::Nudge => {}
+                Mail::Ended(mut ended) => {
+                    self.turn.tally.take(&mut ended.tally);
+                    self.ended(ended.listener, &ended.peer, &ended.reason);
+                }
+            }
+        }
+    }
+
+    /// Calls an entry, if it is still there, and does what follows from it.
+    #[inline]
+    fn call(&mut self, token: Token, call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate) {
+        let Some(entry) = entry_of(&mut self.slab, token) else {
+            return;
+        };
+        let turn = &mut self.turn;
+        turn.token = token;
+        turn.readiness = entry.readiness;
+        let mut fate = call(&mut *entry.live, turn);
+        entry.readiness = turn.readiness;
+        match fate {
+            Fate::Wait => {}
+            Fate::Again => {
+                if !std::mem::replace(&mut entry.listed, true) {
+                    self.ready.push_back(token);
+                }
+            }
+            Fate::Done => {
+                entry.live.finish(turn);
+                entry.dead = true;
+                self.timers.set(token, &mut entry.armed, None);
+                self.graveyard.push(token.slot());
+                turn.rearm = false;
+                fate = Fate::Wait;
+            }
+        }
+        debug_assert_ne!(fate, Fate::Done);
+        if std::mem::take(&mut turn.rearm) {
+            let deadline = entry.live.deadline();
+            self.timers.set(token, &mut entry.armed, deadline);
+        }
+        if turn.ended.is_some() || !turn.newcomers.is_empty() {
+            let parent = entry.parent;
+            self.follow_up(parent);
+        }
+    }
+
+    /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
+    #[cold]
+    fn follow_up(&mut self, parent: Token) {
+        if let Some(End { peer, reason }) = self.turn.ended.take() {
+            self.ended(parent, &peer, &reason);
+        }
+        let mut newcomers = std::mem::take(&mut self.turn.newcomers);
+        for newcomer in newcomers.drain(..) {
+            self.admit(newcomer);
+        }
+        // Its room is kept, unless someone was let in by someone let in.
+        if self.turn.newcomers.is_empty() {
+            self.turn.newcomers = newcomers;
+        }
+    }
+
+    fn admit(&mut self, newcomer: Newcomer) {
+        let Newcomer {
+            live,
+            descriptor,
+            parent,
+        } = newcomer;
+        let token = self.next_token();
+        // Both at once and for good: interest is never changed afterwards.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.ground.poll.registry();
+        if let Err(error) = registry.register(&mut SourceFd(&descriptor), token.into(), interest) {
+            log::warn!("a connection cannot be watched and is closed: {error}");
+            self.turn.tally.closed += 1;
+            return;
+        }
+        self.insert(token, parent, live);
+        self.call(token, |live, turn| live.opened(turn));
+    }
+
+    fn next_token(&mut self) -> Token {
+        *self.ground.generation = self.ground.generation.wrapping_add(1);
+        Token::new(
+            self.slab.vacant_key().min(MAX_SLOTS - 1),
+            *self.ground.generation,
+        )
+    }
+
+    fn insert(&mut self, token: Token, parent: Token, live: Box<dyn Live + 'a>) {
+        let slot = self.slab.insert(Entry {
+            token,
+            parent,
+            // A new socket can be written to, and whatever else holds the poller will say.
+            readiness: Readiness::WRITABLE,
+            listed: false,
+            dead: false,
+            armed: None,
+            live,
+        });
+        debug_assert_eq!(slot, token.slot());
+    }
+
+    fn expire(&mut self, token: Token) {
+        let now = self.turn.now;
+        let Some(entry) = entry_of(&mut self.slab, token) else {
+            return;
+        };
+        entry.armed = None;
+        let deadline = entry.live.deadline();
+        if deadline.is_some_and(|deadline| deadline > now) {
+            return self.timers.set(token, &mut entry.armed, deadline);
+        }
+        self.turn.rearm = true;
+        if deadline.is_some() {
+            self.call(token, |live, turn| live.expired(turn));
+        }
+    }
+
+    fn ended(&mut self, listener: Token, peer: &Peer, reason: &CloseReason) {
+        log::debug!("{peer}: {reason}");
+        if reason.is_fault() {
+            self.call(listener, |live, turn| {
+                live.fault(peer, reason, turn);
+                Fate::Wait
+            });
+        }
+    }
+
+    fn tell_listeners(&mut self, tell: impl Fn(&mut dyn Live, &mut Turn) -> Fate) {
+        for index in 0..self.listeners.len() {
+            self.call(self.listeners[index], |live, turn| tell(live, turn));
+        }
+    }
+
+    /// Frees the slots of the dead: no event of this batch can mean their successors any more.
+    fn bury(&mut self) {
+        for slot in self.graveyard.drain(..) {
+            self.slab.remove(slot);
+        }
+    }
+}
+
+impl Drop for Reactor<'_> {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+/// The entry a token names, if it is still that one and alive.
+#[inline]
+fn entry_of<'s, 'a>(slab: &'s mut Slab<Entry<'a>>, token: Token) -> Option<&'s mut Entry<'a>> {
+    slab.get_mut(token.slot())
+        .filter(|entry| entry.token == token && !entry.dead)
+}

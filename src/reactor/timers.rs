@@ -1,0 +1,84 @@
+//! Deadlines in order. Owns no clock: `now` comes in. Nothing here happens per packet, since a
+//! deadline that has moved on is only found out, and set again, when it is due.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use crate::token::Token;
+
+/// When to look at which entry again. An entry has at most one deadline here.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    deadlines: BTreeSet<(Instant, Token)>,
+}
+
+impl Timers {
+    /// Replaces the deadline `armed` of `token` by another one, or by none.
+    pub(crate) fn set(
+        &mut self,
+        token: Token,
+        armed: &mut Option<Instant>,
+        deadline: Option<Instant>,
+    ) {
+        if *armed == deadline {
+            return;
+        }
+        if let Some(old) = armed.take() {
+            self.deadlines.remove(&(old, token));
+        }
+        if let Some(new) = deadline {
+            self.deadlines.insert((new, token));
+        }
+        *armed = deadline;
+    }
+
+    /// The earliest deadline.
+    #[inline]
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Takes one entry that is due; its deadline is gone from here.
+    #[inline]
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Token> {
+        if self.next()? > now {
+            return None;
+        }
+        self.deadlines.pop_first().map(|(_, token)| token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn entries_come_due_in_order_and_not_before() {
+        let (mut timers, start) = (Timers::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (mut late, mut soon) = (None, None);
+        timers.set(Token::new(1, 0), &mut late, Some(at(9)));
+        timers.set(Token::new(2, 0), &mut soon, Some(at(3)));
+        assert_eq!(timers.next(), Some(at(3)));
+        assert_eq!(timers.due(at(2)), None);
+        assert_eq!(timers.due(at(3)), Some(Token::new(2, 0)));
+        assert_eq!(timers.due(at(3)), None);
+    }
+
+    #[test]
+    fn a_closed_entry_leaves_nothing_behind() {
+        let (mut timers, start) = (Timers::default(), Instant::now());
+        let mut armed = None;
+        timers.set(Token::new(1, 0), &mut armed, Some(start));
+        timers.set(
+            Token::new(1, 0),
+            &mut armed,
+            Some(start + Duration::from_secs(1)),
+        );
+        timers.set(Token::new(1, 0), &mut armed, None);
+        assert_eq!(timers.next(), None);
+        assert!(timers.deadlines.is_empty());
+    }
+}

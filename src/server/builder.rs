@@ -1,0 +1,379 @@
+//! From an address to a service: what is said before a socket is bound, and the service that comes
+//! of it.
+
+use std::fmt;
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use super::Server;
+use super::hooks::{Hooks, NoHooks};
+use super::service::{Driven, Driver, HandlerMode, Local, Recipe, Shared, Start};
+use crate::address::{Address, Endpoint, Peer};
+use crate::conversation::{Framing, Handler, Raw};
+use crate::dispatch::Reactor;
+use crate::error::Error;
+use crate::reactor::Marks;
+use crate::transport::{self, BindOptions, Bound, Family, Target};
+
+/// Python's default, for those who ask for `service_actions`.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
+pub struct Service {
+    pub(super) driver: Box<dyn Driver>,
+    pub(super) hooks: Box<dyn Hooks + Send>,
+    pub(super) poll_interval: Duration,
+    pub(super) bound: Bound,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("address", &self.bound.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// Where it listens, with the port that the kernel chose.
+    pub fn address(&self) -> &Address {
+        &self.bound.address
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.bound.socket
+    }
+
+    /// Whether it can live in one server beside `other`.
+    pub(super) fn check_beside(&self, other: &Service) -> Result<(), Error> {
+        let (ours, theirs) = (self.driver.needs(), other.driver.needs());
+        let clash = (ours.one_thread && theirs.threads) || (ours.threads && theirs.one_thread);
+        if !clash {
+            return Ok(());
+        }
+        Err(Error::Mode(format!(
+            "{} forks and {} starts threads: a fork in a process with threads is unsound, so they \
+             cannot be in one server; run them as two processes",
+            if ours.one_thread {
+                self.address()
+            } else {
+                other.address()
+            },
+            if ours.one_thread {
+                other.address()
+            } else {
+                self.address()
+            },
+        )))
+    }
+}
+
+/// Says how a service is to be, and then makes it: from [`Server::tcp`] and its like.
+#[derive(Debug)]
+pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
+    family: Family,
+    target: Target,
+    bind: BindOptions,
+    framing: F,
+    mode: D,
+    hooks: K,
+    marks: Marks,
+    poll_interval: Duration,
+}
+
+impl Builder {
+    pub(super) fn tcp(address: impl ToSocketAddrs + fmt::Debug) -> Result<Self, Error> {
+        let shown = format!("{address:?}");
+        let target = Target::resolve(Family::Tcp, address, shown.trim_matches('"'))?;
+        Ok(Self::new(Family::Tcp, target))
+    }
+
+    pub(super) fn udp(address: impl ToSocketAddrs + fmt::Debug) -> Result<Self, Error> {
+        let shown = format!("{address:?}");
+        let target = Target::resolve(Family::Udp, address, shown.trim_matches('"'))?;
+        Ok(Self::new(Family::Udp, target))
+    }
+
+    pub(super) fn unix_stream(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let target = Target::path(Family::Unix, path.as_ref().to_owned())?;
+        Ok(Self::new(Family::Unix, target))
+    }
+
+    pub(super) fn unix_datagram(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let target = Target::path(Family::UnixDatagram, path.as_ref().to_owned())?;
+        Ok(Self::new(Family::UnixDatagram, target))
+    }
+
+    pub(super) fn listen(endpoint: &Endpoint) -> Result<Self, Error> {
+        let (family, target) = Target::endpoint(endpoint)?;
+        Ok(Self::new(family, target))
+    }
+
+    fn new(family: Family, target: Target) -> Self {
+        Builder {
+            family,
+            target,
+            bind: BindOptions::default(),
+            framing: Raw,
+            mode: Reactor,
+            hooks: NoHooks,
+            marks: Marks::default(),
+            poll_interval: POLL_INTERVAL,
+        }
+    }
+}
+
+impl<F, D, K> Builder<F, D, K> {
+    /// Says how messages are told apart on a stream; [`Raw`] by default. A datagram is its own
+    /// message, and a datagram service does not use it.
+    pub fn framing<G: Framing>(self, framing: G) -> Builder<G, D, K> {
+        let Builder {
+            family,
+            target,
+            bind,
+            mode,
+            hooks,
+            marks,
+            poll_interval,
+            ..
+        } = self;
+        Builder {
+            family,
+            target,
+            bind,
+            framing,
+            mode,
+            hooks,
+            marks,
+            poll_interval,
+        }
+    }
+
+    /// Says where requests are served; on the [`Reactor`] by default.
+    pub fn dispatch<E>(self, mode: E) -> Builder<F, E, K> {
+        let Builder {
+            family,
+            target,
+            bind,
+            framing,
+            hooks,
+            marks,
+            poll_interval,
+            ..
+        } = self;
+        Builder {
+            family,
+            target,
+            bind,
+            framing,
+            mode,
+            hooks,
+            marks,
+            poll_interval,
+        }
+    }
+
+    /// Sets the hooks; [`NoHooks`] by default.
+    pub fn hooks<L: Hooks>(self, hooks: L) -> Builder<F, D, L> {
+        let Builder {
+            family,
+            target,
+            bind,
+            framing,
+            mode,
+            marks,
+            poll_interval,
+            ..
+        } = self;
+        Builder {
+            family,
+            target,
+            bind,
+            framing,
+            mode,
+            hooks,
+            marks,
+            poll_interval,
+        }
+    }
+
+    /// Sets how many connections the kernel may keep waiting: Python's `request_queue_size`. By
+    /// default as many as the system allows (`net.core.somaxconn`).
+    pub fn request_queue_size(mut self, connections: u16) -> Self {
+        self.bind.backlog = connections.into();
+        self
+    }
+
+    /// Python's `allow_reuse_address`: binds although connections of an earlier run linger. On by
+    /// default for TCP, off for UDP, where it would let two servers share a port in silence.
+    pub fn reuse_address(mut self, reuse: bool) -> Self {
+        self.bind.reuse_address = Some(reuse);
+        self
+    }
+
+    /// Python's `allow_reuse_port`: lets several sockets that all ask for it share the port, and the
+    /// kernel spread requests over them. Off by default.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.bind.reuse_port = reuse;
+        self
+    }
+
+    /// Lets an IPv6 listener take IPv4 clients too; they are shown as IPv4. Off by default.
+    pub fn dual_stack(mut self, dual: bool) -> Self {
+        self.bind.dual_stack = dual;
+        self
+    }
+
+    /// Sends small messages at once (`TCP_NODELAY`), and not when a full segment has gathered. On by
+    /// default; Python's `disable_nagle_algorithm` is off.
+    pub fn nodelay(mut self, nodelay: bool) -> Self {
+        self.bind.nodelay = nodelay;
+        self
+    }
+
+    /// Sets the permissions of a Unix socket's file, as `0o660`, before anyone can connect.
+    pub fn unix_mode(mut self, mode: u32) -> Self {
+        self.bind.unix_mode = Some(mode);
+        self
+    }
+
+    /// Sets how much output, in bytes, may wait for a peer before its input is no longer read, and
+    /// how little must be left before it is read again. By default 64 KiB and 16 KiB.
+    ///
+    /// The most that a connection keeps is `high` and what the handler sends for one message; a
+    /// [`Sender`](crate::Sender) may have as much again on its way.
+    ///
+    /// # Panics
+    ///
+    /// If `high` is 0 or `low` is not below `high`.
+    pub fn output_marks(mut self, high: usize, low: usize) -> Self {
+        assert!(low < high, "the low mark is below the high one");
+        self.marks = Marks { high, low };
+        self
+    }
+
+    /// Sets how often [`Hooks::service_actions`] is called at least; every 0.5 s by default.
+    /// Without such a hook the loop does not poll.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// Makes the service, and binds it: a new handler for each request is made by `make`, on the
+    /// loop's thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bind`] when the address cannot be bound, [`Error::Mode`] when the mode cannot be
+    /// used as asked.
+    pub fn service<H>(self, make: impl FnMut(&Peer) -> H + Send + 'static) -> Result<Service, Error>
+    where
+        H: Handler + 'static,
+        F: Framing + Clone + Send + 'static,
+        D: HandlerMode<H>,
+        K: Hooks + Send + 'static,
+    {
+        self.finish(Shared(make))
+    }
+
+    /// As [`service`](Builder::service), for handlers that share state of one thread: `start` runs
+    /// on the loop's thread when a run begins, and what it returns makes the handlers of that run.
+    ///
+    /// ```
+    /// use std::{cell::Cell, rc::Rc};
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let service = Server::tcp("127.0.0.1:0")?.service_local(|| {
+    ///     let count = Rc::new(Cell::new(0));
+    ///     move |_peer: &_| {
+    ///         let count = count.clone();
+    ///         handler_fn(move |_message, cx| {
+    ///             count.set(count.get() + 1);
+    ///             cx.send(count.get().to_string().as_bytes())
+    ///         })
+    ///     }
+    /// })?;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`service`](Builder::service).
+    pub fn service_local<H, M>(
+        self,
+        start: impl FnMut() -> M + Send + 'static,
+    ) -> Result<Service, Error>
+    where
+        M: FnMut(&Peer) -> H + 'static,
+        H: Handler + 'static,
+        F: Framing + Clone + Send + 'static,
+        D: HandlerMode<H>,
+        K: Hooks + Send + 'static,
+    {
+        self.finish(Local(start))
+    }
+
+    /// A server of this one service: [`service`](Builder::service) and [`Server::add`] in one.
+    ///
+    /// # Errors
+    ///
+    /// As for both.
+    pub fn serve<H>(self, make: impl FnMut(&Peer) -> H + Send + 'static) -> Result<Server, Error>
+    where
+        H: Handler + 'static,
+        F: Framing + Clone + Send + 'static,
+        D: HandlerMode<H>,
+        K: Hooks + Send + 'static,
+    {
+        alone(self.service(make)?)
+    }
+
+    /// A server of this one service: [`service_local`](Builder::service_local) and [`Server::add`]
+    /// in one.
+    ///
+    /// # Errors
+    ///
+    /// As for both.
+    pub fn serve_local<H, M>(
+        self,
+        start: impl FnMut() -> M + Send + 'static,
+    ) -> Result<Server, Error>
+    where
+        M: FnMut(&Peer) -> H + 'static,
+        H: Handler + 'static,
+        F: Framing + Clone + Send + 'static,
+        D: HandlerMode<H>,
+        K: Hooks + Send + 'static,
+    {
+        alone(self.service_local(start)?)
+    }
+
+    fn finish<H>(self, start: impl Start<H> + 'static) -> Result<Service, Error>
+    where
+        H: Handler + 'static,
+        F: Framing + Clone + Send + 'static,
+        D: HandlerMode<H>,
+        K: Hooks + Send + 'static,
+    {
+        let Driven(driver) = self.mode.driver(Recipe {
+            start: Box::new(start),
+            framing: self.framing,
+            marks: self.marks,
+        });
+        Ok(Service {
+            driver,
+            hooks: Box::new(self.hooks),
+            poll_interval: self.poll_interval,
+            bound: transport::bind(self.family, &self.target, &self.bind)?,
+        })
+    }
+}
+
+fn alone(service: Service) -> Result<Server, Error> {
+    let mut server = Server::new()?;
+    server.add(service)?;
+    Ok(server)
+}

@@ -1,0 +1,98 @@
+//! What Python lets a subclass of a server override, and the guard around it: an error or a panic
+//! in a hook never ends the loop.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::address::Peer;
+use crate::conversation::panic_message;
+use crate::error::CloseReason;
+use crate::reactor::{Gate, Turn};
+
+/// Hooks of one listener: each method is Python's of the same name.
+///
+/// They run on the loop's thread, whatever the mode; a panic in one is caught, counted and logged.
+/// A hook that refuses or panics costs its own request and nothing else.
+pub trait Hooks {
+    /// Whether this peer's request is served; called before anything is read. A peer that is refused
+    /// is closed. By default all are served.
+    fn verify_request(&mut self, peer: &Peer) -> bool {
+        let _ = peer;
+        true
+    }
+
+    /// A handler failed or panicked (see [`CloseReason::is_fault`]); its connection is closed. By
+    /// default it is logged as an error.
+    fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
+        log::error!("{peer}: {reason}");
+    }
+
+    /// [`Server::handle_request`](crate::Server::handle_request) has waited for its timeout in vain.
+    fn handle_timeout(&mut self) {}
+
+    /// Called after each turn of the loop, and at least once per
+    /// [`poll_interval`](crate::Builder::poll_interval); only if [`wants_service_actions`] says so,
+    /// since an idle loop would otherwise not wake at all.
+    ///
+    /// [`wants_service_actions`]: Hooks::wants_service_actions
+    fn service_actions(&mut self) {}
+
+    /// Whether [`service_actions`](Hooks::service_actions) is to be called.
+    fn wants_service_actions(&self) -> bool {
+        false
+    }
+}
+
+/// The default hooks: everyone is served, faults are logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// Hooks behind a guard.
+pub(crate) struct Guarded<'a> {
+    hooks: &'a mut (dyn Hooks + Send),
+}
+
+impl<'a> Guarded<'a> {
+    pub(crate) fn new(hooks: &'a mut (dyn Hooks + Send)) -> Self {
+        Guarded { hooks }
+    }
+}
+
+/// Calls a hook; `None` if it panicked.
+pub(crate) fn guard<T>(name: &str, panics: &mut u64, call: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => Some(value),
+        Err(panic) => {
+            *panics += 1;
+            log::error!("{name} panicked: {}", panic_message(panic));
+            None
+        }
+    }
+}
+
+impl Gate for Guarded<'_> {
+    fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool {
+        // One that panics has not said yes.
+        guard("verify_request", &mut turn.tally.panics, || {
+            self.hooks.verify_request(peer)
+        })
+        .unwrap_or(false)
+    }
+
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
+        guard("handle_error", &mut turn.tally.panics, || {
+            self.hooks.handle_error(peer, reason)
+        });
+    }
+
+    fn is_attentive(&self) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.hooks.wants_service_actions())).unwrap_or(false)
+    }
+
+    fn turned(&mut self, turn: &mut Turn) {
+        guard("service_actions", &mut turn.tally.panics, || {
+            self.hooks.service_actions()
+        });
+    }
+}

@@ -1,0 +1,478 @@
+//! The server: any number of listeners, each with its own handler, framing and mode, in one loop.
+//! The only place that knows all axes.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+
+use crate::address::{Address, Endpoint};
+use crate::counters::Counters;
+use crate::error::Error;
+use crate::reactor::{EVENTS, Ground, Listener, Live, Reactor};
+use crate::sys::{self, SignalWatch};
+use crate::token::Token;
+
+mod builder;
+mod hooks;
+mod service;
+mod shutdown;
+
+pub use builder::{Builder, Service};
+pub use hooks::{Hooks, NoHooks};
+pub use service::HandlerMode;
+pub use shutdown::{ShutdownHandle, StopReport};
+
+use hooks::{Guarded, guard};
+use shutdown::Control;
+
+/// How long a stop waits for who is busy, unless [`Server::drain`] says otherwise.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Names one listener of a server: from [`Server::add`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId(usize);
+
+/// Accepts requests on any number of listeners and serves them in one loop, one thread: Python's
+/// server classes, all in one.
+///
+/// It is `Send`: bind here and serve there. What belongs to one run of the loop (live connections,
+/// their handlers) never leaves that run's thread, so under [`Reactor`](crate::Reactor) a handler
+/// need not be `Send`.
+///
+/// Dropping it closes its listeners and removes its own Unix socket files: Python's `server_close`,
+/// and the end of its `with`.
+pub struct Server {
+    // Dropped in this order: what listens goes before what it was registered with.
+    services: Vec<Service>,
+    poll: Poll,
+    events: Events,
+    control: Arc<Control>,
+    signals: Option<SignalWatch>,
+    generation: usize,
+    drain: Duration,
+    timeout: Option<Duration>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server without listeners.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Loop`] when the system has no poller or descriptor left for it.
+    pub fn new() -> Result<Self, Error> {
+        let poll = Poll::new().map_err(Error::Loop)?;
+        let control = Control::new().map_err(Error::Loop)?;
+        let wakeup = control.mailbox.wakeup().as_raw_fd();
+        poll.registry()
+            .register(
+                &mut SourceFd(&wakeup),
+                Token::WAKE.into(),
+                Interest::READABLE,
+            )
+            .map_err(Error::Loop)?;
+        Ok(Server {
+            services: Vec::new(),
+            poll,
+            events: Events::with_capacity(EVENTS),
+            control: Arc::new(control),
+            signals: None,
+            generation: 0,
+            drain: DRAIN,
+            timeout: None,
+        })
+    }
+
+    /// Begins a service over TCP. The first of the addresses that binds is used; port 0 picks a
+    /// free one. `[::]` takes IPv6 alone unless [`Builder::dual_stack`] says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnusableAddress`] or [`Error::Resolve`] when the text names no address.
+    pub fn tcp(address: impl std::net::ToSocketAddrs + fmt::Debug) -> Result<Builder, Error> {
+        Builder::tcp(address)
+    }
+
+    /// Begins a service over UDP; as [`tcp`](Server::tcp).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnusableAddress`] or [`Error::Resolve`] when the text names no address.
+    pub fn udp(address: impl std::net::ToSocketAddrs + fmt::Debug) -> Result<Builder, Error> {
+        Builder::udp(address)
+    }
+
+    /// Begins a service on a Unix stream socket at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnusableAddress`] when the path is longer than
+    /// [`MAX_UNIX_PATH`](crate::MAX_UNIX_PATH), empty, or holds a NUL.
+    pub fn unix_stream(path: impl AsRef<Path>) -> Result<Builder, Error> {
+        Builder::unix_stream(path)
+    }
+
+    /// Begins a service on a Unix datagram socket at `path`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`unix_stream`](Server::unix_stream).
+    pub fn unix_datagram(path: impl AsRef<Path>) -> Result<Builder, Error> {
+        Builder::unix_datagram(path)
+    }
+
+    /// Begins a service on whatever an [`Endpoint`] names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnusableAddress`] or [`Error::Resolve`] when it cannot be an address.
+    pub fn listen(endpoint: &Endpoint) -> Result<Builder, Error> {
+        Builder::listen(endpoint)
+    }
+
+    /// Adds a service: one more listener in the same loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mode`] where its mode cannot live beside another listener's, [`Error::Loop`] when it
+    /// cannot be watched.
+    pub fn add(&mut self, service: Service) -> Result<ListenerId, Error> {
+        for other in &self.services {
+            service.check_beside(other)?;
+        }
+        let descriptor = service.socket().as_raw_fd();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // A token of its own comes with each run; until then nobody asks for this one.
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&descriptor), Token::WAKE.into(), interest)
+            .map_err(Error::Loop)?;
+        self.services.push(service);
+        Ok(ListenerId(self.services.len() - 1))
+    }
+
+    /// Serves until it is asked to stop, then lets who is busy finish until the
+    /// [`drain`](Server::drain) deadline, and cuts off the rest. It may serve again afterwards.
+    ///
+    /// While nothing happens the loop does not wake.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Loop`] when the poller fails; nothing that a peer or a handler does is an error
+    /// here.
+    pub fn serve_forever(&mut self) -> Result<StopReport, Error> {
+        self.run(usize::MAX, None).map(|(report, _)| report)
+    }
+
+    /// Serves one request: returns when it is served (under `reactor`, `offload` and `inline`) or
+    /// handed over (under the other modes). `Ok(false)` after [`timeout`](Server::timeout) has
+    /// passed without one, and [`Hooks::handle_timeout`] has been called.
+    ///
+    /// # Errors
+    ///
+    /// As for [`serve_forever`](Server::serve_forever).
+    pub fn handle_request(&mut self) -> Result<bool, Error> {
+        let deadline = self
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let (_, served) = self.run(1, deadline)?;
+        if !served && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            let mut panics = 0;
+            for service in &mut self.services {
+                guard("handle_timeout", &mut panics, || {
+                    service.hooks.handle_timeout()
+                });
+            }
+        }
+        Ok(served)
+    }
+
+    fn run(
+        &mut self,
+        requests: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(StopReport, bool), Error> {
+        let _running = self.control.begin();
+        let interval = self
+            .services
+            .iter()
+            .filter(|service| service.hooks.wants_service_actions())
+            .map(|service| service.poll_interval)
+            .min();
+        let drain = self.drain;
+        let control = self.control.clone();
+        let signals = &mut self.signals;
+        let mut reactor = Reactor::new(Ground {
+            poll: &mut self.poll,
+            events: &mut self.events,
+            mailbox: control.mailbox.clone(),
+            published: &control.published,
+            generation: &mut self.generation,
+        });
+        reactor.turn().allowance = requests;
+        for service in &mut self.services {
+            let descriptor = service.socket().as_raw_fd();
+            reactor
+                .add_listener(descriptor, |token| service.begin(token, &control))
+                .map_err(Error::Loop)?;
+        }
+        loop {
+            if std::mem::take(&mut reactor.turn().shutdown) {
+                control.request_stop();
+            }
+            let signalled = signals.as_mut().is_some_and(SignalWatch::take);
+            if signalled || control.stop_requested() {
+                break;
+            }
+            let served = requests != usize::MAX && reactor.turn().allowance == 0;
+            if served && reactor.connections() == 0 {
+                return Ok((StopReport::default(), true));
+            }
+            let left = deadline
+                .filter(|_| !served)
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok((StopReport::default(), false));
+            }
+            let patience = left.into_iter().chain(interval).min();
+            reactor
+                .run_turn(patience, signals.as_ref())
+                .map_err(Error::Loop)?;
+        }
+        let report = stop(&mut reactor, drain)?;
+        Ok((report, false))
+    }
+
+    /// Sets how long a stop waits for who is busy; 5 seconds by default.
+    pub fn drain(&mut self, deadline: Duration) -> &mut Self {
+        self.drain = deadline;
+        self
+    }
+
+    /// Sets how long [`handle_request`](Server::handle_request) waits for a request; for ever by
+    /// default. Python's `timeout` of a server.
+    pub fn timeout(&mut self, timeout: impl Into<Option<Duration>>) -> &mut Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// A handle that stops this server from anywhere, and reads its counters.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        ShutdownHandle::new(self.control.clone())
+    }
+
+    /// Makes SIGINT and SIGTERM stop this server, gracefully; a second one ends the process at once.
+    /// Every server of the process that asked for it stops.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Loop`] when the handlers cannot be installed.
+    pub fn stop_on_signals(&mut self) -> Result<(), Error> {
+        let watch = sys::watch_stop_signals().map_err(Error::Loop)?;
+        if self.signals.is_none() {
+            let descriptor = watch.as_raw_fd();
+            self.poll
+                .registry()
+                .register(
+                    &mut SourceFd(&descriptor),
+                    Token::SIGNAL.into(),
+                    Interest::READABLE,
+                )
+                .map_err(Error::Loop)?;
+        }
+        self.signals = Some(watch);
+        Ok(())
+    }
+
+    /// Where it listens, in the order the services were added: Python's `server_address`, with the
+    /// ports that the kernel chose.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.services
+            .iter()
+            .map(|service| service.address().clone())
+            .collect()
+    }
+
+    /// Where this listener listens.
+    pub fn address(&self, id: ListenerId) -> Option<&Address> {
+        self.services.get(id.0).map(Service::address)
+    }
+
+    /// The descriptor of one listener.
+    pub fn listener(&self, id: ListenerId) -> Option<BorrowedFd<'_>> {
+        self.services
+            .get(id.0)
+            .map(|service| service.socket().as_fd())
+    }
+
+    /// Where the only listener of a server listens; the first one's, if there are several.
+    ///
+    /// # Panics
+    ///
+    /// If the server has no listener.
+    pub fn local_addr(&self) -> &Address {
+        self.services
+            .first()
+            .map(Service::address)
+            .expect("a server with a listener")
+    }
+
+    /// What it has counted since it was made.
+    pub fn counters(&self) -> Counters {
+        self.control.published.snapshot()
+    }
+
+    /// Serves on a thread of its own until it is stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Loop`] when the system has no thread left for it.
+    pub fn spawn(self) -> Result<Running, Error> {
+        let (addresses, handle) = (self.addresses(), self.shutdown_handle());
+        let mut server = self;
+        let thread = thread::Builder::new()
+            .name("socketserver".to_owned())
+            .spawn(move || {
+                let report = server.serve_forever();
+                (server, report)
+            })
+            .map_err(Error::Loop)?;
+        Ok(Running {
+            addresses,
+            handle,
+            thread: Some(thread),
+        })
+    }
+}
+
+/// The server's own descriptor: the poller's. It is readable when
+/// [`handle_request`](Server::handle_request) would find something to do.
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::borrow(&self.poll)
+    }
+}
+
+impl AsRawFd for Server {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+}
+
+/// Lets who is busy finish, until the deadline.
+fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error> {
+    let deadline = Instant::now() + drain;
+    let before = reactor.connections() + reactor.elsewhere();
+    reactor.stop();
+    let busy = reactor.connections() + reactor.elsewhere();
+    while reactor.connections() + reactor.elsewhere() > 0 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        reactor.turn().shutdown = false;
+        reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
+    }
+    let cut = reactor.cut();
+    Ok(StopReport {
+        idle: before - busy,
+        finished: busy - cut,
+        cut,
+    })
+}
+
+/// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits
+/// for it.
+#[derive(Debug)]
+pub struct Running {
+    addresses: Vec<Address>,
+    handle: ShutdownHandle,
+    thread: Option<thread::JoinHandle<(Server, Result<StopReport, Error>)>>,
+}
+
+impl Running {
+    /// Where it listens, in the order the services were added.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// Where the only listener listens; the first one's, if there are several.
+    ///
+    /// # Panics
+    ///
+    /// If the server has no listener.
+    pub fn local_addr(&self) -> &Address {
+        self.addresses.first().expect("a server with a listener")
+    }
+
+    /// A handle to stop it by, and to read its counters.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.handle.clone()
+    }
+
+    /// Stops it, waits for it, and gives it back with the report of its stop.
+    ///
+    /// # Errors
+    ///
+    /// What [`Server::serve_forever`] returned.
+    pub fn stop(mut self) -> Result<(Server, StopReport), Error> {
+        self.handle.shutdown();
+        self.join_thread()
+    }
+
+    /// Waits until it has been stopped by other means.
+    ///
+    /// # Errors
+    ///
+    /// What [`Server::serve_forever`] returned.
+    pub fn join(mut self) -> Result<(Server, StopReport), Error> {
+        self.join_thread()
+    }
+
+    fn join_thread(&mut self) -> Result<(Server, StopReport), Error> {
+        let thread = self.thread.take().expect("joined once");
+        let (server, report) = thread
+            .join()
+            .map_err(|_| Error::Loop(io::Error::other("the server's thread panicked")))?;
+        Ok((server, report?))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.handle.shutdown();
+            if let Err(error) = self.join_thread() {
+                log::error!("{error}");
+            }
+        }
+    }
+}
+
+/// A service in the slab of one run.
+impl Service {
+    fn begin<'a>(&'a mut self, token: Token, control: &Arc<Control>) -> Box<dyn Live + 'a> {
+        let acceptor = self.driver.begin(token, control);
+        let gate = Box::new(Guarded::new(&mut *self.hooks));
+        Box::new(Listener::new(
+            &self.bound.socket,
+            &self.bound.address,
+            acceptor,
+            gate,
+        ))
+    }
+}

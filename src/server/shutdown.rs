@@ -1,0 +1,146 @@
+//! Stopping a server from anywhere: posted here, done by the loop.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::counters::{Counters, Published};
+use crate::mailbox::{Mail, Mailbox, lock};
+
+/// How a stop went: what became of those who were connected when it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Idle when the stop began, and closed at once.
+    pub idle: usize,
+    /// Busy when the stop began, and finished before the deadline.
+    pub finished: usize,
+    /// Cut off by the deadline.
+    pub cut: usize,
+}
+
+/// What the server, its handles and its threads share.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) published: Published,
+    stop: AtomicBool,
+    run: Mutex<Run>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Run {
+    running: bool,
+    /// A loop has run before: a stop asked for between two runs is a stop of nothing.
+    has_run: bool,
+}
+
+impl Control {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Control {
+            mailbox: Arc::new(Mailbox::new()?),
+            published: Published::default(),
+            stop: AtomicBool::new(false),
+            run: Mutex::default(),
+            ended: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn request_stop(&self) {
+        let run = lock(&self.run);
+        if run.running || !run.has_run {
+            self.stop.store(true, SeqCst);
+            drop(run);
+            self.mailbox.post(Mail::Nudge);
+        }
+    }
+
+    pub(crate) fn stop_requested(&self) -> bool {
+        self.stop.load(SeqCst)
+    }
+
+    /// A loop begins; when the guard is dropped it has ended, and its stop with it.
+    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+        lock(&self.run).running = true;
+        Running(self.clone())
+    }
+}
+
+/// A loop is running.
+pub(crate) struct Running(Arc<Control>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut run = lock(&self.0.run);
+        *run = Run {
+            running: false,
+            has_run: true,
+        };
+        self.0.stop.store(false, SeqCst);
+        self.0.ended.notify_all();
+    }
+}
+
+/// Stops a server from another thread, a handler, a hook: from
+/// [`Server::shutdown_handle`](crate::Server::shutdown_handle).
+#[derive(Debug, Clone)]
+pub struct ShutdownHandle {
+    control: Arc<Control>,
+}
+
+impl ShutdownHandle {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        ShutdownHandle { control }
+    }
+
+    /// Asks the server to stop and returns at once; safe from anywhere, any number of times.
+    ///
+    /// A server that has not begun to serve stops as soon as it does. Between two runs there is
+    /// nothing to stop, and the call does nothing: a second call for one run never ends the next.
+    pub fn shutdown(&self) {
+        self.control.request_stop();
+    }
+
+    /// Whether the server's loop is running.
+    pub fn is_running(&self) -> bool {
+        lock(&self.control.run).running
+    }
+
+    /// Waits until no loop is running; at once if none is. Python's `shutdown` is
+    /// [`shutdown`](ShutdownHandle::shutdown) and then this.
+    ///
+    /// Not from a handler or a hook of the same server: the loop cannot end while it waits for
+    /// itself. There, [`wait_timeout`](ShutdownHandle::wait_timeout) at least comes back.
+    pub fn wait(&self) {
+        let mut run = lock(&self.control.run);
+        while run.running {
+            run = self
+                .control
+                .ended
+                .wait(run)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// As [`wait`](ShutdownHandle::wait), but no longer than `timeout`; whether no loop is running.
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut run = lock(&self.control.run);
+        while run.running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.control.ended.wait_timeout(run, left);
+            run = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// What the server has counted so far.
+    pub fn counters(&self) -> Counters {
+        self.control.published.snapshot()
+    }
+}

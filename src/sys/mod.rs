@@ -1,0 +1,34 @@
+//! The operating system, without policy: the crate's only `unsafe`.
+//!
+//! What is Linux's alone sits here behind a face that the BSDs and macOS can have too; elsewhere in
+//! the crate there is no `cfg` on a system.
+
+#![allow(unsafe_code)]
+
+mod limits;
+mod signals;
+mod socket;
+mod wakeup;
+
+pub(crate) use limits::raise_descriptor_limit;
+pub(crate) use signals::{SignalWatch, watch_stop_signals};
+pub(crate) use socket::{accept, poll_readable, poll_writable, send, send_vectored};
+pub(crate) use wakeup::Wakeup;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Turns a system call's -1 into its errno.
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// The descriptor of something that lends it only as a number.
+pub(crate) fn borrow(owner: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as its owner, which is borrowed as long.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}

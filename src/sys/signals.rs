@@ -1,0 +1,113 @@
+//! SIGINT and SIGTERM as something a loop can wait for, see
+//! [signal-safety(7)](https://man7.org/linux/man-pages/man7/signal-safety.7.html).
+//!
+//! **Invariant:** the handler stores a number and writes to a descriptor that is never closed. It
+//! takes no lock and allocates nothing, and no thread exists for its sake.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
+
+use super::checked;
+use super::wakeup::{Wakeup, wake_raw};
+
+/// How many stop signals have come since the process began to watch for them.
+static RECEIVED: AtomicUsize = AtomicUsize::new(0);
+
+/// What the handler writes to; -1 until there is something.
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+/// What every loop waits for. It lives as long as the process, so the handler can never write to a
+/// descriptor that has become someone else's.
+static WAKEUP: OnceLock<Wakeup> = OnceLock::new();
+
+const STOP_SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+
+/// One watcher's view: which signals it has not acted on yet.
+#[derive(Debug, Clone)]
+pub(crate) struct SignalWatch {
+    seen: usize,
+}
+
+impl SignalWatch {
+    /// Whether a stop signal has come since the last call that said so.
+    pub(crate) fn take(&mut self) -> bool {
+        let received = RECEIVED.load(SeqCst);
+        std::mem::replace(&mut self.seen, received) != received
+    }
+
+    /// Whether a stop signal has come that [`take`](SignalWatch::take) has not told of.
+    pub(crate) fn is_due(&self) -> bool {
+        RECEIVED.load(SeqCst) != self.seen
+    }
+
+    /// Readable from the first stop signal on, for good.
+    pub(crate) fn wakeup(&self) -> &'static Wakeup {
+        WAKEUP.get().expect("a watch is made after its descriptor")
+    }
+}
+
+/// From now on SIGINT and SIGTERM are counted and wake whoever waits; the second one ends the
+/// process, as if it had never been watched for.
+pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
+    if WAKEUP.get().is_none() {
+        // Two threads here at once make two, of which one is dropped unused.
+        let _ = WAKEUP.set(Wakeup::new()?);
+    }
+    let wakeup = WAKEUP.get().expect("just set");
+    WAKE.store(wakeup.raw_write_end(), SeqCst);
+    for signal in STOP_SIGNALS {
+        set_action(
+            signal,
+            on_stop_signal as extern "C" fn(libc::c_int) as libc::sighandler_t,
+        )?;
+    }
+    Ok(SignalWatch {
+        seen: RECEIVED.load(SeqCst),
+    })
+}
+
+extern "C" fn on_stop_signal(signal: libc::c_int) {
+    if RECEIVED.fetch_add(1, SeqCst) > 0 {
+        // The default action, which ends the process, is taken when this handler returns: until
+        // then the signal is blocked. Failure is impossible for a signal that was handled.
+        let _ = set_action(signal, libc::SIG_DFL);
+        // SAFETY: raise takes a number; it is async-signal-safe.
+        unsafe { libc::raise(signal) };
+    }
+    let fd: RawFd = WAKE.load(SeqCst);
+    // SAFETY: errno is this thread's own; the interrupted code may be about to read it.
+    let errno = unsafe { *errno_location() };
+    wake_raw(fd);
+    // SAFETY: as above.
+    unsafe { *errno_location() = errno };
+}
+
+fn set_action(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: a sigaction of zeros is a valid one; all its fields are integers or pointers that
+    // may be null.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: sigemptyset writes the set that it is given; sigaction reads the action. Both are
+    // async-signal-safe.
+    unsafe {
+        libc::sigemptyset(&mut action.sa_mask);
+        checked(libc::sigaction(signal, &action, std::ptr::null_mut()))?;
+    }
+    Ok(())
+}
+
+#[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
+use libc::__errno as errno_location;
+#[cfg(any(target_os = "linux", target_os = "dragonfly"))]
+use libc::__errno_location as errno_location;
+#[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd"))]
+use libc::__error as errno_location;
+
+impl AsRawFd for SignalWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.wakeup().as_raw_fd()
+    }
+}

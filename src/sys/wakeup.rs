@@ -1,0 +1,99 @@
+//! Something to wait for that another thread, or a signal handler, can set: an
+//! [eventfd(2)](https://man7.org/linux/man-pages/man2/eventfd.2.html) on Linux, a pipe elsewhere.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::checked;
+
+/// A descriptor that is readable from [`wake`](Wakeup::wake) until [`clear`](Wakeup::clear).
+///
+/// Watched edge-triggered, it reports every wake and need not be cleared.
+#[derive(Debug)]
+pub(crate) struct Wakeup {
+    read: OwnedFd,
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    write: OwnedFd,
+}
+
+impl Wakeup {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: eventfd takes two numbers and touches no memory of ours.
+        let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: the descriptor is new and nobody else's.
+        Ok(Wakeup {
+            read: unsafe { OwnedFd::from_raw_fd(fd) },
+        })
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut fds = [0; 2];
+        // SAFETY: pipe writes two descriptors into an array of two.
+        checked(unsafe { libc::pipe(fds.as_mut_ptr()) })?;
+        // SAFETY: both descriptors are new and nobody else's.
+        let [read, write] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        for fd in [&read, &write] {
+            // SAFETY: fcntl sets flags on a descriptor that we own.
+            checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+            // SAFETY: as above.
+            checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+        }
+        Ok(Wakeup { read, write })
+    }
+
+    fn write_end(&self) -> RawFd {
+        #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+        return self.read.as_raw_fd();
+        #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+        return self.write.as_raw_fd();
+    }
+
+    /// Makes it readable. Never waits.
+    pub(crate) fn wake(&self) {
+        wake_raw(self.write_end());
+    }
+
+    /// Makes it unreadable until the next wake. Never waits.
+    pub(crate) fn clear(&self) {
+        let mut count = [0u8; 64];
+        // SAFETY: read writes at most the 64 bytes that the array has.
+        unsafe {
+            libc::read(
+                self.read.as_raw_fd(),
+                count.as_mut_ptr().cast(),
+                count.len(),
+            )
+        };
+    }
+
+    /// The descriptor that [`wake_raw`] takes.
+    pub(super) fn raw_write_end(&self) -> RawFd {
+        self.write_end()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_set(&self) -> io::Result<bool> {
+        super::poll_readable([self.as_fd()], Some(std::time::Duration::ZERO)).map(|ready| ready[0])
+    }
+}
+
+impl AsFd for Wakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+}
+
+impl AsRawFd for Wakeup {
+    fn as_raw_fd(&self) -> RawFd {
+        self.read.as_raw_fd()
+    }
+}
+
+/// Wakes by the descriptor alone; safe in a signal handler. One that is full is awake already.
+pub(super) fn wake_raw(fd: RawFd) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: write reads the 8 bytes of `one`; it is async-signal-safe.
+    unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+}
