@@ -1,19 +1,22 @@
-//! Echo.
-use socketserver::*;
-fn main() -> Result<(), Error> {
-    env_logger::init();
-    let url: Endpoint = std::env::args().nth(1).unwrap().parse()?;
-    let off = std::env::args().nth(2).is_some();
-    let b = Server::listen(&url)?;
-    let mut s = if off {
-        b.dispatch(Offload::new(4))
-            .serve(|_p| handler_fn(|m, cx| cx.send(m)))?
-    } else {
-        b.serve(|_p| handler_fn(|m, cx| cx.send(m)))?
-    };
-    s.stop_on_signals()?;
-    println!("listening on {}", s.local_addr());
-    let r = s.serve_forever()?;
-    eprintln!("{r:?} {:?}", s.counters());
-    Ok(())
+//! Every byte back as it came, every datagram back whole: over any transport, in any mode.
+//!
+//! Try `nc 127.0.0.1 9999` against it.
+
+mod common;
+
+use common::{About, Options};
+use socketserver::{Context, Handler, HandlerResult, Server};
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(message)
+    }
+}
+
+fn main() {
+    let about = About::new("echo", "Sends every byte back as it came.", "tcp://127.0.0.1:9999");
+    let options = Options::parse(&about);
+    options.run(|endpoint| Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| Echo));
 }

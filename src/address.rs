@@ -134,20 +134,14 @@ impl FromStr for Endpoint {
 
 fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
-    let port = port
-        .parse()
-        .map_err(|_| "the port is no number from 0 to 65535")?;
+    let port = port.parse().map_err(|_| "the port is no number from 0 to 65535")?;
     let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
         Some(Some(inner)) => inner,
         Some(None) => return Err("a bracket is not closed"),
         None if host.contains(':') => return Err("an IPv6 address stands in brackets"),
         None => host,
     };
-    if host.is_empty() {
-        Err("the host is missing")
-    } else {
-        Ok((host.to_owned(), port))
-    }
+    if host.is_empty() { Err("the host is missing") } else { Ok((host.to_owned(), port)) }
 }
 
 fn path(text: &str) -> Result<PathBuf, &'static str> {
@@ -246,12 +240,8 @@ mod tests {
 
     #[test]
     fn urls_survive_a_round_trip() {
-        for url in [
-            "tcp://127.0.0.1:9999",
-            "udp://[::1]:0",
-            "unix://a/b.sock",
-            "unixgram:///tmp/x",
-        ] {
+        for url in ["tcp://127.0.0.1:9999", "udp://[::1]:0", "unix://a/b.sock", "unixgram:///tmp/x"]
+        {
             assert_eq!(url.parse::<Endpoint>().unwrap().to_string(), url);
         }
     }

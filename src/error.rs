@@ -44,10 +44,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn unusable_address(address: impl fmt::Display, reason: impl fmt::Display) -> Self {
-        Error::UnusableAddress {
-            address: address.to_string(),
-            reason: reason.to_string(),
-        }
+        Error::UnusableAddress { address: address.to_string(), reason: reason.to_string() }
     }
 
     /// Whether the caller's arguments are at fault, rather than the state of the system: a program
@@ -162,10 +159,7 @@ impl fmt::Display for FramingError {
         match self {
             FramingError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
             FramingError::UnexpectedEof { buffered } => {
-                write!(
-                    f,
-                    "the input ended inside a frame, after {buffered} bytes of it"
-                )
+                write!(f, "the input ended inside a frame, after {buffered} bytes of it")
             }
             FramingError::Unencodable(reason) => f.write_str(reason),
             FramingError::Other(error) => error.fmt(f),
@@ -194,6 +188,8 @@ pub enum Unsupported {
     InlineSender,
     /// A forked child cannot be reached from the parent's threads.
     ForkingSender,
+    /// The process has no descriptor left to wake the connection's thread by.
+    NoDescriptor,
 }
 
 impl fmt::Display for Unsupported {
@@ -202,6 +198,7 @@ impl fmt::Display for Unsupported {
             Unsupported::DatagramTimeout => "a datagram has no timeout: it is answered at once",
             Unsupported::DatagramSender => "a datagram has no sender: it is answered at once",
             Unsupported::InlineSender => "no sender under inline: nothing else runs meanwhile",
+            Unsupported::NoDescriptor => "no sender: the process has no descriptor left for it",
             Unsupported::ForkingSender => "no sender under forking: the peer is in another process",
         })
     }

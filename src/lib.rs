@@ -23,7 +23,7 @@ pub use conversation::{
     Output, Overlong, Raw, Step, Width, handler_fn,
 };
 pub use counters::Counters;
-pub use dispatch::{Offload, Reactor};
+pub use dispatch::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};
 pub use error::{
     CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, Unsupported,
 };
@@ -32,3 +32,4 @@ pub use server::{
     Builder, HandlerMode, Hooks, ListenerId, NoHooks, Running, Server, Service, ShutdownHandle,
     StopReport,
 };
+pub use sys::raise_descriptor_limit;

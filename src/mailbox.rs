@@ -46,6 +46,8 @@ pub(crate) enum Mail {
     Returned(Token, Box<dyn Work>),
     /// A thread or a worker that a listener waited for is free.
     Freed,
+    /// A handler elsewhere asks the server to stop.
+    Shutdown,
     /// There is something to look at outside the mailbox.
     Nudge,
     /// A request that came by this listener has ended elsewhere.
@@ -75,6 +77,7 @@ impl fmt::Debug for Mail {
             Mail::Outlet(_) => "Outlet",
             Mail::Returned(..) => "Returned",
             Mail::Freed => "Freed",
+            Mail::Shutdown => "Shutdown",
             Mail::Nudge => "Nudge",
             Mail::Ended(_) => "Ended",
         })
@@ -112,6 +115,11 @@ impl Mailbox {
         self.waiting.load(SeqCst) == 0
     }
 
+    /// Says that the loop's thread is about to wait elsewhere, mail or no mail.
+    pub(crate) fn doze(&self) {
+        self.asleep.store(true, SeqCst);
+    }
+
     /// Says that the loop is awake; true when another thread woke it.
     #[inline]
     pub(crate) fn wake_up(&self) -> bool {
@@ -127,11 +135,6 @@ impl Mailbox {
         let count = mail.len().min(budget);
         into.extend(mail.drain(..count));
         self.waiting.fetch_sub(count, SeqCst);
-    }
-
-    /// Whether mail waits.
-    pub(crate) fn has_mail(&self) -> bool {
-        self.waiting.load(SeqCst) != 0
     }
 
     /// What wakes the loop, to be waited for.
@@ -174,11 +177,7 @@ struct Inside {
 
 impl Outlet {
     pub(crate) fn new(keeper: Keeper, limit: usize) -> Self {
-        Outlet {
-            inside: Mutex::default(),
-            keeper,
-            limit,
-        }
+        Outlet { inside: Mutex::default(), keeper, limit }
     }
 
     /// Takes the oldest parcel.
@@ -197,10 +196,7 @@ impl Outlet {
 
     /// From now on every send is told that the connection is closed.
     pub(crate) fn close(&self) {
-        *lock(&self.inside) = Inside {
-            closed: true,
-            ..Inside::default()
-        };
+        *lock(&self.inside) = Inside { closed: true, ..Inside::default() };
     }
 
     fn push(&self, parcel: Parcel) -> Result<(), SendError> {
@@ -287,10 +283,7 @@ impl Sender {
 /// Those that are closed or full are passed over: who must know sends to each by itself.
 pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u8]) -> usize {
     let message: Arc<[u8]> = message.into();
-    senders
-        .into_iter()
-        .filter(|sender| sender.send_shared(&message).is_ok())
-        .count()
+    senders.into_iter().filter(|sender| sender.send_shared(&message).is_ok()).count()
 }
 
 #[cfg(test)]
@@ -352,9 +345,7 @@ mod tests {
         let (_one, first) = outlet(100);
         let (_two, second) = outlet(100);
         assert_eq!(broadcast([&first, &second], b"hello"), 2);
-        let Some(Parcel::Message(message)) = first.outlet.take() else {
-            panic!("a message")
-        };
+        let Some(Parcel::Message(message)) = first.outlet.take() else { panic!("a message") };
         assert_eq!(Arc::strong_count(&message), 2);
     }
 }

@@ -31,9 +31,7 @@ pub struct Context<'a> {
 
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
-            .field("peer", &self.state.peer)
-            .finish_non_exhaustive()
+        f.debug_struct("Context").field("peer", &self.state.peer).finish_non_exhaustive()
     }
 }
 

@@ -79,9 +79,7 @@ pub trait Framing {
     ///
     /// By default [`FramingError::UnexpectedEof`]: the peer ended inside a frame.
     fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
-        Err(FramingError::UnexpectedEof {
-            buffered: input.len(),
-        })
+        Err(FramingError::UnexpectedEof { buffered: input.len() })
     }
 
     /// Puts `message` and what frames it on the output.
@@ -116,10 +114,7 @@ pub struct Raw;
 impl Framing for Raw {
     #[inline]
     fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
-        Ok(Step::Frame {
-            body: 0..input.len(),
-            consumed: input.len(),
-        })
+        Ok(Step::Frame { body: 0..input.len(), consumed: input.len() })
     }
 
     #[inline]
@@ -176,10 +171,7 @@ impl Lines {
 
 impl Default for Lines {
     fn default() -> Self {
-        Lines {
-            scan: Scan::new(Self::DEFAULT_MAX_LEN),
-            unterminated: false,
-        }
+        Lines { scan: Scan::new(Self::DEFAULT_MAX_LEN), unterminated: false }
     }
 }
 
@@ -209,18 +201,13 @@ impl Framing for Lines {
 
     fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
         if !self.unterminated || self.scan.discarding {
-            return Err(FramingError::UnexpectedEof {
-                buffered: input.len(),
-            });
+            return Err(FramingError::UnexpectedEof { buffered: input.len() });
         }
         let body = without_cr(input, 0..input.len());
         if body.len() > self.scan.max_len {
             return self.scan.too_long(input.len());
         }
-        Ok(Step::Frame {
-            body,
-            consumed: input.len(),
-        })
+        Ok(Step::Frame { body, consumed: input.len() })
     }
 
     #[inline]
@@ -253,10 +240,7 @@ impl Delimited {
     pub fn new(delimiter: impl Into<Vec<u8>>) -> Self {
         let delimiter = delimiter.into().into_boxed_slice();
         assert!(!delimiter.is_empty(), "a delimiter has at least one byte");
-        Delimited {
-            scan: Scan::new(Self::DEFAULT_MAX_LEN),
-            delimiter,
-        }
+        Delimited { scan: Scan::new(Self::DEFAULT_MAX_LEN), delimiter }
     }
 
     /// Sets the longest message, in bytes, without its delimiter.
@@ -280,9 +264,7 @@ impl Framing for Delimited {
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         if find(message, &self.delimiter).is_some() {
-            return Err(FramingError::Unencodable(
-                "the message holds its own delimiter",
-            ));
+            return Err(FramingError::Unencodable("the message holds its own delimiter"));
         }
         output.put(message);
         output.put(&self.delimiter);
@@ -303,12 +285,7 @@ struct Scan {
 
 impl Scan {
     fn new(max_len: usize) -> Self {
-        Scan {
-            max_len,
-            overlong: Overlong::Close,
-            scanned: 0,
-            discarding: false,
-        }
+        Scan { max_len, overlong: Overlong::Close, scanned: 0, discarding: false }
     }
 
     /// Finds `delimiter`; a frame may be `slack` bytes over the maximum (the caller cuts them).
@@ -326,10 +303,7 @@ impl Scan {
                 } else if end > self.max_len.saturating_add(slack) {
                     self.too_long(consumed)
                 } else {
-                    Ok(Step::Frame {
-                        body: 0..end,
-                        consumed,
-                    })
+                    Ok(Step::Frame { body: 0..end, consumed })
                 }
             }
             None => {
@@ -338,9 +312,7 @@ impl Scan {
                 let kept = input.len().min(delimiter.len() - 1);
                 let frame = input.len() - kept;
                 if frame > self.max_len.saturating_add(slack) && self.overlong == Overlong::Close {
-                    return Err(FramingError::TooLong {
-                        limit: self.max_len,
-                    });
+                    return Err(FramingError::TooLong { limit: self.max_len });
                 }
                 if frame > self.max_len.saturating_add(slack) || (self.discarding && frame > 0) {
                     self.discarding = true;
@@ -356,9 +328,7 @@ impl Scan {
     #[cold]
     fn too_long(&mut self, consumed: usize) -> Result<Step, FramingError> {
         match self.overlong {
-            Overlong::Close => Err(FramingError::TooLong {
-                limit: self.max_len,
-            }),
+            Overlong::Close => Err(FramingError::TooLong { limit: self.max_len }),
             Overlong::Discard => Ok(Step::Skip(consumed)),
         }
     }
@@ -385,17 +355,12 @@ fn position(haystack: &[u8], byte: u8) -> Option<usize> {
     const STRIDE: usize = 16;
     let (chunks, rest) = haystack.as_chunks::<STRIDE>();
     for (number, chunk) in chunks.iter().enumerate() {
-        if chunk
-            .iter()
-            .fold(false, |found, &each| found | (each == byte))
-        {
+        if chunk.iter().fold(false, |found, &each| found | (each == byte)) {
             let within = chunk.iter().position(|&each| each == byte);
             return within.map(|within| number * STRIDE + within);
         }
     }
-    rest.iter()
-        .position(|&each| each == byte)
-        .map(|at| haystack.len() - rest.len() + at)
+    rest.iter().position(|&each| each == byte).map(|at| haystack.len() - rest.len() + at)
 }
 
 /// The byte order of a length.
@@ -440,11 +405,7 @@ impl LengthPrefixed {
 
     /// A length of this width and byte order.
     pub fn new(width: Width, endian: Endian) -> Self {
-        LengthPrefixed {
-            width,
-            endian,
-            max_len: Self::DEFAULT_MAX_LEN,
-        }
+        LengthPrefixed { width, endian, max_len: Self::DEFAULT_MAX_LEN }
     }
 
     /// Sets the longest message, in bytes, without its length.
@@ -478,29 +439,18 @@ impl Framing for LengthPrefixed {
         let length = usize::try_from(self.length(prefix))
             .ok()
             .filter(|&length| length <= self.max_len)
-            .ok_or(FramingError::TooLong {
-                limit: self.max_len,
-            })?;
+            .ok_or(FramingError::TooLong { limit: self.max_len })?;
         let body = width..width.saturating_add(length);
         if input.len() < body.end {
             return Ok(Step::More);
         }
-        Ok(Step::Frame {
-            consumed: body.end,
-            body,
-        })
+        Ok(Step::Frame { consumed: body.end, body })
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         let width = self.width as usize;
-        let most = if width == 8 {
-            u64::MAX
-        } else {
-            (1 << (8 * width)) - 1
-        };
-        let limit = usize::try_from(most)
-            .unwrap_or(usize::MAX)
-            .min(self.max_len);
+        let most = if width == 8 { u64::MAX } else { (1 << (8 * width)) - 1 };
+        let limit = usize::try_from(most).unwrap_or(usize::MAX).min(self.max_len);
         if message.len() > limit {
             return Err(FramingError::TooLong { limit });
         }
@@ -538,17 +488,12 @@ impl Framing for FixedSize {
         if input.len() < self.size {
             return Ok(Step::More);
         }
-        Ok(Step::Frame {
-            body: 0..self.size,
-            consumed: self.size,
-        })
+        Ok(Step::Frame { body: 0..self.size, consumed: self.size })
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         if message.len() != self.size {
-            return Err(FramingError::Unencodable(
-                "the message is not of the fixed size",
-            ));
+            return Err(FramingError::Unencodable("the message is not of the fixed size"));
         }
         output.put(message);
         Ok(())

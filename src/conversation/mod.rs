@@ -53,13 +53,7 @@ impl<'a> Env<'a> {
         home: &'a dyn Home,
         room: usize,
     ) -> Self {
-        Env {
-            outgoing,
-            tally,
-            home,
-            room,
-            shutdown: false,
-        }
+        Env { outgoing, tally, home, room, shutdown: false }
     }
 }
 
@@ -130,13 +124,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
     pub(crate) fn new(handler: H, framing: F, peer: Peer) -> Self {
         let state = State::new(peer, false);
-        Conversation {
-            handler,
-            framing,
-            state,
-            inbox: Vec::new(),
-            consumed: 0,
-        }
+        Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0 }
     }
 
     /// Begins: the connection is open.
@@ -186,11 +174,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// What the output of the last [`receive`](Self::receive) refers to.
     #[inline]
     pub(crate) fn input<'a>(&'a self, fresh: &'a [u8]) -> &'a [u8] {
-        if self.inbox.is_empty() {
-            fresh
-        } else {
-            &self.inbox
-        }
+        if self.inbox.is_empty() { fresh } else { &self.inbox }
     }
 
     /// Drops what was delivered and keeps the rest, now that the output has been dealt with.
@@ -435,28 +419,16 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 /// Serves one datagram to its end: a conversation of one message. Returns why it ended, and the
 /// output is what to answer; it refers to `packet`.
 pub(crate) fn serve_datagram<H: Handler>(
-    make: impl FnOnce() -> H,
+    handler: H,
     peer: Peer,
     packet: &[u8],
     truncated: bool,
     env: &mut Env<'_>,
 ) -> CloseReason {
-    let handler = match catch_unwind(AssertUnwindSafe(make)) {
-        Ok(handler) => handler,
-        Err(panic) => {
-            env.tally.panics += 1;
-            return CloseReason::Panic(panic_message(panic));
-        }
-    };
     let mut state = State::new(peer, true);
     state.truncated = truncated;
-    let mut conversation = Conversation {
-        handler,
-        framing: Raw,
-        state,
-        inbox: Vec::new(),
-        consumed: 0,
-    };
+    let mut conversation =
+        Conversation { handler, framing: Raw, state, inbox: Vec::new(), consumed: 0 };
     conversation.open(env);
     if !conversation.is_over() {
         conversation.guarded(env, |this, env| this.message(packet, 0..packet.len(), env));

@@ -86,8 +86,7 @@ impl Outgoing {
             }
         }
         self.segments.clear();
-        self.segments
-            .push(Segment::Scratch(start..self.scratch.len()));
+        self.segments.push(Segment::Scratch(start..self.scratch.len()));
         Some(&self.scratch[start..])
     }
 
@@ -101,9 +100,7 @@ impl Outgoing {
 
     /// Every segment's bytes in order; of a datagram's output, each is one datagram.
     pub(crate) fn parts<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.segments
-            .iter()
-            .map(move |segment| bytes(segment, input, &self.scratch))
+        self.segments.iter().map(move |segment| bytes(segment, input, &self.scratch))
     }
 
     /// Hands over what is left after `sent` bytes: copied, or, where it is shared, referred to.
@@ -116,10 +113,7 @@ impl Outgoing {
             }
             match segment {
                 Segment::Shared(payload, range) => {
-                    keep(Rest::Shared(
-                        payload.clone(),
-                        range.start + skipped..range.end,
-                    ));
+                    keep(Rest::Shared(payload.clone(), range.start + skipped..range.end));
                 }
                 other => keep(Rest::Bytes(&bytes(other, input, &self.scratch)[skipped..])),
             }
@@ -157,19 +151,11 @@ pub struct Output<'a> {
 impl<'a> Output<'a> {
     #[inline]
     pub(crate) fn new(input: &'a [u8], outgoing: &'a mut Outgoing) -> Self {
-        Output {
-            input,
-            shared: None,
-            outgoing,
-        }
+        Output { input, shared: None, outgoing }
     }
 
     pub(crate) fn sharing(payload: &'a Payload, outgoing: &'a mut Outgoing) -> Self {
-        Output {
-            input: &[],
-            shared: Some(payload),
-            outgoing,
-        }
+        Output { input: &[], shared: Some(payload), outgoing }
     }
 
     /// Runs `call` with a payload whose bytes are referred to and not copied.
@@ -213,10 +199,7 @@ impl<'a> Output<'a> {
     fn put_input(&mut self, start: usize, len: usize) {
         match self.outgoing.segments.last_mut() {
             Some(Segment::Input(range)) if range.end == start => range.end += len,
-            _ => self
-                .outgoing
-                .segments
-                .push(Segment::Input(start..start + len)),
+            _ => self.outgoing.segments.push(Segment::Input(start..start + len)),
         }
     }
 
@@ -227,10 +210,7 @@ impl<'a> Output<'a> {
             .and_then(|payload| offset(payload, bytes).map(|start| (payload, start)));
         if let Some((payload, start)) = start {
             let range = start..start + bytes.len();
-            return self
-                .outgoing
-                .segments
-                .push(Segment::Shared(payload.clone(), range));
+            return self.outgoing.segments.push(Segment::Shared(payload.clone(), range));
         }
         match self.outgoing.segments.last_mut() {
             // An answer that repeats the input, delimiter and all, stays one range of it.

@@ -3,18 +3,86 @@
 //! [`Reactor`] and [`Offload`] leave a connection to the loop; the others take each request away
 //! from it and serve it by blocking.
 
-mod offload;
-mod workers;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use crate::counters::{Published, Tally};
+use crate::mailbox::{Ended, Mail, Mailbox};
+use crate::session::Served;
+use crate::token::Token;
+
+mod crew;
+mod forking;
+mod inline;
+mod mode;
+mod offload;
+mod pool;
+mod threading;
+
+pub(crate) use forking::Family;
+pub use forking::Forking;
+pub(crate) use inline::Alongside;
+pub use inline::Inline;
+pub use mode::{BlockingMode, Mode, Reactor};
 pub use offload::Offload;
-pub(crate) use workers::WorkerPool;
+pub(crate) use offload::OffloadWorkers;
+pub use pool::Pool;
+pub use threading::Threading;
+pub(crate) use threading::{Assigned, Threads, When};
 
 /// Only this crate's modes are modes.
 pub trait Sealed {}
 
-/// On the loop: the default. One thread serves everyone; a handler must not block.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reactor;
-
 impl Sealed for Reactor {}
 impl Sealed for Offload {}
+impl Sealed for Inline {}
+impl Sealed for Threading {}
+impl Sealed for Pool {}
+impl Sealed for Forking {}
+impl Sealed for Mode {}
+impl Sealed for BlockingMode {}
+
+/// How a request that is served elsewhere reaches its loop again.
+#[derive(Debug)]
+pub(crate) struct Homeward {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) published: Arc<Published>,
+    pub(crate) listener: Token,
+    /// The loop wants to know when a request has ended: it waits for room, or for the last one.
+    wanted: AtomicBool,
+}
+
+impl Homeward {
+    pub(crate) fn new(mailbox: Arc<Mailbox>, published: Arc<Published>, listener: Token) -> Self {
+        Homeward { mailbox, published, listener, wanted: AtomicBool::new(false) }
+    }
+
+    /// From now on the end of each request is told.
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, SeqCst);
+    }
+
+    /// A request has ended: what it counted, and what the hooks must hear of.
+    pub(crate) fn served(&self, served: Served, tally: &mut Tally) {
+        self.published.add(tally);
+        if served.reason.is_fault() {
+            let Served { peer, reason } = served;
+            let ended = Ended { listener: self.listener, peer, reason, tally: Tally::default() };
+            self.mailbox.post(Mail::Ended(Box::new(ended)));
+        } else {
+            log::debug!("{}: {}", served.peer, served.reason);
+        }
+    }
+
+    /// The place of a request that has ended is free.
+    pub(crate) fn freed(&self) {
+        if self.wanted.load(SeqCst) {
+            self.mailbox.post(Mail::Freed);
+        }
+    }
+
+    /// A handler asks the server to stop.
+    pub(crate) fn shutdown(&self) {
+        self.mailbox.post(Mail::Shutdown);
+    }
+}

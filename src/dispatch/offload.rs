@@ -1,30 +1,84 @@
 //! The loop does the reading and writing, workers run the handlers.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use super::crew::{Crew, Labour, Manning};
+use crate::mailbox::{Mail, Mailbox, Work};
+use crate::session::Workers;
+use crate::token::Token;
 
 /// Handlers on a bounded pool of workers, everything else on the loop; a handler may block.
 ///
-/// The loop reads, finds whole messages and writes. For the messages that one read brought, a
-/// connection is lent to one worker, so a peer's messages are handled in order, one after the other;
-/// while it is lent its socket is not read, and the peer's own send buffer is the back-pressure.
-/// An idle connection costs no thread.
+/// The loop reads, finds out whether a message is whole, and writes. For the messages that one read
+/// brought, a connection is lent to one worker, so a peer's messages are handled in order, one after
+/// the other; while it is lent its socket is not read, and the peer's own send buffer is the
+/// back-pressure. An idle connection costs no thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offload {
-    pub(crate) workers: NonZeroUsize,
+    workers: NonZeroUsize,
 }
 
 impl Offload {
+    pub(super) const DEFAULT: Offload = Offload { workers: NonZeroUsize::new(16).unwrap() };
+
     /// As many workers, or one where that is 0. Threads are started when there is work for them.
     pub fn new(workers: usize) -> Self {
-        Offload {
-            workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN),
-        }
+        Offload { workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN) }
     }
 }
 
 impl Default for Offload {
     /// 16 workers.
     fn default() -> Self {
-        Offload::new(16)
+        Offload::DEFAULT
+    }
+}
+
+struct Job {
+    home: Arc<Mailbox>,
+    token: Token,
+    work: Box<dyn Work>,
+}
+
+struct Errands;
+
+impl Labour<Job> for Errands {
+    type After = ();
+
+    fn run(&self, job: Job) {
+        let Job { home, token, mut work } = job;
+        work.run();
+        home.post(Mail::Returned(token, work));
+    }
+
+    fn after(&self, (): ()) {}
+}
+
+/// The workers of one service.
+pub(crate) struct OffloadWorkers {
+    crew: Crew<Job, Errands>,
+}
+
+impl OffloadWorkers {
+    pub(crate) fn new(mode: Offload) -> Self {
+        let manning =
+            Manning { name: "worker", most: mode.workers.get(), stay: None, stack_size: None };
+        OffloadWorkers { crew: Crew::new(manning, Errands) }
+    }
+
+    /// Sees to it that someone comes for what was queued: once per turn, however much it was.
+    pub(crate) fn call(&self) {
+        if let Err((error, jobs)) = self.crew.call() {
+            // Not one worker can be had: done here and now, slowly, rather than never.
+            log::error!("no worker can be started, the loop does its work: {error}");
+            jobs.into_iter().for_each(|job| Errands.run(job));
+        }
+    }
+}
+
+impl Workers for OffloadWorkers {
+    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>) {
+        self.crew.push(Job { home: home.clone(), token, work });
     }
 }

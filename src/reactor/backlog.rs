@@ -139,10 +139,8 @@ mod tests {
     fn take(backlog: &mut Backlog, most: usize, sent: &mut Vec<u8>) {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let filled = backlog.slices(&mut slices);
-        let offered: Vec<u8> = slices[..filled]
-            .iter()
-            .flat_map(|slice| slice.iter().copied())
-            .collect();
+        let offered: Vec<u8> =
+            slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
         let count = offered.len().min(most);
         sent.extend_from_slice(&offered[..count]);
         backlog.advance(count);

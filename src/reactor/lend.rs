@@ -5,13 +5,15 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::live::Turn;
+use socket2::SockAddr;
+
+use super::live::{End, Turn};
 use super::pump::{Errand, Marks, Step, Talk};
-use crate::conversation::{Conversation, Env, Framing, Handler, Outgoing};
+use crate::conversation::{Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::mailbox::{Ended, Mail, Mailbox, Work};
-use crate::session::Workers;
+use crate::session::{Nowhere, Packet, Workers};
 use crate::token::Token;
 
 /// A conversation that is either at home or out with a worker.
@@ -60,14 +62,7 @@ impl<H, F> Lending<H, F> {
         workers: Arc<dyn Workers>,
         listener: Token,
     ) -> Self {
-        Lending {
-            workers,
-            loan: Some(Box::new(Loan {
-                conversation,
-                listener,
-                kit: None,
-            })),
-        }
+        Lending { workers, loan: Some(Box::new(Loan { conversation, listener, kit: None })) }
     }
 }
 
@@ -143,11 +138,7 @@ where
     }
 
     fn close(&mut self, turn: &mut Turn) {
-        let errand = Errand {
-            mailbox: &turn.mailbox,
-            token: turn.token,
-            marks: Marks::default(),
-        };
+        let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: Marks::default() };
         self.lend(Chore::Close, 0, errand);
     }
 }
@@ -159,11 +150,7 @@ where
 {
     fn run(&mut self) {
         let Some(kit) = &mut self.kit else { return };
-        let errand = Errand {
-            mailbox: &kit.mailbox,
-            token: kit.token,
-            marks: kit.marks,
-        };
+        let errand = Errand { mailbox: &kit.mailbox, token: kit.token, marks: kit.marks };
         let mut env = Env::new(&mut kit.outgoing, &mut kit.tally, &errand, kit.room);
         match kit.chore {
             Chore::Open => self.conversation.open(&mut env),
@@ -185,16 +172,63 @@ where
     }
 
     fn abandoned(&mut self) {
-        if self
-            .kit
-            .as_ref()
-            .is_some_and(|kit| matches!(kit.chore, Chore::Close))
-        {
+        if self.kit.as_ref().is_some_and(|kit| matches!(kit.chore, Chore::Close)) {
             return;
         }
         self.conversation.end(CloseReason::Shutdown);
         self.conversation.closed(&mut Tally::default());
     }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// A datagram that is lent with its handler.
+pub(crate) struct LentDatagram<H> {
+    /// Gone when it has been served.
+    handler: Option<H>,
+    packet: Packet,
+    outgoing: Outgoing,
+    tally: Tally,
+    reason: Option<CloseReason>,
+    shutdown: bool,
+}
+
+impl<H: Handler + Send + 'static> LentDatagram<H> {
+    pub(crate) fn new(handler: H, packet: Packet) -> Self {
+        LentDatagram {
+            handler: Some(handler),
+            packet,
+            outgoing: Outgoing::default(),
+            tally: Tally::default(),
+            reason: None,
+            shutdown: false,
+        }
+    }
+
+    /// Takes it back: where its replies go, and what the output in `turn` refers to.
+    pub(crate) fn take_back(work: Box<dyn Work>, turn: &mut Turn) -> Option<(SockAddr, Vec<u8>)> {
+        let mut lent = work.into_any().downcast::<Self>().ok()?;
+        std::mem::swap(&mut turn.outgoing, &mut lent.outgoing);
+        turn.tally.take(&mut lent.tally);
+        turn.shutdown |= lent.shutdown;
+        let Packet { bytes, peer, address, .. } = lent.packet;
+        turn.ended.extend(lent.reason.map(|reason| End { peer, reason }));
+        Some((address, bytes))
+    }
+}
+
+impl<H: Handler + Send + 'static> Work for LentDatagram<H> {
+    fn run(&mut self) {
+        let Some(handler) = self.handler.take() else { return };
+        let Packet { bytes, peer, truncated, .. } = &self.packet;
+        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &Nowhere, usize::MAX);
+        self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut env));
+        self.shutdown = env.shutdown;
+    }
+
+    fn abandoned(&mut self) {}
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self

@@ -1,14 +1,15 @@
 //! The listener of a stream: accepts in bursts, and survives whatever accept(2) says.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::live::{Fate, Live, Readiness, Turn, reserve_descriptor};
+use super::live::{Fate, Live, Readiness, Request, Taker, Turn, reserve_descriptor};
 use crate::address::{Address, Peer};
 use crate::error::CloseReason;
-use crate::sys;
+use crate::sys::{self, Child, ChildProcess};
 use crate::transport::peer_of;
 
 /// How many connections are accepted before others come first.
@@ -24,36 +25,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a fault that goes on is logged.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 
-/// Who takes accepted connections: one mode of serving them.
-pub(crate) trait Acceptor {
-    /// Whether another connection can be taken; when room is made, a [`Mail::Freed`] says so.
-    ///
-    /// [`Mail::Freed`]: crate::mailbox::Mail::Freed
-    fn has_room(&mut self) -> bool {
-        true
-    }
-
+/// Who takes accepted connections.
+pub(crate) trait Acceptor: Taker {
     /// Whether the connections it takes are to be non-blocking.
     fn nonblocking(&self) -> bool;
 
     /// Takes a connection: into `turn.newcomers`, or elsewhere.
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn);
-
-    /// Whether [`turned`](Acceptor::turned) is wanted.
-    fn is_attentive(&self) -> bool {
-        false
-    }
-
-    /// A turn of the loop is over.
-    fn turned(&mut self) {}
-
-    /// The server begins to stop.
-    fn stop(&mut self) {}
-
-    /// How many requests it serves elsewhere.
-    fn elsewhere(&self) -> usize {
-        0
-    }
 }
 
 /// What stands between the world and an acceptor: the user's hooks, guarded.
@@ -132,7 +110,7 @@ impl<'a> Listener<'a> {
         if self.failed {
             return Fate::Wait;
         }
-        for _ in 0..ACCEPT_BUDGET {
+        for _ in 0..ACCEPT_BUDGET.min(self.acceptor.burst()) {
             // Asked before the call: who is not accepted waits in the kernel's queue.
             if !turn.may_accept() || !self.acceptor.has_room() {
                 return Fate::Wait;
@@ -198,16 +176,13 @@ impl<'a> Listener<'a> {
             turn.rearm = true;
             turn.readiness.add(Readiness::READABLE);
         }
-        if turn.readiness.has(Readiness::READABLE) {
-            self.accept(turn)
-        } else {
-            Fate::Wait
-        }
+        if turn.readiness.has(Readiness::READABLE) { self.accept(turn) } else { Fate::Wait }
     }
 }
 
 impl Live for Listener<'_> {
     fn ready(&mut self, turn: &mut Turn) -> Fate {
+        self.acceptor.look(turn);
         if self.paused_until.is_some() || !turn.readiness.has(Readiness::READABLE) {
             return Fate::Wait;
         }
@@ -232,8 +207,28 @@ impl Live for Listener<'_> {
         Fate::Wait
     }
 
+    fn cut(&mut self, turn: &mut Turn) {
+        let _ = turn;
+        self.acceptor.cut();
+    }
+
     fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
         self.gate.fault(peer, reason, turn);
+    }
+
+    fn forked(&mut self, child: Option<Child>, turn: &mut Turn) {
+        let _ = turn;
+        self.acceptor.forked(child);
+    }
+
+    fn serve_in_child(&mut self, request: Request, process: ChildProcess, turn: &mut Turn) {
+        let gate = &mut self.gate;
+        let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
+        self.acceptor.serve_in_child(request, process, &mut fault);
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.acceptor.watched()
     }
 
     fn is_attentive(&self) -> bool {
@@ -252,18 +247,16 @@ impl Live for Listener<'_> {
 
 /// A fault that goes on: it is counted each time, and told once per period.
 #[derive(Debug, Default)]
-struct Trouble {
+pub(super) struct Trouble {
     times: u64,
     told: Option<Instant>,
 }
 
 impl Trouble {
     /// It happened again; how often by now, if it is time to say so.
-    fn again(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn again(&mut self, now: Instant) -> Option<u64> {
         self.times += 1;
-        let due = self
-            .told
-            .is_none_or(|told| now.duration_since(told) >= LOG_PERIOD);
+        let due = self.told.is_none_or(|told| now.duration_since(told) >= LOG_PERIOD);
         due.then(|| {
             self.told = Some(now);
             self.times
@@ -287,13 +280,7 @@ mod tests {
     fn only_a_broken_listener_is_fatal() {
         let verdict = |errno| classify(&io::Error::from_raw_os_error(errno));
         assert!(matches!(verdict(libc::EAGAIN), Verdict::Drained));
-        for errno in [
-            libc::ECONNABORTED,
-            libc::EINTR,
-            libc::EPROTO,
-            libc::ENETDOWN,
-            libc::EPERM,
-        ] {
+        for errno in [libc::ECONNABORTED, libc::EINTR, libc::EPROTO, libc::ENETDOWN, libc::EPERM] {
             assert!(matches!(verdict(errno), Verdict::Next));
         }
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {

@@ -1,20 +1,22 @@
 //! What a loop keeps in its slab, listeners and connections alike, and what it lends them for the
 //! length of a call.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use socket2::Socket;
+
 use crate::address::Peer;
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
-use crate::error::CloseReason;
+use crate::error::{CloseReason, Error};
 use crate::mailbox::{Mailbox, Work};
+use crate::session::{Packet, READ_SIZE};
+use crate::sys::{Child, ChildProcess};
 use crate::token::Token;
-
-/// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
-pub(crate) const READ_SIZE: usize = 64 * 1024;
 
 /// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
 /// until an attempt shows that it no longer holds.
@@ -94,10 +96,14 @@ pub(crate) struct Turn {
     pub(crate) allowance: usize,
     /// Connections just accepted, to be put into the slab.
     pub(crate) newcomers: Vec<Newcomer>,
+    /// Requests that are to have a process each.
+    pub(crate) forks: VecDeque<Fork>,
+    /// Why the loop cannot go on.
+    pub(crate) failed: Option<Error>,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
     pub(crate) reserve: Option<File>,
-    /// A conversation has ended: how, for the hooks of its listener.
-    pub(crate) ended: Option<End>,
+    /// Conversations that have ended: how, for the hooks of their listener.
+    pub(crate) ended: Vec<End>,
     /// A connection has been closed: descriptors and room are free again.
     pub(crate) freed: bool,
 }
@@ -117,15 +123,17 @@ impl Turn {
             stopping: false,
             allowance: usize::MAX,
             newcomers: Vec::new(),
+            forks: VecDeque::new(),
+            failed: None,
             reserve: reserve_descriptor(),
-            ended: None,
+            ended: Vec::new(),
             freed: false,
         }
     }
 
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
-        !self.stopping && self.allowance > 0
+        !self.stopping && !self.shutdown && self.allowance > 0
     }
 }
 
@@ -140,6 +148,21 @@ pub(crate) struct Newcomer {
     pub(crate) descriptor: RawFd,
     /// Its listener.
     pub(crate) parent: Token,
+}
+
+/// A request that is to have a process of its own.
+pub(crate) struct Fork {
+    pub(crate) request: Request,
+    /// Its listener.
+    pub(crate) parent: Token,
+    /// It is forked for although there are other threads.
+    pub(crate) beside_threads: bool,
+}
+
+/// A request as it comes from a listener.
+pub(crate) enum Request {
+    Stream(Socket, Peer),
+    Datagram(Packet),
 }
 
 /// How an entry has ended, for the hooks of its listener.
@@ -209,12 +232,99 @@ pub(crate) trait Live {
         false
     }
 
+    /// One of its requests has been forked for, or could not be.
+    fn forked(&mut self, child: Option<Child>, turn: &mut Turn) {
+        let _ = (child, turn);
+    }
+
+    /// In the child: serves the request that it was forked for.
+    fn serve_in_child(&mut self, request: Request, process: ChildProcess, turn: &mut Turn) {
+        let _ = (request, turn);
+        process.exit(1);
+    }
+
+    /// What else the loop is to watch for it.
+    fn watched(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// The time for stopping is up: ends what it serves elsewhere.
+    fn cut(&mut self, turn: &mut Turn) {
+        let _ = turn;
+    }
+
+    /// Whether it is a connection, and no listener.
+    fn is_connection(&self) -> bool {
+        false
+    }
+
     /// A turn of the loop is over.
     fn turned(&mut self, turn: &mut Turn) {
         let _ = turn;
     }
 
     /// How many requests are served elsewhere on its behalf.
+    fn elsewhere(&self) -> usize {
+        0
+    }
+}
+
+/// Who takes the requests that a listener lets in: one mode of serving them.
+pub(crate) trait Taker {
+    /// Whether another request can be taken; when room is made, a [`Mail::Freed`] says so, or a
+    /// descriptor that is [`watched`](Taker::watched).
+    ///
+    /// [`Mail::Freed`]: crate::mailbox::Mail::Freed
+    fn has_room(&mut self) -> bool {
+        true
+    }
+
+    /// How many requests it takes before others come first, at most.
+    fn burst(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether [`turned`](Taker::turned) is wanted.
+    fn is_attentive(&self) -> bool {
+        false
+    }
+
+    /// A turn of the loop is over.
+    fn turned(&mut self) {}
+
+    /// The listener's descriptor is ready, or one that is watched for it.
+    fn look(&mut self, turn: &mut Turn) {
+        let _ = turn;
+    }
+
+    /// What else is to be watched.
+    fn watched(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// One of its requests has been forked for, or could not be.
+    fn forked(&mut self, child: Option<Child>) {
+        let _ = child;
+    }
+
+    /// In the child: serves the request that it was forked for. `fault` tells the hooks.
+    fn serve_in_child(
+        &mut self,
+        request: Request,
+        process: ChildProcess,
+        fault: &mut dyn FnMut(&Peer, &CloseReason),
+    ) {
+        let _ = (request, fault);
+        process.exit(1);
+    }
+
+    /// The server begins to stop: what is idle elsewhere ends.
+    fn stop(&mut self) {}
+
+    /// The time for stopping is up: ends what it serves elsewhere.
+    fn cut(&mut self) {}
+
+    /// How many requests it serves elsewhere.
     fn elsewhere(&self) -> usize {
         0
     }

@@ -6,8 +6,8 @@
 //! ready list; while that is not empty, the poller is not waited for.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::RawFd;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,21 +17,24 @@ use slab::Slab;
 
 use crate::address::Peer;
 use crate::counters::Published;
-use crate::error::CloseReason;
+use crate::error::{CloseReason, Error};
 use crate::mailbox::{Mail, Mailbox};
-use crate::sys::SignalWatch;
+use crate::sys::{self, ChildProcess, Forked, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};
 
 mod backlog;
+mod datagrams;
 mod lend;
 mod listener;
 mod live;
 mod pump;
 mod timers;
 
-pub(crate) use lend::Lending;
+pub(crate) use datagrams::{Answerer, Datagrams};
+pub(crate) use lend::{Lending, LentDatagram};
 pub(crate) use listener::{Acceptor, Gate, Listener};
-pub(crate) use live::{End, Fate, Live, Newcomer, READ_SIZE, Readiness, Turn};
+pub(crate) use live::{End, Fork, Live, Newcomer, Request, Taker, Turn};
+use live::{Fate, Readiness};
 pub(crate) use pump::{Connection, Marks};
 use timers::Timers;
 
@@ -47,6 +50,7 @@ struct Entry<'a> {
     /// The listener it came from; a listener's own token.
     parent: Token,
     readiness: Readiness,
+    descriptor: RawFd,
     /// It stands in the ready list.
     listed: bool,
     /// It is over; its slot is free after this batch of events.
@@ -102,15 +106,23 @@ impl<'a> Reactor<'a> {
     pub(crate) fn add_listener(
         &mut self,
         descriptor: RawFd,
-        make: impl FnOnce(Token) -> Box<dyn Live + 'a>,
+        make: impl FnOnce(Token) -> io::Result<Box<dyn Live + 'a>>,
     ) -> io::Result<()> {
         let token = self.next_token();
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = self.ground.poll.registry();
         registry.reregister(&mut SourceFd(&descriptor), token.into(), interest)?;
-        let live = make(token);
+        let live = make(token)?;
+        for watched in live.watched() {
+            let mut source = SourceFd(&watched);
+            let interest = Interest::READABLE;
+            // Known to the poller from an earlier run, or new to it.
+            registry
+                .reregister(&mut source, token.into(), interest)
+                .or_else(|_| registry.register(&mut source, token.into(), interest))?;
+        }
         self.attentive |= live.is_attentive();
-        self.insert(token, token, live);
+        self.insert(token, token, descriptor, live);
         self.listeners.push(token);
         Ok(())
     }
@@ -127,10 +139,7 @@ impl<'a> Reactor<'a> {
 
     /// How many requests are served outside the slab.
     pub(crate) fn elsewhere(&self) -> usize {
-        self.listeners
-            .iter()
-            .map(|token| self.slab[token.slot()].live.elsewhere())
-            .sum()
+        self.listeners.iter().map(|token| self.slab[token.slot()].live.elsewhere()).sum()
     }
 
     /// Waits, for `patience` at the most, and serves whoever is ready.
@@ -187,15 +196,19 @@ impl<'a> Reactor<'a> {
         self.ground.published.add(&mut self.turn.tally);
     }
 
-    /// Ends whoever is left; returns how many connections that were.
+    /// Ends whoever is left; returns how many requests that were.
     pub(crate) fn cut(&mut self) -> usize {
-        let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
-        let mut count = 0;
+        let count = self.connections() + self.elsewhere();
+        let connections = self.slab.iter().filter(|(_, entry)| entry.live.is_connection());
+        let tokens: Vec<_> = connections.map(|(_, entry)| entry.token).collect();
         for token in tokens {
-            if !self.listeners.contains(&token) {
-                self.call(token, |_, _| Fate::Done);
-                count += 1;
-            }
+            self.call(token, |_, _| Fate::Done);
+        }
+        if count > 0 {
+            self.tell_listeners(|live, turn| {
+                live.cut(turn);
+                Fate::Wait
+            });
         }
         self.bury();
         self.ground.published.add(&mut self.turn.tally);
@@ -260,6 +273,7 @@ impl<'a> Reactor<'a> {
                     None => work.abandoned(),
                 },
                 Mail::Freed => self.turn.freed = true,
+                Mail::Shutdown => self.turn.shutdown = true,
                 Mail::Nudge => {}
                 Mail::Ended(mut ended) => {
                     self.turn.tally.take(&mut ended.tally);
@@ -301,7 +315,7 @@ impl<'a> Reactor<'a> {
             let deadline = entry.live.deadline();
             self.timers.set(token, &mut entry.armed, deadline);
         }
-        if turn.ended.is_some() || !turn.newcomers.is_empty() {
+        if !turn.ended.is_empty() || !turn.newcomers.is_empty() || !turn.forks.is_empty() {
             let parent = entry.parent;
             self.follow_up(parent);
         }
@@ -310,7 +324,7 @@ impl<'a> Reactor<'a> {
     /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
-        if let Some(End { peer, reason }) = self.turn.ended.take() {
+        for End { peer, reason } in std::mem::take(&mut self.turn.ended) {
             self.ended(parent, &peer, &reason);
         }
         let mut newcomers = std::mem::take(&mut self.turn.newcomers);
@@ -321,14 +335,65 @@ impl<'a> Reactor<'a> {
         if self.turn.newcomers.is_empty() {
             self.turn.newcomers = newcomers;
         }
+        while let Some(fork) = self.turn.forks.pop_front() {
+            self.fork(fork);
+        }
+    }
+
+    /// Forks for a request. The child closes all that is the loop's and serves; it does not return.
+    fn fork(&mut self, fork: Fork) {
+        let Fork { request, parent, beside_threads } = fork;
+        let child = match forked(beside_threads) {
+            Ok(Forked::Child(process)) => {
+                self.close_inherited(&request, parent, &process);
+                let Some(entry) = entry_of(&mut self.slab, parent) else { process.exit(1) };
+                return entry.live.serve_in_child(request, process, &mut self.turn);
+            }
+            Ok(Forked::Parent(child)) => {
+                let descriptor = child.as_fd().as_raw_fd();
+                let registry = self.ground.poll.registry();
+                let interest = Interest::READABLE;
+                let watched =
+                    registry.register(&mut SourceFd(&descriptor), parent.into(), interest);
+                if let Err(error) = watched {
+                    log::warn!("a child's end cannot be watched for: {error}");
+                }
+                Some(child)
+            }
+            Err(error) => {
+                self.turn.tally.rejected += 1;
+                self.turn.tally.closed += 1;
+                match error {
+                    Error::Mode(_) => self.turn.failed = Some(error),
+                    error => log::error!("a request is turned away: {error}"),
+                }
+                None
+            }
+        };
+        drop(request);
+        self.call(parent, |live, turn| {
+            live.forked(child, turn);
+            Fate::Wait
+        });
+    }
+
+    /// In a child: closes the loop's own descriptors one by one, and no one else's.
+    fn close_inherited(&mut self, request: &Request, parent: Token, process: &ChildProcess) {
+        process.close(self.ground.poll.as_raw_fd());
+        process.close(self.ground.mailbox.wakeup().as_raw_fd());
+        self.turn.reserve.take();
+        self.turn.forks.clear();
+        // A datagram is answered on the socket that it came by.
+        let kept = matches!(request, Request::Datagram(_)).then_some(parent);
+        for (_, entry) in &self.slab {
+            if kept != Some(entry.token) {
+                process.close(entry.descriptor);
+            }
+        }
     }
 
     fn admit(&mut self, newcomer: Newcomer) {
-        let Newcomer {
-            live,
-            descriptor,
-            parent,
-        } = newcomer;
+        let Newcomer { live, descriptor, parent } = newcomer;
         let token = self.next_token();
         // Both at once and for good: interest is never changed afterwards.
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -338,22 +403,20 @@ impl<'a> Reactor<'a> {
             self.turn.tally.closed += 1;
             return;
         }
-        self.insert(token, parent, live);
+        self.insert(token, parent, descriptor, live);
         self.call(token, |live, turn| live.opened(turn));
     }
 
     fn next_token(&mut self) -> Token {
         *self.ground.generation = self.ground.generation.wrapping_add(1);
-        Token::new(
-            self.slab.vacant_key().min(MAX_SLOTS - 1),
-            *self.ground.generation,
-        )
+        Token::new(self.slab.vacant_key().min(MAX_SLOTS - 1), *self.ground.generation)
     }
 
-    fn insert(&mut self, token: Token, parent: Token, live: Box<dyn Live + 'a>) {
+    fn insert(&mut self, token: Token, parent: Token, descriptor: RawFd, live: Box<dyn Live + 'a>) {
         let slot = self.slab.insert(Entry {
             token,
             parent,
+            descriptor,
             // A new socket can be written to, and whatever else holds the poller will say.
             readiness: Readiness::WRITABLE,
             listed: false,
@@ -406,13 +469,29 @@ impl<'a> Reactor<'a> {
 
 impl Drop for Reactor<'_> {
     fn drop(&mut self) {
-        self.cut();
+        let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
+        for token in tokens {
+            self.call(token, |live, _| if live.is_connection() { Fate::Done } else { Fate::Wait });
+        }
     }
+}
+
+/// Forks, where that is sound.
+fn forked(beside_threads: bool) -> Result<Forked, Error> {
+    if !beside_threads && sys::thread_count().is_some_and(|count| count > 1) {
+        return Err(Error::Mode(
+            "this process has other threads, so a fork is unsound: serve on the only thread, \
+             before others are started, or say Forking::beside_threads(true)"
+                .to_owned(),
+        ));
+    }
+    // What is printed and not yet written would be written twice.
+    let _ = io::stdout().flush();
+    sys::fork().map_err(Error::Loop)
 }
 
 /// The entry a token names, if it is still that one and alive.
 #[inline]
 fn entry_of<'s, 'a>(slab: &'s mut Slab<Entry<'a>>, token: Token) -> Option<&'s mut Entry<'a>> {
-    slab.get_mut(token.slot())
-        .filter(|entry| entry.token == token && !entry.dead)
+    slab.get_mut(token.slot()).filter(|entry| entry.token == token && !entry.dead)
 }

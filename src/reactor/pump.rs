@@ -35,10 +35,7 @@ pub(crate) struct Marks {
 
 impl Default for Marks {
     fn default() -> Self {
-        Marks {
-            high: 64 * 1024,
-            low: 16 * 1024,
-        }
+        Marks { high: 64 * 1024, low: 16 * 1024 }
     }
 }
 
@@ -109,10 +106,7 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
 
     fn close(&mut self, turn: &mut Turn) {
         let reason = self.closed(&mut turn.tally);
-        turn.ended = Some(End {
-            peer: self.peer().clone(),
-            reason,
-        });
+        turn.ended.push(End { peer: self.peer().clone(), reason });
     }
 }
 
@@ -189,21 +183,12 @@ impl<T: Talk> Connection<T> {
             if conversation.is_over() {
                 return self.close(buffer, turn);
             }
-            if backlog
-                >= if self.paused {
-                    self.marks.low + 1
-                } else {
-                    self.marks.high
-                }
-            {
+            if backlog >= if self.paused { self.marks.low + 1 } else { self.marks.high } {
                 self.paused = true;
                 return Fate::Wait;
             }
             self.paused = false;
-            if conversation
-                .outlet()
-                .is_some_and(|outlet| !outlet.is_empty())
-            {
+            if conversation.outlet().is_some_and(|outlet| !outlet.is_empty()) {
                 self.push_parcels(turn);
                 continue;
             }
@@ -268,11 +253,7 @@ impl<T: Talk> Connection<T> {
     #[inline]
     fn step(&mut self, step: Step<'_>, fresh: &[u8], turn: &mut Turn) {
         let room = self.room();
-        let errand = Errand {
-            mailbox: &turn.mailbox,
-            token: turn.token,
-            marks: self.marks,
-        };
+        let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: self.marks };
         let mut env = Env::new(&mut turn.outgoing, &mut turn.tally, &errand, room);
         let at_home = self.talk.take(step, &mut env, errand);
         turn.shutdown |= env.shutdown;
@@ -286,11 +267,7 @@ impl<T: Talk> Connection<T> {
         let Some(conversation) = self.talk.home() else {
             return;
         };
-        let errand = Errand {
-            mailbox: &turn.mailbox,
-            token: turn.token,
-            marks: self.marks,
-        };
+        let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: self.marks };
         conversation.push_parcels(&mut Env::new(
             &mut turn.outgoing,
             &mut turn.tally,
@@ -314,12 +291,8 @@ impl<T: Talk> Connection<T> {
         turn.rearm |= conversation.take_timeout_changed();
         if !turn.outgoing.is_empty() {
             if !conversation.is_aborted() && self.broken.is_none() {
-                let sent = transmit(
-                    &self.socket,
-                    &mut self.backlog,
-                    conversation.input(fresh),
-                    turn,
-                );
+                let sent =
+                    transmit(&self.socket, &mut self.backlog, conversation.input(fresh), turn);
                 match sent {
                     Ok(true) => self.last_moved = turn.now,
                     Ok(false) => {}
@@ -421,6 +394,10 @@ impl<T: Talk> Live for Connection<T> {
         self.run(turn)
     }
 
+    fn is_connection(&self) -> bool {
+        true
+    }
+
     fn parcels(&mut self, turn: &mut Turn) -> Fate {
         self.run(turn)
     }
@@ -437,11 +414,8 @@ impl<T: Talk> Live for Connection<T> {
             return Some(until);
         }
         let conversation = self.talk.peek()?;
-        let patience = if conversation.is_over() {
-            Some(CLOSING_PATIENCE)
-        } else {
-            conversation.timeout()
-        };
+        let patience =
+            if conversation.is_over() { Some(CLOSING_PATIENCE) } else { conversation.timeout() };
         self.last_moved.checked_add(patience?)
     }
 

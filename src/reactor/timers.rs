@@ -72,11 +72,7 @@ mod tests {
         let (mut timers, start) = (Timers::default(), Instant::now());
         let mut armed = None;
         timers.set(Token::new(1, 0), &mut armed, Some(start));
-        timers.set(
-            Token::new(1, 0),
-            &mut armed,
-            Some(start + Duration::from_secs(1)),
-        );
+        timers.set(Token::new(1, 0), &mut armed, Some(start + Duration::from_secs(1)));
         timers.set(Token::new(1, 0), &mut armed, None);
         assert_eq!(timers.next(), None);
         assert!(timers.deadlines.is_empty());

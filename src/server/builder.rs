@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::ToSocketAddrs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Socket;
@@ -16,10 +17,16 @@ use crate::conversation::{Framing, Handler, Raw};
 use crate::dispatch::Reactor;
 use crate::error::Error;
 use crate::reactor::Marks;
+use crate::sys::Batch;
 use crate::transport::{self, BindOptions, Bound, Family, Target};
 
 /// Python's default, for those who ask for `service_actions`.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How much of a datagram is received by default: any UDP datagram, and what a Unix socket sends
+/// with Linux's default buffers.
+const UDP_PACKET_SIZE: usize = 64 * 1024;
+const UNIX_PACKET_SIZE: usize = 256 * 1024;
 
 /// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
 pub struct Service {
@@ -27,13 +34,13 @@ pub struct Service {
     pub(super) hooks: Box<dyn Hooks + Send>,
     pub(super) poll_interval: Duration,
     pub(super) bound: Bound,
+    /// What datagrams are received into.
+    pub(super) batch: Option<Batch>,
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Service")
-            .field("address", &self.bound.address)
-            .finish_non_exhaustive()
+        f.debug_struct("Service").field("address", &self.bound.address).finish_non_exhaustive()
     }
 }
 
@@ -43,7 +50,7 @@ impl Service {
         &self.bound.address
     }
 
-    pub(super) fn socket(&self) -> &Socket {
+    pub(super) fn socket(&self) -> &Arc<Socket> {
         &self.bound.socket
     }
 
@@ -57,16 +64,8 @@ impl Service {
         Err(Error::Mode(format!(
             "{} forks and {} starts threads: a fork in a process with threads is unsound, so they \
              cannot be in one server; run them as two processes",
-            if ours.one_thread {
-                self.address()
-            } else {
-                other.address()
-            },
-            if ours.one_thread {
-                other.address()
-            } else {
-                self.address()
-            },
+            if ours.one_thread { self.address() } else { other.address() },
+            if ours.one_thread { other.address() } else { self.address() },
         )))
     }
 }
@@ -74,14 +73,21 @@ impl Service {
 /// Says how a service is to be, and then makes it: from [`Server::tcp`] and its like.
 #[derive(Debug)]
 pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
-    family: Family,
-    target: Target,
-    bind: BindOptions,
+    plan: Plan,
     framing: F,
     mode: D,
     hooks: K,
+}
+
+/// What does not depend on who answers.
+#[derive(Debug)]
+struct Plan {
+    family: Family,
+    target: Target,
+    bind: BindOptions,
     marks: Marks,
     poll_interval: Duration,
+    max_packet_size: Option<usize>,
 }
 
 impl Builder {
@@ -113,16 +119,15 @@ impl Builder {
     }
 
     fn new(family: Family, target: Target) -> Self {
-        Builder {
+        let plan = Plan {
             family,
             target,
             bind: BindOptions::default(),
-            framing: Raw,
-            mode: Reactor,
-            hooks: NoHooks,
             marks: Marks::default(),
             poll_interval: POLL_INTERVAL,
-        }
+            max_packet_size: None,
+        };
+        Builder { plan, framing: Raw, mode: Reactor, hooks: NoHooks }
     }
 }
 
@@ -130,113 +135,56 @@ impl<F, D, K> Builder<F, D, K> {
     /// Says how messages are told apart on a stream; [`Raw`] by default. A datagram is its own
     /// message, and a datagram service does not use it.
     pub fn framing<G: Framing>(self, framing: G) -> Builder<G, D, K> {
-        let Builder {
-            family,
-            target,
-            bind,
-            mode,
-            hooks,
-            marks,
-            poll_interval,
-            ..
-        } = self;
-        Builder {
-            family,
-            target,
-            bind,
-            framing,
-            mode,
-            hooks,
-            marks,
-            poll_interval,
-        }
+        Builder { plan: self.plan, framing, mode: self.mode, hooks: self.hooks }
     }
 
     /// Says where requests are served; on the [`Reactor`] by default.
     pub fn dispatch<E>(self, mode: E) -> Builder<F, E, K> {
-        let Builder {
-            family,
-            target,
-            bind,
-            framing,
-            hooks,
-            marks,
-            poll_interval,
-            ..
-        } = self;
-        Builder {
-            family,
-            target,
-            bind,
-            framing,
-            mode,
-            hooks,
-            marks,
-            poll_interval,
-        }
+        Builder { plan: self.plan, framing: self.framing, mode, hooks: self.hooks }
     }
 
     /// Sets the hooks; [`NoHooks`] by default.
     pub fn hooks<L: Hooks>(self, hooks: L) -> Builder<F, D, L> {
-        let Builder {
-            family,
-            target,
-            bind,
-            framing,
-            mode,
-            marks,
-            poll_interval,
-            ..
-        } = self;
-        Builder {
-            family,
-            target,
-            bind,
-            framing,
-            mode,
-            hooks,
-            marks,
-            poll_interval,
-        }
+        Builder { plan: self.plan, framing: self.framing, mode: self.mode, hooks }
     }
 
     /// Sets how many connections the kernel may keep waiting: Python's `request_queue_size`. By
     /// default as many as the system allows (`net.core.somaxconn`).
     pub fn request_queue_size(mut self, connections: u16) -> Self {
-        self.bind.backlog = connections.into();
+        self.plan.bind.backlog = connections.into();
         self
     }
 
     /// Python's `allow_reuse_address`: binds although connections of an earlier run linger. On by
     /// default for TCP, off for UDP, where it would let two servers share a port in silence.
     pub fn reuse_address(mut self, reuse: bool) -> Self {
-        self.bind.reuse_address = Some(reuse);
+        self.plan.bind.reuse_address = Some(reuse);
         self
     }
 
     /// Python's `allow_reuse_port`: lets several sockets that all ask for it share the port, and the
     /// kernel spread requests over them. Off by default.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.bind.reuse_port = reuse;
+        self.plan.bind.reuse_port = reuse;
         self
     }
 
     /// Lets an IPv6 listener take IPv4 clients too; they are shown as IPv4. Off by default.
     pub fn dual_stack(mut self, dual: bool) -> Self {
-        self.bind.dual_stack = dual;
+        self.plan.bind.dual_stack = dual;
         self
     }
 
     /// Sends small messages at once (`TCP_NODELAY`), and not when a full segment has gathered. On by
     /// default; Python's `disable_nagle_algorithm` is off.
     pub fn nodelay(mut self, nodelay: bool) -> Self {
-        self.bind.nodelay = nodelay;
+        self.plan.bind.nodelay = nodelay;
         self
     }
 
     /// Sets the permissions of a Unix socket's file, as `0o660`, before anyone can connect.
     pub fn unix_mode(mut self, mode: u32) -> Self {
-        self.bind.unix_mode = Some(mode);
+        self.plan.bind.unix_mode = Some(mode);
         self
     }
 
@@ -251,14 +199,22 @@ impl<F, D, K> Builder<F, D, K> {
     /// If `high` is 0 or `low` is not below `high`.
     pub fn output_marks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.marks = Marks { high, low };
+        self.plan.marks = Marks { high, low };
         self
     }
 
     /// Sets how often [`Hooks::service_actions`] is called at least; every 0.5 s by default.
     /// Without such a hook the loop does not poll.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval;
+        self.plan.poll_interval = interval;
+        self
+    }
+
+    /// Sets Python's `max_packet_size`: how many bytes of a datagram are received. A longer one is
+    /// cut, which [`Context::is_truncated`](crate::Context::is_truncated) tells. By default 64 KiB,
+    /// which is all of any UDP datagram, and 256 KiB of a Unix one.
+    pub fn max_packet_size(mut self, bytes: usize) -> Self {
+        self.plan.max_packet_size = Some(bytes.max(1));
         self
     }
 
@@ -358,16 +314,20 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        let Driven(driver) = self.mode.driver(Recipe {
-            start: Box::new(start),
-            framing: self.framing,
-            marks: self.marks,
+        let Builder { plan, framing, mode, hooks } = self;
+        let bound = transport::bind(plan.family, &plan.target, &plan.bind)?;
+        let Driven(driver) =
+            mode.drive(Recipe { start: Box::new(start), framing, marks: plan.marks });
+        let most = plan.max_packet_size.unwrap_or(match plan.family {
+            Family::UnixDatagram => UNIX_PACKET_SIZE,
+            _ => UDP_PACKET_SIZE,
         });
         Ok(Service {
             driver,
-            hooks: Box::new(self.hooks),
-            poll_interval: self.poll_interval,
-            bound: transport::bind(self.family, &self.target, &self.bind)?,
+            hooks: Box::new(hooks),
+            poll_interval: plan.poll_interval,
+            bound,
+            batch: plan.family.is_datagram().then(|| Batch::new(most)),
         })
     }
 }

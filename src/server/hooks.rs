@@ -74,16 +74,12 @@ pub(crate) fn guard<T>(name: &str, panics: &mut u64, call: impl FnOnce() -> T) -
 impl Gate for Guarded<'_> {
     fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool {
         // One that panics has not said yes.
-        guard("verify_request", &mut turn.tally.panics, || {
-            self.hooks.verify_request(peer)
-        })
-        .unwrap_or(false)
+        guard("verify_request", &mut turn.tally.panics, || self.hooks.verify_request(peer))
+            .unwrap_or(false)
     }
 
     fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
-        guard("handle_error", &mut turn.tally.panics, || {
-            self.hooks.handle_error(peer, reason)
-        });
+        guard("handle_error", &mut turn.tally.panics, || self.hooks.handle_error(peer, reason));
     }
 
     fn is_attentive(&self) -> bool {
@@ -91,8 +87,6 @@ impl Gate for Guarded<'_> {
     }
 
     fn turned(&mut self, turn: &mut Turn) {
-        guard("service_actions", &mut turn.tally.panics, || {
-            self.hooks.service_actions()
-        });
+        guard("service_actions", &mut turn.tally.panics, || self.hooks.service_actions());
     }
 }

@@ -15,7 +15,7 @@ use mio::{Events, Interest, Poll};
 use crate::address::{Address, Endpoint};
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::reactor::{EVENTS, Ground, Listener, Live, Reactor};
+use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
 use crate::sys::{self, SignalWatch};
 use crate::token::Token;
 
@@ -62,9 +62,7 @@ pub struct Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("addresses", &self.addresses())
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
     }
 }
 
@@ -79,11 +77,7 @@ impl Server {
         let control = Control::new().map_err(Error::Loop)?;
         let wakeup = control.mailbox.wakeup().as_raw_fd();
         poll.registry()
-            .register(
-                &mut SourceFd(&wakeup),
-                Token::WAKE.into(),
-                Interest::READABLE,
-            )
+            .register(&mut SourceFd(&wakeup), Token::WAKE.into(), Interest::READABLE)
             .map_err(Error::Loop)?;
         Ok(Server {
             services: Vec::new(),
@@ -186,16 +180,12 @@ impl Server {
     ///
     /// As for [`serve_forever`](Server::serve_forever).
     pub fn handle_request(&mut self) -> Result<bool, Error> {
-        let deadline = self
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let (_, served) = self.run(1, deadline)?;
         if !served && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             let mut panics = 0;
             for service in &mut self.services {
-                guard("handle_timeout", &mut panics, || {
-                    service.hooks.handle_timeout()
-                });
+                guard("handle_timeout", &mut panics, || service.hooks.handle_timeout());
             }
         }
         Ok(served)
@@ -224,10 +214,11 @@ impl Server {
             generation: &mut self.generation,
         });
         reactor.turn().allowance = requests;
+        let ground = RunGround { control: &control, signals: signals.clone(), drain };
         for service in &mut self.services {
             let descriptor = service.socket().as_raw_fd();
             reactor
-                .add_listener(descriptor, |token| service.begin(token, &control))
+                .add_listener(descriptor, |token| service.begin(&ground, token))
                 .map_err(Error::Loop)?;
         }
         loop {
@@ -249,9 +240,7 @@ impl Server {
                 return Ok((StopReport::default(), false));
             }
             let patience = left.into_iter().chain(interval).min();
-            reactor
-                .run_turn(patience, signals.as_ref())
-                .map_err(Error::Loop)?;
+            reactor.run_turn(patience, signals.as_ref()).map_err(Error::Loop)?;
         }
         let report = stop(&mut reactor, drain)?;
         Ok((report, false))
@@ -287,11 +276,7 @@ impl Server {
             let descriptor = watch.as_raw_fd();
             self.poll
                 .registry()
-                .register(
-                    &mut SourceFd(&descriptor),
-                    Token::SIGNAL.into(),
-                    Interest::READABLE,
-                )
+                .register(&mut SourceFd(&descriptor), Token::SIGNAL.into(), Interest::READABLE)
                 .map_err(Error::Loop)?;
         }
         self.signals = Some(watch);
@@ -301,10 +286,7 @@ impl Server {
     /// Where it listens, in the order the services were added: Python's `server_address`, with the
     /// ports that the kernel chose.
     pub fn addresses(&self) -> Vec<Address> {
-        self.services
-            .iter()
-            .map(|service| service.address().clone())
-            .collect()
+        self.services.iter().map(|service| service.address().clone()).collect()
     }
 
     /// Where this listener listens.
@@ -314,9 +296,7 @@ impl Server {
 
     /// The descriptor of one listener.
     pub fn listener(&self, id: ListenerId) -> Option<BorrowedFd<'_>> {
-        self.services
-            .get(id.0)
-            .map(|service| service.socket().as_fd())
+        self.services.get(id.0).map(|service| service.socket().as_fd())
     }
 
     /// Where the only listener of a server listens; the first one's, if there are several.
@@ -325,10 +305,7 @@ impl Server {
     ///
     /// If the server has no listener.
     pub fn local_addr(&self) -> &Address {
-        self.services
-            .first()
-            .map(Service::address)
-            .expect("a server with a listener")
+        self.services.first().map(Service::address).expect("a server with a listener")
     }
 
     /// What it has counted since it was made.
@@ -351,11 +328,7 @@ impl Server {
                 (server, report)
             })
             .map_err(Error::Loop)?;
-        Ok(Running {
-            addresses,
-            handle,
-            thread: Some(thread),
-        })
+        Ok(Running { addresses, handle, thread: Some(thread) })
     }
 }
 
@@ -388,11 +361,7 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
         reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     let cut = reactor.cut();
-    Ok(StopReport {
-        idle: before - busy,
-        finished: busy - cut,
-        cut,
-    })
+    Ok(StopReport { idle: before - busy, finished: busy - cut, cut })
 }
 
 /// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits
@@ -465,14 +434,36 @@ impl Drop for Running {
 
 /// A service in the slab of one run.
 impl Service {
-    fn begin<'a>(&'a mut self, token: Token, control: &Arc<Control>) -> Box<dyn Live + 'a> {
-        let acceptor = self.driver.begin(token, control);
-        let gate = Box::new(Guarded::new(&mut *self.hooks));
-        Box::new(Listener::new(
-            &self.bound.socket,
-            &self.bound.address,
-            acceptor,
-            gate,
-        ))
+    fn begin<'a>(
+        &'a mut self,
+        ground: &RunGround<'_>,
+        token: Token,
+    ) -> io::Result<Box<dyn Live + 'a>> {
+        let Service { driver, hooks, bound, batch, .. } = self;
+        let gate = Box::new(Guarded::new(&mut **hooks));
+        let ground = service::Ground {
+            listener: token,
+            socket: &bound.socket,
+            control: ground.control,
+            signals: ground.signals.clone(),
+            drain: ground.drain,
+        };
+        Ok(match batch {
+            None => {
+                let acceptor = driver.accept(&ground)?;
+                Box::new(Listener::new(&bound.socket, &bound.address, acceptor, gate))
+            }
+            Some(batch) => {
+                let answerer = driver.answer(&ground)?;
+                Box::new(Datagrams::new(&bound.socket, &bound.address, batch, answerer, gate))
+            }
+        })
     }
+}
+
+/// What one run gives its services.
+struct RunGround<'a> {
+    control: &'a Arc<Control>,
+    signals: Option<SignalWatch>,
+    drain: Duration,
 }

@@ -1,34 +1,41 @@
 //! Where handlers meet modes: which pairs there are, and what each is made of.
 
-use std::os::fd::AsRawFd;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::Socket;
 
 use super::shutdown::Control;
 use crate::address::Peer;
 use crate::conversation::{Conversation, Framing, Handler, panic_message};
-use crate::dispatch::{Offload, Reactor, Sealed, WorkerPool};
-use crate::error::{CloseReason, Error};
-use crate::reactor::{Acceptor, Connection, End, Lending, Marks, Newcomer, Turn};
-use crate::session::Workers as _;
+use crate::dispatch::{
+    BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
+};
+use crate::error::CloseReason;
+use crate::reactor::{Acceptor, Answerer, End, Marks, Turn};
+use crate::session::{DatagramSession, Packet, Session, StreamSession};
+use crate::sys::SignalWatch;
 use crate::token::Token;
 
+mod blocking;
+mod looped;
+
 /// Makes one handler for one peer.
-pub(crate) type Make<'a, H> = Box<dyn FnMut(&Peer) -> H + 'a>;
+pub(crate) type Make<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
 
 /// What a service keeps between runs, and makes the handlers of a run from.
-pub(crate) trait Start<H>: Send {
+pub(crate) trait Start<T>: Send {
     /// Begins a run.
-    fn start(&mut self) -> Make<'_, H>;
+    fn start(&mut self) -> Make<'_, T>;
 }
 
 /// A maker that can go from thread to thread, and serves every run.
 pub(crate) struct Shared<M>(pub(crate) M);
 
-impl<H, M: FnMut(&Peer) -> H + Send> Start<H> for Shared<M> {
-    fn start(&mut self) -> Make<'_, H> {
+impl<T, M: FnMut(&Peer) -> T + Send> Start<T> for Shared<M> {
+    fn start(&mut self) -> Make<'_, T> {
         Box::new(&mut self.0)
     }
 }
@@ -36,8 +43,8 @@ impl<H, M: FnMut(&Peer) -> H + Send> Start<H> for Shared<M> {
 /// A maker of makers, each for one run and its thread.
 pub(crate) struct Local<S>(pub(crate) S);
 
-impl<H, M: FnMut(&Peer) -> H + 'static, S: FnMut() -> M + Send> Start<H> for Local<S> {
-    fn start(&mut self) -> Make<'_, H> {
+impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> Start<T> for Local<S> {
+    fn start(&mut self) -> Make<'_, T> {
         Box::new((self.0)())
     }
 }
@@ -58,13 +65,28 @@ pub struct Recipe<H, F> {
     pub(super) marks: Marks,
 }
 
+impl<H, F> std::fmt::Debug for Recipe<H, F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recipe")
+    }
+}
+
 /// What comes of it.
 pub struct Driven(pub(super) Box<dyn Driver>);
 
+impl std::fmt::Debug for Driven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Driven")
+    }
+}
+
 /// What a service keeps of its handlers and its mode between runs.
 pub(crate) trait Driver: Send {
-    /// Begins a run.
-    fn begin<'a>(&'a mut self, listener: Token, control: &Arc<Control>) -> Box<dyn Acceptor + 'a>;
+    /// Begins a run of a stream service.
+    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>>;
+
+    /// Begins a run of a datagram service.
+    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>>;
 
     /// What it needs of its process.
     fn needs(&self) -> Needs {
@@ -72,177 +94,155 @@ pub(crate) trait Driver: Send {
     }
 }
 
+/// What a run gives a service to stand on.
+pub(crate) struct Ground<'a> {
+    pub(crate) listener: Token,
+    pub(crate) socket: &'a Arc<Socket>,
+    pub(crate) control: &'a Arc<Control>,
+    pub(crate) signals: Option<SignalWatch>,
+    pub(crate) drain: Duration,
+}
+
 /// The modes that can run this [`Handler`]: all of them, as far as it is `Send` where the mode
 /// takes it to another thread.
 #[diagnostic::on_unimplemented(
     message = "the mode `{Self}` cannot run the handler `{H}`",
-    label = "this mode takes handlers to other threads, so they must be `Send`, or is no mode at all",
-    note = "a blocking `RequestHandler` is served by `serve_blocking`; a handler that is not `Send` runs under `Reactor`, `Inline` and `Forking`"
+    label = "this is no mode for it",
+    note = "a blocking `RequestHandler` is served by `serve_blocking`, under `Inline`, `Threading`, `Pool` or `Forking`"
 )]
 pub trait HandlerMode<H: Handler>: Sealed {
     #[doc(hidden)]
-    fn driver<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
     where
         F: Framing + Clone + Send + 'static;
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Reactor {
-    fn driver<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
     where
         F: Framing + Clone + Send + 'static,
     {
-        Driven(Box::new(OnLoop(recipe)))
-    }
-}
-
-/// Handlers on the loop.
-struct OnLoop<H, F>(Recipe<H, F>);
-
-impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Driver for OnLoop<H, F> {
-    fn begin<'a>(&'a mut self, listener: Token, _control: &Arc<Control>) -> Box<dyn Acceptor + 'a> {
-        let Recipe {
-            start,
-            framing,
-            marks,
-        } = &mut self.0;
-        Box::new(LoopAcceptor {
-            make: start.start(),
-            framing,
-            marks: *marks,
-            listener,
-        })
-    }
-}
-
-struct LoopAcceptor<'a, H, F> {
-    make: Make<'a, H>,
-    framing: &'a F,
-    marks: Marks,
-    listener: Token,
-}
-
-impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAcceptor<'_, H, F> {
-    fn nonblocking(&self) -> bool {
-        true
-    }
-
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else {
-            return;
-        };
-        let conversation = Conversation::new(handler, self.framing.clone(), peer);
-        let descriptor = socket.as_raw_fd();
-        let live = Box::new(Connection::new(socket, conversation, self.marks, turn.now));
-        turn.newcomers.push(Newcomer {
-            live,
-            descriptor,
-            parent: self.listener,
-        });
+        looped::on_the_loop(recipe)
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Offload {
-    fn driver<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
     where
         F: Framing + Clone + Send + 'static,
     {
-        let workers = Arc::new(WorkerPool::new(self.workers.get()));
-        Driven(Box::new(OnWorkers { recipe, workers }))
+        looped::on_workers(self, recipe)
     }
 }
 
-/// Handlers on workers, their connections on the loop.
-struct OnWorkers<H, F> {
-    recipe: Recipe<H, F>,
-    workers: Arc<WorkerPool>,
+impl<H: Handler + 'static> HandlerMode<H> for Inline {
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        let (start, serve) = by_message(recipe);
+        blocking::inline(start, serve)
+    }
 }
 
-impl<H, F> Driver for OnWorkers<H, F>
-where
-    H: Handler + Send + 'static,
-    F: Framing + Clone + Send + 'static,
-{
-    fn begin<'a>(&'a mut self, listener: Token, _control: &Arc<Control>) -> Box<dyn Acceptor + 'a> {
-        let OnWorkers {
-            recipe:
-                Recipe {
-                    start,
-                    framing,
-                    marks,
-                },
-            workers,
-        } = self;
-        let make = start.start();
-        Box::new(LendingAcceptor {
-            make,
-            framing,
-            marks: *marks,
-            listener,
-            workers,
-        })
+impl<H: Handler + Send + 'static> HandlerMode<H> for Threading {
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        let (start, serve) = by_message(recipe);
+        blocking::threading(self, start, serve)
     }
+}
 
-    fn needs(&self) -> Needs {
-        Needs {
-            threads: true,
-            ..Needs::default()
+impl<H: Handler + Send + 'static> HandlerMode<H> for Pool {
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        let (start, serve) = by_message(recipe);
+        blocking::pool(self, start, serve)
+    }
+}
+
+impl<H: Handler + 'static> HandlerMode<H> for Forking {
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        let (start, serve) = by_message(recipe);
+        blocking::forking(self, start, serve)
+    }
+}
+
+impl<H: Handler + Send + 'static> HandlerMode<H> for Mode {
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        match self {
+            Mode::Reactor(mode) => mode.drive(recipe),
+            Mode::Offload(mode) => mode.drive(recipe),
+            Mode::Inline(mode) => mode.drive(recipe),
+            Mode::Threading(mode) => mode.drive(recipe),
+            Mode::Pool(mode) => mode.drive(recipe),
+            Mode::Forking(mode) => mode.drive(recipe),
         }
     }
 }
 
-struct LendingAcceptor<'a, H, F> {
-    make: Make<'a, H>,
-    framing: &'a F,
+impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
+    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        Mode::from(self).drive(recipe)
+    }
+}
+
+/// How whoever answers is put together with a request, to be served by blocking.
+pub(crate) trait Serve<T>: Send + 'static {
+    type Stream: Session + 'static;
+    type Datagram: Session + 'static;
+
+    fn stream(&self, answerer: T, socket: Arc<Socket>, peer: Peer) -> Self::Stream;
+    fn datagram(&self, answerer: T, socket: Arc<Socket>, packet: Packet) -> Self::Datagram;
+}
+
+/// A [`Handler`] is served message by message.
+pub(crate) struct ByMessage<F> {
+    framing: F,
     marks: Marks,
-    listener: Token,
-    workers: &'a Arc<WorkerPool>,
 }
 
-impl<H, F> Acceptor for LendingAcceptor<'_, H, F>
-where
-    H: Handler + Send + 'static,
-    F: Framing + Clone + Send + 'static,
-{
-    fn nonblocking(&self) -> bool {
-        true
-    }
+fn by_message<H, F>(recipe: Recipe<H, F>) -> (Box<dyn Start<H>>, ByMessage<F>) {
+    let Recipe { start, framing, marks } = recipe;
+    (start, ByMessage { framing, marks })
+}
 
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else {
-            return;
-        };
+impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByMessage<F> {
+    type Stream = StreamSession<H, F>;
+    type Datagram = DatagramSession<H>;
+
+    fn stream(&self, handler: H, socket: Arc<Socket>, peer: Peer) -> StreamSession<H, F> {
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
-        let talk = Lending::new(conversation, self.workers.clone(), self.listener);
-        let descriptor = socket.as_raw_fd();
-        let live = Box::new(Connection::new(socket, talk, self.marks, turn.now));
-        turn.newcomers.push(Newcomer {
-            live,
-            descriptor,
-            parent: self.listener,
-        });
+        StreamSession { socket, conversation, room: self.marks.high }
     }
 
-    fn is_attentive(&self) -> bool {
-        true
-    }
-
-    fn turned(&mut self) {
-        self.workers.call();
+    fn datagram(&self, handler: H, socket: Arc<Socket>, packet: Packet) -> DatagramSession<H> {
+        DatagramSession { socket, packet, handler }
     }
 }
 
-/// Makes a handler; one that cannot be made costs its own connection.
-fn made<H>(make: &mut Make<'_, H>, peer: &Peer, turn: &mut Turn) -> Option<H> {
+/// Makes whoever answers; one that cannot be made costs its own request.
+fn made<T>(make: &mut Make<'_, T>, peer: &Peer, turn: &mut Turn) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(|| make(peer))) {
-        Ok(handler) => Some(handler),
+        Ok(made) => Some(made),
         Err(panic) => {
             turn.tally.panics += 1;
             turn.tally.closed += 1;
             let reason = CloseReason::Panic(panic_message(panic));
-            turn.ended = Some(End {
-                peer: peer.clone(),
-                reason,
-            });
+            turn.ended.push(End { peer: peer.clone(), reason });
             None
         }
     }

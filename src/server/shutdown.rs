@@ -24,7 +24,7 @@ pub struct StopReport {
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) published: Published,
+    pub(crate) published: Arc<Published>,
     stop: AtomicBool,
     run: Mutex<Run>,
     ended: Condvar,
@@ -41,7 +41,7 @@ impl Control {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Control {
             mailbox: Arc::new(Mailbox::new()?),
-            published: Published::default(),
+            published: Arc::default(),
             stop: AtomicBool::new(false),
             run: Mutex::default(),
             ended: Condvar::new(),
@@ -74,10 +74,7 @@ pub(crate) struct Running(Arc<Control>);
 impl Drop for Running {
     fn drop(&mut self) {
         let mut run = lock(&self.0.run);
-        *run = Run {
-            running: false,
-            has_run: true,
-        };
+        *run = Run { running: false, has_run: true };
         self.0.stop.store(false, SeqCst);
         self.0.ended.notify_all();
     }
@@ -116,11 +113,7 @@ impl ShutdownHandle {
     pub fn wait(&self) {
         let mut run = lock(&self.control.run);
         while run.running {
-            run = self
-                .control
-                .ended
-                .wait(run)
-                .unwrap_or_else(PoisonError::into_inner);
+            run = self.control.ended.wait(run).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

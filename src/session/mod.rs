@@ -3,19 +3,61 @@
 
 use std::sync::Arc;
 
+use crate::address::Peer;
+use crate::conversation::Outgoing;
+use crate::counters::Tally;
+use crate::error::{CloseReason, Unsupported};
 use crate::mailbox::{Mailbox, Work};
 use crate::token::Token;
+
+mod datagram;
+mod seats;
+mod stream;
+mod waiting;
+
+pub(crate) use datagram::{DatagramSession, Nowhere, Packet};
+pub(crate) use seats::{Seats, Taken};
+pub(crate) use stream::{StreamSession, made};
+pub(crate) use waiting::{Alone, Waiting};
+
+/// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
+pub(crate) const READ_SIZE: usize = 64 * 1024;
 
 /// Who does the work that a loop lends out.
 ///
 /// This is the seam between the loop, which lends, and the mode that brought the workers: neither
 /// knows the other.
 pub(crate) trait Workers: Send + Sync {
-    /// Queues a job, for which [`call`](Workers::call) has yet to fetch someone; when it is done it is posted to `home` as [`Mail::Returned`].
+    /// Queues a job, for which the mode has yet to fetch someone; when it is done it is posted to
+    /// `home` as [`Mail::Returned`].
     ///
     /// [`Mail::Returned`]: crate::mailbox::Mail::Returned
     fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>);
+}
 
-    /// Sees to it that someone comes for what was queued: once per turn, however much it was.
-    fn call(&self);
+/// A request with whoever answers it, ready to be served to its end.
+pub(crate) trait Session {
+    /// Serves it. Never panics.
+    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served;
+}
+
+/// How a session went.
+pub(crate) struct Served {
+    pub(crate) peer: Peer,
+    pub(crate) reason: CloseReason,
+}
+
+/// Where a session is served: what its thread lends it.
+pub(crate) struct Place<'a> {
+    /// What is read into.
+    pub(crate) buffer: &'a mut Box<[u8]>,
+    /// Where output is collected.
+    pub(crate) outgoing: &'a mut Outgoing,
+    pub(crate) tally: &'a mut Tally,
+    /// How it waits for its peer.
+    pub(crate) waiting: Waiting<'a>,
+    /// Why nothing can be sent to it from elsewhere, where it is not in a thread of its own.
+    pub(crate) no_sender: Unsupported,
+    /// Called at once when its handler asks the server to stop.
+    pub(crate) on_shutdown: &'a dyn Fn(),
 }

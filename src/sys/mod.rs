@@ -5,14 +5,18 @@
 
 #![allow(unsafe_code)]
 
+mod datagrams;
 mod limits;
+mod process;
 mod signals;
 mod socket;
 mod wakeup;
 
-pub(crate) use limits::raise_descriptor_limit;
-pub(crate) use signals::{SignalWatch, watch_stop_signals};
-pub(crate) use socket::{accept, poll_readable, poll_writable, send, send_vectored};
+pub(crate) use datagrams::{Batch, Received, send_batch};
+pub use limits::raise_descriptor_limit;
+pub(crate) use process::{Child, ChildProcess, Forked, fork, thread_count};
+pub(crate) use signals::{SignalWatch, child_is_terminated, watch_stop_signals};
+pub(crate) use socket::{Want, accept, receive_now, send, send_now, send_vectored, wait_for};
 pub(crate) use wakeup::Wakeup;
 
 use std::io;
@@ -20,11 +24,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Turns a system call's -1 into its errno.
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// The descriptor of something that lends it only as a number.

@@ -58,14 +58,34 @@ pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
     let wakeup = WAKEUP.get().expect("just set");
     WAKE.store(wakeup.raw_write_end(), SeqCst);
     for signal in STOP_SIGNALS {
-        set_action(
-            signal,
-            on_stop_signal as extern "C" fn(libc::c_int) as libc::sighandler_t,
-        )?;
+        set_action(signal, on_stop_signal as extern "C" fn(libc::c_int) as libc::sighandler_t)?;
     }
-    Ok(SignalWatch {
-        seen: RECEIVED.load(SeqCst),
-    })
+    Ok(SignalWatch { seen: RECEIVED.load(SeqCst) })
+}
+
+/// In a forked child: what its parent has inherited to it is not its own. It watches SIGTERM alone,
+/// with a descriptor of its own, and may be told to end any number of times.
+pub(crate) fn watch_termination_in_child() -> io::Result<&'static Wakeup> {
+    // Lives as long as the child, which is as long as its one request.
+    let wakeup: &'static Wakeup = Box::leak(Box::new(Wakeup::new()?));
+    RECEIVED.store(0, SeqCst);
+    WAKE.store(wakeup.raw_write_end(), SeqCst);
+    set_action(libc::SIGTERM, on_termination as extern "C" fn(libc::c_int) as libc::sighandler_t)?;
+    Ok(wakeup)
+}
+
+/// In a forked child: whether it has been told to end.
+pub(crate) fn child_is_terminated() -> bool {
+    RECEIVED.load(SeqCst) > 0
+}
+
+extern "C" fn on_termination(_signal: libc::c_int) {
+    RECEIVED.fetch_add(1, SeqCst);
+    // SAFETY: errno is this thread's own; the interrupted code may be about to read it.
+    let errno = unsafe { *errno_location() };
+    wake_raw(WAKE.load(SeqCst));
+    // SAFETY: as above.
+    unsafe { *errno_location() = errno };
 }
 
 extern "C" fn on_stop_signal(signal: libc::c_int) {

@@ -27,12 +27,7 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
     // `try_init` provides, and the true length into `*len`.
     let (fd, address) = unsafe {
         SockAddr::try_init(|storage, len| {
-            checked(libc::accept4(
-                listener.as_raw_fd(),
-                storage.cast(),
-                len,
-                flags,
-            ))
+            checked(libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags))
         })
     }?;
     // SAFETY: the descriptor is new and nobody else's.
@@ -65,12 +60,23 @@ pub(crate) fn send_vectored(socket: &Socket, slices: &[IoSlice<'_>]) -> io::Resu
     taken(|| socket.send_vectored_with_flags(slices, SEND_FLAGS))
 }
 
+/// As [`send`], for a socket that is blocking: it does not wait either.
+pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    taken(|| socket.send_with_flags(bytes, SEND_FLAGS | libc::MSG_DONTWAIT))
+}
+
+/// Receives without waiting, from a socket that is blocking.
+pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: recv writes at most as many bytes as the buffer has, and it is initialised already.
+    let received = unsafe {
+        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+    };
+    usize::try_from(received).map_err(|_| io::Error::last_os_error())
+}
+
 /// macOS has no such flag; there Rust's runtime ignores the signal for the whole process.
-const SEND_FLAGS: libc::c_int = if cfg!(any(target_os = "macos", target_os = "ios")) {
-    0
-} else {
-    libc::MSG_NOSIGNAL
-};
+const SEND_FLAGS: libc::c_int =
+    if cfg!(any(target_os = "macos", target_os = "ios")) { 0 } else { libc::MSG_NOSIGNAL };
 
 #[inline]
 fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
@@ -83,45 +89,47 @@ fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// Which of the descriptors waited for can be read.
-pub(crate) type Readable<const N: usize> = [bool; N];
-
-/// Waits until one of `fds` can be read (or has ended, or failed), for at most `timeout`.
-pub(crate) fn poll_readable<const N: usize>(
-    fds: [BorrowedFd<'_>; N],
-    timeout: Option<Duration>,
-) -> io::Result<Readable<N>> {
-    poll(fds, libc::POLLIN, timeout)
+/// What to wait for on a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// That it can be read, has ended, or has failed.
+    Read,
+    /// That it can be written, or has failed.
+    Write,
 }
 
-/// Waits until `fd` can be written (or has failed), for at most `timeout`; false when it cannot.
-pub(crate) fn poll_writable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
-    poll([fd], libc::POLLOUT, timeout).map(|[ready]| ready)
-}
+/// How many descriptors [`wait_for`] takes.
+const MOST_WANTED: usize = 4;
 
-fn poll<const N: usize>(
-    fds: [BorrowedFd<'_>; N],
-    events: libc::c_short,
+/// Waits until one of `wanted`, of which there are at most four, is so; for at most `timeout`. Bit
+/// `n` of the answer says that the `n`-th is so.
+pub(crate) fn wait_for(
+    wanted: &[(BorrowedFd<'_>, Want)],
     timeout: Option<Duration>,
-) -> io::Result<[bool; N]> {
+) -> io::Result<u32> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut polled = fds.map(|fd| libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events,
-        revents: 0,
-    });
+    let mut polled = [libc::pollfd { fd: -1, events: 0, revents: 0 }; MOST_WANTED];
+    for (entry, (fd, want)) in polled.iter_mut().zip(wanted) {
+        entry.fd = fd.as_raw_fd();
+        entry.events = if *want == Want::Read { libc::POLLIN } else { libc::POLLOUT };
+    }
     loop {
         let millis = deadline.map_or(-1, |deadline| {
             // Rounded up: an early return would be a turn for nothing.
             let left = deadline.saturating_duration_since(Instant::now());
             i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
         });
-        // SAFETY: poll reads and writes the N entries of the array.
-        let result = checked(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, millis) });
+        // SAFETY: poll reads and writes the entries of the array; those with fd -1 it passes over.
+        let result = checked(unsafe {
+            libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis)
+        });
         match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
-            Ok(_) => return Ok(polled.map(|entry| entry.revents != 0)),
+            Ok(_) => {
+                let ready = polled.iter().enumerate().filter(|(_, entry)| entry.revents != 0);
+                return Ok(ready.fold(0, |mask, (number, _)| mask | 1 << number));
+            }
         }
     }
 }

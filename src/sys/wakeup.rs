@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::checked;
 
-/// A descriptor that is readable from [`wake`](Wakeup::wake) until [`clear`](Wakeup::clear).
+/// A descriptor that is readable from [`wake`](Wakeup::wake) until [`take`](Wakeup::take).
 ///
 /// Watched edge-triggered, it reports every wake and need not be cleared.
 #[derive(Debug)]
@@ -22,9 +22,7 @@ impl Wakeup {
         // SAFETY: eventfd takes two numbers and touches no memory of ours.
         let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         // SAFETY: the descriptor is new and nobody else's.
-        Ok(Wakeup {
-            read: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        Ok(Wakeup { read: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
@@ -55,17 +53,16 @@ impl Wakeup {
         wake_raw(self.write_end());
     }
 
-    /// Makes it unreadable until the next wake. Never waits.
-    pub(crate) fn clear(&self) {
+    /// Makes it unreadable until the next wake; whether it was readable. Never waits.
+    pub(crate) fn take(&self) -> bool {
         let mut count = [0u8; 64];
         // SAFETY: read writes at most the 64 bytes that the array has.
-        unsafe {
-            libc::read(
-                self.read.as_raw_fd(),
-                count.as_mut_ptr().cast(),
-                count.len(),
-            )
-        };
+        unsafe { libc::read(self.read.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) > 0 }
+    }
+
+    /// Makes it unreadable until the next wake. Never waits.
+    pub(crate) fn clear(&self) {
+        self.take();
     }
 
     /// The descriptor that [`wake_raw`] takes.
@@ -75,7 +72,8 @@ impl Wakeup {
 
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> io::Result<bool> {
-        super::poll_readable([self.as_fd()], Some(std::time::Duration::ZERO)).map(|ready| ready[0])
+        let wanted = [(self.as_fd(), super::Want::Read)];
+        Ok(super::wait_for(&wanted, Some(std::time::Duration::ZERO))? != 0)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -53,10 +54,7 @@ impl Target {
             .to_socket_addrs()
             .map_err(|source| match source.kind() {
                 io::ErrorKind::InvalidInput => Error::unusable_address(&shown, source),
-                _ => Error::Resolve {
-                    address: shown.clone(),
-                    source,
-                },
+                _ => Error::Resolve { address: shown.clone(), source },
             })?
             .collect();
         if resolved.is_empty() {
@@ -85,10 +83,7 @@ impl Target {
             }
         };
         let shown = SocketAddrText(host, port);
-        Ok((
-            family,
-            Target::resolve(family, (host.as_str(), port), shown)?,
-        ))
+        Ok((family, Target::resolve(family, (host.as_str(), port), shown)?))
     }
 }
 
@@ -97,11 +92,7 @@ struct SocketAddrText<'a>(&'a str, u16);
 impl std::fmt::Display for SocketAddrText<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let SocketAddrText(host, port) = self;
-        if host.contains(':') {
-            write!(f, "[{host}]:{port}")
-        } else {
-            write!(f, "{host}:{port}")
-        }
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
@@ -139,8 +130,8 @@ fn libc_somaxconn() -> i32 {
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) address: Address,
-    pub(crate) file: Option<OwnFile>,
-    pub(crate) socket: Socket,
+    _file: Option<OwnFile>,
+    pub(crate) socket: Arc<Socket>,
 }
 
 /// Binds, and listens for a stream; whatever fails leaves nothing behind.
@@ -155,10 +146,7 @@ pub(crate) fn bind(family: Family, target: &Target, options: &BindOptions) -> Re
                 }
             }
             let (address, source) = refused.expect("a target has at least one address");
-            Err(Error::Bind {
-                address: format!("{}://{address}", family.scheme()),
-                source,
-            })
+            Err(Error::Bind { address: format!("{}://{address}", family.scheme()), source })
         }
         Target::Path(path) => bind_path(family, path.clone(), options).map_err(|source| {
             let address = format!("{}://{}", family.scheme(), path.display());
@@ -192,40 +180,20 @@ fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::
         socket.listen(options.backlog)?;
     }
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-    let address = if family.is_datagram() {
-        Address::Udp(bound)
-    } else {
-        Address::Tcp(bound)
-    };
-    Ok(Bound {
-        address,
-        file: None,
-        socket,
-    })
+    let address = if family.is_datagram() { Address::Udp(bound) } else { Address::Tcp(bound) };
+    Ok(Bound { address, _file: None, socket: Arc::new(socket) })
 }
 
 fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result<Bound> {
-    let kind = if family.is_datagram() {
-        Type::DGRAM
-    } else {
-        Type::STREAM
-    };
+    let kind = if family.is_datagram() { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::UNIX, kind, None)?;
     socket.set_nonblocking(true)?;
     let file = unix_file::bind(&socket, &path, kind, options.unix_mode, || {
-        if family.is_datagram() {
-            Ok(())
-        } else {
-            socket.listen(options.backlog)
-        }
+        if family.is_datagram() { Ok(()) } else { socket.listen(options.backlog) }
     })?;
     let address = match family.is_datagram() {
         false => Address::Unix(Some(path)),
         true => Address::UnixDatagram(Some(path)),
     };
-    Ok(Bound {
-        address,
-        file: Some(file),
-        socket,
-    })
+    Ok(Bound { address, _file: Some(file), socket: Arc::new(socket) })
 }

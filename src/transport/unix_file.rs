@@ -46,9 +46,7 @@ pub(super) fn bind(
 /// Keeps other servers of this crate from binding in the same directory meanwhile: a lock on the
 /// directory itself leaves no file behind.
 fn lock_directory(path: &Path) -> io::Result<File> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = File::open(parent.unwrap_or(Path::new(".")))?;
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {

@@ -1,0 +1,36 @@
+//! ASCII letters back in upper case, nothing stripped; with `--once`, one answer and the end.
+
+mod common;
+
+use common::{About, Options};
+use socketserver::{Context, Handler, HandlerResult, Server};
+
+struct Upper {
+    once: bool,
+}
+
+impl Handler for Upper {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(&message.to_ascii_uppercase())?;
+        if self.once {
+            cx.close();
+        }
+        Ok(())
+    }
+}
+
+fn main() {
+    let once = std::env::args().any(|argument| argument == "--once");
+    let options = Options::parse(&About {
+        flags: &[("once", "answer the first chunk, then close; on port 9999 by default")],
+        ..About::new(
+            "upper",
+            "Answers in upper case.",
+            if once { "tcp://127.0.0.1:9999" } else { "tcp://127.0.0.1:8888" },
+        )
+    });
+    let once = options.has("once");
+    options.run(|endpoint| {
+        Server::listen(endpoint)?.dispatch(options.mode).service(move |_peer| Upper { once })
+    });
+}

@@ -1,0 +1,299 @@
+//! Threads that take jobs from one queue: behind `offload`, `threading` and `pool`.
+//!
+//! **Invariant:** nobody is woken who is awake, and no one more while one is on the way: who comes
+//! for work calls the next if there is more than its own. A thread is started only when none sleeps.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::mailbox::lock;
+
+/// What a thread does with a job.
+pub(crate) trait Labour<J>: Send + Sync + 'static {
+    /// What is left to be said when the job no longer counts.
+    type After;
+
+    /// Does the job. It never panics, and should it all the same, another thread takes this one's
+    /// place.
+    fn run(&self, job: J) -> Self::After;
+
+    /// The job no longer counts in the crew's [`load`](Crew::load).
+    fn after(&self, after: Self::After);
+}
+
+/// How a crew is manned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manning {
+    /// Threads are named so, and numbered.
+    pub(crate) name: &'static str,
+    /// The most threads there may be.
+    pub(crate) most: usize,
+    /// How long a thread without work stays; for good, if `None`.
+    pub(crate) stay: Option<Duration>,
+    /// The size of a thread's stack, in bytes; the standard library's, if `None`.
+    pub(crate) stack_size: Option<usize>,
+}
+
+struct Queue<J> {
+    jobs: VecDeque<J>,
+    threads: usize,
+    /// How many threads were ever started: the number in the next one's name.
+    started: usize,
+    /// Threads that sleep and have not been woken.
+    asleep: usize,
+    /// Threads that have been woken or started and are on their way.
+    coming: usize,
+    /// Jobs that are being done.
+    busy: usize,
+    closed: bool,
+}
+
+/// The threads and their queue. Dropped, it lets them end when their work is done.
+pub(crate) struct Crew<J: Send + 'static, L: Labour<J>> {
+    inside: Arc<Inside<J, L>>,
+}
+
+struct Inside<J, L> {
+    queue: Mutex<Queue<J>>,
+    work: Condvar,
+    manning: Manning,
+    labour: L,
+}
+
+impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
+    /// A crew of which no thread is started yet.
+    pub(crate) fn new(manning: Manning, labour: L) -> Self {
+        let queue = Mutex::new(Queue {
+            jobs: VecDeque::new(),
+            threads: 0,
+            started: 0,
+            asleep: 0,
+            coming: 0,
+            busy: 0,
+            closed: false,
+        });
+        Crew { inside: Arc::new(Inside { queue, work: Condvar::new(), manning, labour }) }
+    }
+
+    /// Queues a job, for which [`call`](Crew::call) has yet to fetch someone.
+    pub(crate) fn push(&self, job: J) {
+        lock(&self.inside.queue).jobs.push_back(job);
+    }
+
+    /// Sees to it that someone comes for what was queued.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no thread left and the crew has none either: the jobs, which nobody would
+    /// ever come for, are given back.
+    pub(crate) fn call(&self) -> Result<(), (io::Error, VecDeque<J>)> {
+        let mut queue = lock(&self.inside.queue);
+        match self.inside.call_one(&mut queue) {
+            Err(error) if queue.threads == 0 => Err((error, std::mem::take(&mut queue.jobs))),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many jobs are not done.
+    pub(crate) fn load(&self) -> usize {
+        let queue = lock(&self.inside.queue);
+        queue.jobs.len() + queue.busy
+    }
+
+    /// Takes back the jobs that nobody has begun.
+    pub(crate) fn take_waiting(&self) -> VecDeque<J> {
+        std::mem::take(&mut lock(&self.inside.queue).jobs)
+    }
+}
+
+impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
+    fn call_one(self: &Arc<Self>, queue: &mut Queue<J>) -> io::Result<()> {
+        // Who is on the way calls the next itself.
+        if queue.jobs.is_empty() || queue.coming > 0 {
+            return Ok(());
+        }
+        if queue.asleep > 0 {
+            queue.asleep -= 1;
+            queue.coming += 1;
+            self.work.notify_one();
+        } else if queue.threads < self.manning.most {
+            let inside = self.clone();
+            let mut builder =
+                thread::Builder::new().name(format!("{}-{}", self.manning.name, queue.started + 1));
+            if let Some(size) = self.manning.stack_size {
+                builder = builder.stack_size(size);
+            }
+            builder.spawn(move || inside.work())?;
+            queue.threads += 1;
+            queue.started += 1;
+            queue.coming += 1;
+        }
+        Ok(())
+    }
+
+    /// A thread's life.
+    fn work(self: Arc<Self>) {
+        let place = Place(&self);
+        let mut queue = lock(&self.queue);
+        queue.coming = queue.coming.saturating_sub(1);
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                queue.busy += 1;
+                if let Err(error) = self.call_one(&mut queue) {
+                    log::error!("a thread could not be started, its work waits: {error}");
+                }
+                drop(queue);
+                let after = self.labour.run(job);
+                lock(&self.queue).busy -= 1;
+                self.labour.after(after);
+                queue = lock(&self.queue);
+            } else if queue.closed {
+                break;
+            } else {
+                queue.asleep += 1;
+                let (woken, waited) = self.sleep(queue);
+                queue = waited;
+                if woken {
+                    queue.coming -= 1;
+                } else if !queue.closed {
+                    queue.asleep -= 1;
+                    break;
+                }
+            }
+        }
+        queue.threads -= 1;
+        drop(queue);
+        std::mem::forget(place);
+    }
+
+    /// Sleeps until it is called (true), or for as long as a thread stays.
+    fn sleep<'a>(
+        &'a self,
+        mut queue: std::sync::MutexGuard<'a, Queue<J>>,
+    ) -> (bool, std::sync::MutexGuard<'a, Queue<J>>) {
+        while queue.coming == 0 && !queue.closed {
+            let Some(stay) = self.manning.stay else {
+                queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let waited = self.work.wait_timeout(queue, stay);
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            if timeout.timed_out() && queue.coming == 0 {
+                return (false, queue);
+            }
+        }
+        (queue.coming > 0, queue)
+    }
+}
+
+/// A thread's place, taken by another one when it ends by a panic.
+struct Place<'a, J: Send + 'static, L: Labour<J>>(&'a Arc<Inside<J, L>>);
+
+impl<J: Send + 'static, L: Labour<J>> Drop for Place<'_, J, L> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0.queue);
+        queue.threads -= 1;
+        queue.busy -= 1;
+        if let Err(error) = self.0.call_one(&mut queue) {
+            log::error!("a thread could not be replaced: {error}");
+        }
+    }
+}
+
+impl<J: Send + 'static, L: Labour<J>> Drop for Crew<J, L> {
+    fn drop(&mut self) {
+        lock(&self.inside.queue).closed = true;
+        self.inside.work.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A job that is a function of its input.
+    struct Do<F>(F);
+
+    impl<J, F: Fn(J) + Send + Sync + 'static> Labour<J> for Do<F> {
+        type After = ();
+
+        fn run(&self, job: J) {
+            (self.0)(job);
+        }
+
+        fn after(&self, (): ()) {}
+    }
+
+    fn manning(most: usize) -> Manning {
+        Manning { name: "test", most, stay: None, stack_size: None }
+    }
+
+    #[test]
+    fn as_many_jobs_run_at_a_time_as_there_may_be_threads() {
+        let (started, starts) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let crew = Crew::new(
+            manning(3),
+            Do(move |number: usize| {
+                started.send(number).unwrap();
+                let _ = lock(&gate).recv_timeout(PATIENCE);
+            }),
+        );
+        for number in 0..5 {
+            crew.push(number);
+        }
+        assert!(crew.call().is_ok());
+        let first: Vec<_> = (0..3).map(|_| starts.recv_timeout(PATIENCE).unwrap()).collect();
+        assert_eq!(first, [0, 1, 2]);
+        assert_eq!(crew.load(), 5);
+        for _ in 0..5 {
+            release.send(()).unwrap();
+        }
+        assert_eq!(starts.recv_timeout(PATIENCE), Ok(3));
+        assert_eq!(starts.recv_timeout(PATIENCE), Ok(4));
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_replaced() {
+        let (done, results) = mpsc::channel();
+        let crew = Crew::new(
+            manning(1),
+            Do(move |number: usize| {
+                assert_ne!(number, 0, "a job that panics on purpose");
+                done.send(number).unwrap();
+            }),
+        );
+        crew.push(0);
+        crew.push(1);
+        assert!(crew.call().is_ok());
+        assert_eq!(results.recv_timeout(PATIENCE), Ok(1));
+    }
+
+    #[test]
+    fn a_thread_is_used_again_before_another_is_started() {
+        let (done, results) = mpsc::channel();
+        let crew = Crew::new(
+            manning(8),
+            Do(move |()| done.send(thread::current().name().map(str::to_owned)).unwrap()),
+        );
+        crew.push(());
+        assert!(crew.call().is_ok());
+        let first = results.recv_timeout(PATIENCE).unwrap();
+        // It is idle again when its load says so.
+        while lock(&crew.inside.queue).asleep == 0 {
+            thread::yield_now();
+        }
+        crew.push(());
+        assert!(crew.call().is_ok());
+        assert_eq!(results.recv_timeout(PATIENCE).unwrap(), first);
+    }
+}

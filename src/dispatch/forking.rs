@@ -1,0 +1,166 @@
+//! A process per request.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
+
+use crate::conversation::Outgoing;
+use crate::counters::Tally;
+use crate::error::Unsupported;
+use crate::session::{Alone, Place, READ_SIZE, Served, Session, Waiting};
+use crate::sys::{self, Child, ChildProcess, Wakeup};
+
+/// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
+/// one's memory, at the price of a fork per request.
+///
+/// A fork is sound only in a process of one thread, so a server with this mode refuses one that
+/// starts threads beside it, and a fork where other threads run fails with
+/// [`Error::Mode`](crate::Error::Mode); bind and serve on the main thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forking {
+    max_children: usize,
+    beside_threads: bool,
+}
+
+impl Forking {
+    pub(super) const DEFAULT: Forking = Forking { max_children: 40, beside_threads: false };
+
+    /// Sets Python's `max_children`, 40 by default: with as many the listener pauses, and clients
+    /// wait in the kernel's queue. The loop goes on.
+    #[must_use]
+    pub fn max_children(mut self, children: usize) -> Self {
+        self.max_children = children.max(1);
+        self
+    }
+
+    /// Forks although the process has other threads.
+    ///
+    /// Only for those who know that no other thread holds a lock which the handler could want in
+    /// the child, where it would stay locked for ever: that of the allocator, of standard output,
+    /// of a logger, of the user's own.
+    #[must_use]
+    pub fn beside_threads(mut self, allowed: bool) -> Self {
+        self.beside_threads = allowed;
+        self
+    }
+}
+
+impl Default for Forking {
+    fn default() -> Self {
+        Forking::DEFAULT
+    }
+}
+
+/// The children of one service.
+#[derive(Debug)]
+pub(crate) struct Family {
+    mode: Forking,
+    children: Vec<Child>,
+    /// Requests that are about to be forked for.
+    expected: usize,
+    /// Set by a child whose handler asks the server to stop.
+    shutdown: Wakeup,
+}
+
+impl Family {
+    pub(crate) fn new(mode: Forking) -> std::io::Result<Self> {
+        Ok(Family { mode, children: Vec::new(), expected: 0, shutdown: Wakeup::new()? })
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.children.len() + self.expected < self.mode.max_children
+    }
+
+    pub(crate) fn expect_one(&mut self) {
+        self.expected += 1;
+    }
+
+    pub(crate) fn is_allowed_beside_threads(&self) -> bool {
+        self.mode.beside_threads
+    }
+
+    /// The fork has been tried.
+    pub(crate) fn forked(&mut self, child: Option<Child>) {
+        self.expected -= 1;
+        self.children.extend(child);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.children.len()
+    }
+
+    /// Reaps those that have ended; how many that were.
+    pub(crate) fn reap(&mut self) -> usize {
+        let before = self.children.len();
+        self.children.retain_mut(|child| !child.reap());
+        before - self.children.len()
+    }
+
+    /// Whether a child asks the server to stop.
+    pub(crate) fn take_shutdown(&self) -> bool {
+        self.shutdown.take()
+    }
+
+    /// Asks all to finish what they are doing.
+    pub(crate) fn terminate(&self) {
+        self.children.iter().for_each(Child::terminate);
+    }
+
+    /// Ends all that are left.
+    pub(crate) fn kill(&mut self) {
+        self.children.drain(..).for_each(|mut child| child.kill());
+    }
+
+    /// What the loop is to watch: the ends of children, and their word that the server is to stop.
+    pub(crate) fn watched(&self) -> Vec<RawFd> {
+        let exits = self.children.iter().map(|child| child.as_fd().as_raw_fd());
+        exits.chain([self.shutdown.as_raw_fd()]).collect()
+    }
+
+    /// In the child: serves its request, and is never heard of again.
+    pub(crate) fn serve_in_child(
+        &mut self,
+        session: Box<dyn Session + '_>,
+        process: ChildProcess,
+        fault: impl FnOnce(&Served),
+    ) -> ! {
+        for child in self.children.drain(..) {
+            process.close(child.as_fd().as_raw_fd());
+            std::mem::forget(child);
+        }
+        // Without a descriptor for it the child cannot be told to stop, but it can serve.
+        let terminated = process.watch_termination().ok();
+        let wakeups: Vec<&Wakeup> = terminated.into_iter().collect();
+        let mut is_stopping = || sys::child_is_terminated();
+        let (mut tally, mut outgoing) = (Tally::default(), Outgoing::default());
+        let mut buffer = vec![0; READ_SIZE].into_boxed_slice();
+        let mut place = Place {
+            buffer: &mut buffer,
+            outgoing: &mut outgoing,
+            tally: &mut tally,
+            waiting: Waiting::Alone(Alone {
+                wakeups: &wakeups,
+                is_stopping: &mut is_stopping,
+                // The parent sees to it that it does not take for ever.
+                drain: Duration::from_secs(365 * 24 * 3600),
+                deadline: None,
+            }),
+            no_sender: Unsupported::ForkingSender,
+            on_shutdown: &|| self.shutdown.wake(),
+        };
+        let served = session.run(&mut place);
+        let code = i32::from(served.reason.is_fault());
+        if served.reason.is_fault() {
+            fault(&served);
+        }
+        // What the handler has printed is not lost; nothing else of the parent's is run.
+        let _ = std::io::stdout().flush();
+        process.exit(code)
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,83 @@
+//! On the loop's own thread, by blocking: one request at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::conversation::Outgoing;
+use crate::counters::Tally;
+use crate::error::Unsupported;
+use crate::mailbox::Mailbox;
+use crate::session::{Alone, Place, READ_SIZE, Served, Session, Waiting};
+use crate::sys::Wakeup;
+
+/// One request at a time, to its end, while all others wait: Python's `TCPServer` without a mix-in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inline;
+
+/// What a session is served with beside the loop, on its thread.
+pub(crate) struct Alongside<'a> {
+    mailbox: Arc<Mailbox>,
+    /// Readable when a signal says stop, if that is wanted.
+    signals: Option<&'static Wakeup>,
+    /// Whether the server is to stop.
+    is_stopping: Box<dyn FnMut() -> bool + 'a>,
+    on_shutdown: Box<dyn Fn() + 'a>,
+    drain: Duration,
+    buffer: Box<[u8]>,
+    outgoing: Outgoing,
+}
+
+impl<'a> Alongside<'a> {
+    pub(crate) fn new(
+        mailbox: Arc<Mailbox>,
+        signals: Option<&'static Wakeup>,
+        is_stopping: impl FnMut() -> bool + 'a,
+        on_shutdown: impl Fn() + 'a,
+        drain: Duration,
+    ) -> Self {
+        Alongside {
+            mailbox,
+            signals,
+            is_stopping: Box::new(is_stopping),
+            on_shutdown: Box::new(on_shutdown),
+            drain,
+            buffer: vec![0; READ_SIZE].into_boxed_slice(),
+            outgoing: Outgoing::default(),
+        }
+    }
+
+    /// Whether the server is to stop.
+    pub(crate) fn is_stopping(&mut self) -> bool {
+        (self.is_stopping)()
+    }
+
+    /// Serves a session to its end, here and now.
+    pub(crate) fn serve(&mut self, session: Box<dyn Session + '_>, tally: &mut Tally) -> Served {
+        let mailbox = self.mailbox.clone();
+        let is_stopping = &mut self.is_stopping;
+        // Whoever posts a reason to stop wakes this thread only if it is known to wait.
+        let mut doze_and_ask = || {
+            mailbox.doze();
+            is_stopping()
+        };
+        let mut wakeups = vec![self.mailbox.wakeup()];
+        wakeups.extend(self.signals);
+        let mut place = Place {
+            buffer: &mut self.buffer,
+            outgoing: &mut self.outgoing,
+            tally,
+            waiting: Waiting::Alone(Alone {
+                wakeups: &wakeups,
+                is_stopping: &mut doze_and_ask,
+                drain: self.drain,
+                deadline: None,
+            }),
+            no_sender: Unsupported::InlineSender,
+            on_shutdown: &*self.on_shutdown,
+        };
+        let served = session.run(&mut place);
+        drop(place);
+        self.mailbox.wake_up();
+        served
+    }
+}

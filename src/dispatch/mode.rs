@@ -1,0 +1,153 @@
+//! A mode that is chosen at run time.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Forking, Inline, Offload, Pool, Threading};
+use crate::error::Error;
+
+/// On the loop: the default. One thread serves everyone; a handler must not block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reactor;
+
+/// Any mode, chosen at run time; a handler under it must be `Send`, as the strictest mode asks.
+///
+/// ```
+/// use socketserver::Mode;
+///
+/// let mode: Mode = "threading".parse()?;
+/// assert_eq!(mode.to_string(), "threading");
+/// assert!("threads".parse::<Mode>().is_err());
+/// # Ok::<(), socketserver::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// See [`Reactor`].
+    Reactor(Reactor),
+    /// See [`Offload`].
+    Offload(Offload),
+    /// See [`Inline`].
+    Inline(Inline),
+    /// See [`Threading`].
+    Threading(Threading),
+    /// See [`Pool`].
+    Pool(Pool),
+    /// See [`Forking`].
+    Forking(Forking),
+}
+
+impl Mode {
+    /// All modes, with their defaults, in the order of the README's table.
+    pub const fn all() -> [Mode; 6] {
+        [
+            Mode::Reactor(Reactor),
+            Mode::Offload(Offload::DEFAULT),
+            Mode::Inline(Inline),
+            Mode::Threading(Threading::DEFAULT),
+            Mode::Pool(Pool::DEFAULT),
+            Mode::Forking(Forking::DEFAULT),
+        ]
+    }
+
+    /// Its name, as it is parsed.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Mode::Reactor(_) => "reactor",
+            Mode::Offload(_) => "offload",
+            Mode::Inline(_) => "inline",
+            Mode::Threading(_) => "threading",
+            Mode::Pool(_) => "pool",
+            Mode::Forking(_) => "forking",
+        }
+    }
+
+    /// Sets the number of workers where the mode has one: `offload` and `pool`.
+    #[must_use]
+    pub fn workers(self, count: usize) -> Self {
+        match self {
+            Mode::Offload(_) => Mode::Offload(Offload::new(count)),
+            Mode::Pool(pool) => Mode::Pool(pool.threads(count)),
+            other => other,
+        }
+    }
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Mode::Reactor(Reactor)
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Mode::all().into_iter().find(|mode| mode.name() == name).ok_or_else(|| {
+            let names = Mode::all().map(|mode| mode.name()).join(", ");
+            Error::Mode(format!("no mode is called {name:?}; there are {names}"))
+        })
+    }
+}
+
+/// Any mode that can run a blocking [`RequestHandler`](crate::RequestHandler), chosen at run time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BlockingMode {
+    /// See [`Inline`].
+    Inline(Inline),
+    /// See [`Threading`].
+    Threading(Threading),
+    /// See [`Pool`].
+    Pool(Pool),
+    /// See [`Forking`].
+    Forking(Forking),
+}
+
+impl TryFrom<Mode> for BlockingMode {
+    type Error = Error;
+
+    fn try_from(mode: Mode) -> Result<Self, Error> {
+        match mode {
+            Mode::Inline(mode) => Ok(BlockingMode::Inline(mode)),
+            Mode::Threading(mode) => Ok(BlockingMode::Threading(mode)),
+            Mode::Pool(mode) => Ok(BlockingMode::Pool(mode)),
+            Mode::Forking(mode) => Ok(BlockingMode::Forking(mode)),
+            Mode::Reactor(_) | Mode::Offload(_) => Err(Error::Mode(format!(
+                "the mode {mode} cannot run a blocking request handler: it waits for its peer, and \
+                 the loop must not; use inline, threading, pool or forking"
+            ))),
+        }
+    }
+}
+
+impl From<BlockingMode> for Mode {
+    fn from(mode: BlockingMode) -> Self {
+        match mode {
+            BlockingMode::Inline(mode) => Mode::Inline(mode),
+            BlockingMode::Threading(mode) => Mode::Threading(mode),
+            BlockingMode::Pool(mode) => Mode::Pool(mode),
+            BlockingMode::Forking(mode) => Mode::Forking(mode),
+        }
+    }
+}
+
+impl fmt::Display for BlockingMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Mode::from(*self).fmt(f)
+    }
+}
+
+impl FromStr for BlockingMode {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        BlockingMode::try_from(name.parse::<Mode>()?)
+    }
+}

@@ -1,0 +1,71 @@
+//! A bounded number of threads, each serving one whole request at a time.
+
+use super::crew::Manning;
+use super::threading::{Threads, When};
+
+/// A bounded pool of threads and a bounded queue in front of it; each request has a thread of its
+/// own from its first byte to its last.
+///
+/// With a client that stays connected a thread is taken for as long; for many clients that are
+/// mostly idle, see [`Offload`](crate::Offload).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    threads: usize,
+    queue: usize,
+    reject: bool,
+    stack_size: Option<usize>,
+}
+
+impl Pool {
+    pub(super) const DEFAULT: Pool =
+        Pool { threads: 16, queue: 128, reject: false, stack_size: None };
+
+    /// As many threads, or one where that is 0; each is started when there is work for it.
+    pub fn new(threads: usize) -> Self {
+        Pool::DEFAULT.threads(threads)
+    }
+
+    /// Sets the number of threads, 16 by default.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    /// Sets how many accepted requests may wait for a thread, 128 by default.
+    #[must_use]
+    pub fn queue(mut self, requests: usize) -> Self {
+        self.queue = requests;
+        self
+    }
+
+    /// Says that a request for which there is no room is turned away at once, and not left in the
+    /// kernel's queue. Off by default.
+    #[must_use]
+    pub fn reject_when_full(mut self, reject: bool) -> Self {
+        self.reject = reject;
+        self
+    }
+
+    /// Sets the size of a thread's stack, in bytes; the standard library's 2 MiB by default.
+    #[must_use]
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = Some(bytes);
+        self
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Pool::DEFAULT
+    }
+}
+
+impl Threads {
+    pub(crate) fn pooled(mode: Pool) -> Self {
+        let manning =
+            Manning { name: "pool", most: mode.threads, stay: None, stack_size: mode.stack_size };
+        let when_full = if mode.reject { When::Reject } else { When::Pause };
+        Threads::new(manning, mode.threads.saturating_add(mode.queue), when_full, false)
+    }
+}

@@ -1,0 +1,312 @@
+//! A datagram socket in the slab: receives in batches, and sends the replies in batches.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use socket2::{SockAddr, Socket};
+
+use super::listener::{Gate, Trouble};
+use super::live::{Fate, Live, Readiness, Request, Taker, Turn};
+use crate::address::{Address, Peer};
+use crate::conversation::Outgoing;
+use crate::counters::Tally;
+use crate::error::CloseReason;
+use crate::mailbox::Work;
+use crate::sys::{self, Batch, Child, ChildProcess, Received};
+use crate::transport::peer_of;
+
+/// How many datagrams are received before others come first.
+const RECEIVE_BUDGET: usize = 128;
+
+/// How many bytes of replies may wait; above it nothing is received.
+const REPLIES_HIGH: usize = 4 << 20;
+
+/// A Unix peer with a full queue does not show in the poller: it is tried again so often, for so
+/// long.
+const RETRY: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How much may be put aside for such peers.
+const PARKED_HIGH: usize = 1 << 20;
+
+/// Who answers datagrams.
+pub(crate) trait Answerer: Taker {
+    /// Takes a datagram: answers it into `turn.outgoing`, or has it answered elsewhere.
+    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn);
+
+    /// What was lent comes home: where its replies go, and what they refer to.
+    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(SockAddr, Vec<u8>)> {
+        let _ = (work, turn);
+        None
+    }
+}
+
+/// A datagram socket in the slab.
+pub(crate) struct Datagrams<'a> {
+    socket: &'a Socket,
+    address: &'a Address,
+    batch: &'a mut Batch,
+    answerer: Box<dyn Answerer + 'a>,
+    gate: Box<dyn Gate + 'a>,
+    received: Vec<Received>,
+    replies: Replies,
+    trouble: Trouble,
+}
+
+impl<'a> Datagrams<'a> {
+    pub(crate) fn new(
+        socket: &'a Socket,
+        address: &'a Address,
+        batch: &'a mut Batch,
+        answerer: Box<dyn Answerer + 'a>,
+        gate: Box<dyn Gate + 'a>,
+    ) -> Self {
+        Datagrams {
+            socket,
+            address,
+            batch,
+            answerer,
+            gate,
+            received: Vec::new(),
+            replies: Replies::default(),
+            trouble: Trouble::default(),
+        }
+    }
+
+    fn run(&mut self, turn: &mut Turn) -> Fate {
+        self.replies.send(self.socket, turn);
+        let mut budget = RECEIVE_BUDGET;
+        while turn.readiness.has(Readiness::READABLE) {
+            if !turn.may_accept() || self.replies.bytes >= REPLIES_HIGH || !self.answerer.has_room()
+            {
+                return Fate::Wait;
+            }
+            if budget == 0 {
+                return Fate::Again;
+            }
+            let most = budget.min(turn.allowance).min(self.answerer.burst());
+            match self.batch.receive(self.socket, most, &mut self.received) {
+                // Unlike a stream, a datagram socket has been drained only when it says so itself;
+                // but a batch that was not filled is as good: the next edge is for the next one.
+                Ok(true) => turn.readiness.remove(Readiness::READABLE),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    turn.readiness.remove(Readiness::READABLE);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What the network says of an earlier reply; the next call goes on.
+                Err(error) => {
+                    turn.tally.unsent += 1;
+                    budget = budget.saturating_sub(1);
+                    if let Some(times) = self.trouble.again(turn.now) {
+                        log::debug!("{} ({times} times by now): {error}", self.address);
+                    }
+                }
+            }
+            budget = budget.saturating_sub(self.received.len());
+            self.answer_all(turn);
+            self.replies.send(self.socket, turn);
+            if self.answerer.burst() == 1 && turn.readiness.has(Readiness::READABLE) {
+                return Fate::Again;
+            }
+        }
+        Fate::Wait
+    }
+
+    fn answer_all(&mut self, turn: &mut Turn) {
+        let mut received = std::mem::take(&mut self.received);
+        for (number, datagram) in received.drain(..).enumerate() {
+            turn.tally.datagrams += 1;
+            turn.tally.bytes_in += datagram.len as u64;
+            turn.tally.truncated += u64::from(datagram.truncated);
+            turn.allowance = turn.allowance.saturating_sub(1);
+            let peer = peer_of(&datagram.address);
+            if !self.gate.verify(&peer, turn) {
+                turn.tally.refused += 1;
+                continue;
+            }
+            let bytes = self.batch.bytes(number, datagram.len);
+            self.answerer.answer(bytes, peer, &datagram, turn);
+            self.replies.keep(&mut turn.outgoing, bytes, datagram.address, turn.now);
+        }
+        self.received = received;
+    }
+}
+
+impl Live for Datagrams<'_> {
+    fn ready(&mut self, turn: &mut Turn) -> Fate {
+        self.answerer.look(turn);
+        self.run(turn)
+    }
+
+    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
+        if let Some((address, bytes)) = self.answerer.returned(work, turn) {
+            self.replies.keep(&mut turn.outgoing, &bytes, address, turn.now);
+        }
+        self.run(turn)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.replies.retry_at
+    }
+
+    fn expired(&mut self, turn: &mut Turn) -> Fate {
+        self.replies.unpark();
+        turn.rearm = true;
+        self.run(turn)
+    }
+
+    fn freed(&mut self, turn: &mut Turn) -> Fate {
+        self.run(turn)
+    }
+
+    fn stop(&mut self, turn: &mut Turn) -> Fate {
+        self.replies.send(self.socket, turn);
+        self.answerer.stop();
+        Fate::Wait
+    }
+
+    fn cut(&mut self, turn: &mut Turn) {
+        self.replies.send(self.socket, turn);
+        self.answerer.cut();
+    }
+
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
+        self.gate.fault(peer, reason, turn);
+    }
+
+    fn forked(&mut self, child: Option<Child>, turn: &mut Turn) {
+        let _ = turn;
+        self.answerer.forked(child);
+    }
+
+    fn serve_in_child(&mut self, request: Request, process: ChildProcess, turn: &mut Turn) {
+        let gate = &mut self.gate;
+        let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
+        self.answerer.serve_in_child(request, process, &mut fault);
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.answerer.watched()
+    }
+
+    fn is_attentive(&self) -> bool {
+        self.answerer.is_attentive() || self.gate.is_attentive()
+    }
+
+    fn turned(&mut self, turn: &mut Turn) {
+        self.answerer.turned();
+        self.gate.turned(turn);
+    }
+
+    fn elsewhere(&self) -> usize {
+        self.answerer.elsewhere()
+    }
+}
+
+/// Replies on their way out, in order.
+#[derive(Debug, Default)]
+struct Replies {
+    waiting: VecDeque<Reply>,
+    /// How many bytes wait, those put aside included.
+    bytes: usize,
+    /// For Unix peers whose queues are full.
+    parked: VecDeque<Reply>,
+    parked_bytes: usize,
+    /// When to try those again; the poller will not say.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Reply {
+    address: SockAddr,
+    bytes: Vec<u8>,
+    since: Instant,
+}
+
+impl Replies {
+    fn keep(&mut self, outgoing: &mut Outgoing, input: &[u8], address: SockAddr, since: Instant) {
+        for part in outgoing.parts(input) {
+            self.bytes += part.len();
+            let reply = Reply { address: address.clone(), bytes: part.to_vec(), since };
+            // A peer's datagrams keep their order.
+            if self.parked.iter().any(|parked| parked.address == address) {
+                self.parked_bytes += reply.bytes.len() + 1;
+                self.parked.push_back(reply);
+            } else {
+                self.waiting.push_back(reply);
+            }
+        }
+        outgoing.clear();
+    }
+
+    /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
+    /// it has no room for waits.
+    fn send(&mut self, socket: &Socket, turn: &mut Turn) {
+        while !self.waiting.is_empty() && turn.readiness.has(Readiness::WRITABLE) {
+            let batch = self.waiting.iter().map(|reply| (&reply.address, reply.bytes.as_slice()));
+            match sys::send_batch(socket, batch) {
+                Ok(sent) => self.forget(sent, &mut turn.tally),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.no_room(turn),
+                Err(error) => self.drop_first(&error, &mut turn.tally),
+            }
+        }
+    }
+
+    fn forget(&mut self, sent: usize, tally: &mut Tally) {
+        for reply in self.waiting.drain(..sent) {
+            self.bytes -= reply.bytes.len();
+            tally.replies += 1;
+            tally.bytes_out += reply.bytes.len() as u64;
+        }
+    }
+
+    fn drop_first(&mut self, error: &io::Error, tally: &mut Tally) {
+        if let Some(reply) = self.waiting.pop_front() {
+            self.bytes -= reply.bytes.len();
+            tally.unsent += 1;
+            log::debug!("a reply to {} was not sent: {error}", peer_of(&reply.address));
+        }
+    }
+
+    /// The kernel has no room. For a UDP socket that is its own buffer, and the poller will tell; for
+    /// a Unix socket it is the peer's queue: this peer waits, and the others go on.
+    fn no_room(&mut self, turn: &mut Turn) {
+        match self.waiting.pop_front() {
+            Some(reply) if reply.address.is_unix() => self.park(reply, turn),
+            reply => {
+                self.waiting.extend(reply);
+                self.waiting.rotate_right(1);
+                turn.readiness.remove(Readiness::WRITABLE);
+            }
+        }
+    }
+
+    /// Puts a reply aside to be tried again soon; with too much aside, or for too long, it is lost,
+    /// as datagrams are.
+    fn park(&mut self, reply: Reply, turn: &mut Turn) {
+        if turn.now.duration_since(reply.since) >= PATIENCE || self.parked_bytes >= PARKED_HIGH {
+            self.bytes -= reply.bytes.len();
+            turn.tally.unsent += 1;
+            return;
+        }
+        self.parked_bytes += reply.bytes.len() + 1;
+        self.parked.push_back(reply);
+        if self.retry_at.is_none() {
+            self.retry_at = Some(turn.now + RETRY);
+            turn.rearm = true;
+        }
+    }
+
+    /// Tries those again that were put aside, before all others.
+    fn unpark(&mut self) {
+        self.retry_at = None;
+        self.parked_bytes = 0;
+        while let Some(reply) = self.parked.pop_back() {
+            self.waiting.push_front(reply);
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Requests under `inline`, `threading`, `pool` and `forking`: the loop accepts them, and they are
+//! served by blocking.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use socket2::Socket;
+
+use super::{Driven, Driver, Ground, Make, Needs, Serve, Start, made};
+use crate::address::Peer;
+use crate::dispatch::{
+    Alongside, Assigned, Family, Forking, Homeward, Pool, Threading, Threads, When,
+};
+use crate::error::CloseReason;
+use crate::reactor::{Acceptor, Answerer, End, Fork, Request, Taker, Turn};
+use crate::session::{self, Packet, Served, Session};
+use crate::sys::{Child, ChildProcess, Received};
+use crate::token::Token;
+
+/// One request at a time, on the loop's thread.
+struct OnLoopsThread<T, S> {
+    start: Box<dyn Start<T>>,
+    serve: S,
+}
+
+pub(super) fn inline<T: 'static, S: Serve<T>>(start: Box<dyn Start<T>>, serve: S) -> Driven {
+    Driven(Box::new(OnLoopsThread { start, serve }))
+}
+
+impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
+    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
+        Ok(Box::new(InlineTaker::new(self, ground)))
+    }
+
+    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        Ok(Box::new(InlineTaker::new(self, ground)))
+    }
+}
+
+struct InlineTaker<'a, T, S> {
+    make: Make<'a, T>,
+    serve: &'a S,
+    socket: Arc<Socket>,
+    alongside: Alongside<'static>,
+}
+
+impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
+    fn new(driver: &'a mut OnLoopsThread<T, S>, ground: &Ground<'_>) -> Self {
+        let signals = ground.signals.clone();
+        let (control, asked) = (ground.control.clone(), ground.control.clone());
+        let wakeup = signals.as_ref().map(|signals| signals.wakeup());
+        let is_stopping = move || {
+            control.stop_requested() || signals.as_ref().is_some_and(|signals| signals.is_due())
+        };
+        InlineTaker {
+            make: driver.start.start(),
+            serve: &driver.serve,
+            socket: ground.socket.clone(),
+            alongside: Alongside::new(
+                ground.control.mailbox.clone(),
+                wakeup,
+                is_stopping,
+                move || asked.request_stop(),
+                ground.drain,
+            ),
+        }
+    }
+
+    fn serve(&mut self, session: impl Session, turn: &mut Turn) {
+        let Served { peer, reason, .. } = self.alongside.serve(Box::new(session), &mut turn.tally);
+        turn.ended.push(End { peer, reason });
+        turn.shutdown |= self.alongside.is_stopping();
+    }
+}
+
+impl<T, S> Taker for InlineTaker<'_, T, S> {
+    fn burst(&self) -> usize {
+        1
+    }
+}
+
+impl<T: 'static, S: Serve<T>> Acceptor for InlineTaker<'_, T, S> {
+    fn nonblocking(&self) -> bool {
+        false
+    }
+
+    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let session = self.serve.stream(answerer, Arc::new(socket), peer);
+        self.serve(session, turn);
+    }
+}
+
+impl<T: 'static, S: Serve<T>> Answerer for InlineTaker<'_, T, S> {
+    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
+        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let session =
+            self.serve.datagram(answerer, self.socket.clone(), Packet::new(bytes, peer, received));
+        self.serve(session, turn);
+    }
+}
+
+/// Each request in a thread of its own, while it lasts.
+struct OnThreads<T, S> {
+    start: Box<dyn Start<T>>,
+    serve: S,
+    threads: Threads,
+}
+
+pub(super) fn threading<T, S>(mode: Threading, start: Box<dyn Start<T>>, serve: S) -> Driven
+where
+    T: Send + 'static,
+    S: Serve<T, Stream: Send, Datagram: Send>,
+{
+    Driven(Box::new(OnThreads { start, serve, threads: Threads::for_each_request(mode) }))
+}
+
+pub(super) fn pool<T, S>(mode: Pool, start: Box<dyn Start<T>>, serve: S) -> Driven
+where
+    T: Send + 'static,
+    S: Serve<T, Stream: Send, Datagram: Send>,
+{
+    Driven(Box::new(OnThreads { start, serve, threads: Threads::pooled(mode) }))
+}
+
+impl<T, S> Driver for OnThreads<T, S>
+where
+    T: Send + 'static,
+    S: Serve<T, Stream: Send, Datagram: Send>,
+{
+    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
+        Ok(Box::new(ThreadTaker::new(self, ground)))
+    }
+
+    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        Ok(Box::new(ThreadTaker::new(self, ground)))
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { threads: true, ..Needs::default() }
+    }
+}
+
+struct ThreadTaker<'a, T, S> {
+    make: Make<'a, T>,
+    serve: &'a S,
+    threads: &'a Threads,
+    socket: Arc<Socket>,
+    home: Arc<Homeward>,
+}
+
+impl<'a, T, S> ThreadTaker<'a, T, S>
+where
+    T: Send + 'static,
+    S: Serve<T, Stream: Send, Datagram: Send>,
+{
+    fn new(driver: &'a mut OnThreads<T, S>, ground: &Ground<'_>) -> Self {
+        let OnThreads { start, serve, threads } = driver;
+        let home = homeward(ground);
+        threads.seats.reopen();
+        let socket = ground.socket.clone();
+        ThreadTaker { make: start.start(), serve, threads, socket, home: Arc::new(home) }
+    }
+
+    /// Whether a request is turned away, rather than left in the kernel's queue.
+    fn rejects(&self, turn: &mut Turn) -> bool {
+        let rejected = self.threads.when_full == When::Reject && !self.threads.has_room(&self.home);
+        turn.tally.rejected += u64::from(rejected);
+        rejected
+    }
+}
+
+fn homeward(ground: &Ground<'_>) -> Homeward {
+    let Ground { control, listener, .. } = ground;
+    Homeward::new(control.mailbox.clone(), control.published.clone(), *listener)
+}
+
+impl<T, S> Taker for ThreadTaker<'_, T, S> {
+    fn has_room(&mut self) -> bool {
+        self.threads.when_full == When::Reject || self.threads.has_room(&self.home)
+    }
+
+    fn stop(&mut self) {
+        self.threads.stop(&self.home);
+    }
+
+    fn cut(&mut self) {
+        self.threads.cut();
+    }
+
+    fn elsewhere(&self) -> usize {
+        self.threads.load()
+    }
+}
+
+impl<T, S> Acceptor for ThreadTaker<'_, T, S>
+where
+    T: Send + 'static,
+    S: Serve<T, Stream: Send, Datagram: Send>,
+{
+    fn nonblocking(&self) -> bool {
+        false
+    }
+
+    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+        if self.rejects(turn) {
+            turn.tally.closed += 1;
+            return;
+        }
+        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let socket = Arc::new(socket);
+        let seat = Some(self.threads.seats.take(socket.clone()));
+        let session = Box::new(self.serve.stream(answerer, socket, peer));
+        self.threads.assign(Assigned { session, seat, home: self.home.clone() });
+    }
+}
+
+impl<T, S> Answerer for ThreadTaker<'_, T, S>
+where
+    T: Send + 'static,
+    S: Serve<T, Stream: Send, Datagram: Send>,
+{
+    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
+        if self.rejects(turn) {
+            return;
+        }
+        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let packet = Packet::new(bytes, peer, received);
+        let session = Box::new(self.serve.datagram(answerer, self.socket.clone(), packet));
+        self.threads.assign(Assigned { session, seat: None, home: self.home.clone() });
+    }
+}
+
+/// Each request in a process of its own.
+struct InChildren<T, S> {
+    start: Box<dyn Start<T>>,
+    serve: S,
+    mode: Forking,
+    /// Made with the first run: it takes a descriptor.
+    family: Option<Family>,
+}
+
+pub(super) fn forking<T: 'static, S: Serve<T>>(
+    mode: Forking,
+    start: Box<dyn Start<T>>,
+    serve: S,
+) -> Driven {
+    Driven(Box::new(InChildren { start, serve, mode, family: None }))
+}
+
+impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
+    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
+        Ok(Box::new(ForkTaker::new(self, ground)?))
+    }
+
+    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        Ok(Box::new(ForkTaker::new(self, ground)?))
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { one_thread: true, ..Needs::default() }
+    }
+}
+
+struct ForkTaker<'a, T, S> {
+    make: Make<'a, T>,
+    serve: &'a S,
+    family: &'a mut Family,
+    socket: Arc<Socket>,
+    listener: Token,
+}
+
+impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
+    fn new(driver: &'a mut InChildren<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
+        let InChildren { start, serve, mode, family } = driver;
+        if family.is_none() {
+            *family = Some(Family::new(*mode)?);
+        }
+        Ok(ForkTaker {
+            make: start.start(),
+            serve,
+            family: family.as_mut().expect("just made"),
+            socket: ground.socket.clone(),
+            listener: ground.listener,
+        })
+    }
+
+    fn fork_for(&mut self, request: Request, turn: &mut Turn) {
+        self.family.expect_one();
+        let beside_threads = self.family.is_allowed_beside_threads();
+        turn.forks.push_back(Fork { request, parent: self.listener, beside_threads });
+    }
+}
+
+impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
+    fn has_room(&mut self) -> bool {
+        self.family.has_room()
+    }
+
+    fn look(&mut self, turn: &mut Turn) {
+        let reaped = self.family.reap();
+        turn.tally.closed += reaped as u64;
+        turn.freed |= reaped > 0;
+        turn.shutdown |= self.family.take_shutdown();
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.family.watched()
+    }
+
+    fn forked(&mut self, child: Option<Child>) {
+        self.family.forked(child);
+    }
+
+    /// The child's whole life. Whoever answers is made here, as Python makes its handlers.
+    fn serve_in_child(
+        &mut self,
+        request: Request,
+        process: ChildProcess,
+        fault: &mut dyn FnMut(&Peer, &CloseReason),
+    ) {
+        let peer = match &request {
+            Request::Stream(_, peer) => peer.clone(),
+            Request::Datagram(packet) => packet.peer.clone(),
+        };
+        let answerer = match session::made(&peer, &mut self.make) {
+            Ok(answerer) => answerer,
+            Err(reason) => {
+                fault(&peer, &reason);
+                process.exit(1);
+            }
+        };
+        let session: Box<dyn Session> = match request {
+            Request::Stream(socket, peer) => {
+                Box::new(self.serve.stream(answerer, Arc::new(socket), peer))
+            }
+            Request::Datagram(packet) => {
+                Box::new(self.serve.datagram(answerer, self.socket.clone(), packet))
+            }
+        };
+        self.family.serve_in_child(session, process, |served| {
+            fault(&served.peer, &served.reason);
+        })
+    }
+
+    fn stop(&mut self) {
+        self.family.terminate();
+    }
+
+    fn cut(&mut self) {
+        self.family.kill();
+    }
+
+    fn elsewhere(&self) -> usize {
+        self.family.len()
+    }
+}
+
+impl<T: 'static, S: Serve<T>> Acceptor for ForkTaker<'_, T, S> {
+    fn nonblocking(&self) -> bool {
+        false
+    }
+
+    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+        self.fork_for(Request::Stream(socket, peer), turn);
+    }
+}
+
+impl<T: 'static, S: Serve<T>> Answerer for ForkTaker<'_, T, S> {
+    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
+        self.fork_for(Request::Datagram(Packet::new(bytes, peer, received)), turn);
+    }
+}

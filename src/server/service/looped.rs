@@ -1,0 +1,197 @@
+//! Handlers under `reactor` and `offload`: their connections stay with the loop.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use socket2::{SockAddr, Socket};
+
+use super::{Driven, Driver, Ground, Make, Needs, Recipe, made};
+use crate::address::Peer;
+use crate::conversation::{Conversation, Env, Framing, Handler, serve_datagram};
+use crate::dispatch::{Offload, OffloadWorkers};
+use crate::mailbox::Work;
+use crate::reactor::{
+    Acceptor, Answerer, Connection, End, Lending, LentDatagram, Marks, Newcomer, Taker, Turn,
+};
+use crate::session::{Nowhere, Packet, Workers as _};
+use crate::sys::Received;
+use crate::token::Token;
+
+/// Handlers on the loop.
+struct OnLoop<H, F>(Recipe<H, F>);
+
+pub(super) fn on_the_loop<H, F>(recipe: Recipe<H, F>) -> Driven
+where
+    H: Handler + 'static,
+    F: Framing + Clone + Send + 'static,
+{
+    Driven(Box::new(OnLoop(recipe)))
+}
+
+impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Driver for OnLoop<H, F> {
+    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
+        let Recipe { start, framing, marks } = &mut self.0;
+        let make = start.start();
+        Ok(Box::new(LoopAcceptor { make, framing, marks: *marks, listener: ground.listener }))
+    }
+
+    fn answer<'a>(&'a mut self, _ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        Ok(Box::new(LoopAnswerer { make: self.0.start.start() }))
+    }
+}
+
+struct LoopAcceptor<'a, H, F> {
+    make: Make<'a, H>,
+    framing: &'a F,
+    marks: Marks,
+    listener: Token,
+}
+
+impl<H, F> Taker for LoopAcceptor<'_, H, F> {}
+
+impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAcceptor<'_, H, F> {
+    fn nonblocking(&self) -> bool {
+        true
+    }
+
+    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let conversation = Conversation::new(handler, self.framing.clone(), peer);
+        let descriptor = socket.as_raw_fd();
+        let live = Box::new(Connection::new(socket, conversation, self.marks, turn.now));
+        turn.newcomers.push(Newcomer { live, descriptor, parent: self.listener });
+    }
+}
+
+struct LoopAnswerer<'a, H> {
+    make: Make<'a, H>,
+}
+
+impl<H> Taker for LoopAnswerer<'_, H> {}
+
+impl<H: Handler> Answerer for LoopAnswerer<'_, H> {
+    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
+        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let mut env = Env::new(&mut turn.outgoing, &mut turn.tally, &Nowhere, usize::MAX);
+        let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut env);
+        turn.shutdown |= env.shutdown;
+        if reason.is_fault() {
+            turn.ended.push(End { peer, reason });
+        }
+    }
+}
+
+/// Handlers on workers, their connections on the loop.
+struct OnWorkers<H, F> {
+    recipe: Recipe<H, F>,
+    workers: Arc<OffloadWorkers>,
+}
+
+pub(super) fn on_workers<H, F>(mode: Offload, recipe: Recipe<H, F>) -> Driven
+where
+    H: Handler + Send + 'static,
+    F: Framing + Clone + Send + 'static,
+{
+    Driven(Box::new(OnWorkers { recipe, workers: Arc::new(OffloadWorkers::new(mode)) }))
+}
+
+impl<H, F> Driver for OnWorkers<H, F>
+where
+    H: Handler + Send + 'static,
+    F: Framing + Clone + Send + 'static,
+{
+    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
+        let OnWorkers { recipe: Recipe { start, framing, marks }, workers } = self;
+        let (make, marks, listener) = (start.start(), *marks, ground.listener);
+        Ok(Box::new(LendingAcceptor { make, framing, marks, listener, workers }))
+    }
+
+    fn answer<'a>(&'a mut self, _ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        let make = self.recipe.start.start();
+        Ok(Box::new(LendingAnswerer { make, workers: &self.workers, lent: 0 }))
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { threads: true, ..Needs::default() }
+    }
+}
+
+struct LendingAcceptor<'a, H, F> {
+    make: Make<'a, H>,
+    framing: &'a F,
+    marks: Marks,
+    listener: Token,
+    workers: &'a Arc<OffloadWorkers>,
+}
+
+impl<H, F> Taker for LendingAcceptor<'_, H, F> {
+    fn is_attentive(&self) -> bool {
+        true
+    }
+
+    fn turned(&mut self) {
+        self.workers.call();
+    }
+}
+
+impl<H, F> Acceptor for LendingAcceptor<'_, H, F>
+where
+    H: Handler + Send + 'static,
+    F: Framing + Clone + Send + 'static,
+{
+    fn nonblocking(&self) -> bool {
+        true
+    }
+
+    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let conversation = Conversation::new(handler, self.framing.clone(), peer);
+        let talk = Lending::new(conversation, self.workers.clone(), self.listener);
+        let descriptor = socket.as_raw_fd();
+        let live = Box::new(Connection::new(socket, talk, self.marks, turn.now));
+        turn.newcomers.push(Newcomer { live, descriptor, parent: self.listener });
+    }
+}
+
+/// How many datagrams may be out with workers, or wait for one; more wait in the kernel.
+const LENT_DATAGRAMS: usize = 1024;
+
+struct LendingAnswerer<'a, H> {
+    make: Make<'a, H>,
+    workers: &'a Arc<OffloadWorkers>,
+    lent: usize,
+}
+
+impl<H> Taker for LendingAnswerer<'_, H> {
+    fn has_room(&mut self) -> bool {
+        self.lent < LENT_DATAGRAMS
+    }
+
+    fn is_attentive(&self) -> bool {
+        true
+    }
+
+    fn turned(&mut self) {
+        self.workers.call();
+    }
+
+    fn elsewhere(&self) -> usize {
+        self.lent
+    }
+}
+
+impl<H: Handler + Send + 'static> Answerer for LendingAnswerer<'_, H> {
+    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
+        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        self.lent += 1;
+        let packet = Packet::new(bytes, peer, received);
+        let work = Box::new(LentDatagram::new(handler, packet));
+        self.workers.submit(&turn.mailbox, turn.token, work);
+    }
+
+    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(SockAddr, Vec<u8>)> {
+        self.lent -= 1;
+        LentDatagram::<H>::take_back(work, turn)
+    }
+}

@@ -1,0 +1,118 @@
+//! The sockets that threads of their own are serving, so that a stop can reach a thread that waits
+//! in a read: by shutting its socket down.
+
+use std::cell::OnceCell;
+use std::io;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use slab::Slab;
+use socket2::Socket;
+
+use crate::mailbox::lock;
+use crate::sys::Wakeup;
+
+thread_local! {
+    /// What wakes this thread when something comes for the connection it serves; made when first
+    /// needed, and kept for the connections after it.
+    static WAKEUP: OnceCell<Arc<Wakeup>> = const { OnceCell::new() };
+}
+
+/// All of a listener's requests that are served elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Seats {
+    taken: Mutex<Slab<Arc<Seat>>>,
+    stopping: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Seat {
+    socket: Arc<Socket>,
+    /// Its thread waits for the peer, with nothing begun.
+    idle: AtomicBool,
+    /// What wakes its thread, if it waits for more than its socket.
+    wakeup: OnceLock<Arc<Wakeup>>,
+}
+
+impl Seat {
+    fn wake(&self) {
+        if let Some(wakeup) = self.wakeup.get() {
+            wakeup.wake();
+        }
+    }
+}
+
+impl Seats {
+    /// Takes a seat, until the guard is dropped.
+    pub(crate) fn take(self: &Arc<Self>, socket: Arc<Socket>) -> Taken {
+        let seat = Arc::new(Seat { socket, idle: AtomicBool::new(false), wakeup: OnceLock::new() });
+        let number = lock(&self.taken).insert(seat.clone());
+        Taken { seats: self.clone(), seat, number }
+    }
+
+    /// From now on who is idle ends; its thread sees the end of its input.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        for (_, seat) in lock(&self.taken).iter() {
+            if seat.idle.load(SeqCst) {
+                // One that is closed already has what it needs.
+                let _ = seat.socket.shutdown(Shutdown::Read);
+            }
+            seat.wake();
+        }
+    }
+
+    /// Ends everyone; reads and writes that wait come back.
+    pub(crate) fn cut(&self) {
+        self.stopping.store(true, SeqCst);
+        for (_, seat) in lock(&self.taken).iter() {
+            let _ = seat.socket.shutdown(Shutdown::Both);
+            seat.wake();
+        }
+    }
+
+    /// Opens again, for another run.
+    pub(crate) fn reopen(&self) {
+        self.stopping.store(false, SeqCst);
+    }
+}
+
+/// A seat taken.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    seats: Arc<Seats>,
+    seat: Arc<Seat>,
+    number: usize,
+}
+
+impl Taken {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.seats.stopping.load(SeqCst)
+    }
+
+    /// What wakes this thread; from now on a stop does, too.
+    pub(crate) fn wakeup(&self) -> io::Result<&Arc<Wakeup>> {
+        if self.seat.wakeup.get().is_none() {
+            let wakeup = WAKEUP.with(|own| match own.get() {
+                Some(wakeup) => Ok(wakeup.clone()),
+                None => Wakeup::new().map(|made| own.get_or_init(|| Arc::new(made)).clone()),
+            })?;
+            // It is this thread alone that sets it.
+            let _ = self.seat.wakeup.set(wakeup);
+        }
+        self.seat.wakeup.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Says whether its thread waits with nothing begun. A stop that comes at the same moment is
+    /// seen by one of the two: the thread looks for it after it has said so, the stop before.
+    pub(crate) fn set_idle(&self, idle: bool) {
+        self.seat.idle.store(idle, SeqCst);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        lock(&self.seats.taken).remove(self.number);
+    }
+}

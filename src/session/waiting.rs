@@ -1,0 +1,237 @@
+//! How a blocking session waits for its peer, and what can interrupt it.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::seats::Taken;
+use crate::sys::{self, Wakeup, Want};
+
+/// What came of waiting for input.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// So many bytes; 0 is the peer's end.
+    Bytes(usize),
+    /// Something came from elsewhere.
+    Parcels,
+    TimedOut,
+    /// The server is stopping.
+    Stopping,
+}
+
+/// Where a session is served, as far as waiting goes.
+pub(crate) enum Waiting<'a> {
+    /// In a thread of its own: it waits in the system call, and a stop shuts its socket down.
+    InThread(&'a Taken),
+    /// It waits for nobody: a datagram's.
+    Nobody,
+    /// On the loop's own thread, or alone in a process: it waits for what says stop, too.
+    Alone(Alone<'a>),
+}
+
+/// What says stop to a session that nobody else can reach.
+pub(crate) struct Alone<'a> {
+    /// Becomes readable when there may be a reason to stop.
+    pub(crate) wakeups: &'a [&'a Wakeup],
+    /// Whether to stop. It is asked before each wait.
+    pub(crate) is_stopping: &'a mut dyn FnMut() -> bool,
+    /// How long who is busy may go on then.
+    pub(crate) drain: Duration,
+    /// When it must end, once it is stopping.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Waiting<'_> {
+    /// Waits for input. `idle` says that nothing is begun, so that a stop ends it at once; `parcels`
+    /// that something may come from elsewhere.
+    pub(crate) fn read(
+        &mut self,
+        socket: &Socket,
+        buffer: &mut [u8],
+        timeout: Option<Duration>,
+        idle: bool,
+        parcels: bool,
+    ) -> io::Result<Input> {
+        match self {
+            Waiting::InThread(taken) => {
+                taken.set_idle(idle);
+                if idle && taken.is_stopping() {
+                    return Ok(Input::Stopping);
+                }
+                let wakeup = if parcels { Some(taken.wakeup()?) } else { None };
+                let read = read_in_thread(socket, buffer, timeout, wakeup);
+                taken.set_idle(false);
+                match read {
+                    // The stop has shut the socket down; what came before it has been read.
+                    Ok(Input::Bytes(0)) if taken.is_stopping() => Ok(Input::Stopping),
+                    other => other,
+                }
+            }
+            Waiting::Nobody => Ok(Input::Stopping),
+            Waiting::Alone(alone) => alone.read(socket, buffer, timeout, idle),
+        }
+    }
+
+    /// Waits, where the peer has ended, for what comes from elsewhere alone.
+    pub(crate) fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
+        let Waiting::InThread(taken) = self else { return Ok(Input::Stopping) };
+        let wakeup = taken.wakeup()?;
+        if taken.is_stopping() {
+            return Ok(Input::Stopping);
+        }
+        let woken = sys::wait_for(&[(wakeup.as_fd(), Want::Read)], timeout)?;
+        wakeup.clear();
+        Ok(match woken {
+            0 => Input::TimedOut,
+            _ if taken.is_stopping() => Input::Stopping,
+            _ => Input::Parcels,
+        })
+    }
+
+    /// Sends all of it, waiting as long as it takes; for no longer than `timeout` at a time.
+    pub(crate) fn write_all(
+        &mut self,
+        socket: &Socket,
+        mut bytes: &[u8],
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let sent = sys::send_now(socket, bytes)?;
+            bytes = &bytes[sent..];
+            if sent == 0 {
+                self.wait_writable(socket, timeout)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_writable(&mut self, socket: &Socket, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Waiting::InThread(_) | Waiting::Nobody => {
+                match sys::wait_for(&[(socket.as_fd(), Want::Write)], timeout)? {
+                    0 => Err(io::ErrorKind::TimedOut.into()),
+                    _ => Ok(()),
+                }
+            }
+            Waiting::Alone(alone) => match alone.wait((socket.as_fd(), Want::Write), timeout)? {
+                Woken::Peer | Woken::Stop => Ok(()),
+                Woken::TimedOut | Woken::Deadline => Err(io::ErrorKind::TimedOut.into()),
+            },
+        }
+    }
+}
+
+/// Waits in the read itself where nothing but the peer matters.
+fn read_in_thread(
+    mut socket: &Socket,
+    buffer: &mut [u8],
+    timeout: Option<Duration>,
+    parcels: Option<&Arc<Wakeup>>,
+) -> io::Result<Input> {
+    loop {
+        if timeout.is_some() || parcels.is_some() {
+            let peer = (socket.as_fd(), Want::Read);
+            let ready = match parcels {
+                None => sys::wait_for(&[peer], timeout)?,
+                Some(parcels) => sys::wait_for(&[peer, (parcels.as_fd(), Want::Read)], timeout)?,
+            };
+            match ready {
+                0 => return Ok(Input::TimedOut),
+                0b10 => {
+                    parcels.inspect(|parcels| parcels.clear());
+                    return Ok(Input::Parcels);
+                }
+                _ => {}
+            }
+        }
+        match socket.read(buffer) {
+            Ok(count) => return Ok(Input::Bytes(count)),
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}
+
+enum Woken {
+    Peer,
+    TimedOut,
+    /// There is a reason to stop since just now.
+    Stop,
+    /// The time for stopping is up.
+    Deadline,
+}
+
+impl Alone<'_> {
+    /// Whether it is stopping; the time for it begins when this is first found out.
+    fn is_stopping(&mut self) -> bool {
+        if self.deadline.is_none() && (self.is_stopping)() {
+            self.deadline = Some(Instant::now() + self.drain);
+        }
+        self.deadline.is_some()
+    }
+
+    /// Waits for the peer, and for a reason to stop while there is none yet.
+    fn wait(
+        &mut self,
+        peer: (BorrowedFd<'_>, Want),
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
+        let expiry = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let was_stopping = self.deadline.is_some();
+            if self.is_stopping() && !was_stopping {
+                return Ok(Woken::Stop);
+            }
+            let now = Instant::now();
+            let until = self.deadline.into_iter().chain(expiry).min();
+            let left = until.map(|until| until.saturating_duration_since(now));
+            let mut wanted = vec![peer];
+            if !was_stopping {
+                wanted.extend(self.wakeups.iter().map(|wakeup| (wakeup.as_fd(), Want::Read)));
+            }
+            let ready = sys::wait_for(&wanted, left)?;
+            if ready & 1 != 0 {
+                return Ok(Woken::Peer);
+            }
+            if ready == 0 {
+                let cut = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+                return Ok(if cut { Woken::Deadline } else { Woken::TimedOut });
+            }
+            if !(self.is_stopping)() {
+                self.wakeups.iter().for_each(|wakeup| wakeup.clear());
+            }
+        }
+    }
+
+    fn read(
+        &mut self,
+        socket: &Socket,
+        buffer: &mut [u8],
+        timeout: Option<Duration>,
+        idle: bool,
+    ) -> io::Result<Input> {
+        loop {
+            // What has arrived is answered, whether the server stops or not.
+            match sys::receive_now(socket, buffer) {
+                Ok(count) => return Ok(Input::Bytes(count)),
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
+            }
+            if self.is_stopping() && idle {
+                return Ok(Input::Stopping);
+            }
+            match self.wait((socket.as_fd(), Want::Read), timeout)? {
+                Woken::Peer | Woken::Stop => {}
+                Woken::TimedOut => return Ok(Input::TimedOut),
+                Woken::Deadline => return Ok(Input::Stopping),
+            }
+        }
+    }
+}
