@@ -1,5 +1,7 @@
 //! Python's `socketserver` for Rust.
 #![doc(test(attr(deny(warnings))))]
+// A library tells its user through `log` and its return values.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(unix))]
 compile_error!("socketserver runs on Unix systems; a port to others is welcome");
@@ -29,7 +31,8 @@ pub use error::{
 };
 pub use mailbox::{Sender, broadcast};
 pub use server::{
-    Builder, HandlerMode, Hooks, ListenerId, NoHooks, Running, Server, Service, ShutdownHandle,
-    StopReport,
+    Builder, HandlerMode, Hooks, ListenerId, NoHooks, RequestMode, Running, Server, Service,
+    ShutdownHandle, StopReport,
 };
+pub use session::{Request, RequestHandler};
 pub use sys::raise_descriptor_limit;

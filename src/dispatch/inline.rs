@@ -76,7 +76,6 @@ impl<'a> Alongside<'a> {
             on_shutdown: &*self.on_shutdown,
         };
         let served = session.run(&mut place);
-        drop(place);
         self.mailbox.wake_up();
         served
     }

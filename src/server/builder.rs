@@ -11,12 +11,13 @@ use socket2::Socket;
 
 use super::Server;
 use super::hooks::{Hooks, NoHooks};
-use super::service::{Driven, Driver, HandlerMode, Local, Recipe, Shared, Start};
+use super::service::{Driven, Driver, HandlerMode, Local, Recipe, RequestMode, Shared, Start};
 use crate::address::{Address, Endpoint, Peer};
 use crate::conversation::{Framing, Handler, Raw};
 use crate::dispatch::Reactor;
 use crate::error::Error;
 use crate::reactor::Marks;
+use crate::session::RequestHandler;
 use crate::sys::Batch;
 use crate::transport::{self, BindOptions, Bound, Family, Target};
 
@@ -307,6 +308,44 @@ impl<F, D, K> Builder<F, D, K> {
         alone(self.service_local(start)?)
     }
 
+    /// As [`service`](Builder::service), for a blocking [`RequestHandler`]; the framing is not used,
+    /// since such a handler reads for itself.
+    ///
+    /// # Errors
+    ///
+    /// As for [`service`](Builder::service).
+    pub fn service_blocking<R>(
+        self,
+        make: impl FnMut(&Peer) -> R + Send + 'static,
+    ) -> Result<Service, Error>
+    where
+        R: RequestHandler + 'static,
+        D: RequestMode<R>,
+        K: Hooks + Send + 'static,
+    {
+        let Builder { plan, mode, hooks, .. } = self;
+        let recipe = Recipe { start: Box::new(Shared(make)), framing: (), marks: plan.marks };
+        bound(plan, hooks, || mode.drive_requests(recipe))
+    }
+
+    /// A server of this one service: [`service_blocking`](Builder::service_blocking) and
+    /// [`Server::add`] in one.
+    ///
+    /// # Errors
+    ///
+    /// As for both.
+    pub fn serve_blocking<R>(
+        self,
+        make: impl FnMut(&Peer) -> R + Send + 'static,
+    ) -> Result<Server, Error>
+    where
+        R: RequestHandler + 'static,
+        D: RequestMode<R>,
+        K: Hooks + Send + 'static,
+    {
+        alone(self.service_blocking(make)?)
+    }
+
     fn finish<H>(self, start: impl Start<H> + 'static) -> Result<Service, Error>
     where
         H: Handler + 'static,
@@ -315,21 +354,29 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, framing, mode, hooks } = self;
-        let bound = transport::bind(plan.family, &plan.target, &plan.bind)?;
-        let Driven(driver) =
-            mode.drive(Recipe { start: Box::new(start), framing, marks: plan.marks });
-        let most = plan.max_packet_size.unwrap_or(match plan.family {
-            Family::UnixDatagram => UNIX_PACKET_SIZE,
-            _ => UDP_PACKET_SIZE,
-        });
-        Ok(Service {
-            driver,
-            hooks: Box::new(hooks),
-            poll_interval: plan.poll_interval,
-            bound,
-            batch: plan.family.is_datagram().then(|| Batch::new(most)),
-        })
+        let recipe = Recipe { start: Box::new(start), framing, marks: plan.marks };
+        bound(plan, hooks, || mode.drive(recipe))
     }
+}
+
+/// Binds the socket, and then makes the rest of the service.
+fn bound<K>(plan: Plan, hooks: K, drive: impl FnOnce() -> Driven) -> Result<Service, Error>
+where
+    K: Hooks + Send + 'static,
+{
+    let bound = transport::bind(plan.family, &plan.target, &plan.bind)?;
+    let Driven(driver) = drive();
+    let most = plan.max_packet_size.unwrap_or(match plan.family {
+        Family::UnixDatagram => UNIX_PACKET_SIZE,
+        _ => UDP_PACKET_SIZE,
+    });
+    Ok(Service {
+        driver,
+        hooks: Box::new(hooks),
+        poll_interval: plan.poll_interval,
+        bound,
+        batch: plan.family.is_datagram().then(|| Batch::new(most)),
+    })
 }
 
 fn alone(service: Service) -> Result<Server, Error> {

@@ -26,7 +26,7 @@ mod shutdown;
 
 pub use builder::{Builder, Service};
 pub use hooks::{Hooks, NoHooks};
-pub use service::HandlerMode;
+pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
 use hooks::{Guarded, guard};
@@ -443,7 +443,7 @@ impl Service {
         let gate = Box::new(Guarded::new(&mut **hooks));
         let ground = service::Ground {
             listener: token,
-            socket: &bound.socket,
+            door: service::Door { socket: bound.socket.clone(), address: bound.address.clone() },
             control: ground.control,
             signals: ground.signals.clone(),
             drain: ground.drain,

@@ -8,14 +8,17 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::shutdown::Control;
-use crate::address::Peer;
+use crate::address::{Address, Peer};
 use crate::conversation::{Conversation, Framing, Handler, panic_message};
 use crate::dispatch::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
 };
 use crate::error::CloseReason;
 use crate::reactor::{Acceptor, Answerer, End, Marks, Turn};
-use crate::session::{DatagramSession, Packet, Session, StreamSession};
+use crate::session::{
+    DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session, StreamRequestSession,
+    StreamSession,
+};
 use crate::sys::SignalWatch;
 use crate::token::Token;
 
@@ -97,7 +100,7 @@ pub(crate) trait Driver: Send {
 /// What a run gives a service to stand on.
 pub(crate) struct Ground<'a> {
     pub(crate) listener: Token,
-    pub(crate) socket: &'a Arc<Socket>,
+    pub(crate) door: Door,
     pub(crate) control: &'a Arc<Control>,
     pub(crate) signals: Option<SignalWatch>,
     pub(crate) drain: Duration,
@@ -200,13 +203,67 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
     }
 }
 
+/// The modes that can run this blocking [`RequestHandler`]: those that serve a request away from
+/// the loop, or instead of it.
+#[diagnostic::on_unimplemented(
+    message = "the mode `{Self}` cannot run the blocking request handler `{R}`",
+    label = "this mode never waits for one peer, and a `RequestHandler` does",
+    note = "say `.dispatch(Threading::default())`, or `Inline`, `Pool` or `Forking`; or write a `Handler`, which every mode can run"
+)]
+pub trait RequestMode<R: RequestHandler>: Sealed {
+    #[doc(hidden)]
+    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven;
+}
+
+impl<R: RequestHandler + 'static> RequestMode<R> for Inline {
+    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
+        blocking::inline(recipe.start, ByRequest)
+    }
+}
+
+impl<R: RequestHandler + Send + 'static> RequestMode<R> for Threading {
+    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
+        blocking::threading(self, recipe.start, ByRequest)
+    }
+}
+
+impl<R: RequestHandler + Send + 'static> RequestMode<R> for Pool {
+    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
+        blocking::pool(self, recipe.start, ByRequest)
+    }
+}
+
+impl<R: RequestHandler + 'static> RequestMode<R> for Forking {
+    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
+        blocking::forking(self, recipe.start, ByRequest)
+    }
+}
+
+impl<R: RequestHandler + Send + 'static> RequestMode<R> for BlockingMode {
+    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
+        match self {
+            BlockingMode::Inline(mode) => mode.drive_requests(recipe),
+            BlockingMode::Threading(mode) => mode.drive_requests(recipe),
+            BlockingMode::Pool(mode) => mode.drive_requests(recipe),
+            BlockingMode::Forking(mode) => mode.drive_requests(recipe),
+        }
+    }
+}
+
 /// How whoever answers is put together with a request, to be served by blocking.
 pub(crate) trait Serve<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
 
-    fn stream(&self, answerer: T, socket: Arc<Socket>, peer: Peer) -> Self::Stream;
-    fn datagram(&self, answerer: T, socket: Arc<Socket>, packet: Packet) -> Self::Datagram;
+    fn stream(&self, answerer: T, door: &Door, socket: Arc<Socket>, peer: Peer) -> Self::Stream;
+    fn datagram(&self, answerer: T, door: &Door, packet: Packet) -> Self::Datagram;
+}
+
+/// By what a request has come in.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) socket: Arc<Socket>,
+    pub(crate) address: Arc<Address>,
 }
 
 /// A [`Handler`] is served message by message.
@@ -224,13 +281,37 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByM
     type Stream = StreamSession<H, F>;
     type Datagram = DatagramSession<H>;
 
-    fn stream(&self, handler: H, socket: Arc<Socket>, peer: Peer) -> StreamSession<H, F> {
+    fn stream(
+        &self,
+        handler: H,
+        _door: &Door,
+        socket: Arc<Socket>,
+        peer: Peer,
+    ) -> StreamSession<H, F> {
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
         StreamSession { socket, conversation, room: self.marks.high }
     }
 
-    fn datagram(&self, handler: H, socket: Arc<Socket>, packet: Packet) -> DatagramSession<H> {
-        DatagramSession { socket, packet, handler }
+    fn datagram(&self, handler: H, door: &Door, packet: Packet) -> DatagramSession<H> {
+        DatagramSession { socket: door.socket.clone(), packet, handler }
+    }
+}
+
+/// A [`RequestHandler`] is served by its one call.
+pub(crate) struct ByRequest;
+
+impl<R: RequestHandler + 'static> Serve<R> for ByRequest {
+    type Stream = StreamRequestSession<R>;
+    type Datagram = DatagramRequestSession<R>;
+
+    fn stream(&self, handler: R, door: &Door, socket: Arc<Socket>, peer: Peer) -> Self::Stream {
+        let server_address = door.address.clone();
+        StreamRequestSession { socket, peer, handler, server_address }
+    }
+
+    fn datagram(&self, handler: R, door: &Door, packet: Packet) -> Self::Datagram {
+        let Door { socket, address: server_address } = door.clone();
+        DatagramRequestSession { socket, packet, handler, server_address }
     }
 }
 

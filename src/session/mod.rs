@@ -11,11 +11,14 @@ use crate::mailbox::{Mailbox, Work};
 use crate::token::Token;
 
 mod datagram;
+mod request;
 mod seats;
 mod stream;
 mod waiting;
 
 pub(crate) use datagram::{DatagramSession, Nowhere, Packet};
+pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
+pub use request::{Request, RequestHandler};
 pub(crate) use seats::{Seats, Taken};
 pub(crate) use stream::{StreamSession, made};
 pub(crate) use waiting::{Alone, Waiting};

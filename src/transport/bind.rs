@@ -129,7 +129,7 @@ fn libc_somaxconn() -> i32 {
 /// while the socket still answers, so that nobody finds it stale.
 #[derive(Debug)]
 pub(crate) struct Bound {
-    pub(crate) address: Address,
+    pub(crate) address: Arc<Address>,
     _file: Option<OwnFile>,
     pub(crate) socket: Arc<Socket>,
 }
@@ -181,7 +181,7 @@ fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::
     }
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
     let address = if family.is_datagram() { Address::Udp(bound) } else { Address::Tcp(bound) };
-    Ok(Bound { address, _file: None, socket: Arc::new(socket) })
+    Ok(Bound { address: Arc::new(address), _file: None, socket: Arc::new(socket) })
 }
 
 fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result<Bound> {
@@ -195,5 +195,5 @@ fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result
         false => Address::Unix(Some(path)),
         true => Address::UnixDatagram(Some(path)),
     };
-    Ok(Bound { address, _file: Some(file), socket: Arc::new(socket) })
+    Ok(Bound { address: Arc::new(address), _file: Some(file), socket: Arc::new(socket) })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::{Driven, Driver, Ground, Make, Needs, Serve, Start, made};
+use super::{Door, Driven, Driver, Ground, Make, Needs, Serve, Start, made};
 use crate::address::Peer;
 use crate::dispatch::{
     Alongside, Assigned, Family, Forking, Homeward, Pool, Threading, Threads, When,
@@ -41,7 +41,7 @@ impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
 struct InlineTaker<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
-    socket: Arc<Socket>,
+    door: Door,
     alongside: Alongside<'static>,
 }
 
@@ -56,7 +56,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
         InlineTaker {
             make: driver.start.start(),
             serve: &driver.serve,
-            socket: ground.socket.clone(),
+            door: ground.door.clone(),
             alongside: Alongside::new(
                 ground.control.mailbox.clone(),
                 wakeup,
@@ -87,7 +87,7 @@ impl<T: 'static, S: Serve<T>> Acceptor for InlineTaker<'_, T, S> {
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
         let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
-        let session = self.serve.stream(answerer, Arc::new(socket), peer);
+        let session = self.serve.stream(answerer, &self.door, Arc::new(socket), peer);
         self.serve(session, turn);
     }
 }
@@ -95,8 +95,7 @@ impl<T: 'static, S: Serve<T>> Acceptor for InlineTaker<'_, T, S> {
 impl<T: 'static, S: Serve<T>> Answerer for InlineTaker<'_, T, S> {
     fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
         let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
-        let session =
-            self.serve.datagram(answerer, self.socket.clone(), Packet::new(bytes, peer, received));
+        let session = self.serve.datagram(answerer, &self.door, Packet::new(bytes, peer, received));
         self.serve(session, turn);
     }
 }
@@ -146,7 +145,7 @@ struct ThreadTaker<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
     threads: &'a Threads,
-    socket: Arc<Socket>,
+    door: Door,
     home: Arc<Homeward>,
 }
 
@@ -159,8 +158,8 @@ where
         let OnThreads { start, serve, threads } = driver;
         let home = homeward(ground);
         threads.seats.reopen();
-        let socket = ground.socket.clone();
-        ThreadTaker { make: start.start(), serve, threads, socket, home: Arc::new(home) }
+        let door = ground.door.clone();
+        ThreadTaker { make: start.start(), serve, threads, door, home: Arc::new(home) }
     }
 
     /// Whether a request is turned away, rather than left in the kernel's queue.
@@ -211,7 +210,7 @@ where
         let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
         let socket = Arc::new(socket);
         let seat = Some(self.threads.seats.take(socket.clone()));
-        let session = Box::new(self.serve.stream(answerer, socket, peer));
+        let session = Box::new(self.serve.stream(answerer, &self.door, socket, peer));
         self.threads.assign(Assigned { session, seat, home: self.home.clone() });
     }
 }
@@ -227,7 +226,7 @@ where
         }
         let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
         let packet = Packet::new(bytes, peer, received);
-        let session = Box::new(self.serve.datagram(answerer, self.socket.clone(), packet));
+        let session = Box::new(self.serve.datagram(answerer, &self.door, packet));
         self.threads.assign(Assigned { session, seat: None, home: self.home.clone() });
     }
 }
@@ -267,7 +266,7 @@ struct ForkTaker<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
     family: &'a mut Family,
-    socket: Arc<Socket>,
+    door: Door,
     listener: Token,
 }
 
@@ -281,7 +280,7 @@ impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
             make: start.start(),
             serve,
             family: family.as_mut().expect("just made"),
-            socket: ground.socket.clone(),
+            door: ground.door.clone(),
             listener: ground.listener,
         })
     }
@@ -333,10 +332,10 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
         };
         let session: Box<dyn Session> = match request {
             Request::Stream(socket, peer) => {
-                Box::new(self.serve.stream(answerer, Arc::new(socket), peer))
+                Box::new(self.serve.stream(answerer, &self.door, Arc::new(socket), peer))
             }
             Request::Datagram(packet) => {
-                Box::new(self.serve.datagram(answerer, self.socket.clone(), packet))
+                Box::new(self.serve.datagram(answerer, &self.door, packet))
             }
         };
         self.family.serve_in_child(session, process, |served| {

@@ -1,0 +1,563 @@
+//! Python's way of answering: one blocking call per request, reading and writing as with a file.
+
+use std::io::{self, BufRead, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use super::datagram::reply_to;
+use super::stream::close_politely;
+use super::waiting::{Input, Waiting};
+use super::{Packet, Place, Served, Session};
+use crate::address::{Address, Peer};
+use crate::conversation::panic_message;
+use crate::counters::Tally;
+use crate::error::{CloseReason, HandlerResult};
+
+/// Answers one request from its first byte to its last, waiting as it likes: Python's
+/// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
+///
+/// A new value is made for each request: a connection, or a datagram. It runs under the modes that
+/// may block: [`Inline`](crate::Inline), [`Threading`](crate::Threading), [`Pool`](crate::Pool),
+/// [`Forking`](crate::Forking).
+///
+/// The order is Python's: where `setup` fails, neither of the others runs; where `handle` fails,
+/// `finish` runs all the same. When all is done, what was written is flushed and the connection is
+/// closed. An `Err` or a panic costs this request and no other; an [`io::Error`] that says that the
+/// peer is gone or too slow is no fault of the handler's, and is told as such.
+///
+/// ```
+/// use std::io::Write;
+/// use socketserver::{HandlerResult, Request, RequestHandler};
+///
+/// /// Each line back, until a blank one.
+/// struct EchoLines;
+///
+/// impl RequestHandler for EchoLines {
+///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+///         while let Some(line) = request.read_line()? {
+///             if line.is_empty() {
+///                 break;
+///             }
+///             request.write_all(&line)?;
+///             request.write_all(b"\n")?;
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait RequestHandler {
+    /// Called before [`handle`](RequestHandler::handle).
+    ///
+    /// # Errors
+    ///
+    /// An error ends the request; neither of the others is called.
+    fn setup(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        let _ = request;
+        Ok(())
+    }
+
+    /// Does all that the request asks for; when it returns, the connection is closed.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the request, after [`finish`](RequestHandler::finish).
+    fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult;
+
+    /// Called after [`handle`](RequestHandler::handle), whether that succeeded or not.
+    ///
+    /// # Errors
+    ///
+    /// An error is told, unless `handle` has failed already.
+    fn finish(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        let _ = request;
+        Ok(())
+    }
+}
+
+impl<R: RequestHandler + ?Sized> RequestHandler for Box<R> {
+    fn setup(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        (**self).setup(request)
+    }
+
+    fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        (**self).handle(request)
+    }
+
+    fn finish(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        (**self).finish(request)
+    }
+}
+
+/// A request as a [`RequestHandler`] sees it: a connection, or a datagram.
+///
+/// It reads ([`Read`], [`BufRead`]: Python's `rfile`) and writes ([`Write`]: Python's `wfile`).
+///
+/// * On a stream a read waits for the peer, and a write goes out at once, whole, unless
+///   [`set_write_buffer`](Request::set_write_buffer) says otherwise.
+/// * Of a datagram, reading gives its bytes; what is written becomes one datagram in reply, sent
+///   when the handler is done, and none if nothing was written.
+pub struct Request<'a> {
+    channel: Channel<'a>,
+    peer: Peer,
+    server_address: &'a Address,
+    on_shutdown: &'a dyn Fn(),
+    tally: &'a mut Tally,
+    /// What was written and has not gone out.
+    written: Vec<u8>,
+}
+
+enum Channel<'a> {
+    Stream(Stream<'a>),
+    Datagram {
+        socket: Arc<Socket>,
+        packet: Packet,
+        /// How much of the packet has been read.
+        at: usize,
+        /// Something was written, be it nothing.
+        answered: bool,
+    },
+}
+
+struct Stream<'a> {
+    socket: Arc<Socket>,
+    /// How it waits for its peer; behind a trait for its lifetime's sake.
+    waiting: &'a mut (dyn Wait + 'a),
+    timeout: Option<Duration>,
+    /// What was read from the socket, of which the handler has taken the first `at` bytes.
+    input: Vec<u8>,
+    at: usize,
+    ended: bool,
+    /// How many written bytes are gathered before they go out.
+    write_buffer: usize,
+}
+
+/// Waiting for a peer, see [`Waiting`].
+trait Wait {
+    fn read(
+        &mut self,
+        socket: &Socket,
+        buffer: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> io::Result<Input>;
+
+    fn write_all(
+        &mut self,
+        socket: &Socket,
+        bytes: &[u8],
+        timeout: Option<Duration>,
+    ) -> io::Result<()>;
+}
+
+impl Wait for Waiting<'_> {
+    fn read(
+        &mut self,
+        socket: &Socket,
+        buffer: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> io::Result<Input> {
+        // A request is in progress until its handler returns.
+        Waiting::read(self, socket, buffer, timeout, false, false)
+    }
+
+    fn write_all(
+        &mut self,
+        socket: &Socket,
+        bytes: &[u8],
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        Waiting::write_all(self, socket, bytes, timeout)
+    }
+}
+
+impl Stream<'_> {
+    /// Reads once more, behind what is there; false at the peer's end.
+    fn read_more(&mut self, tally: &mut Tally) -> io::Result<bool> {
+        if self.ended {
+            return Ok(false);
+        }
+        if self.at == self.input.len() {
+            self.input.clear();
+        } else {
+            self.input.drain(..self.at);
+        }
+        self.at = 0;
+        let start = self.input.len();
+        self.input.resize(start + READ_STEP, 0);
+        let read = self.waiting.read(&self.socket, &mut self.input[start..], self.timeout);
+        self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
+        match read? {
+            Input::Bytes(0) => {
+                self.ended = true;
+                Ok(false)
+            }
+            Input::Bytes(count) => {
+                tally.bytes_in += count as u64;
+                Ok(true)
+            }
+            Input::TimedOut | Input::Parcels => Err(io::ErrorKind::TimedOut.into()),
+            Input::Stopping => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the server is stopping and its time for that is up",
+            )),
+        }
+    }
+}
+
+/// How much one read takes in at most: Python's default buffer size.
+const READ_STEP: usize = 8 * 1024;
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("client_address", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Request<'_> {
+    /// The longest line that [`read_line`](Request::read_line) takes, in bytes.
+    pub const MAX_LINE: usize = 64 * 1024;
+
+    /// Who asks.
+    pub fn client_address(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Where the server was asked.
+    pub fn server_address(&self) -> &Address {
+        self.server_address
+    }
+
+    /// Asks the server to stop, and returns at once; the stop waits for this request.
+    pub fn shutdown(&self) {
+        (self.on_shutdown)();
+    }
+
+    /// Python's `rfile`: the request itself, which reads.
+    pub fn rfile(&mut self) -> &mut Self {
+        self
+    }
+
+    /// Python's `wfile`: the request itself, which writes.
+    pub fn wfile(&mut self) -> &mut Self {
+        self
+    }
+
+    /// The datagram's bytes: Python's `packet`; `None` on a stream.
+    pub fn packet(&self) -> Option<&[u8]> {
+        match &self.channel {
+            Channel::Datagram { packet, .. } => Some(&packet.bytes),
+            Channel::Stream(_) => None,
+        }
+    }
+
+    /// Whether the datagram was longer than the receive size, and was cut to it by the kernel.
+    pub fn is_truncated(&self) -> bool {
+        matches!(&self.channel, Channel::Datagram { packet, .. } if packet.truncated)
+    }
+
+    /// Reads up to and with the next `\n`; the line comes without its `\n` or `\r\n`. `None` when
+    /// the peer has ended; a last line without an end is a line.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidData`] for a line over [`MAX_LINE`](Request::MAX_LINE), and what
+    /// reading gives; after [`io::ErrorKind::TimedOut`] the call may be repeated, and nothing is
+    /// lost.
+    pub fn read_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut scanned = 0;
+        loop {
+            let unread = self.unread();
+            let newline = unread[scanned..].iter().position(|&byte| byte == b'\n');
+            let (length, taken) = match newline {
+                Some(at) => (scanned + at, scanned + at + 1),
+                None => (unread.len(), unread.len()),
+            };
+            if length > Self::MAX_LINE {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a line is longer than {} bytes", Self::MAX_LINE),
+                ));
+            }
+            scanned = length;
+            // At the end, what is there is the line.
+            if newline.is_some() || !self.read_more()? {
+                let line = &self.unread()[..length];
+                let line =
+                    if newline.is_some() { line.strip_suffix(b"\r").unwrap_or(line) } else { line };
+                let line = (taken > 0).then(|| line.to_vec());
+                self.consume(taken);
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Sets how long a read or a write may wait for the peer, each time; `None`, the default, is for
+    /// ever. Python's `timeout` of a `StreamRequestHandler`. A datagram never waits.
+    pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.timeout = timeout.into();
+        }
+    }
+
+    /// Sends small writes at once (true: Python's `disable_nagle_algorithm`, and here the default),
+    /// or gathers them into full segments. Nothing on a Unix socket or a datagram.
+    ///
+    /// # Errors
+    ///
+    /// What setsockopt(2) says.
+    pub fn set_nodelay(&mut self, nodelay: bool) -> io::Result<()> {
+        match (&self.channel, &self.peer) {
+            (Channel::Stream(stream), Peer::Inet(_)) => stream.socket.set_tcp_nodelay(nodelay),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets how many written bytes are gathered before they go out: Python's `wbufsize`. 0, the
+    /// default, sends each write by itself. What is left goes out by [`flush`](Write::flush), or
+    /// when the handler is done.
+    pub fn set_write_buffer(&mut self, bytes: usize) {
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.write_buffer = bytes;
+        }
+    }
+
+    /// What can be read without waiting.
+    fn unread(&self) -> &[u8] {
+        match &self.channel {
+            Channel::Stream(stream) => &stream.input[stream.at..],
+            Channel::Datagram { packet, at, .. } => &packet.bytes[*at..],
+        }
+    }
+
+    fn read_more(&mut self) -> io::Result<bool> {
+        match &mut self.channel {
+            Channel::Stream(stream) => stream.read_more(self.tally),
+            Channel::Datagram { .. } => Ok(false),
+        }
+    }
+
+    /// Sends what is due: the rest of a stream's output, a datagram's reply.
+    fn close(&mut self) -> io::Result<()> {
+        match &mut self.channel {
+            Channel::Stream(_) => self.flush(),
+            Channel::Datagram { socket, packet, answered, .. } => {
+                if *answered {
+                    reply_to(socket, &packet.address, &self.written, self.tally);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The descriptor of the connection, or of the socket that the datagram came by: Python's `request`
+/// and `socket`.
+impl AsFd for Request<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.channel {
+            Channel::Stream(Stream { socket, .. }) | Channel::Datagram { socket, .. } => {
+                socket.as_fd()
+            }
+        }
+    }
+}
+
+impl BufRead for Request<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.unread().is_empty() {
+            self.read_more()?;
+        }
+        Ok(self.unread())
+    }
+
+    fn consume(&mut self, count: usize) {
+        let count = count.min(self.unread().len());
+        match &mut self.channel {
+            Channel::Stream(stream) => stream.at += count,
+            Channel::Datagram { at, .. } => *at += count,
+        }
+    }
+}
+
+impl Read for Request<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl Write for Request<'_> {
+    /// Takes all of `bytes`: what is not gathered has gone out when this returns.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.channel {
+            Channel::Datagram { answered, .. } => {
+                *answered = true;
+                self.written.extend_from_slice(bytes);
+            }
+            Channel::Stream(stream) if stream.write_buffer == 0 => {
+                stream.waiting.write_all(&stream.socket, bytes, stream.timeout)?;
+                self.tally.bytes_out += bytes.len() as u64;
+            }
+            Channel::Stream(stream) => {
+                let limit = stream.write_buffer;
+                self.written.extend_from_slice(bytes);
+                if self.written.len() >= limit {
+                    self.flush()?;
+                }
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if let Channel::Stream(stream) = &mut self.channel
+            && !self.written.is_empty()
+        {
+            let written = std::mem::take(&mut self.written);
+            stream.waiting.write_all(&stream.socket, &written, stream.timeout)?;
+            self.tally.bytes_out += written.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A connection with its handler, on its way to where it is served.
+pub(crate) struct StreamRequestSession<R> {
+    pub(crate) socket: Arc<Socket>,
+    pub(crate) peer: Peer,
+    pub(crate) handler: R,
+    pub(crate) server_address: Arc<Address>,
+}
+
+/// A datagram with its handler.
+pub(crate) struct DatagramRequestSession<R> {
+    pub(crate) socket: Arc<Socket>,
+    pub(crate) packet: Packet,
+    pub(crate) handler: R,
+    pub(crate) server_address: Arc<Address>,
+}
+
+impl<R: RequestHandler> Session for StreamRequestSession<R> {
+    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
+        let StreamRequestSession { socket, peer, mut handler, server_address } = *self;
+        let mut request = Request {
+            channel: Channel::Stream(Stream {
+                socket: socket.clone(),
+                waiting: &mut place.waiting,
+                timeout: None,
+                input: Vec::new(),
+                at: 0,
+                ended: false,
+                write_buffer: 0,
+            }),
+            peer,
+            server_address: &server_address,
+            on_shutdown: place.on_shutdown,
+            tally: place.tally,
+            written: Vec::new(),
+        };
+        let reason = answer(&mut handler, &mut request);
+        let Request { peer, channel, .. } = request;
+        let ended = matches!(channel, Channel::Stream(Stream { ended: true, .. }));
+        drop(channel);
+        // Gone before its peer learns that it is over.
+        drop(handler);
+        if !ended {
+            let mut buffer = std::mem::take(place.buffer);
+            close_politely(&socket, &mut buffer, place);
+            *place.buffer = buffer;
+        }
+        // A handler may have passed its descriptor on: the peer sees the end all the same.
+        let _ = socket.shutdown(Shutdown::Write);
+        place.tally.closed += 1;
+        Served { peer, reason }
+    }
+}
+
+impl<R: RequestHandler> Session for DatagramRequestSession<R> {
+    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
+        let DatagramRequestSession { socket, packet, mut handler, server_address } = *self;
+        let peer = packet.peer.clone();
+        let mut request = Request {
+            channel: Channel::Datagram { socket, packet, at: 0, answered: false },
+            peer: peer.clone(),
+            server_address: &server_address,
+            on_shutdown: place.on_shutdown,
+            tally: place.tally,
+            written: Vec::new(),
+        };
+        let reason = answer(&mut handler, &mut request);
+        Served { peer, reason }
+    }
+}
+
+/// Runs the handler's three methods as Python does, and sends what is due.
+fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> CloseReason {
+    request.tally.messages += 1;
+    if let Err(reason) = guarded(request, |request| handler.setup(request)) {
+        return reason;
+    }
+    let handled = guarded(request, |request| handler.handle(request));
+    let finished = guarded(request, |request| handler.finish(request));
+    // A datagram that is half an answer is none: Python sends it all the same.
+    let closed = if handled.is_ok() || matches!(request.channel, Channel::Stream(_)) {
+        request.close().map_err(disconnected)
+    } else {
+        Ok(())
+    };
+    match handled.and(finished).and(closed) {
+        Ok(()) => CloseReason::Handler,
+        Err(reason) => reason,
+    }
+}
+
+fn guarded(
+    request: &mut Request<'_>,
+    call: impl FnOnce(&mut Request<'_>) -> HandlerResult,
+) -> Result<(), CloseReason> {
+    match catch_unwind(AssertUnwindSafe(|| call(request))) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(match error.downcast::<io::Error>() {
+            Ok(error) => match disconnected(*error) {
+                CloseReason::Error(error) => {
+                    request.tally.handler_errors += 1;
+                    CloseReason::Error(error)
+                }
+                reason => {
+                    request.tally.disconnects += 1;
+                    reason
+                }
+            },
+            Err(error) => {
+                request.tally.handler_errors += 1;
+                CloseReason::Error(error)
+            }
+        }),
+        Err(panic) => {
+            request.tally.panics += 1;
+            Err(CloseReason::Panic(panic_message(panic)))
+        }
+    }
+}
+
+/// What an error of the connection's says: the peer is gone, or too slow; or that it is no such
+/// error, and the handler's.
+fn disconnected(error: io::Error) -> CloseReason {
+    use io::ErrorKind::*;
+    match error.kind() {
+        TimedOut => CloseReason::Timeout,
+        ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected | HostUnreachable
+        | NetworkUnreachable | NetworkDown => CloseReason::Disconnected(error),
+        _ => CloseReason::Error(Box::new(error)),
+    }
+}
