@@ -1,5 +1,82 @@
-//! Python's `socketserver` for Rust.
-#![doc(test(attr(deny(warnings))))]
+//! Python's [`socketserver`](https://docs.python.org/3/library/socketserver.html) for Rust, and the
+//! part that its docstring only describes: one event loop that keeps "an explicit table of partially
+//! finished requests" and decides which of them to work on next.
+//!
+//! > A server accepts requests; a session serves one request to its end; a dispatcher says where it
+//! > runs. A message is a frame on a stream, or a datagram on a socket.
+//!
+//! ```no_run
+//! use socketserver::{Context, Handler, HandlerResult, Lines, Server};
+//!
+//! struct Upper;
+//!
+//! impl Handler for Upper {
+//!     fn on_message(&mut self, line: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+//!         cx.send(&line.to_ascii_uppercase())
+//!     }
+//! }
+//!
+//! Server::tcp("127.0.0.1:9999")?
+//!     .framing(Lines::default())
+//!     .serve(|_peer| Upper)?
+//!     .serve_forever()?;
+//! # Ok::<(), socketserver::Error>(())
+//! ```
+//!
+//! The same handler, unchanged, runs elsewhere by one more word, `.dispatch(Threading::default())`:
+//!
+//! | mode | Python | a request is served | [`Handler`] | [`RequestHandler`] |
+//! |---|---|---|---|---|
+//! | [`Reactor`], the default | – | on the loop, beside all others | yes | no: it waits |
+//! | [`Offload`] | – | by the loop, its messages by a bounded pool of workers | yes, and it may block | no |
+//! | [`Inline`] | `TCPServer` | on the loop's thread, one at a time | yes | yes |
+//! | [`Threading`] | `ThreadingMixIn` | in a thread of its own | yes | yes |
+//! | [`Pool`] | – | in one of a bounded number of threads | yes | yes |
+//! | [`Forking`] | `ForkingMixIn` | in a process of its own | yes | yes |
+//!
+//! and over TCP, UDP, Unix stream and Unix datagram sockets ([`Server::tcp`], [`Server::udp`],
+//! [`Server::unix_stream`], [`Server::unix_datagram`]), any number of them in one server:
+//!
+//! ```
+//! use socketserver::{Server, Threading, handler_fn};
+//!
+//! let mut server = Server::new()?;
+//! server.add(Server::tcp("127.0.0.1:0")?.service(|_peer| handler_fn(|message, cx| cx.send(message)))?)?;
+//! server.add(
+//!     Server::udp("127.0.0.1:0")?
+//!         .dispatch(Threading::default())
+//!         .service(|_peer| handler_fn(|_message, cx| cx.send(b"pong")))?,
+//! )?;
+//! let running = server.spawn()?;
+//! println!("listening on {:?}", running.addresses());
+//! running.stop()?;
+//! # Ok::<(), socketserver::Error>(())
+//! ```
+//!
+//! # The house
+//!
+//! Imports run only downward.
+//!
+//! ```text
+//!  L6  lib.rs            facade: these words, re-exports, Python's names
+//!  L5  server/           builder · service · hooks · shutdown     the only place that knows all axes
+//!  L4  reactor/   |   dispatch/      the loop: poll, slab, timers, pump  |  the modes and their threads
+//!  L3  session/          a request and whoever answers it, by blocking; Python's request handler
+//!  L2  conversation/     handler · context · framing · output     no sockets, no clock, no threads
+//!  L1  transport/ · mailbox · sys/       the system, no policy; sys/ has the crate's only `unsafe`
+//!  L0  address · counters · error · token                         plain data
+//! ```
+//!
+//! The heart is the *conversation*: one peer's state machine, fed with bytes, answering with bytes
+//! and effects. Two pumps drive it, the reactor's, which never waits, and the session's, which does;
+//! that is why a handler behaves the same under every mode.
+//!
+//! # What is logged
+//!
+//! The crate logs through [`log`] and never prints: faults of handlers as errors, a listener in
+//! trouble as a warning (once per period), the end of each connection at debug.
+
+#![doc(test(attr(deny(warnings), allow(dead_code))))]
 // A library tells its user through `log` and its return values.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -36,3 +113,7 @@ pub use server::{
 };
 pub use session::{Request, RequestHandler};
 pub use sys::raise_descriptor_limit;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -243,7 +243,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// use std::{cell::Cell, rc::Rc};
     /// use socketserver::{Server, handler_fn};
     ///
-    /// let service = Server::tcp("127.0.0.1:0")?.service_local(|| {
+    /// let server = Server::tcp("127.0.0.1:0")?.serve_local(|| {
     ///     let count = Rc::new(Cell::new(0));
     ///     move |_peer: &_| {
     ///         let count = count.clone();
@@ -253,6 +253,7 @@ impl<F, D, K> Builder<F, D, K> {
     ///         })
     ///     }
     /// })?;
+    /// assert!(server.local_addr().port().is_some());
     /// # Ok::<(), socketserver::Error>(())
     /// ```
     ///
