@@ -55,22 +55,38 @@ impl Outgoing {
     }
 
     /// Forgets what was sent, and gives back what one large turn had taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        // One range of the input, nothing to be dropped: nearly always.
+        if matches!(self.segments.as_slice(), [Segment::Input(_)]) && self.scratch.is_empty() {
+            // A range has no destructor to run.
+            while let Some(Segment::Input(_)) = self.segments.pop() {}
+            return;
+        }
+        self.clear_all();
+    }
+
+    #[inline(never)]
+    fn clear_all(&mut self) {
         self.segments.clear();
         self.scratch.clear();
-        self.len = 0;
         if self.scratch.capacity() > 1 << 20 || self.segments.capacity() > 1 << 12 {
             *self = Outgoing::default();
         }
     }
 
     /// All of it as one slice, where it is one or is small enough to be made one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn contiguous<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
         if self.segments.len() == 1 {
             return Some(bytes(&self.segments[0], input, &self.scratch));
         }
+        self.gathered(input)
+    }
+
+    #[inline(never)]
+    fn gathered<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
         if self.len > GATHER_UP_TO {
             return None;
         }
@@ -130,6 +146,7 @@ pub(crate) enum Rest<'a> {
     Shared(Payload, Range<usize>),
 }
 
+#[inline(always)]
 fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u8] {
     match segment {
         Segment::Input(range) => &input[range.clone()],
@@ -173,7 +190,7 @@ impl<'a> Output<'a> {
 
     /// Adds bytes. Those of the message just received, and those of a shared payload, are referred
     /// to and not copied; all others are copied.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -195,7 +212,7 @@ impl<'a> Output<'a> {
         self.outgoing.len += bytes.len();
     }
 
-    #[inline]
+    #[inline(always)]
     fn put_input(&mut self, start: usize, len: usize) {
         match self.outgoing.segments.last_mut() {
             Some(Segment::Input(range)) if range.end == start => range.end += len,
@@ -203,6 +220,7 @@ impl<'a> Output<'a> {
         }
     }
 
+    #[inline(never)]
     fn put_other(&mut self, bytes: &[u8]) {
         let start = self
             .shared
@@ -241,7 +259,7 @@ impl Outgoing {
 }
 
 /// Where `part` lies in `whole`, if it is a part of it and not merely equal to one.
-#[inline]
+#[inline(always)]
 fn offset(whole: &[u8], part: &[u8]) -> Option<usize> {
     let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
     (start < whole.len() && part.len() <= whole.len() - start).then_some(start)

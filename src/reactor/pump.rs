@@ -81,7 +81,7 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
     type Handler = H;
     type Framing = F;
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, step: Step<'_>, env: &mut Env<'_>, _errand: Errand<'_>) -> bool {
         match step {
             Step::Open => self.open(env),
@@ -173,6 +173,7 @@ impl<T: Talk> Connection<T> {
         fate
     }
 
+    #[inline(always)]
     fn talk_on(&mut self, buffer: &mut [u8], turn: &mut Turn) -> Fate {
         let mut budget = READ_BUDGET;
         loop {
@@ -193,7 +194,7 @@ impl<T: Talk> Connection<T> {
                 continue;
             }
             if conversation.is_stuffed() {
-                self.step(Step::Receive(&[]), &[], turn);
+                self.go_on(turn);
                 continue;
             }
             if conversation.input_ended() || !turn.readiness.has(Readiness::READABLE) {
@@ -250,7 +251,7 @@ impl<T: Talk> Connection<T> {
     }
 
     /// Takes a step of the conversation, and sends what it answers.
-    #[inline]
+    #[inline(always)]
     fn step(&mut self, step: Step<'_>, fresh: &[u8], turn: &mut Turn) {
         let room = self.room();
         let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: self.marks };
@@ -260,6 +261,12 @@ impl<T: Talk> Connection<T> {
         if at_home {
             self.settle(fresh, turn);
         }
+    }
+
+    /// Delivers what was left for want of room.
+    #[inline(never)]
+    fn go_on(&mut self, turn: &mut Turn) {
+        self.step(Step::Receive(&[]), &[], turn);
     }
 
     fn push_parcels(&mut self, turn: &mut Turn) {
@@ -283,7 +290,7 @@ impl<T: Talk> Connection<T> {
     }
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
-    #[inline]
+    #[inline(always)]
     fn settle(&mut self, fresh: &[u8], turn: &mut Turn) {
         let Some(conversation) = self.talk.home() else {
             return;
@@ -452,44 +459,65 @@ impl<T: Talk> Live for Connection<T> {
 
 /// Writes the output of a turn; what the kernel does not take goes to the backlog. True when any
 /// byte moved.
-#[inline]
+#[inline(always)]
 fn transmit(
     socket: &Socket,
     backlog: &mut Option<Box<Backlog>>,
     input: &[u8],
     turn: &mut Turn,
 ) -> io::Result<bool> {
-    if let Some(backlog) = backlog {
-        backlog.keep(&mut turn.outgoing, input, 0);
-        if turn.readiness.has(Readiness::WRITABLE) {
-            flush(socket, backlog, turn)?;
+    if backlog.is_none()
+        && let Some(bytes) = turn.outgoing.contiguous(input)
+    {
+        let sent = sys::send(socket, bytes)?;
+        turn.tally.bytes_out += sent as u64;
+        if sent < bytes.len() {
+            refused(backlog, input, sent, turn);
         }
-        return Ok(true);
+        return Ok(sent > 0);
     }
-    let total = turn.outgoing.len();
-    let (sent, offered) = match turn.outgoing.contiguous(input) {
-        Some(bytes) => (sys::send(socket, bytes)?, bytes.len()),
-        None => {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = turn.outgoing.slices(input, &mut slices);
-            let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
-            (sys::send_vectored(socket, &slices[..filled])?, offered)
-        }
-    };
-    turn.tally.bytes_out += sent as u64;
-    if sent < total {
-        let mut rest = Box::<Backlog>::default();
-        rest.keep(&mut turn.outgoing, input, sent);
+    transmit_many(socket, backlog, input, turn)
+}
+
+/// The kernel has taken `sent` bytes and has no room for more.
+#[cold]
+fn refused(backlog: &mut Option<Box<Backlog>>, input: &[u8], sent: usize, turn: &mut Turn) {
+    turn.readiness.remove(Readiness::WRITABLE);
+    backlog.get_or_insert_default().keep(&mut turn.outgoing, input, sent);
+}
+
+/// Several segments, or behind others that wait.
+#[inline(never)]
+fn transmit_many(
+    socket: &Socket,
+    backlog: &mut Option<Box<Backlog>>,
+    input: &[u8],
+    turn: &mut Turn,
+) -> io::Result<bool> {
+    let mut sent = 0;
+    if backlog.is_none() {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let filled = turn.outgoing.slices(input, &mut slices);
+        let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
+        sent = sys::send_vectored(socket, &slices[..filled])?;
+        turn.tally.bytes_out += sent as u64;
         if sent < offered {
-            turn.readiness.remove(Readiness::WRITABLE);
-        } else {
-            flush(socket, &mut rest, turn)?;
-        }
-        if !rest.is_empty() {
-            *backlog = Some(rest);
+            refused(backlog, input, sent, turn);
+            return Ok(sent > 0);
         }
     }
-    Ok(sent > 0)
+    // More slices than one call takes say nothing of the kernel's buffer: it is tried on.
+    let waiting = backlog.get_or_insert_default();
+    waiting.keep(&mut turn.outgoing, input, sent);
+    let before = waiting.len();
+    if turn.readiness.has(Readiness::WRITABLE) {
+        flush(socket, waiting, turn)?;
+    }
+    let moved = sent > 0 || waiting.len() < before;
+    if waiting.is_empty() {
+        *backlog = None;
+    }
+    Ok(moved)
 }
 
 /// Sends what waits until the kernel refuses.
