@@ -128,9 +128,7 @@ impl Family {
             process.close(child.as_fd().as_raw_fd());
             std::mem::forget(child);
         }
-        // Without a descriptor for it the child cannot be told to stop, but it can serve.
-        let terminated = process.watch_termination().ok();
-        let wakeups: Vec<&Wakeup> = terminated.into_iter().collect();
+        let wakeups: Vec<&Wakeup> = process.terminated().into_iter().collect();
         let mut is_stopping = || sys::child_is_terminated();
         let (mut tally, mut outgoing) = (Tally::default(), Outgoing::default());
         let mut buffer = vec![0; READ_SIZE].into_boxed_slice();

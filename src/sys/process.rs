@@ -3,9 +3,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::checked;
 use super::signals::watch_termination_in_child;
+use super::socket::{Want, wait_for};
 use super::wakeup::Wakeup;
 
 /// Who one is after a fork.
@@ -17,14 +19,26 @@ pub(crate) enum Forked {
 /// Proof that this is a forked child, which ends by [`exit`](ChildProcess::exit) and runs nothing
 /// more of its parent.
 #[derive(Debug)]
-pub(crate) struct ChildProcess(());
+pub(crate) struct ChildProcess {
+    /// Readable when it has been told to end; absent where it had no descriptor for it.
+    terminated: Option<&'static Wakeup>,
+}
 
 /// A child process of ours, not yet reaped.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: libc::pid_t,
-    /// Readable when the child has ended.
-    exit: OwnedFd,
+    exit: Exit,
+}
+
+/// What becomes readable when a child ends.
+#[derive(Debug)]
+enum Exit {
+    /// A descriptor of the process itself: when it is readable, the child can be reaped.
+    Pidfd(OwnedFd),
+    /// Where the system has none: a pipe whose other end the child holds. It closes a moment before
+    /// the child can be reaped.
+    Pipe(OwnedFd),
 }
 
 /// Makes a copy of this process that has one thread.
@@ -34,18 +48,63 @@ pub(crate) struct Child {
 /// fork; the caller has decided that it does not happen.
 pub(crate) fn fork() -> io::Result<Forked> {
     let (exit, held) = pipe()?;
+    // A parent that is told to stop tells its children at once: a child must not miss it because it
+    // has not yet learnt to listen.
+    let mask = block_termination()?;
     // SAFETY: fork takes nothing. The child goes on in a copy of this thread's stack, with a copy of
     // its memory, and touches nothing of other threads'; `ChildProcess` sees to the rest.
-    match checked(unsafe { libc::fork() })? {
-        0 => {
-            drop(exit);
-            // Held open, and by nobody else, until this process ends in whatever way.
-            std::mem::forget(held);
-            settle_signals();
-            Ok(Forked::Child(ChildProcess(())))
-        }
-        pid => Ok(Forked::Parent(Child { pid, exit })),
+    let forked = checked(unsafe { libc::fork() });
+    if let Ok(0) = forked {
+        drop(exit);
+        // Held open, and by nobody else, until this process ends in whatever way.
+        std::mem::forget(held);
+        settle_signals();
+        let terminated = watch_termination_in_child();
+        restore_mask(&mask);
+        return Ok(Forked::Child(ChildProcess { terminated }));
     }
+    restore_mask(&mask);
+    let pid = forked?;
+    let exit = pidfd(pid).map_or(Exit::Pipe(exit), Exit::Pidfd);
+    Ok(Forked::Parent(Child { pid, exit }))
+}
+
+/// A descriptor of a child, see
+/// [pidfd_open(2)](https://man7.org/linux/man-pages/man2/pidfd_open.2.html).
+fn pidfd(pid: libc::pid_t) -> Option<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: pidfd_open takes two numbers; it sets close-on-exec by itself.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        // SAFETY: the descriptor is new and nobody else's.
+        return (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = pid;
+        None
+    }
+}
+
+fn block_termination() -> io::Result<libc::sigset_t> {
+    // SAFETY: a signal set of zeros is a valid one; sigemptyset and sigaddset write it, and
+    // pthread_sigmask reads one and writes the other.
+    unsafe {
+        let (mut set, mut before): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        match libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) {
+            0 => Ok(before),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+fn restore_mask(mask: &libc::sigset_t) {
+    // SAFETY: pthread_sigmask reads one set and may write no other to a null pointer.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
 }
 
 impl ChildProcess {
@@ -56,9 +115,9 @@ impl ChildProcess {
         unsafe { libc::close(fd) };
     }
 
-    /// From now on SIGTERM is noted, and wakes who waits for what is returned.
-    pub(crate) fn watch_termination(&self) -> io::Result<&'static Wakeup> {
-        watch_termination_in_child()
+    /// What becomes readable when it is told to end.
+    pub(crate) fn terminated(&self) -> Option<&'static Wakeup> {
+        self.terminated
     }
 
     /// Ends this process without running anything more of it, destructors and `atexit` included.
@@ -85,10 +144,24 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 impl Child {
     /// Reaps it if it has ended; true when it is gone. It alone is waited for, never another child.
     pub(crate) fn reap(&mut self) -> bool {
-        // SAFETY: waitpid may write no status to a null pointer.
-        let reaped = unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) };
-        // Negative where someone else has reaped it, or SIGCHLD is ignored: it is gone all the same.
-        reaped != 0
+        let mut patience = match &self.exit {
+            Exit::Pidfd(_) => 0,
+            // Closed, and about to be reaped: worth a moment, of which the loop cannot be told.
+            Exit::Pipe(pipe) => {
+                let closed = wait_for(&[(pipe.as_fd(), Want::Read)], Some(Duration::ZERO));
+                if closed.is_ok_and(|closed| closed != 0) { 100 } else { 0 }
+            }
+        };
+        loop {
+            // SAFETY: waitpid may write no status to a null pointer.
+            let reaped = unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) };
+            // Negative where someone else has reaped it, or SIGCHLD is ignored: gone all the same.
+            if reaped != 0 || patience == 0 {
+                return reaped != 0;
+            }
+            patience -= 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Asks it to finish what it is doing.
@@ -115,7 +188,9 @@ impl Child {
 
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.exit.as_fd()
+        match &self.exit {
+            Exit::Pidfd(fd) | Exit::Pipe(fd) => fd.as_fd(),
+        }
     }
 }
 

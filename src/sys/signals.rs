@@ -63,15 +63,19 @@ pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
     Ok(SignalWatch { seen: RECEIVED.load(SeqCst) })
 }
 
-/// In a forked child: what its parent has inherited to it is not its own. It watches SIGTERM alone,
-/// with a descriptor of its own, and may be told to end any number of times.
-pub(crate) fn watch_termination_in_child() -> io::Result<&'static Wakeup> {
+/// In a forked child: what its parent has set up is not its own. It watches SIGTERM alone, with a
+/// descriptor of its own, and may be told to end any number of times. Without a descriptor left it is
+/// told all the same, and finds out when it next looks.
+pub(super) fn watch_termination_in_child() -> Option<&'static Wakeup> {
     // Lives as long as the child, which is as long as its one request.
-    let wakeup: &'static Wakeup = Box::leak(Box::new(Wakeup::new()?));
+    let wakeup: Option<&'static Wakeup> =
+        Wakeup::new().ok().map(|wakeup| &*Box::leak(Box::new(wakeup)));
     RECEIVED.store(0, SeqCst);
-    WAKE.store(wakeup.raw_write_end(), SeqCst);
-    set_action(libc::SIGTERM, on_termination as extern "C" fn(libc::c_int) as libc::sighandler_t)?;
-    Ok(wakeup)
+    WAKE.store(wakeup.map_or(-1, Wakeup::raw_write_end), SeqCst);
+    let handler = on_termination as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // It cannot fail for this signal.
+    let _ = set_action(libc::SIGTERM, handler);
+    wakeup
 }
 
 /// In a forked child: whether it has been told to end.
