@@ -108,8 +108,11 @@ pub use error::{
 };
 pub use mailbox::{Sender, broadcast};
 pub use server::{
-    Builder, HandlerMode, Hooks, ListenerId, NoHooks, RequestMode, Running, Server, Service,
-    ShutdownHandle, StopReport,
+    Builder, ForkingTcpServer, ForkingUdpServer, ForkingUnixDatagramServer,
+    ForkingUnixStreamServer, HandlerMode, Hooks, ListenerId, NoHooks, RequestMode, Running, Server,
+    Service, ShutdownHandle, StopReport, TcpServer, ThreadingTcpServer, ThreadingUdpServer,
+    ThreadingUnixDatagramServer, ThreadingUnixStreamServer, UdpServer, UnixDatagramServer,
+    UnixStreamServer,
 };
 pub use session::{Request, RequestHandler};
 pub use sys::raise_descriptor_limit;

@@ -1,7 +1,7 @@
 //! The listener of a stream: accepts in bursts, and survives whatever accept(2) says.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -36,6 +36,9 @@ pub(crate) trait Acceptor: Taker {
 
 /// What stands between the world and an acceptor: the user's hooks, guarded.
 pub(crate) trait Gate {
+    /// Whether the connection could be made ready to be served.
+    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool;
+
     /// Whether this peer may come in.
     fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool;
 
@@ -59,8 +62,10 @@ pub(crate) struct Listener<'a> {
     paused_until: Option<Instant>,
     pause: Duration,
     trouble: Trouble,
-    /// It can accept no more, ever.
-    failed: bool,
+    /// It can accept no more, or never could.
+    closed: bool,
+    /// Connections that were made elsewhere, and come first.
+    handed: &'a mut Vec<Socket>,
 }
 
 /// What accept(2) has said, as far as it matters.
@@ -93,6 +98,8 @@ impl<'a> Listener<'a> {
         address: &'a Address,
         acceptor: Box<dyn Acceptor + 'a>,
         gate: Box<dyn Gate + 'a>,
+        handed: &'a mut Vec<Socket>,
+        closed: bool,
     ) -> Self {
         Listener {
             socket,
@@ -102,17 +109,25 @@ impl<'a> Listener<'a> {
             paused_until: None,
             pause: FIRST_PAUSE,
             trouble: Trouble::default(),
-            failed: false,
+            closed,
+            handed,
         }
     }
 
     fn accept(&mut self, turn: &mut Turn) -> Fate {
-        if self.failed {
+        if self.closed && self.handed.is_empty() {
             return Fate::Wait;
         }
         for _ in 0..ACCEPT_BUDGET.min(self.acceptor.burst()) {
             // Asked before the call: who is not accepted waits in the kernel's queue.
             if !turn.may_accept() || !self.acceptor.has_room() {
+                return Fate::Wait;
+            }
+            if let Some(socket) = self.handed.pop() {
+                self.take(socket, turn);
+                continue;
+            }
+            if self.closed {
                 return Fate::Wait;
             }
             match sys::accept(self.socket, self.acceptor.nonblocking()) {
@@ -129,7 +144,7 @@ impl<'a> Listener<'a> {
                     }
                     Verdict::Fatal => {
                         log::error!("{} accepts no more: {error}", self.address);
-                        self.failed = true;
+                        self.closed = true;
                         return Fate::Wait;
                     }
                 },
@@ -138,11 +153,23 @@ impl<'a> Listener<'a> {
         Fate::Again
     }
 
+    /// Takes a connection that was made elsewhere.
+    fn take(&mut self, socket: Socket, turn: &mut Turn) {
+        let peer = socket.peer_addr().and_then(|address| {
+            socket.set_nonblocking(self.acceptor.nonblocking())?;
+            Ok(peer_of(&address))
+        });
+        match peer {
+            Ok(peer) => self.accepted(socket, peer, turn),
+            Err(error) => log::warn!("a connection handed over is no connection: {error}"),
+        }
+    }
+
     fn accepted(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
         self.pause = FIRST_PAUSE;
         turn.tally.accepted += 1;
         turn.allowance = turn.allowance.saturating_sub(1);
-        if self.gate.verify(&peer, turn) {
+        if self.gate.prepare(socket.as_fd(), &peer, turn) && self.gate.verify(&peer, turn) {
             self.acceptor.accept(socket, peer, turn);
         } else {
             turn.tally.refused += 1;
@@ -183,6 +210,9 @@ impl<'a> Listener<'a> {
 impl Live for Listener<'_> {
     fn ready(&mut self, turn: &mut Turn) -> Fate {
         self.acceptor.look(turn);
+        if !self.handed.is_empty() {
+            turn.readiness.add(Readiness::READABLE);
+        }
         if self.paused_until.is_some() || !turn.readiness.has(Readiness::READABLE) {
             return Fate::Wait;
         }

@@ -124,6 +124,8 @@ impl<'a> Reactor<'a> {
         self.attentive |= live.is_attentive();
         self.insert(token, token, descriptor, live);
         self.listeners.push(token);
+        // Something may wait that brings no edge: a connection handed over.
+        self.list(token);
         Ok(())
     }
 
@@ -321,6 +323,15 @@ impl<'a> Reactor<'a> {
         }
     }
 
+    /// Puts an entry into the ready list.
+    fn list(&mut self, token: Token) {
+        if let Some(entry) = entry_of(&mut self.slab, token)
+            && !std::mem::replace(&mut entry.listed, true)
+        {
+            self.ready.push_back(token);
+        }
+    }
+
     /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
@@ -469,6 +480,17 @@ impl<'a> Reactor<'a> {
 
 impl Drop for Reactor<'_> {
     fn drop(&mut self) {
+        // Whoever waits for the poller's descriptor until the next run is to see who waits now.
+        for listener in &self.listeners {
+            let Some(entry) = self.slab.get(listener.slot()) else { continue };
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registry = self.ground.poll.registry();
+            let again =
+                registry.reregister(&mut SourceFd(&entry.descriptor), Token::WAKE.into(), interest);
+            if let Err(error) = again {
+                log::warn!("a listener cannot be watched between runs: {error}");
+            }
+        }
         let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
         for token in tokens {
             self.call(token, |live, _| if live.is_connection() { Fate::Done } else { Fate::Wait });

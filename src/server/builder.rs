@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::ToSocketAddrs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::reactor::Marks;
 use crate::session::RequestHandler;
 use crate::sys::Batch;
-use crate::transport::{self, BindOptions, Bound, Family, Target};
+use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
 
 /// Python's default, for those who ask for `service_actions`.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,6 +38,8 @@ pub struct Service {
     pub(super) bound: Bound,
     /// What datagrams are received into.
     pub(super) batch: Option<Batch>,
+    /// Connections that were handed over and not yet taken.
+    pub(super) handed: Vec<Socket>,
 }
 
 impl fmt::Debug for Service {
@@ -83,12 +86,18 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
 /// What does not depend on who answers.
 #[derive(Debug)]
 struct Plan {
-    family: Family,
-    target: Target,
+    socket: Source,
     bind: BindOptions,
     marks: Marks,
     poll_interval: Duration,
     max_packet_size: Option<usize>,
+}
+
+/// Where the socket comes from.
+#[derive(Debug)]
+enum Source {
+    Planned(Family, Target),
+    Bound(Bound),
 }
 
 impl Builder {
@@ -119,10 +128,21 @@ impl Builder {
         Ok(Self::new(family, target))
     }
 
+    pub(super) fn adopt(socket: OwnedFd) -> Result<Self, Error> {
+        Ok(Self::of(Source::Bound(Bound::adopt(socket.into())?)))
+    }
+
+    pub(super) fn detached() -> Result<Self, Error> {
+        Ok(Self::of(Source::Bound(Bound::detached()?)))
+    }
+
     fn new(family: Family, target: Target) -> Self {
+        Self::of(Source::Planned(family, target))
+    }
+
+    fn of(socket: Source) -> Self {
         let plan = Plan {
-            family,
-            target,
+            socket,
             bind: BindOptions::default(),
             marks: Marks::default(),
             poll_interval: POLL_INTERVAL,
@@ -147,6 +167,41 @@ impl<F, D, K> Builder<F, D, K> {
     /// Sets the hooks; [`NoHooks`] by default.
     pub fn hooks<L: Hooks>(self, hooks: L) -> Builder<F, D, L> {
         Builder { plan: self.plan, framing: self.framing, mode: self.mode, hooks }
+    }
+
+    /// Binds now, and listens when the service is made: Python's `server_bind` by itself, as after
+    /// `bind_and_activate=False`. In between, options can be set through the descriptor, and
+    /// [`address`](Builder::address) tells the port.
+    ///
+    /// What concerns the binding (the reuse flags, [`dual_stack`](Builder::dual_stack),
+    /// [`nodelay`](Builder::nodelay), [`unix_mode`](Builder::unix_mode)) is to be said before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bind`] when the address cannot be bound.
+    pub fn bind(mut self) -> Result<Self, Error> {
+        if let Source::Planned(family, target) = &self.plan.socket {
+            let bound = transport::bind(*family, target, &self.plan.bind)?;
+            self.plan.socket = Source::Bound(bound);
+        }
+        Ok(self)
+    }
+
+    /// Where it is bound, once it is.
+    pub fn address(&self) -> Option<&Address> {
+        self.bound().map(|bound| &*bound.address)
+    }
+
+    /// The socket, once it is bound.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.bound().map(|bound| bound.socket.as_fd())
+    }
+
+    fn bound(&self) -> Option<&Bound> {
+        match &self.plan.socket {
+            Source::Bound(bound) => Some(bound),
+            Source::Planned(..) => None,
+        }
     }
 
     /// Sets how many connections the kernel may keep waiting: Python's `request_queue_size`. By
@@ -365,18 +420,23 @@ fn bound<K>(plan: Plan, hooks: K, drive: impl FnOnce() -> Driven) -> Result<Serv
 where
     K: Hooks + Send + 'static,
 {
-    let bound = transport::bind(plan.family, &plan.target, &plan.bind)?;
+    let mut bound = match plan.socket {
+        Source::Bound(bound) => bound,
+        Source::Planned(family, target) => transport::bind(family, &target, &plan.bind)?,
+    };
+    bound.activate(plan.bind.backlog)?;
     let Driven(driver) = drive();
-    let most = plan.max_packet_size.unwrap_or(match plan.family {
-        Family::UnixDatagram => UNIX_PACKET_SIZE,
+    let most = plan.max_packet_size.unwrap_or(match *bound.address {
+        Address::UnixDatagram(_) => UNIX_PACKET_SIZE,
         _ => UDP_PACKET_SIZE,
     });
     Ok(Service {
         driver,
         hooks: Box::new(hooks),
         poll_interval: plan.poll_interval,
+        batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
         bound,
-        batch: plan.family.is_datagram().then(|| Batch::new(most)),
+        handed: Vec::new(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! What Python lets a subclass of a server override, and the guard around it: an error or a panic
 //! in a hook never ends the loop.
 
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::address::Peer;
@@ -18,6 +19,18 @@ pub trait Hooks {
     fn verify_request(&mut self, peer: &Peer) -> bool {
         let _ = peer;
         true
+    }
+
+    /// A connection has been accepted, and is about to be served: a place to set its options. Python's
+    /// `get_request` is overridden for that; for other things, see
+    /// [`Server::hand_over`](crate::Server::hand_over). By default it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// An error closes this connection.
+    fn get_request(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> std::io::Result<()> {
+        let _ = (connection, peer);
+        Ok(())
     }
 
     /// A handler failed or panicked (see [`CloseReason::is_fault`]); its connection is closed. By
@@ -72,6 +85,18 @@ pub(crate) fn guard<T>(name: &str, panics: &mut u64, call: impl FnOnce() -> T) -
 }
 
 impl Gate for Guarded<'_> {
+    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool {
+        let hook = || self.hooks.get_request(connection, peer);
+        match guard("get_request", &mut turn.tally.panics, hook) {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                log::warn!("{peer} is not served: {error}");
+                false
+            }
+            None => false,
+        }
+    }
+
     fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool {
         // One that panics has not said yes.
         guard("verify_request", &mut turn.tally.panics, || self.hooks.verify_request(peer))

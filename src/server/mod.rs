@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -18,14 +18,17 @@ use crate::error::Error;
 use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
 use crate::sys::{self, SignalWatch};
 use crate::token::Token;
+use crate::transport::Kind;
 
 mod builder;
 mod hooks;
+mod python;
 mod service;
 mod shutdown;
 
 pub use builder::{Builder, Service};
 pub use hooks::{Hooks, NoHooks};
+pub use python::*;
 pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
@@ -136,6 +139,44 @@ impl Server {
     /// [`Error::UnusableAddress`] or [`Error::Resolve`] when it cannot be an address.
     pub fn listen(endpoint: &Endpoint) -> Result<Builder, Error> {
         Builder::listen(endpoint)
+    }
+
+    /// Begins a service on a socket that was bound elsewhere: handed down by a supervisor, or made
+    /// with options of its own. A stream socket is made to listen if it does not yet; a Unix socket's
+    /// file stays when the server goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bind`] when it is no socket, [`Error::UnusableAddress`] when it is a connection: see
+    /// [`hand_over`](Server::hand_over).
+    pub fn adopt(socket: impl Into<OwnedFd>) -> Result<Builder, Error> {
+        Builder::adopt(socket.into())
+    }
+
+    /// Begins a stream service without a listener, for connections that are
+    /// [handed over](Server::hand_over).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Loop`] when the system has no descriptor left.
+    pub fn detached() -> Result<Builder, Error> {
+        Builder::detached()
+    }
+
+    /// Hands a connected stream socket over to a service, to be served as if it had been accepted:
+    /// one that was connected from here, or came by other means. It is served from the next run on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mode`] when there is no such stream service.
+    pub fn hand_over(&mut self, id: ListenerId, stream: impl Into<OwnedFd>) -> Result<(), Error> {
+        match self.services.get_mut(id.0).filter(|service| service.batch.is_none()) {
+            Some(service) => {
+                service.handed.push(OwnedFd::into(stream.into()));
+                Ok(())
+            }
+            None => Err(Error::Mode("a connection is handed over to a stream service".to_owned())),
+        }
     }
 
     /// Adds a service: one more listener in the same loop.
@@ -308,6 +349,10 @@ impl Server {
         self.services.first().map(Service::address).expect("a server with a listener")
     }
 
+    /// Closes the listeners, as dropping does: clients that were never accepted see the end, and no
+    /// reset. Python's `server_close`.
+    pub fn server_close(self) {}
+
     /// What it has counted since it was made.
     pub fn counters(&self) -> Counters {
         self.control.published.snapshot()
@@ -439,7 +484,8 @@ impl Service {
         ground: &RunGround<'_>,
         token: Token,
     ) -> io::Result<Box<dyn Live + 'a>> {
-        let Service { driver, hooks, bound, batch, .. } = self;
+        let Service { driver, hooks, bound, batch, handed, .. } = self;
+        let closed = bound.kind == Kind::Detached;
         let gate = Box::new(Guarded::new(&mut **hooks));
         let ground = service::Ground {
             listener: token,
@@ -451,7 +497,8 @@ impl Service {
         Ok(match batch {
             None => {
                 let acceptor = driver.accept(&ground)?;
-                Box::new(Listener::new(&bound.socket, &bound.address, acceptor, gate))
+                let (socket, address) = (&bound.socket, &bound.address);
+                Box::new(Listener::new(socket, address, acceptor, gate, handed, closed))
             }
             Some(batch) => {
                 let answerer = driver.answer(&ground)?;

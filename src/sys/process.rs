@@ -77,7 +77,7 @@ fn pidfd(pid: libc::pid_t) -> Option<OwnedFd> {
         // SAFETY: pidfd_open takes two numbers; it sets close-on-exec by itself.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         // SAFETY: the descriptor is new and nobody else's.
-        return (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     }
     #[cfg(not(target_os = "linux"))]
     {

@@ -1,7 +1,8 @@
 //! From what a user asked for to a socket that is bound, and, for a stream, listens.
 
+use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::unix_file::{self, OwnFile};
 use crate::address::{Address, Endpoint, checked_path};
 use crate::error::Error;
+use crate::sys;
 
 /// What kind of requests a socket brings, and over which family of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +112,7 @@ pub(crate) struct BindOptions {
 impl Default for BindOptions {
     fn default() -> Self {
         BindOptions {
-            backlog: libc_somaxconn(),
+            backlog: all_the_system_allows(),
             reuse_address: None,
             reuse_port: false,
             dual_stack: false,
@@ -121,7 +123,7 @@ impl Default for BindOptions {
 }
 
 /// The kernel cuts what is too much to what it allows: `net.core.somaxconn` on Linux.
-fn libc_somaxconn() -> i32 {
+fn all_the_system_allows() -> i32 {
     i32::from(u16::MAX)
 }
 
@@ -130,11 +132,104 @@ fn libc_somaxconn() -> i32 {
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) address: Arc<Address>,
+    pub(crate) kind: Kind,
     _file: Option<OwnFile>,
     pub(crate) socket: Arc<Socket>,
+    /// Made elsewhere, and perhaps shared with others.
+    adopted: bool,
+    /// Held until a Unix stream socket answers.
+    lock: Option<File>,
 }
 
-/// Binds, and listens for a stream; whatever fails leaves nothing behind.
+/// What a socket brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Connections, once it listens.
+    Stream,
+    Datagram,
+    /// Nothing of itself: connections are handed to it.
+    Detached,
+}
+
+impl Bound {
+    fn new(address: Address, socket: Socket) -> Self {
+        let kind = if address.is_datagram() { Kind::Datagram } else { Kind::Stream };
+        Bound {
+            address: Arc::new(address),
+            kind,
+            _file: None,
+            socket: Arc::new(socket),
+            adopted: false,
+            lock: None,
+        }
+    }
+
+    /// Makes a stream socket listen, if it does not yet: Python's `server_activate`.
+    pub(crate) fn activate(&mut self, backlog: i32) -> Result<(), Error> {
+        if self.kind == Kind::Stream {
+            self.socket
+                .listen(backlog)
+                .map_err(|source| Error::Bind { address: self.address.to_string(), source })?;
+        }
+        self.lock = None;
+        Ok(())
+    }
+
+    /// A socket that was made elsewhere: bound, or listening already.
+    pub(crate) fn adopt(socket: Socket) -> Result<Self, Error> {
+        let unusable =
+            |source: io::Error| Error::Bind { address: "the socket given".into(), source };
+        socket.set_nonblocking(true).map_err(unusable)?;
+        let (name, kind) =
+            (socket.local_addr().map_err(unusable)?, socket.r#type().map_err(unusable)?);
+        let datagram = kind == Type::DGRAM;
+        let path = || name.as_pathname().map(PathBuf::from);
+        let address = match (name.as_socket(), datagram) {
+            (Some(inet), false) => Address::Tcp(inet),
+            (Some(inet), true) => Address::Udp(inet),
+            (None, false) => Address::Unix(path()),
+            (None, true) => Address::UnixDatagram(path()),
+        };
+        if !datagram && socket.peer_addr().is_ok() {
+            return Err(Error::unusable_address(
+                "the socket given",
+                "it is a connection: hand it over to a service",
+            ));
+        }
+        // Its file, if it has one, is whoever's made it.
+        let mut bound = Bound::new(address, socket);
+        bound.adopted = true;
+        Ok(bound)
+    }
+
+    /// No socket of its own: for connections that are handed over.
+    pub(crate) fn detached() -> Result<Self, Error> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::Loop)?;
+        let mut bound = Bound::new(Address::Unix(None), socket);
+        bound.kind = Kind::Detached;
+        Ok(bound)
+    }
+}
+
+impl Drop for Bound {
+    /// Clients that were never accepted would be reset by the close: they are let in and see the
+    /// end.
+    fn drop(&mut self) {
+        // Someone else who holds the socket may go on accepting.
+        if self.kind != Kind::Stream || self.adopted {
+            return;
+        }
+        for _ in 0..u16::MAX {
+            let Ok((client, _)) = sys::accept(&self.socket, true) else { return };
+            let mut unread = [std::mem::MaybeUninit::uninit(); 4096];
+            // A failed call has nothing more to say: the client is gone.
+            let _ = client.shutdown(Shutdown::Write);
+            while client.recv(&mut unread).is_ok_and(|count| count > 0) {}
+        }
+    }
+}
+
+/// Binds; whatever fails leaves nothing behind.
 pub(crate) fn bind(family: Family, target: &Target, options: &BindOptions) -> Result<Bound, Error> {
     match target {
         Target::Inet(addresses) => {
@@ -176,24 +271,23 @@ fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::
         socket.set_tcp_nodelay(true)?;
     }
     socket.bind(&address.into())?;
-    if !family.is_datagram() {
-        socket.listen(options.backlog)?;
-    }
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
     let address = if family.is_datagram() { Address::Udp(bound) } else { Address::Tcp(bound) };
-    Ok(Bound { address: Arc::new(address), _file: None, socket: Arc::new(socket) })
+    Ok(Bound::new(address, socket))
 }
 
 fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result<Bound> {
     let kind = if family.is_datagram() { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::UNIX, kind, None)?;
     socket.set_nonblocking(true)?;
-    let file = unix_file::bind(&socket, &path, kind, options.unix_mode, || {
-        if family.is_datagram() { Ok(()) } else { socket.listen(options.backlog) }
-    })?;
+    let (file, lock) = unix_file::bind(&socket, &path, kind, options.unix_mode)?;
     let address = match family.is_datagram() {
         false => Address::Unix(Some(path)),
         true => Address::UnixDatagram(Some(path)),
     };
-    Ok(Bound { address: Arc::new(address), _file: Some(file), socket: Arc::new(socket) })
+    // A datagram socket answers as soon as it is bound.
+    let lock = (!family.is_datagram()).then_some(lock);
+    let mut bound = Bound::new(address, socket);
+    (bound._file, bound.lock) = (Some(file), lock);
+    Ok(bound)
 }

@@ -7,7 +7,7 @@ use crate::address::Peer;
 mod bind;
 mod unix_file;
 
-pub(crate) use bind::{BindOptions, Bound, Family, Target, bind};
+pub(crate) use bind::{BindOptions, Bound, Family, Kind, Target, bind};
 
 /// Who the kernel says has connected or sent.
 pub(crate) fn peer_of(address: &SockAddr) -> Peer {

@@ -16,16 +16,17 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// How long another process may take to bind beside us before we give up waiting for it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Binds `socket` to `path` and lets `activate` make it answer, as one step that no other server of
-/// this crate can come in between of. A socket file that nobody answers at is replaced.
+/// Binds `socket` to `path`. A socket file that nobody answers at is replaced.
+///
+/// As long as the lock is held that comes with it, no other server of this crate takes the file for
+/// one that nobody answers at; it is to be dropped when the socket does answer.
 pub(super) fn bind(
     socket: &Socket,
     path: &Path,
     kind: Type,
     mode: Option<u32>,
-    activate: impl FnOnce() -> io::Result<()>,
-) -> io::Result<OwnFile> {
-    let _lock = lock_directory(path)?;
+) -> io::Result<(OwnFile, File)> {
+    let lock = lock_directory(path)?;
     let address = SockAddr::unix(path)?;
     if let Err(error) = socket.bind(&address) {
         if error.kind() != io::ErrorKind::AddrInUse {
@@ -39,8 +40,7 @@ pub(super) fn bind(
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
-    activate()?;
-    Ok(own)
+    Ok((own, lock))
 }
 
 /// Keeps other servers of this crate from binding in the same directory meanwhile: a lock on the

@@ -1,0 +1,70 @@
+//! Python's twelve classes by name: thin constructors for those who come from there.
+
+use std::fmt::Debug;
+use std::net::ToSocketAddrs;
+use std::path::Path;
+
+use super::{Builder, Server};
+use crate::address::Peer;
+use crate::conversation::Raw;
+use crate::dispatch::{Forking, Inline, Threading};
+use crate::error::Error;
+use crate::session::RequestHandler;
+
+macro_rules! classes {
+    ($($name:ident = $python:literal: $begin:ident($address:ident: $($bound:tt)+), $mode:ident $(+ $send:ident)?;)+) => {$(
+        #[doc = concat!("Python's [`", $python, "`](https://docs.python.org/3/library/socketserver.html).")]
+        ///
+        #[doc = concat!("Short for [`Server::", stringify!($begin), "`] with [`", stringify!($mode), "`].")]
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name;
+
+        impl $name {
+            /// Binds, listens, and answers each request with a new handler: Python's constructor.
+            ///
+            /// # Errors
+            ///
+            /// As for the [`Server`]'s constructor and [`Builder::serve_blocking`].
+            pub fn bind<R>(
+                $address: $($bound)+,
+                make: impl FnMut(&Peer) -> R + Send + 'static,
+            ) -> Result<Server, Error>
+            where
+                R: RequestHandler $(+ $send)? + 'static,
+            {
+                Self::builder($address)?.serve_blocking(make)
+            }
+
+            /// As [`bind`](Self::bind), with options still to be said: what Python does with
+            /// `bind_and_activate=False` and class attributes.
+            ///
+            /// # Errors
+            ///
+            /// As for the [`Server`]'s constructor.
+            pub fn builder($address: $($bound)+) -> Result<Builder<Raw, $mode>, Error> {
+                Ok(Server::$begin($address)?.dispatch($mode::default()))
+            }
+        }
+    )+};
+}
+
+classes! {
+    TcpServer = "TCPServer": tcp(address: impl ToSocketAddrs + Debug), Inline;
+    UdpServer = "UDPServer": udp(address: impl ToSocketAddrs + Debug), Inline;
+    UnixStreamServer = "UnixStreamServer": unix_stream(path: impl AsRef<Path>), Inline;
+    UnixDatagramServer = "UnixDatagramServer": unix_datagram(path: impl AsRef<Path>), Inline;
+    ThreadingTcpServer = "ThreadingTCPServer":
+        tcp(address: impl ToSocketAddrs + Debug), Threading + Send;
+    ThreadingUdpServer = "ThreadingUDPServer":
+        udp(address: impl ToSocketAddrs + Debug), Threading + Send;
+    ThreadingUnixStreamServer = "ThreadingUnixStreamServer":
+        unix_stream(path: impl AsRef<Path>), Threading + Send;
+    ThreadingUnixDatagramServer = "ThreadingUnixDatagramServer":
+        unix_datagram(path: impl AsRef<Path>), Threading + Send;
+    ForkingTcpServer = "ForkingTCPServer": tcp(address: impl ToSocketAddrs + Debug), Forking;
+    ForkingUdpServer = "ForkingUDPServer": udp(address: impl ToSocketAddrs + Debug), Forking;
+    ForkingUnixStreamServer = "ForkingUnixStreamServer":
+        unix_stream(path: impl AsRef<Path>), Forking;
+    ForkingUnixDatagramServer = "ForkingUnixDatagramServer":
+        unix_datagram(path: impl AsRef<Path>), Forking;
+}
