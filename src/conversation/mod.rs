@@ -118,13 +118,15 @@ pub(crate) struct Conversation<H, F> {
     inbox: Vec<u8>,
     /// How much of the current input has been delivered.
     consumed: usize,
+    /// What the framing has said of the start of the inbox, where it was asked ahead of a delivery.
+    ahead: Option<Result<Step, FramingError>>,
 }
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
     pub(crate) fn new(handler: H, framing: F, peer: Peer) -> Self {
         let state = State::new(peer, false);
-        Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0 }
+        Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0, ahead: None }
     }
 
     /// Begins: the connection is open.
@@ -156,7 +158,12 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     #[inline(never)]
     fn receive_more(&mut self, fresh: &[u8], env: &mut Env<'_>) {
         self.inbox.extend_from_slice(fresh);
-        self.with_inbox(env, Self::deliver);
+        self.with_inbox(env, |this, input, env| {
+            if let Some(step) = this.ahead.take() {
+                this.step(step, input, env);
+            }
+            this.deliver(input, env);
+        });
     }
 
     /// Keeps `fresh` bytes to be delivered later, by [`receive`](Self::receive) with none.
@@ -165,15 +172,27 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     }
 
     /// Whether a message, or an error in place of one, is whole among the bytes kept.
+    ///
+    /// The framing is asked about no message twice: what it says of one waits for
+    /// [`receive`](Self::receive).
     pub(crate) fn has_message(&mut self) -> bool {
-        while !self.inbox.is_empty() {
-            match catch_unwind(AssertUnwindSafe(|| self.framing.decode(&self.inbox))) {
-                Ok(Ok(Step::More)) => return false,
-                Ok(Ok(Step::Skip(count))) => drop(self.inbox.drain(..count.min(self.inbox.len()))),
-                _ => return true,
+        let mut skipped = 0;
+        while self.ahead.is_none() && skipped < self.inbox.len() {
+            let input = &self.inbox[skipped..];
+            match catch_unwind(AssertUnwindSafe(|| self.framing.decode(input))) {
+                Ok(Ok(Step::More)) => break,
+                Ok(Ok(Step::Skip(count))) if (1..=input.len()).contains(&count) => skipped += count,
+                Ok(step) => self.ahead = Some(step),
+                // It is asked again where panics are counted.
+                Err(_) => return true,
             }
         }
-        false
+        self.inbox.drain(..skipped);
+        if self.inbox.is_empty() {
+            self.inbox = Vec::new();
+        }
+        self.state.stuffed = false;
+        self.ahead.is_some()
     }
 
     /// What the output of the last [`receive`](Self::receive) refers to.
@@ -443,7 +462,7 @@ pub(crate) fn serve_datagram<H: Handler>(
     let mut state = State::new(peer, true);
     state.truncated = truncated;
     let mut conversation =
-        Conversation { handler, framing: Raw, state, inbox: Vec::new(), consumed: 0 };
+        Conversation { handler, framing: Raw, state, inbox: Vec::new(), consumed: 0, ahead: None };
     conversation.open(env);
     if !conversation.is_over() {
         conversation.guarded(env, |this, env| this.message(packet, 0..packet.len(), env));

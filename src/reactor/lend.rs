@@ -107,8 +107,9 @@ where
             Step::TimedOut => Chore::TimedOut,
             Step::Receive(fresh) => {
                 loan.conversation.keep(fresh);
+                // Without a whole message nothing has been delivered that would have to be settled.
                 if !loan.conversation.has_message() {
-                    return true;
+                    return false;
                 }
                 Chore::Receive
             }

@@ -52,7 +52,8 @@ pub(crate) trait Talk: 'static {
     type Handler: Handler;
     type Framing: Framing;
 
-    /// Takes a step; false when it has been lent out for it, and comes home later.
+    /// Takes a step; false when there is nothing to settle: it has been lent out for the step and
+    /// comes home later, or it has only kept the input.
     fn take(&mut self, step: Step<'_>, env: &mut Env<'_>, turn: Errand<'_>) -> bool;
 
     /// The conversation, if it is at home.
