@@ -263,8 +263,15 @@ impl Framing for Delimited {
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
-        if find(message, &self.delimiter).is_some() {
-            return Err(FramingError::Unencodable("the message holds its own delimiter"));
+        // Nor may a delimiter begin in the message and end in the delimiter that follows it.
+        let overlap = self.delimiter.len() - 1;
+        let tail = &message[message.len().saturating_sub(overlap)..];
+        let straddles = overlap > 0
+            && find(&[tail, &self.delimiter].concat(), &self.delimiter) != Some(tail.len());
+        if straddles || find(message, &self.delimiter).is_some() {
+            return Err(FramingError::Unencodable(
+                "the message holds its own delimiter, or ends in the beginning of one",
+            ));
         }
         output.put(message);
         output.put(&self.delimiter);
