@@ -162,16 +162,20 @@ impl<T: Talk> Connection<T> {
 
     /// Goes on as far as it can: sends, reads, talks, closes.
     fn run(&mut self, turn: &mut Turn) -> Fate {
+        let mut buffer = std::mem::take(&mut turn.buffer);
+        let fate = self.run_with(&mut buffer, turn);
+        turn.buffer = buffer;
+        fate
+    }
+
+    fn run_with(&mut self, buffer: &mut [u8], turn: &mut Turn) -> Fate {
         if let Phase::Lingering(until, left) = self.phase {
-            return self.linger(until, left, turn);
+            return self.linger(until, left, buffer, turn);
         }
         if self.backlog.is_some() && turn.readiness.has(Readiness::WRITABLE) {
             self.flush(turn);
         }
-        let mut buffer = std::mem::take(&mut turn.buffer);
-        let fate = self.talk_on(&mut buffer, turn);
-        turn.buffer = buffer;
-        fate
+        self.talk_on(buffer, turn)
     }
 
     #[inline(always)]
@@ -365,13 +369,19 @@ impl<T: Talk> Connection<T> {
         let until = turn.now + LINGER;
         turn.rearm = true;
         self.phase = Phase::Lingering(until, LINGER_BYTES);
-        self.linger(until, LINGER_BYTES, turn)
+        self.linger(until, LINGER_BYTES, buffer, turn)
     }
 
     /// Throws input away until the peer has ended, but not for ever.
-    fn linger(&mut self, until: Instant, mut left: usize, turn: &mut Turn) -> Fate {
+    fn linger(
+        &mut self,
+        until: Instant,
+        mut left: usize,
+        buffer: &mut [u8],
+        turn: &mut Turn,
+    ) -> Fate {
         while turn.now < until && left > 0 {
-            match (&self.socket).read(&mut turn.buffer) {
+            match (&self.socket).read(buffer) {
                 Ok(0) => return Fate::Done,
                 Ok(count) => left = left.saturating_sub(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
