@@ -1,1 +1,1324 @@
+//! The heart on its own: bytes and events in, bytes and calls out; no socket, no thread, no sleep.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::{HandlerResult, SendError, Unsupported};
+use crate::mailbox::{Keeper, Mailbox, Sender};
+use crate::token::Token;
+
+const PLENTY: usize = 1 << 30;
+
+/// What a handler was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Open,
+    Message(Vec<u8>),
+    Eof,
+    Timeout,
+    Close(String),
+}
+
+type Log = Rc<RefCell<Vec<Told>>>;
+
+/// A handler that notes what it is told and then does what `act` says.
+struct Actor<A> {
+    log: Log,
+    act: A,
+}
+
+impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Actor<A> {
+    fn note(&mut self, told: Told, cx: &mut Context<'_>) -> HandlerResult {
+        let done = (self.act)(&told, cx);
+        self.log.borrow_mut().push(told);
+        done
+    }
+}
+
+impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Handler for Actor<A> {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Open, cx)
+    }
+
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Message(message.to_vec()), cx)
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Eof, cx)
+    }
+
+    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Timeout, cx)
+    }
+
+    fn on_close(&mut self, reason: &CloseReason) {
+        self.log.borrow_mut().push(Told::Close(reason.to_string()));
+    }
+}
+
+/// A handler that sends each message back.
+struct Echo(Rc<RefCell<Vec<Vec<u8>>>>);
+
+impl Handler for Echo {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        self.0.borrow_mut().push(message.to_vec());
+        cx.send(message)
+    }
+}
+
+/// A home whose loop is nobody: what is posted there stays there.
+struct Nowhere(Arc<Mailbox>);
+
+impl Home for Nowhere {
+    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
+        let keeper = Keeper::Loop(self.0.clone(), Token::new(1, 1));
+        Ok(Arc::new(Outlet::new(keeper, 64 * 1024)))
+    }
+}
+
+fn nowhere() -> Nowhere {
+    Nowhere(Arc::new(Mailbox::new().unwrap()))
+}
+
+/// Plays the pump of one conversation, with a network that takes everything at once.
+struct Stage<H, F> {
+    conversation: Conversation<H, F>,
+    outgoing: Outgoing,
+    tally: Tally,
+    home: Nowhere,
+    room: usize,
+    shutdown: bool,
+    /// What has gone out.
+    sent: Vec<u8>,
+    reason: Option<CloseReason>,
+}
+
+impl<H: Handler, F: Framing> Stage<H, F> {
+    fn new(handler: H, framing: F) -> Self {
+        Stage {
+            conversation: Conversation::new(handler, framing, Peer::Unnamed),
+            outgoing: Outgoing::default(),
+            tally: Tally::default(),
+            home: nowhere(),
+            room: PLENTY,
+            shutdown: false,
+            sent: Vec::new(),
+            reason: None,
+        }
+    }
+
+    fn step(&mut self, fresh: &[u8], step: impl FnOnce(&mut Conversation<H, F>, &mut Env<'_>)) {
+        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.home, self.room);
+        step(&mut self.conversation, &mut env);
+        self.shutdown |= env.shutdown;
+        let input = self.conversation.input(fresh);
+        for part in self.outgoing.parts(input) {
+            self.sent.extend_from_slice(part);
+        }
+        self.outgoing.clear();
+        self.conversation.settle(fresh);
+    }
+
+    fn open(&mut self) -> &mut Self {
+        self.step(&[], Conversation::open);
+        self
+    }
+
+    /// Bytes arrive; what does not fit the room is resumed until it does.
+    fn feed(&mut self, fresh: &[u8]) -> &mut Self {
+        if self.conversation.is_over() {
+            return self;
+        }
+        self.step(fresh, |conversation, env| conversation.receive(fresh, env));
+        while self.conversation.is_stuffed() && !self.conversation.is_over() {
+            self.resume();
+        }
+        self
+    }
+
+    fn resume(&mut self) {
+        self.step(&[], |conversation, env| conversation.receive(&[], env));
+    }
+
+    fn eof(&mut self) -> &mut Self {
+        self.step(&[], Conversation::eof);
+        self
+    }
+
+    fn time_out(&mut self) -> &mut Self {
+        self.step(&[], Conversation::timed_out);
+        self
+    }
+
+    fn push_parcels(&mut self) -> &mut Self {
+        self.step(&[], Conversation::push_parcels);
+        self
+    }
+
+    /// Ends as the pump does, and says why.
+    fn close(&mut self) -> &CloseReason {
+        let reason = self.conversation.closed(&mut self.tally);
+        self.reason.insert(reason)
+    }
+
+    fn is_over(&self) -> bool {
+        self.conversation.is_over()
+    }
+}
+
+/// A stage for an actor, opened, and what the actor is told.
+fn start<A, F>(framing: F, act: A) -> (Stage<Actor<A>, F>, Log)
+where
+    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
+    F: Framing,
+{
+    let log = Log::default();
+    let mut stage = Stage::new(Actor { log: log.clone(), act }, framing);
+    stage.open();
+    (stage, log)
+}
+
+/// Sends each message back, and closes when the peer has ended.
+fn echo(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
+    match told {
+        Told::Message(message) => cx.send(message),
+        Told::Eof | Told::Timeout => {
+            cx.close();
+            Ok(())
+        }
+        Told::Open | Told::Close(_) => Ok(()),
+    }
+}
+
+fn message(bytes: impl AsRef<[u8]>) -> Told {
+    Told::Message(bytes.as_ref().to_vec())
+}
+
+fn messages(log: &Log) -> Vec<Vec<u8>> {
+    let told = log.borrow();
+    told.iter()
+        .filter_map(|told| match told {
+            Told::Message(message) => Some(message.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn closes(log: &Log) -> usize {
+    let told = log.borrow();
+    told.iter().filter(|told| matches!(told, Told::Close(_))).count()
+}
+
+/// The messages as this framing puts them on the wire.
+fn encode(framing: &mut impl Framing, messages: &[Vec<u8>]) -> Vec<u8> {
+    let mut outgoing = Outgoing::default();
+    for message in messages {
+        framing.encode(message, &mut Output::new(&[], &mut outgoing)).unwrap();
+    }
+    outgoing.parts(&[]).collect::<Vec<_>>().concat()
+}
+
+/// `wire` in pieces whose lengths are `cuts`, over and over.
+fn pieces<'a>(wire: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    let mut left = wire;
+    let mut cuts = cuts.iter().cycle();
+    std::iter::from_fn(move || {
+        let (piece, rest) = left.split_at((*cuts.next()?).min(left.len()));
+        left = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Whatever the cuts and however little room there is, the messages come in as they were framed,
+/// and echoed they go out as the same bytes.
+fn expect_round_trip(
+    mut framing: impl Framing + Clone,
+    sent: &[Vec<u8>],
+    cuts: &[usize],
+    room: usize,
+) -> Result<(), TestCaseError> {
+    let wire = encode(&mut framing, sent);
+    let received = Rc::default();
+    let mut stage = Stage::new(Echo(Rc::clone(&received)), framing);
+    stage.room = room;
+    stage.open();
+    for piece in pieces(&wire, cuts) {
+        stage.feed(piece);
+    }
+    stage.eof();
+    prop_assert!(matches!(stage.close(), CloseReason::Eof));
+    prop_assert_eq!(&*received.borrow(), sent);
+    prop_assert_eq!(&stage.sent, &wire);
+    prop_assert_eq!(stage.tally.messages, sent.len() as u64);
+    Ok(())
+}
+
+fn cuts() -> impl Strategy<Value = Vec<usize>> {
+    vec(prop_oneof![1usize..4, 1usize..200, 1usize..5000], 1..20)
+}
+
+fn room() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(PLENTY), 1usize..20, 1usize..2000]
+}
+
+fn any_messages() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    vec(vec(any::<u8>(), 0..300), 0..20)
+}
+
+/// Messages of few different bytes, so that delimiters and their beginnings are frequent.
+fn messages_of(bytes: &'static [u8]) -> impl Strategy<Value = Vec<Vec<u8>>> {
+    vec(vec(prop::sample::select(bytes), 0..40), 0..20)
+}
+
+/// Bernstein's netstrings: a framing of a user's own.
+#[derive(Clone)]
+struct Netstring;
+
+impl Framing for Netstring {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        let Some(colon) = input.iter().position(|&byte| byte == b':') else {
+            return Ok(Step::More);
+        };
+        let length: usize = std::str::from_utf8(&input[..colon])
+            .ok()
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| FramingError::Other("no length".into()))?;
+        let body = colon + 1..colon + 1 + length;
+        match input.get(body.end) {
+            None => Ok(Step::More),
+            Some(b',') => Ok(Step::Frame { consumed: body.end + 1, body }),
+            Some(_) => Err(FramingError::Other("no comma".into())),
+        }
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(format!("{}:", message.len()).as_bytes());
+        output.put(message);
+        output.put(b",");
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn raw_bytes_come_out_as_they_went_in(bytes in vec(any::<u8>(), 0..5000), cuts in cuts()) {
+        let received = Rc::default();
+        let mut stage = Stage::new(Echo(Rc::clone(&received)), Raw);
+        stage.open();
+        for piece in pieces(&bytes, &cuts) {
+            stage.feed(piece);
+        }
+        stage.eof();
+        prop_assert_eq!(received.borrow().concat(), bytes.clone());
+        prop_assert!(received.borrow().iter().all(|message| !message.is_empty()));
+        prop_assert_eq!(&stage.sent, &bytes);
+    }
+
+    #[test]
+    fn lines_survive_any_cuts(lines in messages_of(b"ab\0\xff "), cuts in cuts(), room in room()) {
+        expect_round_trip(Lines::default(), &lines, &cuts, room)?;
+    }
+
+    #[test]
+    fn lines_may_end_in_crlf(lines in messages_of(b"ab\r"), cuts in cuts()) {
+        let lines: Vec<_> = lines.into_iter().filter(|line| !line.ends_with(b"\r")).collect();
+        let wire = lines.iter().flat_map(|line| [&line[..], b"\r\n"].concat()).collect::<Vec<_>>();
+        let (mut stage, log) = start(Lines::default(), echo);
+        for piece in pieces(&wire, &cuts) {
+            stage.feed(piece);
+        }
+        prop_assert_eq!(messages(&log), lines);
+    }
+
+    #[test]
+    fn a_one_byte_delimiter_survives_any_cuts(
+        sent in messages_of(b"ab\n\r"), cuts in cuts(), room in room(),
+    ) {
+        expect_round_trip(Delimited::new(b"\0"), &sent, &cuts, room)?;
+    }
+
+    /// What cannot be told apart is refused when it is sent; all else arrives.
+    #[test]
+    fn a_long_delimiter_survives_any_cuts(
+        sent in messages_of(b"ab"), cuts in cuts(), room in room(),
+        delimiter in prop::sample::select(vec![&b"aa"[..], b"ab", b"aba", b"abab", b"bbb", b"aab"]),
+    ) {
+        let mut framing = Delimited::new(delimiter);
+        let (mut sendable, mut outgoing) = (Vec::new(), Outgoing::default());
+        for message in sent {
+            match framing.encode(&message, &mut Output::new(&[], &mut outgoing)) {
+                Ok(()) => sendable.push(message),
+                Err(FramingError::Unencodable(_)) => {}
+                Err(other) => return Err(TestCaseError::fail(other.to_string())),
+            }
+        }
+        expect_round_trip(framing, &sendable, &cuts, room)?;
+    }
+
+    #[test]
+    fn lengths_of_every_width_and_order_survive_any_cuts(
+        sent in vec(vec(any::<u8>(), 0..255), 0..12), cuts in cuts(), room in room(),
+        width in prop::sample::select(&[Width::One, Width::Two, Width::Four, Width::Eight][..]),
+        endian in prop::sample::select(&[Endian::Big, Endian::Little][..]),
+    ) {
+        expect_round_trip(LengthPrefixed::new(width, endian), &sent, &cuts, room)?;
+    }
+
+    #[test]
+    fn messages_of_one_size_survive_any_cuts(
+        size in 1usize..300, count in 0usize..12, cuts in cuts(), room in room(),
+    ) {
+        let sent: Vec<_> = (0..count).map(|number| vec![number as u8; size]).collect();
+        expect_round_trip(FixedSize::new(size), &sent, &cuts, room)?;
+    }
+
+    #[test]
+    fn a_framing_of_ones_own_survives_any_cuts(
+        sent in any_messages(), cuts in cuts(), room in room(),
+    ) {
+        expect_round_trip(Netstring, &sent, &cuts, room)?;
+    }
+
+    /// Whatever comes, no message is over the maximum, and what follows a delimiter is in step.
+    #[test]
+    fn discarding_gets_back_into_step(
+        before in vec(prop::sample::select(&b"ab#"[..]), 0..200), cuts in cuts(),
+        delimiter in prop::sample::select(vec![&b"#"[..], b"#-", b"#--#"]),
+    ) {
+        let framing = Delimited::new(delimiter).max_len(10).overlong(Overlong::Discard);
+        let wire = [&before[..], delimiter, b"after", delimiter].concat();
+        let (mut stage, log) = start(framing, echo);
+        for piece in pieces(&wire, &cuts) {
+            stage.feed(piece);
+        }
+        prop_assert!(!stage.is_over());
+        let messages = messages(&log);
+        prop_assert_eq!(messages.last().map(Vec::as_slice), Some(&b"after"[..]));
+        prop_assert!(messages.iter().all(|message| message.len() <= 10));
+    }
+}
+
+#[test]
+fn network_order_is_the_default_and_little_endian_is_on_request() {
+    let frame = |mut framing: LengthPrefixed| encode(&mut framing, &[b"hi".to_vec()]);
+    assert_eq!(frame(LengthPrefixed::default()), b"\0\0\0\x02hi");
+    assert_eq!(frame(LengthPrefixed::new(Width::Two, Endian::Little)), b"\x02\0hi");
+    assert_eq!(frame(LengthPrefixed::new(Width::Eight, Endian::Big)), b"\0\0\0\0\0\0\0\x02hi");
+}
+
+/// Feeds one frame in one piece, and then again byte by byte: the reason, if it ended.
+fn verdicts(framing: impl Framing + Clone, wire: &[u8]) -> [Option<String>; 2] {
+    [wire.len(), 1].map(|piece| {
+        let (mut stage, _) = start(framing.clone(), echo);
+        for piece in wire.chunks(piece) {
+            stage.feed(piece);
+        }
+        stage.is_over().then(|| stage.close().to_string())
+    })
+}
+
+fn expect_limit(framing: impl Framing + Clone, at_limit: &[u8], over: &[u8]) {
+    assert_eq!(verdicts(framing.clone(), at_limit), [None, None]);
+    let too_long = Some("bad frame: longer than 10 bytes".to_owned());
+    assert_eq!(verdicts(framing, over), [too_long.clone(), too_long]);
+}
+
+#[test]
+fn a_frame_may_be_as_long_as_the_maximum_and_no_longer() {
+    let (ten, eleven) = ([b'x'; 10], [b'x'; 11]);
+    for end in [&b"\n"[..], b"\r\n"] {
+        let lines = Lines::default().max_len(10);
+        expect_limit(lines, &[&ten, end].concat(), &[&eleven, end].concat());
+    }
+    for end in [&b"#"[..], b"#--#"] {
+        let delimited = Delimited::new(end).max_len(10);
+        expect_limit(delimited, &[&ten, end].concat(), &[&eleven, end].concat());
+    }
+    for endian in [Endian::Big, Endian::Little] {
+        let prefixed = LengthPrefixed::new(Width::One, endian).max_len(10);
+        expect_limit(prefixed, &[&[10], &ten[..]].concat(), &[&[11], &eleven[..]].concat());
+    }
+}
+
+#[test]
+fn a_frame_without_an_end_is_too_long_before_it_ends() {
+    for framing in [
+        Box::new(Lines::default().max_len(10)) as Box<dyn Framing>,
+        Box::new(Delimited::new(b"#--#").max_len(10)),
+    ] {
+        let (mut stage, _) = start(framing, echo);
+        stage.feed(&[b'x'; 10]);
+        assert!(!stage.is_over(), "ten bytes may still become a frame");
+        stage.feed(&[b'x'; 5]);
+        assert!(matches!(stage.close(), CloseReason::Framing(FramingError::TooLong { limit: 10 })));
+    }
+}
+
+#[test]
+fn a_length_that_is_too_long_is_refused_before_the_message_comes() {
+    for width in [Width::Two, Width::Four, Width::Eight] {
+        let framing = LengthPrefixed::new(width, Endian::Big).max_len(10);
+        let (mut stage, log) = start(framing, echo);
+        stage.feed(&vec![0xff; width as usize]);
+        assert!(matches!(stage.close(), CloseReason::Framing(FramingError::TooLong { limit: 10 })));
+        assert_eq!(messages(&log), Vec::<Vec<u8>>::new());
+        assert_eq!(stage.tally.framing_errors, 1);
+    }
+}
+
+#[test]
+fn messages_before_a_bad_frame_are_delivered_and_answered() {
+    let (mut stage, log) = start(Lines::default().max_len(4), echo);
+    stage.feed(b"one\ntwo\nthree\nfour\n");
+    assert_eq!(messages(&log), [b"one", b"two"]);
+    assert_eq!(stage.sent, b"one\ntwo\n");
+    assert!(stage.is_over());
+}
+
+#[test]
+fn an_overlong_line_can_be_dropped_and_the_next_one_is_heard() {
+    let lines = Lines::default().max_len(4).overlong(Overlong::Discard);
+    for piece in [100, 1, 3, 7] {
+        let (mut stage, log) = start(lines.clone(), echo);
+        for piece in b"one\nmuch too long\r\ntwo\nfive5\n\nend\n".chunks(piece) {
+            stage.feed(piece);
+        }
+        assert_eq!(messages(&log), [&b"one"[..], b"two", b"", b"end"]);
+        assert!(!stage.is_over());
+    }
+}
+
+#[test]
+fn a_line_that_is_being_dropped_keeps_no_bytes() {
+    let framing = Delimited::new(b"#--#").max_len(10).overlong(Overlong::Discard);
+    let (mut stage, _) = start(framing, echo);
+    for _ in 0..1000 {
+        stage.feed(&[b'x'; 100]);
+        assert!(stage.conversation.inbox.len() < 20);
+    }
+}
+
+#[test]
+fn an_end_inside_a_frame_is_unexpected() {
+    let frames: [(Box<dyn Framing>, &[u8]); 5] = [
+        (Box::new(Lines::default()), b"whole\nhal"),
+        (Box::new(Delimited::new(b"--")), b"whole--ha-"),
+        (Box::new(LengthPrefixed::default()), b"\0\0\0\x01x\0\0\0"),
+        (Box::new(FixedSize::new(4)), b"fourthr"),
+        (Box::new(Netstring), b"1:x,3:"),
+    ];
+    for (framing, wire) in frames {
+        let (mut stage, log) = start(framing, echo);
+        stage.feed(wire).eof();
+        let reason = stage.close();
+        let CloseReason::Framing(FramingError::UnexpectedEof { buffered }) = reason else {
+            panic!("{reason}");
+        };
+        assert!((2..=3).contains(buffered));
+        assert_eq!(messages(&log).len(), 1);
+        assert!(!log.borrow().contains(&Told::Eof), "no peer ended in order");
+    }
+}
+
+#[test]
+fn a_last_line_without_an_end_is_accepted_on_request() {
+    for wire in [&b"one\ntwo"[..], b"one\r\ntwo\r"] {
+        let (mut stage, log) = start(Lines::default().unterminated(true), echo);
+        stage.feed(wire).eof();
+        assert!(matches!(stage.close(), CloseReason::Eof));
+        assert_eq!(
+            log.borrow()[1..],
+            [message("one"), message("two"), Told::Eof, Told::Close("end of input".into())]
+        );
+        assert_eq!(stage.sent, b"one\ntwo\n");
+    }
+}
+
+#[test]
+fn a_last_line_without_an_end_has_the_same_maximum() {
+    let lines = Lines::default().max_len(3).unterminated(true);
+    let (mut stage, _) = start(lines.clone(), echo);
+    stage.feed(b"four").eof();
+    assert!(matches!(stage.close(), CloseReason::Framing(FramingError::TooLong { limit: 3 })));
+    let (mut stage, log) = start(lines.overlong(Overlong::Discard), echo);
+    stage.feed(b"four").eof();
+    assert!(matches!(stage.close(), CloseReason::Eof));
+    assert_eq!(messages(&log), Vec::<Vec<u8>>::new());
+}
+
+/// What a scanner has seen could as well have changed: it does not look again.
+#[test]
+fn a_scanner_looks_at_no_byte_twice() {
+    let mut lines = Lines::default();
+    assert_eq!(lines.decode(b"aaaa").unwrap(), Step::More);
+    assert_eq!(lines.decode(b"\n\n\n\na").unwrap(), Step::More);
+    let frame = |body, consumed| Step::Frame { body, consumed };
+    assert_eq!(lines.decode(b"\n\n\n\na\n").unwrap(), frame(0..5, 6));
+    // Here the end of what was seen may be the beginning of a delimiter, and is looked at again.
+    let mut delimited = Delimited::new(b"###");
+    assert_eq!(delimited.decode(b"aaaaa#").unwrap(), Step::More);
+    assert_eq!(delimited.decode(b"###aa##").unwrap(), Step::More);
+    assert_eq!(delimited.decode(b"###aa###").unwrap(), frame(0..5, 8));
+}
+
+/// A framing of lines that counts how often it is asked, and about how many bytes.
+#[derive(Default)]
+struct Asked {
+    calls: Rc<RefCell<usize>>,
+    seen: usize,
+    looked_at: Rc<RefCell<usize>>,
+}
+
+impl Framing for Asked {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        *self.calls.borrow_mut() += 1;
+        *self.looked_at.borrow_mut() += input.len() - self.seen;
+        let end = input[self.seen..].iter().position(|&byte| byte == b'\n');
+        let Some(end) = end.map(|end| self.seen + end) else {
+            self.seen = input.len();
+            return Ok(Step::More);
+        };
+        self.seen = 0;
+        Ok(Step::Frame { body: 0..end, consumed: end + 1 })
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(message);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_mebibyte_that_comes_byte_by_byte_is_looked_at_once() {
+    let framing = Asked::default();
+    let (calls, looked_at) = (framing.calls.clone(), framing.looked_at.clone());
+    let (mut stage, log) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
+    for _ in 0..1 << 20 {
+        stage.feed(b"x");
+    }
+    stage.feed(b"\n");
+    assert_eq!(messages(&log)[0].len(), 1 << 20);
+    assert_eq!(*calls.borrow(), (1 << 20) + 1);
+    assert_eq!(*looked_at.borrow(), (1 << 20) + 1);
+}
+
+#[test]
+fn long_frames_that_come_byte_by_byte_are_found_by_every_scanner() {
+    let length = 1 << 20;
+    for framing in [
+        Box::new(Lines::default().max_len(length)) as Box<dyn Framing>,
+        Box::new(Delimited::new(b"\r\n").max_len(length)),
+    ] {
+        let (mut stage, log) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
+        for _ in 0..length {
+            stage.feed(b"x");
+        }
+        stage.feed(b"\r").feed(b"\n");
+        assert_eq!(messages(&log)[0].len(), length);
+    }
+}
+
+/// A framing that answers whatever it is told to.
+struct Says(Step);
+
+impl Framing for Says {
+    fn decode(&mut self, _: &[u8]) -> Result<Step, FramingError> {
+        Ok(self.0.clone())
+    }
+
+    fn decode_eof(&mut self, _: &[u8]) -> Result<Step, FramingError> {
+        Ok(self.0.clone())
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(message);
+        Ok(())
+    }
+}
+
+fn impossible_steps() -> Vec<Step> {
+    let frame = |body, consumed| Step::Frame { body, consumed };
+    vec![
+        Step::Skip(0),
+        Step::Skip(5),
+        frame(0..0, 0),
+        frame(0..4, 0),
+        frame(0..5, 4),
+        frame(0..4, 5),
+        frame(5..5, 4),
+        frame(std::ops::Range { start: 3, end: 1 }, 4),
+        frame(0..usize::MAX, usize::MAX),
+        frame(usize::MAX..usize::MAX, 1),
+    ]
+}
+
+#[test]
+fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
+    for step in impossible_steps() {
+        let (mut stage, log) = start(Says(step.clone()), echo);
+        stage.feed(b"four");
+        assert!(stage.is_over(), "{step:?}");
+        assert!(matches!(stage.close(), CloseReason::Framing(FramingError::Other(_))));
+        assert_eq!(messages(&log), Vec::<Vec<u8>>::new());
+    }
+}
+
+#[test]
+fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
+    for step in impossible_steps().into_iter().chain([Step::More]) {
+        let (mut stage, _) = start(Says(Step::More), echo);
+        stage.feed(b"four");
+        stage.conversation.framing.0 = step.clone();
+        stage.eof();
+        assert!(
+            matches!(stage.close(), CloseReason::Framing(_)),
+            "{step:?}: {}",
+            stage.reason.as_ref().unwrap()
+        );
+    }
+}
+
+#[test]
+fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
+    for step in impossible_steps() {
+        let (mut stage, _) = start(Says(step.clone()), echo);
+        stage.conversation.keep(b"four");
+        assert!(stage.conversation.has_message(), "{step:?}");
+        stage.resume();
+        assert!(matches!(stage.close(), CloseReason::Framing(_)), "{step:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_framed_is_refused_and_nothing_of_it_is_sent() {
+    let unsendable: [(Box<dyn Framing>, &[u8]); 5] = [
+        (Box::new(Delimited::new(b"--")), b"a--b"),
+        (Box::new(Delimited::new(b"--")), b"a-"),
+        (Box::new(FixedSize::new(4)), b"three"),
+        (Box::new(LengthPrefixed::new(Width::One, Endian::Big)), &[0; 256]),
+        (Box::new(LengthPrefixed::default().max_len(3)), b"four"),
+    ];
+    for (framing, unsendable) in unsendable {
+        let (mut stage, _) = start(framing, |told: &Told, cx: &mut Context<'_>| match told {
+            Told::Open => cx.send(unsendable),
+            _ => Ok(()),
+        });
+        assert!(matches!(stage.close(), CloseReason::Error(_)));
+        assert_eq!(stage.sent, b"");
+    }
+}
+
+#[test]
+fn the_end_is_an_event_of_its_own_and_never_an_empty_message() {
+    for framing in [
+        Box::new(Raw) as Box<dyn Framing>,
+        Box::new(Lines::default().unterminated(true)),
+        Box::new(FixedSize::new(1)),
+    ] {
+        let (mut stage, log) = start(framing, echo);
+        stage.eof();
+        assert!(matches!(stage.close(), CloseReason::Eof));
+        let told = [Told::Open, Told::Eof, Told::Close("end of input".into())];
+        assert_eq!(*log.borrow(), told);
+        assert_eq!(stage.tally.messages, 0);
+    }
+}
+
+#[test]
+fn an_empty_line_is_a_message() {
+    let (mut stage, log) = start(Lines::default(), echo);
+    stage.feed(b"\n\r\n");
+    assert_eq!(messages(&log), [b"", b""]);
+    assert_eq!(stage.sent, b"\n\n");
+}
+
+#[test]
+fn a_handler_is_told_everything_in_order() {
+    let (mut stage, log) = start(Lines::default(), echo);
+    stage.feed(b"one\ntw").feed(b"o\n").eof();
+    stage.close();
+    let told =
+        [Told::Open, message("one"), message("two"), Told::Eof, Told::Close("end of input".into())];
+    assert_eq!(*log.borrow(), told);
+}
+
+#[test]
+fn what_is_sent_on_opening_goes_out_first() {
+    let (mut stage, _) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| match told {
+        Told::Open => cx.send(b"welcome"),
+        other => echo(other, cx),
+    });
+    stage.feed(b"hello\n");
+    assert_eq!(stage.sent, b"welcome\nhello\n");
+}
+
+#[test]
+fn a_handler_that_closes_hears_no_more_messages_and_sends_no_more() {
+    let (mut stage, log) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| {
+        if *told == message("bye") {
+            cx.send(b"farewell")?;
+            cx.close();
+        }
+        cx.send(b"too late")
+    });
+    stage.sent.clear();
+    stage.feed(b"bye\nmore\n");
+    assert!(stage.is_over());
+    assert!(!stage.conversation.is_aborted());
+    assert_eq!(messages(&log), [b"bye"]);
+    assert_eq!(stage.sent, b"farewell\n");
+    assert!(stage.conversation.inbox.is_empty(), "the rest is dropped");
+    assert!(matches!(stage.close(), CloseReason::Handler));
+}
+
+#[test]
+fn a_handler_can_close_on_opening() {
+    let (mut stage, log) = start(Raw, |_: &Told, cx: &mut Context<'_>| {
+        cx.close();
+        Ok(())
+    });
+    assert!(stage.is_over());
+    stage.close();
+    let told = [Told::Open, Told::Close("closed by the handler".into())];
+    assert_eq!(*log.borrow(), told);
+}
+
+#[test]
+fn aborting_closes_for_the_same_reason_but_waits_for_nothing() {
+    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
+        if matches!(told, Told::Message(_)) {
+            cx.abort();
+        }
+        Ok(())
+    });
+    stage.feed(b"x");
+    assert!(stage.conversation.is_aborted());
+    assert!(matches!(stage.close(), CloseReason::Handler));
+}
+
+#[test]
+fn an_error_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
+    for fatal in [Told::Open, message("x\n"), Told::Eof, Told::Timeout] {
+        let culprit = fatal.clone();
+        let (mut stage, log) = start(Raw, move |told: &Told, cx: &mut Context<'_>| {
+            cx.send(b"last words")?;
+            if *told == culprit {
+                Err("no luck")?;
+            }
+            Ok(())
+        });
+        stage.sent.clear();
+        match fatal {
+            Told::Message(_) => stage.feed(b"x\n"),
+            Told::Eof => stage.eof(),
+            Told::Timeout => stage.time_out(),
+            _ => &mut stage,
+        };
+        let reason = stage.close();
+        assert!(reason.is_fault());
+        assert_eq!(reason.to_string(), "handler failed: no luck");
+        assert_eq!(stage.tally.handler_errors, 1);
+        assert_eq!(closes(&log), 1);
+        if fatal != Told::Open {
+            assert_eq!(stage.sent, b"last words", "what was sent still goes out");
+        }
+    }
+}
+
+#[test]
+fn a_panic_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
+    for fatal in [Told::Open, message("x"), Told::Eof, Told::Timeout] {
+        let culprit = fatal.clone();
+        let (mut stage, log) = start(Raw, move |told: &Told, _: &mut Context<'_>| {
+            assert_ne!(*told, culprit, "oh dear");
+            Ok(())
+        });
+        match fatal {
+            Told::Message(_) => stage.feed(b"x"),
+            Told::Eof => stage.eof(),
+            Told::Timeout => stage.time_out(),
+            _ => &mut stage,
+        };
+        assert!(stage.is_over());
+        let CloseReason::Panic(text) = stage.close() else { panic!("a panic") };
+        assert!(text.contains("oh dear"));
+        assert_eq!(stage.tally.panics, 1);
+        assert_eq!(closes(&log), 1);
+    }
+}
+
+#[test]
+fn a_panic_after_a_close_is_what_is_told() {
+    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
+        if matches!(told, Told::Message(_)) {
+            cx.close();
+            panic!("after all");
+        }
+        Ok(())
+    });
+    stage.feed(b"x");
+    assert!(stage.close().is_fault());
+}
+
+#[test]
+fn a_panic_that_is_no_text_is_one_all_the_same() {
+    let (mut stage, _) = start(Raw, |told: &Told, _: &mut Context<'_>| {
+        if matches!(told, Told::Message(_)) {
+            std::panic::panic_any(7);
+        }
+        Ok(())
+    });
+    stage.feed(b"x");
+    assert!(matches!(stage.close(), CloseReason::Panic(text) if text.contains("no text")));
+}
+
+#[test]
+fn a_panic_in_a_framing_ends_only_the_conversation() {
+    struct Panics;
+    impl Framing for Panics {
+        fn decode(&mut self, _: &[u8]) -> Result<Step, FramingError> {
+            panic!("cannot read");
+        }
+        fn encode(&mut self, _: &[u8], _: &mut Output<'_>) -> Result<(), FramingError> {
+            panic!("cannot write");
+        }
+    }
+    let (mut stage, _) = start(Panics, echo);
+    stage.feed(b"x");
+    assert!(matches!(stage.close(), CloseReason::Panic(text) if text == "cannot read"));
+    let (mut stage, _) = start(Panics, |_: &Told, cx: &mut Context<'_>| cx.send(b"x"));
+    assert!(matches!(stage.close(), CloseReason::Panic(text) if text == "cannot write"));
+}
+
+#[test]
+fn a_panic_in_on_close_is_caught_and_counted() {
+    struct Sulks;
+    impl Handler for Sulks {
+        fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
+            Ok(())
+        }
+        fn on_close(&mut self, _: &CloseReason) {
+            panic!("not like this");
+        }
+    }
+    let mut stage = Stage::new(Sulks, Raw);
+    stage.open().eof();
+    assert!(matches!(stage.close(), CloseReason::Panic(_)));
+    assert_eq!(stage.tally.panics, 1);
+}
+
+#[test]
+fn on_close_is_called_once() {
+    let (mut stage, log) = start(Raw, echo);
+    stage.eof();
+    stage.close();
+    stage.close();
+    assert_eq!(closes(&log), 1);
+}
+
+#[test]
+fn on_close_is_not_called_if_on_open_was_not() {
+    let log = Log::default();
+    let handler = Actor { log: log.clone(), act: echo };
+    let mut stage = Stage::new(handler, Raw);
+    stage.close();
+    assert_eq!(*log.borrow(), []);
+}
+
+#[test]
+fn a_driver_can_end_it_and_the_first_reason_stands() {
+    let (mut stage, log) = start(Raw, echo);
+    let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+    stage.conversation.end(CloseReason::Disconnected(reset));
+    stage.conversation.end(CloseReason::Shutdown);
+    assert!(matches!(stage.close(), CloseReason::Disconnected(_)));
+    assert_eq!(stage.tally.disconnects, 1);
+    assert_eq!(closes(&log), 1);
+}
+
+#[test]
+fn who_was_not_told_a_reason_is_told_of_a_shutdown() {
+    let (mut stage, _) = start(Raw, echo);
+    assert!(matches!(stage.close(), CloseReason::Shutdown));
+}
+
+#[test]
+fn a_timeout_that_closes_is_named_as_one() {
+    let (mut stage, log) = start(Raw, echo);
+    stage.time_out();
+    assert!(stage.is_over());
+    assert!(matches!(stage.close(), CloseReason::Timeout));
+    assert_eq!(stage.tally.timeouts, 1);
+    assert!(log.borrow().contains(&Told::Timeout));
+}
+
+#[test]
+fn a_timeout_may_be_answered_and_forgiven() {
+    let (mut stage, _) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| match told {
+        Told::Timeout => cx.send(b"still there?"),
+        other => echo(other, cx),
+    });
+    stage.time_out().time_out();
+    assert!(!stage.is_over());
+    assert_eq!(stage.sent, b"still there?\nstill there?\n");
+}
+
+#[test]
+fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
+    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
+        match told {
+            Told::Open => cx.set_timeout(Duration::from_secs(5))?,
+            Told::Message(_) => cx.set_timeout(None)?,
+            _ => {}
+        }
+        Ok(())
+    });
+    assert_eq!(stage.conversation.timeout(), Some(Duration::from_secs(5)));
+    assert!(stage.conversation.take_timeout_changed());
+    assert!(!stage.conversation.take_timeout_changed());
+    stage.feed(b"x");
+    assert_eq!(stage.conversation.timeout(), None);
+    assert!(stage.conversation.take_timeout_changed());
+}
+
+#[test]
+fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
+    let (mut stage, _) = start(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+    stage.eof();
+    assert!(stage.is_over());
+    assert!(matches!(stage.close(), CloseReason::Eof));
+}
+
+#[test]
+fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
+    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
+        if *told == Told::Open {
+            cx.set_timeout(Duration::from_secs(1))?;
+        }
+        Ok(())
+    });
+    stage.eof();
+    assert!(!stage.is_over());
+    let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+    stage.eof();
+    assert!(!stage.is_over());
+    sender.send(b"afterwards").unwrap();
+    stage.push_parcels();
+    assert_eq!(stage.sent, b"afterwards");
+}
+
+#[test]
+fn a_handler_can_stop_the_server() {
+    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
+        if matches!(told, Told::Message(_)) {
+            cx.shutdown();
+        }
+        Ok(())
+    });
+    assert!(!stage.shutdown);
+    stage.feed(b"stop");
+    assert!(stage.shutdown);
+    assert!(!stage.is_over(), "the server stops, not this conversation");
+}
+
+#[test]
+fn output_beyond_the_room_leaves_input_for_later() {
+    let (mut stage, log) = start(Lines::default(), echo);
+    stage.room = 8;
+    let wire = b"one\ntwo\nthree\nfour\nfi";
+    stage.step(wire, |conversation, env| conversation.receive(wire, env));
+    assert_eq!(messages(&log), [b"one", b"two"], "eight bytes are enough");
+    assert!(stage.conversation.is_stuffed());
+    assert!(!stage.conversation.is_idle());
+    stage.resume();
+    assert_eq!(messages(&log).len(), 4);
+    assert!(stage.conversation.is_stuffed(), "half a line is left");
+    stage.resume();
+    assert!(!stage.conversation.is_stuffed());
+    stage.feed(b"ve\n");
+    assert_eq!(stage.sent, b"one\ntwo\nthree\nfour\nfive\n");
+    assert!(stage.conversation.is_idle());
+}
+
+#[test]
+fn one_answer_may_be_larger_than_the_room() {
+    let (mut stage, log) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| {
+        if matches!(told, Told::Message(_)) {
+            cx.send(&[b'x'; 1000])?;
+        }
+        Ok(())
+    });
+    stage.room = 10;
+    stage.feed(b"a\nb\nc\n");
+    assert_eq!(messages(&log), [b"a", b"b", b"c"]);
+    assert_eq!(stage.sent.len(), 3003);
+}
+
+#[test]
+fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
+    let (mut stage, _) = start(Lines::default(), echo);
+    stage.room = 1;
+    stage.conversation.keep(b"one\ntw");
+    assert!(stage.conversation.has_message());
+    stage.step(&[], |conversation, env| conversation.receive(&[], env));
+    assert!(stage.conversation.is_stuffed());
+    assert!(!stage.conversation.has_message(), "half a line is left");
+    assert!(!stage.conversation.is_stuffed(), "nothing can go on");
+}
+
+/// A framing may remember what it has told: here, that the first frame is one byte and all others
+/// are two.
+#[test]
+fn looking_ahead_asks_a_framing_about_no_frame_twice() {
+    struct Growing(usize);
+    impl Framing for Growing {
+        fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+            if input.len() < self.0 {
+                return Ok(Step::More);
+            }
+            let consumed = std::mem::replace(&mut self.0, 2);
+            Ok(Step::Frame { body: 0..consumed, consumed })
+        }
+        fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+            output.put(message);
+            Ok(())
+        }
+    }
+    let (mut stage, log) = start(Growing(1), echo);
+    for piece in [&b"abb"[..], b"c", b"c"] {
+        stage.conversation.keep(piece);
+        if stage.conversation.has_message() {
+            stage.resume();
+        }
+    }
+    assert_eq!(messages(&log), [&b"a"[..], b"bb", b"cc"]);
+}
+
+#[test]
+fn an_idle_conversation_owns_no_buffer() {
+    let (mut stage, _) = start(Lines::default(), echo);
+    stage.feed(b"half a li").feed(b"ne\n");
+    assert_eq!(stage.conversation.inbox.capacity(), 0);
+    assert!(stage.conversation.is_idle());
+    // The same where it has been looked at ahead of a worker.
+    let lines = Lines::default().max_len(2).overlong(Overlong::Discard);
+    let (mut stage, _) = start(lines, echo);
+    stage.conversation.keep(b"much too long\n");
+    assert!(!stage.conversation.has_message());
+    assert_eq!(stage.conversation.inbox.capacity(), 0);
+}
+
+/// How much of what a handler's answer to `wire` is made of is its own: the rest refers to `wire`.
+fn copied(framing: impl Framing, wire: &[u8], split: usize) -> usize {
+    let (mut stage, _) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
+    stage.feed(&wire[..split]);
+    let received = Rc::default();
+    let mut echoing = Stage::new(Echo(received), stage.conversation.framing);
+    echoing.conversation.inbox = stage.conversation.inbox;
+    let fresh = &wire[split..];
+    let mut env = Env::new(&mut echoing.outgoing, &mut echoing.tally, &echoing.home, PLENTY);
+    echoing.conversation.receive(fresh, &mut env);
+    let input = echoing.conversation.input(fresh);
+    let range = input.as_ptr_range();
+    let parts: Vec<_> = echoing.outgoing.parts(input).collect();
+    assert_eq!(parts.concat(), wire);
+    parts.iter().filter(|part| !range.contains(&part.as_ptr())).map(|part| part.len()).sum()
+}
+
+#[test]
+fn an_answer_that_repeats_its_input_is_not_copied() {
+    assert_eq!(copied(Raw, &[7; 5000], 0), 0);
+    assert_eq!(copied(Lines::default(), b"one\ntwo\nthree\n", 0), 0);
+    assert_eq!(copied(Delimited::new(b"#-#"), b"one#-#two#-#", 0), 0);
+    assert_eq!(copied(FixedSize::new(3), b"onetwo", 0), 0);
+    // The first length is made anew; the next stands where the one that came stood.
+    let framed = b"\0\0\0\x03one\0\0\0\x03two";
+    assert_eq!(copied(LengthPrefixed::default(), framed, 0), 4);
+}
+
+#[test]
+fn an_answer_that_repeats_what_came_in_pieces_is_not_copied_either() {
+    assert_eq!(copied(Lines::default(), b"one\ntwo\nthree\n", 2), 0);
+    assert_eq!(copied(FixedSize::new(3), b"onetwo", 1), 0);
+}
+
+#[test]
+fn a_shared_message_is_framed_and_not_copied() {
+    let payload: Arc<[u8]> = vec![b'x'; 100_000].into();
+    let shared = payload.clone();
+    let (mut stage, _) = start(Lines::default(), |_: &Told, _: &mut Context<'_>| Ok(()));
+    let mut env = Env::new(&mut stage.outgoing, &mut stage.tally, &stage.home, PLENTY);
+    let (_, mut cx) = stage.conversation.parts(&[], &mut env);
+    cx.send_shared(&shared).unwrap();
+    let parts: Vec<_> = stage.outgoing.parts(&[]).collect();
+    assert_eq!(parts.concat(), [&payload[..], b"\n"].concat());
+    assert_eq!(parts[0].as_ptr(), payload.as_ptr());
+}
+
+/// A stage for an actor that has handed out a sender.
+fn with_sender<A, F>(framing: F, mut act: A) -> (Stage<impl Handler, F>, Sender)
+where
+    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
+    F: Framing,
+{
+    let handed = Rc::new(RefCell::new(None));
+    let out = handed.clone();
+    let (stage, _) = start(framing, move |told: &Told, cx: &mut Context<'_>| {
+        if *told == Told::Open {
+            *out.borrow_mut() = Some(cx.sender()?);
+        }
+        act(told, cx)
+    });
+    let sender = handed.borrow_mut().take().expect("a sender");
+    (stage, sender)
+}
+
+#[test]
+fn what_others_send_is_framed_and_keeps_its_order() {
+    let (mut stage, sender) = with_sender(Lines::default(), echo);
+    stage.feed(b"hal");
+    sender.send(b"one").unwrap();
+    sender.clone().send(b"two").unwrap();
+    stage.push_parcels();
+    assert_eq!(stage.sent, b"one\ntwo\n");
+    stage.feed(b"f\n");
+    assert_eq!(stage.sent, b"one\ntwo\nhalf\n", "the input was left in peace");
+}
+
+#[test]
+fn senders_of_one_conversation_are_the_same() {
+    let senders = Rc::new(RefCell::new(Vec::new()));
+    let out = senders.clone();
+    let (_stage, _) = start(Raw, move |_: &Told, cx: &mut Context<'_>| {
+        out.borrow_mut().extend([cx.sender()?, cx.sender()?]);
+        Ok(())
+    });
+    let (_other, stranger) = with_sender(Raw, echo);
+    let senders = senders.borrow();
+    assert!(senders[0].is_same(&senders[1]));
+    assert!(!senders[0].is_same(&stranger));
+}
+
+#[test]
+fn what_others_send_stops_at_the_room() {
+    let (mut stage, sender) = with_sender(Raw, echo);
+    stage.room = 3;
+    for _ in 0..3 {
+        sender.send(b"xx").unwrap();
+    }
+    stage.push_parcels();
+    assert_eq!(stage.sent, b"xxxx");
+    assert!(!stage.conversation.outlet().unwrap().is_empty());
+    stage.push_parcels();
+    assert_eq!(stage.sent, b"xxxxxx");
+}
+
+#[test]
+fn others_can_close_after_what_they_sent() {
+    let (mut stage, sender) = with_sender(Raw, echo);
+    sender.send(b"last").unwrap();
+    sender.close();
+    let _ = sender.send(b"too late");
+    stage.push_parcels();
+    assert!(stage.is_over());
+    assert_eq!(stage.sent, b"last");
+    assert!(matches!(stage.close(), CloseReason::Handler));
+    assert_eq!(sender.send(b"x"), Err(SendError::Closed));
+    assert!(sender.is_closed());
+}
+
+#[test]
+fn what_others_send_and_cannot_be_framed_ends_the_conversation() {
+    let (mut stage, sender) = with_sender(FixedSize::new(4), echo);
+    sender.send(b"three").unwrap();
+    stage.push_parcels();
+    assert!(matches!(stage.close(), CloseReason::Framing(FramingError::Unencodable(_))));
+}
+
+/// Serves a datagram, and returns the answers, why it ended and what the handler was told.
+fn datagram<A>(packet: &[u8], truncated: bool, act: A) -> (Vec<Vec<u8>>, CloseReason, Vec<Told>)
+where
+    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
+{
+    let (mut outgoing, mut tally) = (Outgoing::default(), Tally::default());
+    let home = nowhere();
+    let mut env = Env::new(&mut outgoing, &mut tally, &home, PLENTY);
+    let log = Log::default();
+    let handler = Actor { log: log.clone(), act };
+    let reason = serve_datagram(handler, Peer::Unnamed, packet, truncated, &mut env);
+    let sent = outgoing.parts(packet).map(<[u8]>::to_vec).collect();
+    let told = log.borrow().clone();
+    (sent, reason, told)
+}
+
+#[test]
+fn a_datagram_is_a_conversation_of_one_message() {
+    let (sent, reason, told) = datagram(b"one\ntwo", false, echo);
+    assert_eq!(sent, [b"one\ntwo"]);
+    assert!(matches!(reason, CloseReason::Handler));
+    let close = Told::Close("closed by the handler".into());
+    assert_eq!(told, [Told::Open, message("one\ntwo"), close]);
+}
+
+#[test]
+fn an_empty_datagram_is_an_empty_message_and_can_be_answered_by_one() {
+    let (sent, _, told) = datagram(b"", false, echo);
+    assert_eq!(sent, [b""]);
+    assert_eq!(told[1], message(""));
+}
+
+#[test]
+fn each_send_to_a_datagrams_peer_is_a_datagram() {
+    let (sent, ..) = datagram(b"twice", false, |told: &Told, cx: &mut Context<'_>| {
+        if let Told::Message(message) = told {
+            cx.send(message)?;
+            cx.send(&message[..2])?;
+        }
+        Ok(())
+    });
+    assert_eq!(sent, [&b"twice"[..], b"tw"]);
+}
+
+#[test]
+fn what_a_datagram_does_not_have_is_a_typed_error() {
+    let (.., told) = datagram(b"x", true, |told: &Told, cx: &mut Context<'_>| {
+        assert_eq!(cx.sender().unwrap_err(), Unsupported::DatagramSender);
+        let timeout = cx.set_timeout(Duration::from_secs(1));
+        assert_eq!(timeout, Err(Unsupported::DatagramTimeout));
+        assert!(cx.is_truncated());
+        echo(told, cx)
+    });
+    assert_eq!(told.len(), 3, "no assertion failed");
+}
+
+#[test]
+fn a_fault_in_a_datagrams_handler_is_told_and_its_last_words_are_sent() {
+    let (sent, reason, told) = datagram(b"x", false, |told: &Told, cx: &mut Context<'_>| {
+        if matches!(told, Told::Message(_)) {
+            cx.send(b"sorry")?;
+            Err("broken")?;
+        }
+        Ok(())
+    });
+    assert_eq!(sent, [b"sorry"]);
+    assert!(matches!(reason, CloseReason::Error(_)));
+    assert_eq!(told.len(), 3);
+    let (_, reason, _) = datagram(b"x", false, |_: &Told, _: &mut Context<'_>| panic!("no"));
+    assert!(matches!(reason, CloseReason::Panic(_)));
+}
+
+#[test]
+fn a_closure_is_a_handler_that_closes_at_the_end() {
+    let handler = handler_fn(|message, cx| cx.send(message));
+    let mut stage = Stage::new(handler, Lines::default());
+    stage.open().feed(b"hello\n").eof();
+    assert_eq!(stage.sent, b"hello\n");
+    assert!(matches!(stage.close(), CloseReason::Eof));
+}

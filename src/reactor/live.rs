@@ -29,6 +29,8 @@ impl Readiness {
     pub(crate) const WRITABLE: Readiness = Readiness(2);
     /// The peer has ended or failed: a short read no longer means that all is read.
     pub(crate) const ENDED: Readiness = Readiness(4);
+    /// The peer takes no more output either.
+    pub(crate) const GONE: Readiness = Readiness(8);
 
     #[inline]
     pub(crate) fn of(event: &mio::event::Event) -> Self {
@@ -41,6 +43,9 @@ impl Readiness {
         }
         if event.is_writable() {
             readiness.add(Self::WRITABLE);
+        }
+        if event.is_write_closed() || event.is_error() {
+            readiness.add(Self::GONE);
         }
         readiness
     }

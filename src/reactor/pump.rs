@@ -189,6 +189,19 @@ impl<T: Talk> Connection<T> {
             if conversation.is_over() {
                 return self.close(buffer, turn);
             }
+            // One that only listens is read no more: what else tells that it is gone must end it.
+            if conversation.input_ended() {
+                if turn.readiness.has(Readiness::GONE) && self.broken.is_none() {
+                    let error = self.socket.take_error().ok().flatten();
+                    let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
+                    self.broken = Some(error);
+                }
+                if let Some(error) = self.broken.take() {
+                    conversation.end(CloseReason::Disconnected(error));
+                    self.backlog = None;
+                    continue;
+                }
+            }
             if backlog >= if self.paused { self.marks.low + 1 } else { self.marks.high } {
                 self.paused = true;
                 return Fate::Wait;
