@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
 use super::listener::{Gate, Trouble};
 use super::live::{Fate, Live, Readiness, Request, Taker, Turn};
@@ -14,7 +15,7 @@ use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::mailbox::Work;
-use crate::sys::{self, Batch, Child, ChildProcess, Received};
+use crate::sys::{self, Batch, Child, ChildProcess, Destination, Received, Send};
 use crate::transport::peer_of;
 
 /// How many datagrams are received before others come first.
@@ -37,7 +38,7 @@ pub(crate) trait Answerer: Taker {
     fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn);
 
     /// What was lent comes home: where its replies go, and what they refer to.
-    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(SockAddr, Vec<u8>)> {
+    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(Destination, Vec<u8>)> {
         let _ = (work, turn);
         None
     }
@@ -70,7 +71,7 @@ impl<'a> Datagrams<'a> {
             answerer,
             gate,
             received: Vec::new(),
-            replies: Replies::default(),
+            replies: Replies::new(matches!(address, Address::Udp(_)) && sys::joins_replies(socket)),
             trouble: Trouble::default(),
         }
     }
@@ -79,7 +80,9 @@ impl<'a> Datagrams<'a> {
         self.replies.send(self.socket, turn);
         let mut budget = RECEIVE_BUDGET;
         while turn.readiness.has(Readiness::READABLE) {
-            if !turn.may_accept() || self.replies.bytes >= REPLIES_HIGH || !self.answerer.has_room()
+            if !turn.may_accept()
+                || self.replies.pending >= REPLIES_HIGH
+                || !self.answerer.has_room()
             {
                 return Fate::Wait;
             }
@@ -122,14 +125,14 @@ impl<'a> Datagrams<'a> {
             turn.tally.bytes_in += datagram.len as u64;
             turn.tally.truncated += u64::from(datagram.truncated);
             turn.allowance = turn.allowance.saturating_sub(1);
-            let peer = peer_of(&datagram.address);
+            let peer = peer_of(&datagram.from.address);
             if !self.gate.verify(&peer, turn) {
                 turn.tally.refused += 1;
                 continue;
             }
             let bytes = self.batch.bytes(number, datagram.len);
             self.answerer.answer(bytes, peer, &datagram, turn);
-            self.replies.keep(&mut turn.outgoing, bytes, datagram.address, turn.now);
+            self.replies.keep(&mut turn.outgoing, bytes, datagram.from, turn.now);
         }
         self.received = received;
     }
@@ -142,8 +145,8 @@ impl Live for Datagrams<'_> {
     }
 
     fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
-        if let Some((address, bytes)) = self.answerer.returned(work, turn) {
-            self.replies.keep(&mut turn.outgoing, &bytes, address, turn.now);
+        if let Some((from, bytes)) = self.answerer.returned(work, turn) {
+            self.replies.keep(&mut turn.outgoing, &bytes, from, turn.now);
         }
         self.run(turn)
     }
@@ -153,8 +156,7 @@ impl Live for Datagrams<'_> {
     }
 
     fn expired(&mut self, turn: &mut Turn) -> Fate {
-        self.replies.unpark();
-        turn.rearm = true;
+        self.replies.retry(self.socket, turn);
         self.run(turn)
     }
 
@@ -207,13 +209,17 @@ impl Live for Datagrams<'_> {
 }
 
 /// Replies on their way out, in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Replies {
+    /// Their bytes, one after the other; emptied when all have gone, and kept for the next.
+    bytes: Vec<u8>,
     waiting: VecDeque<Reply>,
     /// How many bytes wait, those put aside included.
-    bytes: usize,
+    pending: usize,
+    /// Whether the kernel cuts one send into several datagrams.
+    joins: bool,
     /// For Unix peers whose queues are full.
-    parked: VecDeque<Reply>,
+    parked: VecDeque<Parked>,
     parked_bytes: usize,
     /// When to try those again; the poller will not say.
     retry_at: Option<Instant>,
@@ -221,22 +227,47 @@ struct Replies {
 
 #[derive(Debug)]
 struct Reply {
-    address: SockAddr,
+    to: Destination,
+    range: Range<usize>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    to: Destination,
     bytes: Vec<u8>,
     since: Instant,
 }
 
+/// How many datagrams may be joined, and how large each may be: what passes any IPv6 path.
+const JOINED: usize = 64;
+const JOINED_SIZE: usize = 1232;
+const JOINED_TOTAL: usize = 65_000;
+
 impl Replies {
-    fn keep(&mut self, outgoing: &mut Outgoing, input: &[u8], address: SockAddr, since: Instant) {
+    fn new(joins: bool) -> Self {
+        Replies {
+            bytes: Vec::new(),
+            waiting: VecDeque::new(),
+            pending: 0,
+            joins,
+            parked: VecDeque::new(),
+            parked_bytes: 0,
+            retry_at: None,
+        }
+    }
+
+    fn keep(&mut self, outgoing: &mut Outgoing, input: &[u8], to: Destination, now: Instant) {
         for part in outgoing.parts(input) {
-            self.bytes += part.len();
-            let reply = Reply { address: address.clone(), bytes: part.to_vec(), since };
+            self.pending += part.len();
             // A peer's datagrams keep their order.
-            if self.parked.iter().any(|parked| parked.address == address) {
-                self.parked_bytes += reply.bytes.len() + 1;
-                self.parked.push_back(reply);
+            if self.parked.iter().any(|parked| parked.to == to) {
+                self.parked_bytes += part.len() + 1;
+                self.parked.push_back(Parked { to: to.clone(), bytes: part.to_vec(), since: now });
             } else {
-                self.waiting.push_back(reply);
+                let start = self.bytes.len();
+                self.bytes.extend_from_slice(part);
+                let range = start..self.bytes.len();
+                self.waiting.push_back(Reply { to: to.clone(), range });
             }
         }
         outgoing.clear();
@@ -246,67 +277,148 @@ impl Replies {
     /// it has no room for waits.
     fn send(&mut self, socket: &Socket, turn: &mut Turn) {
         while !self.waiting.is_empty() && turn.readiness.has(Readiness::WRITABLE) {
-            let batch = self.waiting.iter().map(|reply| (&reply.address, reply.bytes.as_slice()));
-            match sys::send_batch(socket, batch) {
+            match sys::send_batch(socket, Runs { replies: self, next: 0 }) {
                 Ok(sent) => self.forget(sent, &mut turn.tally),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.no_room(turn),
+                // The device may not be able to, whatever the kernel said: from now on, one by one.
+                Err(_) if self.run_at(0) > 1 => self.joins = false,
                 Err(error) => self.drop_first(&error, &mut turn.tally),
             }
         }
+        if self.waiting.is_empty() {
+            self.bytes.clear();
+            self.bytes.shrink_to(KEPT);
+        }
     }
 
-    fn forget(&mut self, sent: usize, tally: &mut Tally) {
-        for reply in self.waiting.drain(..sent) {
-            self.bytes -= reply.bytes.len();
-            tally.replies += 1;
-            tally.bytes_out += reply.bytes.len() as u64;
+    /// How many of the replies from the `first` on can be one send: to one peer, of one size, but for
+    /// the last one, which may be smaller.
+    fn run_at(&self, first: usize) -> usize {
+        let reply = &self.waiting[first];
+        let size = reply.range.len();
+        if !self.joins || size == 0 || size > JOINED_SIZE {
+            return 1;
+        }
+        let most = JOINED.min(JOINED_TOTAL / size);
+        let mut count = 1;
+        while count < most
+            && let Some(next) = self.waiting.get(first + count)
+            && (1..=size).contains(&next.range.len())
+            && next.range.start == self.waiting[first + count - 1].range.end
+            && next.to == reply.to
+        {
+            count += 1;
+            if next.range.len() < size {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The first so many sends have gone.
+    fn forget(&mut self, sends: usize, tally: &mut Tally) {
+        for _ in 0..sends {
+            let run = self.run_at(0);
+            for reply in self.waiting.drain(..run) {
+                self.pending -= reply.range.len();
+                tally.replies += 1;
+                tally.bytes_out += reply.range.len() as u64;
+            }
         }
     }
 
     fn drop_first(&mut self, error: &io::Error, tally: &mut Tally) {
         if let Some(reply) = self.waiting.pop_front() {
-            self.bytes -= reply.bytes.len();
+            self.pending -= reply.range.len();
             tally.unsent += 1;
-            log::debug!("a reply to {} was not sent: {error}", peer_of(&reply.address));
+            log::debug!("a reply to {} was not sent: {error}", peer_of(&reply.to.address));
         }
     }
 
     /// The kernel has no room. For a UDP socket that is its own buffer, and the poller will tell; for
     /// a Unix socket it is the peer's queue: this peer waits, and the others go on.
     fn no_room(&mut self, turn: &mut Turn) {
-        match self.waiting.pop_front() {
-            Some(reply) if reply.address.is_unix() => self.park(reply, turn),
-            reply => {
-                self.waiting.extend(reply);
-                self.waiting.rotate_right(1);
-                turn.readiness.remove(Readiness::WRITABLE);
+        match self.waiting.front() {
+            Some(reply) if reply.to.address.is_unix() => {
+                let bytes = self.bytes[reply.range.clone()].to_vec();
+                let parked = Parked { to: reply.to.clone(), bytes, since: turn.now };
+                self.waiting.pop_front();
+                self.park(parked, turn);
             }
+            _ => turn.readiness.remove(Readiness::WRITABLE),
         }
     }
 
-    /// Puts a reply aside to be tried again soon; with too much aside, or for too long, it is lost,
-    /// as datagrams are.
-    fn park(&mut self, reply: Reply, turn: &mut Turn) {
-        if turn.now.duration_since(reply.since) >= PATIENCE || self.parked_bytes >= PARKED_HIGH {
-            self.bytes -= reply.bytes.len();
+    /// Puts a reply aside to be tried again soon; with too much aside it is lost, as datagrams are.
+    fn park(&mut self, parked: Parked, turn: &mut Turn) {
+        if self.parked_bytes >= PARKED_HIGH {
+            self.pending -= parked.bytes.len();
             turn.tally.unsent += 1;
             return;
         }
-        self.parked_bytes += reply.bytes.len() + 1;
-        self.parked.push_back(reply);
+        self.parked_bytes += parked.bytes.len() + 1;
+        self.parked.push_back(parked);
         if self.retry_at.is_none() {
             self.retry_at = Some(turn.now + RETRY);
             turn.rearm = true;
         }
     }
 
-    /// Tries those again that were put aside, before all others.
-    fn unpark(&mut self) {
+    /// Tries those again that were put aside. One that has waited too long is lost.
+    fn retry(&mut self, socket: &Socket, turn: &mut Turn) {
         self.retry_at = None;
-        self.parked_bytes = 0;
-        while let Some(reply) = self.parked.pop_back() {
-            self.waiting.push_front(reply);
+        turn.rearm = true;
+        let mut full: Vec<Destination> = Vec::new();
+        for parked in std::mem::take(&mut self.parked) {
+            self.parked_bytes -= parked.bytes.len() + 1;
+            if full.contains(&parked.to) {
+                self.park(parked, turn);
+                continue;
+            }
+            match sys::send_datagram(socket, &parked.to, &parked.bytes) {
+                Ok(()) => {
+                    self.pending -= parked.bytes.len();
+                    turn.tally.replies += 1;
+                    turn.tally.bytes_out += parked.bytes.len() as u64;
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && turn.now.duration_since(parked.since) < PATIENCE =>
+                {
+                    full.push(parked.to.clone());
+                    self.park(parked, turn);
+                }
+                Err(_) => {
+                    self.pending -= parked.bytes.len();
+                    turn.tally.unsent += 1;
+                }
+            }
         }
+    }
+}
+
+/// What is kept of a large batch's buffer, in bytes.
+const KEPT: usize = 1 << 20;
+
+/// The replies that wait, as sends.
+struct Runs<'a> {
+    replies: &'a Replies,
+    next: usize,
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = Send<'a>;
+
+    fn next(&mut self) -> Option<Send<'a>> {
+        let first = self.replies.waiting.get(self.next)?;
+        let run = self.replies.run_at(self.next);
+        let last = &self.replies.waiting[self.next + run - 1];
+        self.next += run;
+        Some(Send {
+            to: &first.to,
+            bytes: &self.replies.bytes[first.range.start..last.range.end],
+            segment: (run > 1).then_some(first.range.len() as u16),
+        })
     }
 }

@@ -5,8 +5,6 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use socket2::SockAddr;
-
 use super::live::{End, Turn};
 use super::pump::{Errand, Marks, Step, Talk};
 use crate::conversation::{Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
@@ -14,6 +12,7 @@ use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::mailbox::{Ended, Mail, Mailbox, Work};
 use crate::session::{Nowhere, Packet, Workers};
+use crate::sys::Destination;
 use crate::token::Token;
 
 /// A conversation that is either at home or out with a worker.
@@ -209,14 +208,17 @@ impl<H: Handler + Send + 'static> LentDatagram<H> {
     }
 
     /// Takes it back: where its replies go, and what the output in `turn` refers to.
-    pub(crate) fn take_back(work: Box<dyn Work>, turn: &mut Turn) -> Option<(SockAddr, Vec<u8>)> {
+    pub(crate) fn take_back(
+        work: Box<dyn Work>,
+        turn: &mut Turn,
+    ) -> Option<(Destination, Vec<u8>)> {
         let mut lent = work.into_any().downcast::<Self>().ok()?;
         std::mem::swap(&mut turn.outgoing, &mut lent.outgoing);
         turn.tally.take(&mut lent.tally);
         turn.shutdown |= lent.shutdown;
-        let Packet { bytes, peer, address, .. } = lent.packet;
+        let Packet { bytes, peer, from, .. } = lent.packet;
         turn.ended.extend(lent.reason.map(|reason| End { peer, reason }));
-        Some((address, bytes))
+        Some((from, bytes))
     }
 }
 

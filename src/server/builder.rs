@@ -274,6 +274,15 @@ impl<F, D, K> Builder<F, D, K> {
         self
     }
 
+    /// Sends a datagram's reply from the address of this host that was asked, and not from the one
+    /// that the route would give it: for hosts with several addresses, on a socket bound to all of
+    /// them. Off by default; Linux alone has it, see `IP_PKTINFO` in
+    /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html).
+    pub fn reply_from_asked_address(mut self, asked: bool) -> Self {
+        self.plan.bind.asked_address = asked;
+        self
+    }
+
     /// Makes the service, and binds it: a new handler for each request is made by `make`, on the
     /// loop's thread.
     ///

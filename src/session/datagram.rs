@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
 use super::{Place, Served, Session};
 use crate::address::Peer;
@@ -13,7 +13,7 @@ use crate::conversation::{Env, Handler, Home, serve_datagram};
 use crate::counters::Tally;
 use crate::error::Unsupported;
 use crate::mailbox::Outlet;
-use crate::sys::{self, Received, Want};
+use crate::sys::{self, Destination, Received, Want};
 
 /// How long a datagram waits for room in the kernel before it counts as lost.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -24,14 +24,14 @@ pub(crate) struct Packet {
     pub(crate) bytes: Vec<u8>,
     pub(crate) peer: Peer,
     /// Where a reply goes.
-    pub(crate) address: SockAddr,
+    pub(crate) from: Destination,
     pub(crate) truncated: bool,
 }
 
 impl Packet {
     pub(crate) fn new(bytes: &[u8], peer: Peer, received: &Received) -> Self {
-        let address = received.address.clone();
-        Packet { bytes: bytes.to_vec(), peer, address, truncated: received.truncated }
+        let from = received.from.clone();
+        Packet { bytes: bytes.to_vec(), peer, from, truncated: received.truncated }
     }
 }
 
@@ -62,7 +62,7 @@ impl<H: Handler> Session for DatagramSession<H> {
             (place.on_shutdown)();
         }
         for reply in place.outgoing.parts(&packet.bytes) {
-            reply_to(&socket, &packet.address, reply, place.tally);
+            reply_to(&socket, &packet.from, reply, place.tally);
         }
         place.outgoing.clear();
         Served { peer, reason }
@@ -70,8 +70,8 @@ impl<H: Handler> Session for DatagramSession<H> {
 }
 
 /// Sends one datagram; a peer that has gone, or has no address, is counted and no error.
-pub(crate) fn reply_to(socket: &Socket, address: &SockAddr, bytes: &[u8], tally: &mut Tally) {
-    match send_to(socket, address, bytes) {
+pub(crate) fn reply_to(socket: &Socket, to: &Destination, bytes: &[u8], tally: &mut Tally) {
+    match send_to(socket, to, bytes) {
         Ok(()) => {
             tally.replies += 1;
             tally.bytes_out += bytes.len() as u64;
@@ -83,11 +83,11 @@ pub(crate) fn reply_to(socket: &Socket, address: &SockAddr, bytes: &[u8], tally:
     }
 }
 
-fn send_to(socket: &Socket, address: &SockAddr, bytes: &[u8]) -> io::Result<()> {
+fn send_to(socket: &Socket, to: &Destination, bytes: &[u8]) -> io::Result<()> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
-        match socket.send_to(bytes, address) {
-            Ok(_) => return Ok(()),
+        match sys::send_datagram(socket, to, bytes) {
+            Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if std::time::Instant::now() >= deadline {

@@ -346,7 +346,7 @@ impl Request<'_> {
             Channel::Stream(_) => self.flush(),
             Channel::Datagram { socket, packet, answered, .. } => {
                 if *answered {
-                    reply_to(socket, &packet.address, &self.written, self.tally);
+                    reply_to(socket, &packet.from, &self.written, self.tally);
                 }
                 Ok(())
             }

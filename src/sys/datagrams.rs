@@ -3,10 +3,15 @@
 //! one call each elsewhere, with the same results.
 
 use std::io;
-use std::mem;
-use std::os::fd::AsRawFd;
 
-use socket2::{SockAddr, SockAddrStorage, Socket};
+use socket2::{SockAddr, Socket};
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use linux as imp;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use portable as imp;
+
+pub(crate) use imp::{joins_replies, remember_asked_address, send_batch};
 
 /// The most datagrams that one call takes or brings.
 const MOST: usize = 32;
@@ -17,7 +22,29 @@ pub(crate) struct Received {
     pub(crate) len: usize,
     /// It was longer than the buffer, and was cut.
     pub(crate) truncated: bool,
+    pub(crate) from: Destination,
+}
+
+/// Where a reply goes, and from which of this host's addresses, if that is to be the one asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
     pub(crate) address: SockAddr,
+    local: Option<imp::Local>,
+}
+
+impl PartialEq for Destination {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address && self.local == other.local
+    }
+}
+
+/// One send: a datagram, or several of one size joined.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Send<'a> {
+    pub(crate) to: &'a Destination,
+    pub(crate) bytes: &'a [u8],
+    /// The size of each of several datagrams; the last one may be smaller.
+    pub(crate) segment: Option<u16>,
 }
 
 /// Buffers for a batch of datagrams.
@@ -29,9 +56,9 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Buffers for datagrams of up to `size` bytes, as many as fit into about a megabyte.
+    /// Buffers for datagrams of up to `size` bytes, as many as fit into two megabytes.
     pub(crate) fn new(size: usize) -> Self {
-        let count = ((1 << 20) / size.max(1)).clamp(1, MOST);
+        let count = ((2 << 20) / size.max(1)).clamp(1, MOST);
         Batch { buffers: vec![0; count * size].into_boxed_slice(), size }
     }
 
@@ -42,123 +69,297 @@ impl Batch {
 
     /// Receives what is there, without waiting, at most a batch or `most`; false when there may be
     /// more.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn receive(
         &mut self,
         socket: &Socket,
         most: usize,
         into: &mut Vec<Received>,
     ) -> io::Result<bool> {
+        imp::receive(socket, self.buffers.chunks_mut(self.size).take(most.min(MOST)), into)
+    }
+}
+
+/// Sends one datagram without waiting.
+pub(crate) fn send_datagram(socket: &Socket, to: &Destination, bytes: &[u8]) -> io::Result<()> {
+    send_batch(socket, [Send { to, bytes, segment: None }].into_iter()).map(drop)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod linux {
+    use std::io;
+    use std::mem;
+    use std::os::fd::AsRawFd;
+    use std::slice::ChunksMut;
+
+    use socket2::{SockAddr, SockAddrStorage, Socket};
+
+    use super::super::checked;
+    use super::{Destination, MOST, Received, Send};
+
+    /// An address of this host, as ip(7) and ipv6(7) tell it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Local {
+        V4([u8; 4]),
+        V6([u8; 16], libc::c_uint),
+    }
+
+    /// Room for the two control messages there can be, aligned as `cmsghdr` must be.
+    #[derive(Clone, Copy)]
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+
+    /// Asks to be told which of this host's addresses a datagram was sent to.
+    pub(crate) fn remember_asked_address(socket: &Socket, ipv6: bool) -> io::Result<()> {
+        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO).or_else(|error| {
+            // A socket of IPv6 alone may have no options of IPv4.
+            if ipv6 { Ok(()) } else { Err(error) }
+        })?;
+        if ipv6 { set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { Ok(()) }
+    }
+
+    fn set(socket: &Socket, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
+        let on: libc::c_int = 1;
+        let size = size_of_val(&on) as libc::socklen_t;
+        // SAFETY: setsockopt reads the one integer that it is given.
+        checked(unsafe {
+            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), size)
+        })
+        .map(drop)
+    }
+
+    /// Whether the kernel cuts one send into several datagrams (`UDP_SEGMENT`, see udp(7)).
+    pub(crate) fn joins_replies(socket: &Socket) -> bool {
+        let (mut size, mut len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: getsockopt writes one integer of the stated size.
+        let known = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_UDP,
+                libc::UDP_SEGMENT,
+                (&raw mut size).cast(),
+                &mut len,
+            )
+        };
+        known == 0
+    }
+
+    pub(super) fn receive(
+        socket: &Socket,
+        buffers: std::iter::Take<ChunksMut<'_, u8>>,
+        into: &mut Vec<Received>,
+    ) -> io::Result<bool> {
         let mut names: [SockAddrStorage; MOST] = std::array::from_fn(|_| SockAddrStorage::zeroed());
+        let mut controls = [Control([0; 64]); MOST];
         // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
         let (mut slices, mut headers) = unsafe {
             (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
         };
-        let count = (self.buffers.len() / self.size.max(1)).min(most).min(MOST);
-        for (number, chunk) in self.buffers.chunks_mut(self.size).take(count).enumerate() {
-            slices[number].iov_base = chunk.as_mut_ptr().cast();
-            slices[number].iov_len = chunk.len();
+        let mut count = 0;
+        for (number, buffer) in buffers.enumerate() {
+            slices[number].iov_base = buffer.as_mut_ptr().cast();
+            slices[number].iov_len = buffer.len();
             let header = &mut headers[number].msg_hdr;
             header.msg_name = (&raw mut names[number]).cast();
             header.msg_namelen = names[number].size_of();
             header.msg_iov = &raw mut slices[number];
             header.msg_iovlen = 1;
+            header.msg_control = (&raw mut controls[number]).cast();
+            header.msg_controllen = size_of::<Control>();
+            count += 1;
         }
-        // SAFETY: each header points to a buffer and an address storage of its own, of the sizes
-        // that it states, all of which outlive the call.
+        // SAFETY: each header points to a buffer, an address storage and a control buffer of its
+        // own, of the sizes that it states, all of which outlive the call.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
-                count as libc::c_uint,
+                count,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         for (header, name) in headers.iter().zip(names).take(received) {
+            // SAFETY: the kernel has written an address of that length, and control messages of
+            // that length into a buffer that is aligned for them.
+            let (address, local) = unsafe {
+                (SockAddr::new(name, header.msg_hdr.msg_namelen), asked_address(&header.msg_hdr))
+            };
             into.push(Received {
                 len: header.msg_len as usize,
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-                // SAFETY: the kernel has written an address of that length.
-                address: unsafe { SockAddr::new(name, header.msg_hdr.msg_namelen) },
+                from: Destination { address, local },
             });
         }
-        Ok(received < count)
+        Ok(received < count as usize)
     }
 
-    /// As above, one at a time.
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    pub(crate) fn receive(
-        &mut self,
+    /// Finds the address that was asked among the control messages.
+    ///
+    /// # Safety
+    ///
+    /// The header's control messages are as the kernel has written them.
+    unsafe fn asked_address(header: &libc::msghdr) -> Option<Local> {
+        // SAFETY: the caller answers for the messages; the macros stay within them, and what a
+        // message of this level and type holds is what is read, wherever it lies.
+        unsafe {
+            let mut message = libc::CMSG_FIRSTHDR(header);
+            while !message.is_null() {
+                let data = libc::CMSG_DATA(message);
+                match ((*message).cmsg_level, (*message).cmsg_type) {
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                        let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        return Some(Local::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
+                    }
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                        let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        return Some(Local::V6(info.ipi6_addr.s6_addr, info.ipi6_ifindex));
+                    }
+                    _ => message = libc::CMSG_NXTHDR(header, message),
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends in order until the kernel refuses; how many it took. An error is the first one's.
+    pub(crate) fn send_batch<'a>(
         socket: &Socket,
-        most: usize,
+        sends: impl Iterator<Item = Send<'a>>,
+    ) -> io::Result<usize> {
+        let mut controls = [Control([0; 64]); MOST];
+        // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
+        let (mut slices, mut headers) = unsafe {
+            (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
+        };
+        let mut count = 0;
+        for (number, Send { to, bytes, segment }) in sends.take(MOST).enumerate() {
+            slices[number].iov_base = bytes.as_ptr().cast_mut().cast();
+            slices[number].iov_len = bytes.len();
+            let header = &mut headers[number].msg_hdr;
+            header.msg_name = to.address.as_ptr().cast_mut().cast();
+            header.msg_namelen = to.address.len();
+            header.msg_iov = &raw mut slices[number];
+            header.msg_iovlen = 1;
+            if segment.is_some() || to.local.is_some() {
+                header.msg_control = (&raw mut controls[number]).cast();
+                // SAFETY: the control buffer is this header's own, all zeros, aligned, and as large
+                // as the two messages there can be.
+                unsafe { write_control(header, segment, to.local) };
+            }
+            count += 1;
+        }
+        // SAFETY: each header points to bytes, an address and control messages that outlive the
+        // call, which only reads them.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                count,
+                (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes control messages, and their length into the header.
+    ///
+    /// # Safety
+    ///
+    /// The header's control buffer is a [`Control`] of zeros.
+    unsafe fn write_control(header: &mut libc::msghdr, segment: Option<u16>, local: Option<Local>) {
+        let mut length = 0;
+        let mut write = |level, kind, data: &[u8]| {
+            header.msg_controllen = size_of::<Control>();
+            // SAFETY: the buffer has room for a header and data of the largest size, twice; the
+            // message written is within it, at an offset that CMSG_SPACE keeps aligned.
+            unsafe {
+                let message = header.msg_control.cast::<u8>().add(length).cast::<libc::cmsghdr>();
+                (*message).cmsg_level = level;
+                (*message).cmsg_type = kind;
+                (*message).cmsg_len = libc::CMSG_LEN(data.len() as libc::c_uint) as _;
+                libc::CMSG_DATA(message).copy_from_nonoverlapping(data.as_ptr(), data.len());
+                length += libc::CMSG_SPACE(data.len() as libc::c_uint) as usize;
+            }
+        };
+        if let Some(segment) = segment {
+            write(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
+        match local {
+            // An interface of 0 leaves the route to the kernel; only the source is asked for.
+            Some(Local::V4(address)) => {
+                let mut info = [0; 12];
+                info[4..8].copy_from_slice(&address);
+                write(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+            }
+            Some(Local::V6(address, interface)) => {
+                let mut info = [0; 20];
+                info[..16].copy_from_slice(&address);
+                info[16..].copy_from_slice(&interface.to_ne_bytes());
+                write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+            None => {}
+        }
+        header.msg_controllen = length;
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod portable {
+    use std::io;
+    use std::mem::MaybeUninit;
+    use std::slice::ChunksMut;
+
+    use socket2::{MaybeUninitSlice, Socket};
+
+    use super::{Destination, Received, Send};
+
+    /// Which of its addresses was asked, this system is not asked for.
+    pub(crate) type Local = std::convert::Infallible;
+
+    pub(crate) fn remember_asked_address(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn joins_replies(_socket: &Socket) -> bool {
+        false
+    }
+
+    pub(super) fn receive(
+        socket: &Socket,
+        buffers: std::iter::Take<ChunksMut<'_, u8>>,
         into: &mut Vec<Received>,
     ) -> io::Result<bool> {
-        for (number, chunk) in self.buffers.chunks_mut(self.size).take(most).enumerate() {
+        for (number, buffer) in buffers.enumerate() {
             // SAFETY: bytes that are initialised may be seen as ones that need not be; the callee
             // writes only initialised ones.
-            let uninit = unsafe { &mut *(chunk as *mut [u8] as *mut [mem::MaybeUninit<u8>]) };
-            let mut slices = [socket2::MaybeUninitSlice::new(uninit)];
+            let uninit = unsafe { &mut *(buffer as *mut [u8] as *mut [MaybeUninit<u8>]) };
+            let mut slices = [MaybeUninitSlice::new(uninit)];
             match socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT) {
-                Ok((len, flags, address)) => {
-                    into.push(Received { len, truncated: flags.is_truncated(), address });
-                }
+                Ok((len, flags, address)) => into.push(Received {
+                    len,
+                    truncated: flags.is_truncated(),
+                    from: Destination { address, local: None },
+                }),
                 Err(error) if number == 0 => return Err(error),
                 Err(_) => return Ok(true),
             }
         }
         Ok(false)
     }
-}
 
-/// Sends datagrams in order until the kernel refuses one; how many it took. An error is the first
-/// one's.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) fn send_batch<'a>(
-    socket: &Socket,
-    datagrams: impl Iterator<Item = (&'a SockAddr, &'a [u8])>,
-) -> io::Result<usize> {
-    // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
-    let (mut slices, mut headers) =
-        unsafe { (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>()) };
-    let mut count = 0;
-    for (number, (address, bytes)) in datagrams.take(MOST).enumerate() {
-        slices[number].iov_base = bytes.as_ptr().cast_mut().cast();
-        slices[number].iov_len = bytes.len();
-        let header = &mut headers[number].msg_hdr;
-        header.msg_name = address.as_ptr().cast_mut().cast();
-        header.msg_namelen = address.len();
-        header.msg_iov = &raw mut slices[number];
-        header.msg_iovlen = 1;
-        count += 1;
-    }
-    // SAFETY: each header points to bytes and an address that outlive the call, which only reads
-    // them.
-    let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count,
-            (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
-        )
-    };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-}
-
-/// As above, one at a time.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn send_batch<'a>(
-    socket: &Socket,
-    datagrams: impl Iterator<Item = (&'a SockAddr, &'a [u8])>,
-) -> io::Result<usize> {
-    let mut sent = 0;
-    for (address, bytes) in datagrams.take(MOST) {
-        match socket.send_to_with_flags(bytes, address, libc::MSG_DONTWAIT) {
-            Ok(_) => sent += 1,
-            Err(error) if sent == 0 => return Err(error),
-            Err(_) => break,
+    pub(crate) fn send_batch<'a>(
+        socket: &Socket,
+        sends: impl Iterator<Item = Send<'a>>,
+    ) -> io::Result<usize> {
+        let mut sent = 0;
+        for Send { to, bytes, .. } in sends {
+            match socket.send_to_with_flags(bytes, &to.address, libc::MSG_DONTWAIT) {
+                Ok(_) => sent += 1,
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
         }
+        Ok(sent)
     }
-    Ok(sent)
 }

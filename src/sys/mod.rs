@@ -12,7 +12,10 @@ mod signals;
 mod socket;
 mod wakeup;
 
-pub(crate) use datagrams::{Batch, Received, send_batch};
+pub(crate) use datagrams::{
+    Batch, Destination, Received, Send, joins_replies, remember_asked_address, send_batch,
+    send_datagram,
+};
 pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, ChildProcess, Forked, fork, thread_count};
 pub(crate) use signals::{SignalWatch, child_is_terminated, watch_stop_signals};

@@ -107,6 +107,7 @@ pub(crate) struct BindOptions {
     pub(crate) dual_stack: bool,
     pub(crate) nodelay: bool,
     pub(crate) unix_mode: Option<u32>,
+    pub(crate) asked_address: bool,
 }
 
 impl Default for BindOptions {
@@ -118,6 +119,7 @@ impl Default for BindOptions {
             dual_stack: false,
             nodelay: true,
             unix_mode: None,
+            asked_address: false,
         }
     }
 }
@@ -269,6 +271,9 @@ fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::
     if family == Family::Tcp && options.nodelay {
         // Accepted connections inherit it on Linux and the BSDs.
         socket.set_tcp_nodelay(true)?;
+    }
+    if family == Family::Udp && options.asked_address {
+        sys::remember_asked_address(&socket, address.is_ipv6())?;
     }
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
 use super::{Driven, Driver, Ground, Make, Needs, Recipe, made};
 use crate::address::Peer;
@@ -15,7 +15,7 @@ use crate::reactor::{
     Acceptor, Answerer, Connection, End, Lending, LentDatagram, Marks, Newcomer, Taker, Turn,
 };
 use crate::session::{Nowhere, Packet, Workers as _};
-use crate::sys::Received;
+use crate::sys::{Destination, Received};
 use crate::token::Token;
 
 /// Handlers on the loop.
@@ -190,7 +190,7 @@ impl<H: Handler + Send + 'static> Answerer for LendingAnswerer<'_, H> {
         self.workers.submit(&turn.mailbox, turn.token, work);
     }
 
-    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(SockAddr, Vec<u8>)> {
+    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(Destination, Vec<u8>)> {
         self.lent -= 1;
         LentDatagram::<H>::take_back(work, turn)
     }
