@@ -84,6 +84,11 @@ pub(crate) fn guard<T>(name: &str, panics: &mut u64, call: impl FnOnce() -> T) -
     }
 }
 
+/// Asks a hook whether it wants to be called; one that panics does not.
+pub(crate) fn wants_service_actions(hooks: &dyn Hooks) -> bool {
+    catch_unwind(AssertUnwindSafe(|| hooks.wants_service_actions())).unwrap_or(false)
+}
+
 impl Gate for Guarded<'_> {
     fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool {
         let hook = || self.hooks.get_request(connection, peer);
@@ -108,7 +113,7 @@ impl Gate for Guarded<'_> {
     }
 
     fn is_attentive(&self) -> bool {
-        catch_unwind(AssertUnwindSafe(|| self.hooks.wants_service_actions())).unwrap_or(false)
+        wants_service_actions(self.hooks)
     }
 
     fn turned(&mut self, turn: &mut Turn) {

@@ -32,7 +32,7 @@ pub use python::*;
 pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
-use hooks::{Guarded, guard};
+use hooks::{Guarded, guard, wants_service_actions};
 use shutdown::Control;
 
 /// How long a stop waits for who is busy, unless [`Server::drain`] says otherwise.
@@ -241,7 +241,7 @@ impl Server {
         let interval = self
             .services
             .iter()
-            .filter(|service| service.hooks.wants_service_actions())
+            .filter(|service| wants_service_actions(&*service.hooks))
             .map(|service| service.poll_interval)
             .min();
         let drain = self.drain;
