@@ -7,6 +7,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,6 +37,16 @@ pub(crate) trait Work: Send {
     fn abandoned(&mut self);
     /// For the loop to have its own again.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+/// Lets go of what comes home to nobody; a panic of the handler's destructor ends nothing else.
+pub(crate) fn abandon(mut work: Box<dyn Work>) {
+    work.abandoned();
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(work))) {
+        // Its destructor is the user's too.
+        std::mem::forget(panic);
+        log::error!("a destructor panicked");
+    }
 }
 
 /// What a loop can find in its mailbox.
@@ -68,6 +79,8 @@ pub(crate) struct Mailbox {
     mail: Mutex<VecDeque<Mail>>,
     waiting: AtomicUsize,
     asleep: AtomicBool,
+    /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
+    deserted: AtomicBool,
     wakeup: Wakeup,
 }
 
@@ -90,15 +103,49 @@ impl Mailbox {
             mail: Mutex::default(),
             waiting: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
+            deserted: AtomicBool::new(false),
             wakeup: Wakeup::new()?,
         })
     }
 
     /// Puts mail down, and wakes the loop if it sleeps.
     pub(crate) fn post(&self, mail: Mail) {
-        lock(&self.mail).push_back(mail);
+        let mut waiting = lock(&self.mail);
+        let deserted = self.deserted.load(SeqCst);
+        let mail = match mail {
+            Mail::Returned(_, work) if deserted => {
+                drop(waiting);
+                return abandon(work);
+            }
+            other => other,
+        };
+        waiting.push_back(mail);
+        drop(waiting);
         self.waiting.fetch_add(1, SeqCst);
         self.wake();
+    }
+
+    /// A loop has ended: whatever comes home from now on, or has not been taken in, is abandoned.
+    pub(crate) fn desert(&self) {
+        let mut mail = lock(&self.mail);
+        self.deserted.store(true, SeqCst);
+        let all = std::mem::take(&mut *mail);
+        let (returned, rest): (VecDeque<_>, _) =
+            all.into_iter().partition(|mail| matches!(mail, Mail::Returned(..)));
+        *mail = rest;
+        self.waiting.fetch_sub(returned.len(), SeqCst);
+        drop(mail);
+        for mail in returned {
+            if let Mail::Returned(_, work) = mail {
+                abandon(work);
+            }
+        }
+    }
+
+    /// A loop begins.
+    pub(crate) fn settle_in(&self) {
+        let _mail = lock(&self.mail);
+        self.deserted.store(false, SeqCst);
     }
 
     /// Wakes the loop if it sleeps, once.

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,10 @@ use mio::{Events, Interest, Poll};
 use slab::Slab;
 
 use crate::address::Peer;
-use crate::counters::Published;
+use crate::conversation::panic_message;
+use crate::counters::{Published, Tally};
 use crate::error::{CloseReason, Error};
-use crate::mailbox::{Mail, Mailbox};
+use crate::mailbox::{Mail, Mailbox, abandon};
 use crate::sys::{self, ChildProcess, Forked, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};
 
@@ -88,6 +90,7 @@ pub(crate) struct Reactor<'a> {
 impl<'a> Reactor<'a> {
     pub(crate) fn new(ground: Ground<'a>) -> Self {
         let turn = Turn::new(ground.mailbox.clone());
+        ground.mailbox.settle_in();
         Reactor {
             ground,
             slab: Slab::new(),
@@ -175,6 +178,12 @@ impl<'a> Reactor<'a> {
         if std::mem::take(&mut self.turn.freed) {
             self.tell_listeners(|live, turn| live.freed(turn));
         }
+        self.end_turn();
+        Ok(())
+    }
+
+    /// What was put off to the end of a turn: workers are called for what was lent in it.
+    fn end_turn(&mut self) {
         if self.attentive {
             self.tell_listeners(|live, turn| {
                 live.turned(turn);
@@ -183,7 +192,6 @@ impl<'a> Reactor<'a> {
         }
         self.bury();
         self.ground.published.add(&mut self.turn.tally);
-        Ok(())
     }
 
     /// Begins to stop: nothing is accepted any more, and who is idle ends.
@@ -194,8 +202,7 @@ impl<'a> Reactor<'a> {
         for token in tokens {
             self.call(token, |live, turn| live.stop(turn));
         }
-        self.bury();
-        self.ground.published.add(&mut self.turn.tally);
+        self.end_turn();
     }
 
     /// Ends whoever is left; returns how many requests that were.
@@ -212,8 +219,7 @@ impl<'a> Reactor<'a> {
                 Fate::Wait
             });
         }
-        self.bury();
-        self.ground.published.add(&mut self.turn.tally);
+        self.end_turn();
         count
     }
 
@@ -270,9 +276,9 @@ impl<'a> Reactor<'a> {
         while let Some(mail) = self.mail.pop_front() {
             match mail {
                 Mail::Outlet(token) => self.call(token, |live, turn| live.parcels(turn)),
-                Mail::Returned(token, mut work) => match entry_of(&mut self.slab, token) {
+                Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
                     Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
-                    None => work.abandoned(),
+                    None => abandon(work),
                 },
                 Mail::Freed => self.turn.freed = true,
                 Mail::Shutdown => self.turn.shutdown = true,
@@ -473,7 +479,7 @@ impl<'a> Reactor<'a> {
     /// Frees the slots of the dead: no event of this batch can mean their successors any more.
     fn bury(&mut self) {
         for slot in self.graveyard.drain(..) {
-            self.slab.remove(slot);
+            discard(self.slab.remove(slot), &mut self.turn.tally);
         }
     }
 }
@@ -495,6 +501,16 @@ impl Drop for Reactor<'_> {
         for token in tokens {
             self.call(token, |live, _| if live.is_connection() { Fate::Done } else { Fate::Wait });
         }
+        self.bury();
+        self.ground.mailbox.desert();
+    }
+}
+
+/// Drops what holds a handler; a panic in the handler's destructor ends nothing else.
+fn discard<T>(value: T, tally: &mut Tally) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        tally.panics += 1;
+        log::error!("a destructor panicked: {}", panic_message(panic));
     }
 }
 
