@@ -44,8 +44,11 @@ struct Queue<J> {
     started: usize,
     /// Threads that sleep and have not been woken.
     asleep: usize,
-    /// Threads that have been woken or started and are on their way.
-    coming: usize,
+    /// Threads that have been woken and are on their way; who was about to sleep may go in place of
+    /// one.
+    woken: usize,
+    /// Threads that have been started and are on their way; nobody can go in their place.
+    starting: usize,
     /// Jobs that are being done.
     busy: usize,
     closed: bool,
@@ -71,7 +74,8 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
             threads: 0,
             started: 0,
             asleep: 0,
-            coming: 0,
+            woken: 0,
+            starting: 0,
             busy: 0,
             closed: false,
         });
@@ -112,12 +116,12 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
 impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
     fn call_one(self: &Arc<Self>, queue: &mut Queue<J>) -> io::Result<()> {
         // Who is on the way calls the next itself.
-        if queue.jobs.is_empty() || queue.coming > 0 {
+        if queue.jobs.is_empty() || queue.woken + queue.starting > 0 {
             return Ok(());
         }
         if queue.asleep > 0 {
             queue.asleep -= 1;
-            queue.coming += 1;
+            queue.woken += 1;
             self.work.notify_one();
         } else if queue.threads < self.manning.most {
             let inside = self.clone();
@@ -129,7 +133,7 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
             builder.spawn(move || inside.work())?;
             queue.threads += 1;
             queue.started += 1;
-            queue.coming += 1;
+            queue.starting += 1;
         }
         Ok(())
     }
@@ -138,7 +142,7 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
     fn work(self: Arc<Self>) {
         let place = Place(&self);
         let mut queue = lock(&self.queue);
-        queue.coming = queue.coming.saturating_sub(1);
+        queue.starting -= 1;
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 queue.busy += 1;
@@ -157,7 +161,7 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
                 let (woken, waited) = self.sleep(queue);
                 queue = waited;
                 if woken {
-                    queue.coming -= 1;
+                    queue.woken -= 1;
                 } else if !queue.closed {
                     queue.asleep -= 1;
                     break;
@@ -174,7 +178,7 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
         &'a self,
         mut queue: std::sync::MutexGuard<'a, Queue<J>>,
     ) -> (bool, std::sync::MutexGuard<'a, Queue<J>>) {
-        while queue.coming == 0 && !queue.closed {
+        while queue.woken == 0 && !queue.closed {
             let Some(stay) = self.manning.stay else {
                 queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -182,11 +186,11 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
             let waited = self.work.wait_timeout(queue, stay);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             queue = guard;
-            if timeout.timed_out() && queue.coming == 0 {
+            if timeout.timed_out() && queue.woken == 0 {
                 return (false, queue);
             }
         }
-        (queue.coming > 0, queue)
+        (queue.woken > 0, queue)
     }
 }
 
