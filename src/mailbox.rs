@@ -31,8 +31,8 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A job that a loop lends to a worker, and that comes home when it is done.
 pub(crate) trait Work: Send {
-    /// Does the job; the handler in it may block. Never panics.
-    fn run(&mut self);
+    /// Does the job; the handler in it may block. Whether it comes home afterwards. Never panics.
+    fn run(&mut self) -> bool;
     /// Its connection is gone: the handler is told, and nothing comes home. Never panics.
     fn abandoned(&mut self);
     /// For the loop to have its own again.

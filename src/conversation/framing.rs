@@ -135,7 +135,8 @@ pub enum Overlong {
     Discard,
 }
 
-/// Lines ended by `\n` or `\r\n`, handed over without it; sent with `\n`.
+/// Lines ended by `\n` or `\r\n`, handed over without it; sent with `\n`. A message that holds `\n`
+/// reaches the peer as several lines.
 ///
 /// A line may be 8,192 bytes long unless [`max_len`](Lines::max_len) says otherwise. A last line
 /// without an end is an error ([`FramingError::UnexpectedEof`]) unless

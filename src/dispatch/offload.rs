@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::crew::{Crew, Labour, Manning};
-use crate::mailbox::{Mail, Mailbox, Work};
+use crate::mailbox::{Mail, Mailbox, Work, abandon};
 use crate::session::Workers;
 use crate::token::Token;
 
@@ -44,15 +44,24 @@ struct Job {
 struct Errands;
 
 impl Labour<Job> for Errands {
-    type After = ();
+    /// The loop that may wait for the last job, of one that has not come home.
+    type After = Option<Arc<Mailbox>>;
 
-    fn run(&self, job: Job) {
+    fn run(&self, job: Job) -> Option<Arc<Mailbox>> {
         let Job { home, token, mut work } = job;
-        work.run();
-        home.post(Mail::Returned(token, work));
+        if work.run() {
+            home.post(Mail::Returned(token, work));
+            return None;
+        }
+        abandon(work);
+        Some(home)
     }
 
-    fn after(&self, (): ()) {}
+    fn after(&self, home: Option<Arc<Mailbox>>) {
+        if let Some(home) = home {
+            home.post(Mail::Nudge);
+        }
+    }
 }
 
 /// The workers of one service.
@@ -72,8 +81,15 @@ impl OffloadWorkers {
         if let Err((error, jobs)) = self.crew.call() {
             // Not one worker can be had: done here and now, slowly, rather than never.
             log::error!("no worker can be started, the loop does its work: {error}");
-            jobs.into_iter().for_each(|job| Errands.run(job));
+            jobs.into_iter().for_each(|job| Errands.after(Errands.run(job)));
         }
+    }
+}
+
+impl OffloadWorkers {
+    /// How many jobs are not done.
+    pub(crate) fn load(&self) -> usize {
+        self.crew.load()
     }
 }
 

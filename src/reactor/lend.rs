@@ -148,8 +148,8 @@ where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
-    fn run(&mut self) {
-        let Some(kit) = &mut self.kit else { return };
+    fn run(&mut self) -> bool {
+        let Some(kit) = &mut self.kit else { return true };
         let errand = Errand { mailbox: &kit.mailbox, token: kit.token, marks: kit.marks };
         let mut env = Env::new(&mut kit.outgoing, &mut kit.tally, &errand, kit.room);
         match kit.chore {
@@ -166,9 +166,11 @@ where
                     tally: std::mem::take(env.tally),
                 };
                 kit.mailbox.post(Mail::Ended(Box::new(ended)));
+                return false;
             }
         }
         kit.shutdown |= env.shutdown;
+        true
     }
 
     fn abandoned(&mut self) {
@@ -223,12 +225,13 @@ impl<H: Handler + Send + 'static> LentDatagram<H> {
 }
 
 impl<H: Handler + Send + 'static> Work for LentDatagram<H> {
-    fn run(&mut self) {
-        let Some(handler) = self.handler.take() else { return };
+    fn run(&mut self) -> bool {
+        let Some(handler) = self.handler.take() else { return true };
         let Packet { bytes, peer, truncated, .. } = &self.packet;
         let mut env = Env::new(&mut self.outgoing, &mut self.tally, &Nowhere, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut env));
         self.shutdown = env.shutdown;
+        true
     }
 
     fn abandoned(&mut self) {}

@@ -272,6 +272,11 @@ pub(crate) trait Live {
     fn elsewhere(&self) -> usize {
         0
     }
+
+    /// How many jobs of connections that are gone have still to be done.
+    fn unfinished(&self) -> usize {
+        0
+    }
 }
 
 /// Who takes the requests that a listener lets in: one mode of serving them.
@@ -331,6 +336,11 @@ pub(crate) trait Taker {
 
     /// How many requests it serves elsewhere.
     fn elsewhere(&self) -> usize {
+        0
+    }
+
+    /// How many jobs of connections that are gone have still to be done.
+    fn unfinished(&self) -> usize {
         0
     }
 }

@@ -147,6 +147,11 @@ impl<'a> Reactor<'a> {
         self.listeners.iter().map(|token| self.slab[token.slot()].live.elsewhere()).sum()
     }
 
+    /// How many jobs of connections that are gone have still to be done.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.listeners.iter().map(|token| self.slab[token.slot()].live.unfinished()).sum()
+    }
+
     /// Waits, for `patience` at the most, and serves whoever is ready.
     ///
     /// # Errors

@@ -239,7 +239,11 @@ impl<T: Talk> Connection<T> {
                     turn.readiness.remove(Readiness::READABLE);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => conversation.end(CloseReason::Disconnected(error)),
+                Err(error) => {
+                    conversation.end(CloseReason::Disconnected(error));
+                    // Nobody will take it any more.
+                    self.backlog = None;
+                }
             }
         }
     }

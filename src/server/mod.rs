@@ -406,6 +406,16 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
         reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     let cut = reactor.cut();
+    // Those who have ended and are still being told so, by workers.
+    while reactor.unfinished() > 0 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
+    }
+    // What they have left in the mailbox.
+    reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
     Ok(StopReport { idle: before - busy, finished: busy - cut, cut })
 }
 

@@ -126,6 +126,10 @@ struct LendingAcceptor<'a, H, F> {
 }
 
 impl<H, F> Taker for LendingAcceptor<'_, H, F> {
+    fn unfinished(&self) -> usize {
+        self.workers.load()
+    }
+
     fn is_attentive(&self) -> bool {
         true
     }
