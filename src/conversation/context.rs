@@ -9,7 +9,7 @@ use super::State;
 use super::framing::Framing;
 use super::output::Output;
 use crate::address::Peer;
-use crate::error::{CloseReason, HandlerResult, Unsupported};
+use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, Unsupported};
 use crate::mailbox::{Outlet, Payload, Sender};
 
 /// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
@@ -49,6 +49,18 @@ impl Context<'_> {
     /// [`FramingError`](crate::FramingError) where the framing cannot express the message.
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> HandlerResult {
+        // A stream that is not ending, or has other things to be remembered of it: nearly always.
+        if self.state.special || self.state.datagram {
+            return self.send_specially(message);
+        }
+        match self.framing.encode(message, &mut self.output) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(unencodable(error)),
+        }
+    }
+
+    #[inline(never)]
+    fn send_specially(&mut self, message: &[u8]) -> HandlerResult {
         if self.state.is_over() {
             return Ok(());
         }
@@ -103,6 +115,7 @@ impl Context<'_> {
         }
         self.state.timeout = timeout.into();
         self.state.timeout_changed = true;
+        self.state.special = true;
         Ok(())
     }
 
@@ -134,8 +147,17 @@ impl Context<'_> {
         }
         let outlet = match &self.state.outlet {
             Some(outlet) => outlet.clone(),
-            None => self.state.outlet.insert(self.home.outlet()?).clone(),
+            None => {
+                let outlet = self.home.outlet()?;
+                self.state.special = true;
+                self.state.outlet.insert(outlet).clone()
+            }
         };
         Ok(Sender::new(outlet))
     }
+}
+
+#[cold]
+fn unencodable(error: FramingError) -> HandlerError {
+    error.into()
 }

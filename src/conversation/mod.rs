@@ -75,6 +75,8 @@ struct State {
     input_ended: bool,
     /// Input was left undelivered because the output was at its mark.
     stuffed: bool,
+    /// It may be ending, ended, stuffed, or reached from elsewhere: one look instead of four.
+    special: bool,
 }
 
 impl State {
@@ -91,6 +93,7 @@ impl State {
             open: false,
             input_ended: false,
             stuffed: false,
+            special: false,
         }
     }
 
@@ -99,12 +102,21 @@ impl State {
         self.ending.is_some()
     }
 
+    /// Forgets that input was left: it is about to be delivered.
+    #[inline(never)]
+    fn unstuff(&mut self) {
+        self.stuffed = false;
+        self.special =
+            self.is_over() || self.input_ended || self.timeout_changed || self.outlet.is_some();
+    }
+
     /// Notes why it ends: the first reason stands, but for a fault, which is what must be told.
     #[cold]
     fn end(&mut self, reason: CloseReason) {
         if self.ending.is_none() || reason.is_fault() {
             self.ending = Some(reason);
         }
+        self.special = true;
     }
 }
 
@@ -147,7 +159,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// calls [`settle`](Self::settle) with the same bytes before anything else.
     #[inline(always)] // the hot path: one call less per layer is a tenth of all instructions
     pub(crate) fn receive(&mut self, fresh: &[u8], env: &mut Env<'_>) {
-        self.state.stuffed = false;
+        if self.state.special {
+            self.state.unstuff();
+        }
         if self.inbox.is_empty() {
             self.guarded(env, |this, env| this.deliver(fresh, env));
         } else {
@@ -230,6 +244,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// The peer has ended: its last bytes are settled, and the handler is told.
     pub(crate) fn eof(&mut self, env: &mut Env<'_>) {
         self.state.input_ended = true;
+        self.state.special = true;
         self.with_inbox(env, |this, input, env| {
             this.deliver_last(input, env);
             if this.state.is_over() {
@@ -329,6 +344,12 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.state.stuffed
     }
 
+    /// Whether there is nothing to remember of it but its leftover input.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.state.special
+    }
+
     /// Whether it waits for its peer with nothing begun.
     pub(crate) fn is_idle(&self) -> bool {
         self.inbox.is_empty() && !self.state.stuffed
@@ -360,6 +381,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         while self.consumed < input.len() && !self.state.is_over() {
             if env.outgoing.len() >= env.room {
                 self.state.stuffed = true;
+                self.state.special = true;
                 return;
             }
             let step = self.framing.decode(&input[self.consumed..]);

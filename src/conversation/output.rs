@@ -36,8 +36,11 @@ impl Segment {
 /// twice.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    scratch: Vec<u8>,
+    /// All there is, as long as it is one range of the input: nearly always.
+    repeated: Range<usize>,
+    /// Otherwise, all there is.
     segments: Vec<Segment>,
+    scratch: Vec<u8>,
     len: usize,
 }
 
@@ -51,20 +54,18 @@ impl Outgoing {
     /// Whether there is nothing to send; a datagram may be empty and yet be one.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.segments.is_empty()
+        self.len == 0 && self.segments.is_empty()
     }
 
     /// Forgets what was sent, and gives back what one large turn had taken.
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
         self.len = 0;
-        // One range of the input, nothing to be dropped: nearly always.
-        if matches!(self.segments.as_slice(), [Segment::Input(_)]) && self.scratch.is_empty() {
-            // A range has no destructor to run.
-            while let Some(Segment::Input(_)) = self.segments.pop() {}
-            return;
+        if self.segments.is_empty() {
+            self.repeated = 0..0;
+        } else {
+            self.clear_all();
         }
-        self.clear_all();
     }
 
     #[inline(never)]
@@ -79,14 +80,25 @@ impl Outgoing {
     /// All of it as one slice, where it is one or is small enough to be made one.
     #[inline(always)]
     pub(crate) fn contiguous<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
-        if self.segments.len() == 1 {
-            return Some(bytes(&self.segments[0], input, &self.scratch));
+        if self.segments.is_empty() {
+            return Some(&input[self.repeated.clone()]);
         }
         self.gathered(input)
     }
 
+    /// Makes a list of what is one range, so that more can follow.
+    #[inline(never)]
+    fn list(&mut self) {
+        if self.repeated.start < self.repeated.end {
+            self.segments.push(Segment::Input(std::mem::take(&mut self.repeated)));
+        }
+    }
+
     #[inline(never)]
     fn gathered<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
+        if self.segments.len() == 1 {
+            return Some(bytes(&self.segments[0], input, &self.scratch));
+        }
         if self.len > GATHER_UP_TO {
             return None;
         }
@@ -107,7 +119,8 @@ impl Outgoing {
     }
 
     /// The first segments as slices for one vectored write; how many were filled in.
-    pub(crate) fn slices<'a>(&'a self, input: &'a [u8], into: &mut [IoSlice<'a>]) -> usize {
+    pub(crate) fn slices<'a>(&'a mut self, input: &'a [u8], into: &mut [IoSlice<'a>]) -> usize {
+        self.list();
         for (slot, segment) in into.iter_mut().zip(&self.segments) {
             *slot = IoSlice::new(bytes(segment, input, &self.scratch));
         }
@@ -115,12 +128,15 @@ impl Outgoing {
     }
 
     /// Every segment's bytes in order; of a datagram's output, each is one datagram.
-    pub(crate) fn parts<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.segments.iter().map(move |segment| bytes(segment, input, &self.scratch))
+    pub(crate) fn parts<'a>(&'a mut self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.list();
+        let Outgoing { segments, scratch, .. } = &*self;
+        segments.iter().map(move |segment| bytes(segment, input, scratch))
     }
 
     /// Hands over what is left after `sent` bytes: copied, or, where it is shared, referred to.
     pub(crate) fn rest(&mut self, input: &[u8], mut sent: usize, mut keep: impl FnMut(Rest<'_>)) {
+        self.list();
         for segment in &self.segments {
             let skipped = sent.min(segment.len());
             sent -= skipped;
@@ -192,9 +208,39 @@ impl<'a> Output<'a> {
     /// to and not copied; all others are copied.
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
+        let Outgoing { repeated, segments, len, .. } = &mut *self.outgoing;
+        // Most answers repeat the input, each where the one before ended.
+        if segments.is_empty()
+            && let Some(start) = offset(self.input, bytes)
+            && (*len == 0 || repeated.end == start)
+        {
+            if *len == 0 {
+                repeated.start = start;
+            }
+            repeated.end = start + bytes.len();
+            *len += bytes.len();
+            return;
+        }
+        self.put_more(bytes);
+    }
+
+    #[inline(never)]
+    fn put_more(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
+        let Outgoing { repeated, segments, len, .. } = &mut *self.outgoing;
+        // A delimiter that the input has there too keeps the answer one range of it.
+        if segments.is_empty()
+            && *len > 0
+            && bytes.len() <= REPEAT_UP_TO
+            && self.input[repeated.end..].get(..bytes.len()) == Some(bytes)
+        {
+            repeated.end += bytes.len();
+            *len += bytes.len();
+            return;
+        }
+        self.outgoing.list();
         match offset(self.input, bytes) {
             Some(start) => self.put_input(start, bytes.len()),
             None => self.put_other(bytes),
@@ -212,7 +258,6 @@ impl<'a> Output<'a> {
         self.outgoing.len += bytes.len();
     }
 
-    #[inline(always)]
     fn put_input(&mut self, start: usize, len: usize) {
         match self.outgoing.segments.last_mut() {
             Some(Segment::Input(range)) if range.end == start => range.end += len,
@@ -271,7 +316,7 @@ mod tests {
 
     use super::*;
 
-    fn sent(outgoing: &Outgoing, input: &[u8]) -> Vec<u8> {
+    fn sent(outgoing: &mut Outgoing, input: &[u8]) -> Vec<u8> {
         outgoing.parts(input).collect::<Vec<_>>().concat()
     }
 
@@ -284,11 +329,10 @@ mod tests {
             output.put(&input[line]);
             output.put(b"\n");
         }
-        assert!(
-            matches!(outgoing.segments.as_slice(), [Segment::Input(range)] if *range == (0..8))
-        );
+        assert_eq!(outgoing.repeated, 0..8);
+        assert!(outgoing.segments.is_empty());
         assert!(outgoing.scratch.is_empty());
-        assert_eq!(sent(&outgoing, &input), b"one\ntwo\n");
+        assert_eq!(sent(&mut outgoing, &input), b"one\ntwo\n");
     }
 
     #[test]

@@ -132,7 +132,8 @@ impl<'a> Datagrams<'a> {
             }
             let bytes = self.batch.bytes(number, datagram.len);
             self.answerer.answer(bytes, peer, &datagram, turn);
-            self.replies.keep(&mut turn.outgoing, bytes, datagram.from, turn.now);
+            let now = turn.now;
+            self.replies.keep(&mut turn.outgoing, bytes, datagram.from, now);
         }
         self.received = received;
     }
@@ -146,7 +147,8 @@ impl Live for Datagrams<'_> {
 
     fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
         if let Some((from, bytes)) = self.answerer.returned(work, turn) {
-            self.replies.keep(&mut turn.outgoing, &bytes, from, turn.now);
+            let now = turn.now;
+            self.replies.keep(&mut turn.outgoing, &bytes, from, now);
         }
         self.run(turn)
     }
@@ -361,14 +363,14 @@ impl Replies {
         self.parked.push_back(parked);
         if self.retry_at.is_none() {
             self.retry_at = Some(turn.now + RETRY);
-            turn.rearm = true;
+            turn.rearm();
         }
     }
 
     /// Tries those again that were put aside. One that has waited too long is lost.
     fn retry(&mut self, socket: &Socket, turn: &mut Turn) {
         self.retry_at = None;
-        turn.rearm = true;
+        turn.rearm();
         let mut full: Vec<Destination> = Vec::new();
         for parked in std::mem::take(&mut self.parked) {
             self.parked_bytes -= parked.bytes.len() + 1;

@@ -5,12 +5,12 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::live::{End, Turn};
-use super::pump::{Errand, Marks, Step, Talk};
+use super::live::{Desk, Port, Turn};
+use super::pump::{Step, Talk};
 use crate::conversation::{Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
 use crate::counters::Tally;
 use crate::error::CloseReason;
-use crate::mailbox::{Ended, Mail, Mailbox, Work};
+use crate::mailbox::{Ended, Mail, Work};
 use crate::session::{Nowhere, Packet, Workers};
 use crate::sys::Destination;
 use crate::token::Token;
@@ -36,9 +36,7 @@ struct Kit {
     chore: Chore,
     outgoing: Outgoing,
     tally: Tally,
-    mailbox: Arc<Mailbox>,
-    token: Token,
-    marks: Marks,
+    port: Port,
     room: usize,
     shutdown: bool,
 }
@@ -70,7 +68,7 @@ where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
-    fn lend(&mut self, chore: Chore, room: usize, errand: Errand<'_>) {
+    fn lend(&mut self, chore: Chore, room: usize, port: &Port) {
         let Some(mut loan) = self.loan.take() else {
             return;
         };
@@ -78,13 +76,11 @@ where
             chore,
             outgoing: Outgoing::default(),
             tally: Tally::default(),
-            mailbox: errand.mailbox.clone(),
-            token: errand.token,
-            marks: errand.marks,
+            port: port.clone(),
             room,
             shutdown: false,
         }));
-        self.workers.submit(errand.mailbox, errand.token, loan);
+        self.workers.submit(&port.mailbox, port.token, loan);
     }
 }
 
@@ -96,7 +92,7 @@ where
     type Handler = H;
     type Framing = F;
 
-    fn take(&mut self, step: Step<'_>, env: &mut Env<'_>, errand: Errand<'_>) -> bool {
+    fn take(&mut self, step: Step<'_>, room: usize, desk: &mut Desk) -> bool {
         let Some(loan) = &mut self.loan else {
             return false;
         };
@@ -113,7 +109,7 @@ where
                 Chore::Receive
             }
         };
-        self.lend(chore, env.room, errand);
+        self.lend(chore, room, &desk.port);
         false
     }
 
@@ -125,21 +121,20 @@ where
         self.loan.as_ref().map(|loan| &loan.conversation)
     }
 
-    fn take_back(&mut self, work: Box<dyn Work>, turn: &mut Turn) {
+    fn take_back(&mut self, work: Box<dyn Work>, desk: &mut Desk) {
         let Ok(mut loan) = work.into_any().downcast::<Loan<H, F>>() else {
             return;
         };
         if let Some(mut kit) = loan.kit.take() {
-            std::mem::swap(&mut turn.outgoing, &mut kit.outgoing);
-            turn.tally.take(&mut kit.tally);
-            turn.shutdown |= kit.shutdown;
+            std::mem::swap(&mut desk.outgoing, &mut kit.outgoing);
+            desk.tally.take(&mut kit.tally);
+            desk.shutdown |= kit.shutdown;
         }
         self.loan = Some(loan);
     }
 
-    fn close(&mut self, turn: &mut Turn) {
-        let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: Marks::default() };
-        self.lend(Chore::Close, 0, errand);
+    fn close(&mut self, desk: &mut Desk) {
+        self.lend(Chore::Close, 0, &desk.port);
     }
 }
 
@@ -150,8 +145,7 @@ where
 {
     fn run(&mut self) -> bool {
         let Some(kit) = &mut self.kit else { return true };
-        let errand = Errand { mailbox: &kit.mailbox, token: kit.token, marks: kit.marks };
-        let mut env = Env::new(&mut kit.outgoing, &mut kit.tally, &errand, kit.room);
+        let mut env = Env::new(&mut kit.outgoing, &mut kit.tally, &kit.port, kit.room);
         match kit.chore {
             Chore::Open => self.conversation.open(&mut env),
             Chore::Receive => self.conversation.receive(&[], &mut env),
@@ -165,7 +159,7 @@ where
                     reason,
                     tally: std::mem::take(env.tally),
                 };
-                kit.mailbox.post(Mail::Ended(Box::new(ended)));
+                kit.port.mailbox.post(Mail::Ended(Box::new(ended)));
                 return false;
             }
         }
@@ -219,7 +213,9 @@ impl<H: Handler + Send + 'static> LentDatagram<H> {
         turn.tally.take(&mut lent.tally);
         turn.shutdown |= lent.shutdown;
         let Packet { bytes, peer, from, .. } = lent.packet;
-        turn.ended.extend(lent.reason.map(|reason| End { peer, reason }));
+        if let Some(reason) = lent.reason {
+            turn.end(peer, reason);
+        }
         Some((from, bytes))
     }
 }

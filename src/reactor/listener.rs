@@ -195,12 +195,12 @@ impl<'a> Listener<'a> {
         }
         self.paused_until = Some(turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        turn.rearm = true;
+        turn.rearm();
     }
 
     fn resume(&mut self, turn: &mut Turn) -> Fate {
         if self.paused_until.take().is_some() {
-            turn.rearm = true;
+            turn.rearm();
             turn.readiness.add(Readiness::READABLE);
         }
         if turn.readiness.has(Readiness::READABLE) { self.accept(turn) } else { Fate::Wait }

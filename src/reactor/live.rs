@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,10 +11,10 @@ use std::time::Instant;
 use socket2::Socket;
 
 use crate::address::Peer;
-use crate::conversation::Outgoing;
+use crate::conversation::{Home, Outgoing};
 use crate::counters::Tally;
-use crate::error::{CloseReason, Error};
-use crate::mailbox::{Mailbox, Work};
+use crate::error::{CloseReason, Error, Unsupported};
+use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
 use crate::session::{Packet, READ_SIZE};
 use crate::sys::{Child, ChildProcess};
 use crate::token::Token;
@@ -34,20 +35,23 @@ impl Readiness {
 
     #[inline]
     pub(crate) fn of(event: &mio::event::Event) -> Self {
-        let mut readiness = Readiness::NONE;
-        // Any sign of an end or an error is a reason to read: the system call tells the truth.
-        if event.is_read_closed() || event.is_error() || event.is_write_closed() {
-            readiness = Readiness(Self::READABLE.0 | Self::ENDED.0);
-        } else if event.is_readable() {
-            readiness = Self::READABLE;
-        }
+        let gone = event.is_write_closed() || event.is_error();
+        let mut readiness = if gone || event.is_read_closed() {
+            // Any sign of an end or an error is a reason to read: the system call tells the truth.
+            Readiness(Self::READABLE.0 | Self::ENDED.0 | if gone { Self::GONE.0 } else { 0 })
+        } else {
+            Readiness(if event.is_readable() { Self::READABLE.0 } else { 0 })
+        };
         if event.is_writable() {
             readiness.add(Self::WRITABLE);
         }
-        if event.is_write_closed() || event.is_error() {
-            readiness.add(Self::GONE);
-        }
         readiness
+    }
+
+    /// Readable, and no sign of an end.
+    #[inline]
+    pub(crate) fn is_plainly_readable(self) -> bool {
+        self.0 & !Self::WRITABLE.0 == Self::READABLE.0
     }
 
     #[inline]
@@ -79,16 +83,20 @@ pub(crate) enum Fate {
 
 /// What a loop lends to an entry for the length of a call.
 pub(crate) struct Turn {
+    /// What is read into, by whoever reads; apart from the rest, which is needed while it is full.
+    pub(crate) buffer: Box<[u8]>,
+    pub(crate) desk: Desk,
+}
+
+/// What a loop lends beside the buffer.
+pub(crate) struct Desk {
     /// When this turn began: the only clock there is.
     pub(crate) now: Instant,
-    /// What is read into, by whoever reads.
-    pub(crate) buffer: Box<[u8]>,
     /// Where output is collected, by whoever answers.
     pub(crate) outgoing: Outgoing,
     pub(crate) tally: Tally,
-    pub(crate) mailbox: Arc<Mailbox>,
-    /// The entry that is being called.
-    pub(crate) token: Token,
+    /// The entry that is being called, and how it is reached from elsewhere.
+    pub(crate) port: Port,
     /// What is known of its descriptor; it removes what turns out not to hold.
     pub(crate) readiness: Readiness,
     /// It has another deadline than before.
@@ -97,48 +105,117 @@ pub(crate) struct Turn {
     pub(crate) shutdown: bool,
     /// The server is stopping: nothing is accepted, and who becomes idle is closed.
     pub(crate) stopping: bool,
-    /// How many more requests may be accepted.
-    pub(crate) allowance: usize,
+    /// The entry leaves something for the loop to do: a deadline, or one of the three below.
+    pub(crate) left: bool,
+    /// Conversations that have ended: how, for the hooks of their listener.
+    pub(crate) ended: Vec<End>,
     /// Connections just accepted, to be put into the slab.
     pub(crate) newcomers: Vec<Newcomer>,
     /// Requests that are to have a process each.
     pub(crate) forks: VecDeque<Fork>,
+    /// A connection has been closed: descriptors and room are free again.
+    pub(crate) freed: bool,
+    /// How many more requests may be accepted.
+    pub(crate) allowance: usize,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
     pub(crate) reserve: Option<File>,
-    /// Conversations that have ended: how, for the hooks of their listener.
-    pub(crate) ended: Vec<End>,
-    /// A connection has been closed: descriptors and room are free again.
-    pub(crate) freed: bool,
+}
+
+/// How an entry is reached from elsewhere.
+#[derive(Clone)]
+pub(crate) struct Port {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) token: Token,
+    /// How many bytes may wait on their way to it.
+    pub(crate) limit: usize,
+}
+
+impl Home for Port {
+    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
+        let keeper = Keeper::Loop(self.mailbox.clone(), self.token);
+        Ok(Arc::new(Outlet::new(keeper, self.limit)))
+    }
 }
 
 impl Turn {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
-        Turn {
+        let desk = Desk {
             now: Instant::now(),
-            buffer: vec![0; READ_SIZE].into_boxed_slice(),
             outgoing: Outgoing::default(),
             tally: Tally::default(),
-            mailbox,
-            token: Token::WAKE,
+            port: Port { mailbox, token: Token::WAKE, limit: 0 },
             readiness: Readiness::NONE,
             rearm: false,
             shutdown: false,
             stopping: false,
-            allowance: usize::MAX,
+            left: false,
+            ended: Vec::new(),
             newcomers: Vec::new(),
             forks: VecDeque::new(),
+            freed: false,
+            allowance: usize::MAX,
             failed: None,
             reserve: reserve_descriptor(),
-            ended: Vec::new(),
-            freed: false,
+        };
+        Turn { buffer: vec![0; READ_SIZE].into_boxed_slice(), desk }
+    }
+}
+
+impl Desk {
+    /// So many bytes have been read into a buffer of that size. A short read has drained a stream,
+    /// see epoll(7), unless its end is there to be read too: the end brings no edge of its own if it
+    /// was part of this one.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, count: usize, buffer: usize) {
+        self.tally.bytes_in += count as u64;
+        if count < buffer && !self.readiness.has(Readiness::ENDED) {
+            self.readiness.remove(Readiness::READABLE);
         }
     }
 
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
         !self.stopping && !self.shutdown && self.allowance > 0
+    }
+
+    /// The entry has another deadline than before.
+    pub(crate) fn rearm(&mut self) {
+        self.rearm = true;
+        self.left = true;
+    }
+
+    /// A conversation has ended.
+    pub(crate) fn end(&mut self, peer: Peer, reason: CloseReason) {
+        self.ended.push(End { peer, reason });
+        self.left = true;
+    }
+
+    /// A connection is to be put into the slab.
+    pub(crate) fn let_in(&mut self, newcomer: Newcomer) {
+        self.newcomers.push(newcomer);
+        self.left = true;
+    }
+
+    /// A request is to have a process of its own.
+    pub(crate) fn fork(&mut self, fork: Fork) {
+        self.forks.push_back(fork);
+        self.left = true;
+    }
+}
+
+impl Deref for Turn {
+    type Target = Desk;
+
+    fn deref(&self) -> &Desk {
+        &self.desk
+    }
+}
+
+impl DerefMut for Turn {
+    fn deref_mut(&mut self) -> &mut Desk {
+        &mut self.desk
     }
 }
 

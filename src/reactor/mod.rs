@@ -265,13 +265,12 @@ impl<'a> Reactor<'a> {
         for event in &events {
             let token = Token::from(event.token());
             let readiness = Readiness::of(event);
-            let Some(entry) = entry_of(&mut self.slab, token) else {
-                continue;
+            let note = |entry: &mut Entry<'_>| {
+                entry.readiness.add(readiness);
+                // Who stands in the ready list is called from there.
+                !entry.listed
             };
-            entry.readiness.add(readiness);
-            if !entry.listed {
-                self.call(token, |live, turn| live.ready(turn));
-            }
+            self.visit(token, note, |live, turn| live.ready(turn));
         }
         *self.ground.events = events;
     }
@@ -297,15 +296,28 @@ impl<'a> Reactor<'a> {
     }
 
     /// Calls an entry, if it is still there, and does what follows from it.
-    #[inline]
     fn call(&mut self, token: Token, call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate) {
+        self.visit(token, |_| true, call);
+    }
+
+    /// As [`call`](Self::call), if a first look at the entry says so.
+    #[inline(always)]
+    fn visit(
+        &mut self,
+        token: Token,
+        look: impl FnOnce(&mut Entry<'a>) -> bool,
+        call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate,
+    ) {
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
+        if !look(entry) {
+            return;
+        }
         let turn = &mut self.turn;
-        turn.token = token;
+        turn.port.token = token;
         turn.readiness = entry.readiness;
-        let mut fate = call(&mut *entry.live, turn);
+        let fate = call(&mut *entry.live, turn);
         entry.readiness = turn.readiness;
         match fate {
             Fate::Wait => {}
@@ -320,15 +332,13 @@ impl<'a> Reactor<'a> {
                 self.timers.set(token, &mut entry.armed, None);
                 self.graveyard.push(token.slot());
                 turn.rearm = false;
-                fate = Fate::Wait;
             }
         }
-        debug_assert_ne!(fate, Fate::Done);
-        if std::mem::take(&mut turn.rearm) {
-            let deadline = entry.live.deadline();
-            self.timers.set(token, &mut entry.armed, deadline);
-        }
-        if !turn.ended.is_empty() || !turn.newcomers.is_empty() || !turn.forks.is_empty() {
+        if std::mem::take(&mut turn.left) {
+            if std::mem::take(&mut turn.rearm) {
+                let deadline = entry.live.deadline();
+                self.timers.set(token, &mut entry.armed, deadline);
+            }
             let parent = entry.parent;
             self.follow_up(parent);
         }
@@ -459,7 +469,7 @@ impl<'a> Reactor<'a> {
         if deadline.is_some_and(|deadline| deadline > now) {
             return self.timers.set(token, &mut entry.armed, deadline);
         }
-        self.turn.rearm = true;
+        self.turn.rearm();
         if deadline.is_some() {
             self.call(token, |live, turn| live.expired(turn));
         }

@@ -2,18 +2,16 @@
 
 use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::backlog::{Backlog, SLICES};
-use super::live::{End, Fate, Live, Readiness, Turn};
-use crate::conversation::{Conversation, Env, Framing, Handler, Home};
-use crate::error::{CloseReason, Unsupported};
-use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
+use super::live::{Desk, Fate, Live, Readiness, Turn};
+use crate::conversation::{Conversation, Env, Framing, Handler};
+use crate::error::CloseReason;
+use crate::mailbox::Work;
 use crate::sys;
-use crate::token::Token;
 
 /// How much a connection may read before others come first.
 const READ_BUDGET: usize = 128 * 1024;
@@ -52,9 +50,9 @@ pub(crate) trait Talk: 'static {
     type Handler: Handler;
     type Framing: Framing;
 
-    /// Takes a step; false when there is nothing to settle: it has been lent out for the step and
-    /// comes home later, or it has only kept the input.
-    fn take(&mut self, step: Step<'_>, env: &mut Env<'_>, turn: Errand<'_>) -> bool;
+    /// Takes a step, for which there is so much room in the output; false when there is nothing to
+    /// settle: it has been lent out for the step and comes home later, or it has only kept the input.
+    fn take(&mut self, step: Step<'_>, room: usize, desk: &mut Desk) -> bool;
 
     /// The conversation, if it is at home.
     fn home(&mut self) -> Option<&mut Conversation<Self::Handler, Self::Framing>>;
@@ -63,18 +61,10 @@ pub(crate) trait Talk: 'static {
     fn peek(&self) -> Option<&Conversation<Self::Handler, Self::Framing>>;
 
     /// Takes back what was lent, and gives out what was answered meanwhile.
-    fn take_back(&mut self, work: Box<dyn Work>, turn: &mut Turn);
+    fn take_back(&mut self, work: Box<dyn Work>, desk: &mut Desk);
 
     /// Ends it for good: the handler is told, here or on a worker.
-    fn close(&mut self, turn: &mut Turn);
-}
-
-/// Whose step it is, for one that is lent out.
-#[derive(Clone, Copy)]
-pub(crate) struct Errand<'a> {
-    pub(crate) mailbox: &'a Arc<Mailbox>,
-    pub(crate) token: Token,
-    pub(crate) marks: Marks,
+    fn close(&mut self, desk: &mut Desk);
 }
 
 /// Steps taken here and now.
@@ -83,13 +73,15 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
     type Framing = F;
 
     #[inline(always)]
-    fn take(&mut self, step: Step<'_>, env: &mut Env<'_>, _errand: Errand<'_>) -> bool {
+    fn take(&mut self, step: Step<'_>, room: usize, desk: &mut Desk) -> bool {
+        let mut env = Env::new(&mut desk.outgoing, &mut desk.tally, &desk.port, room);
         match step {
-            Step::Open => self.open(env),
-            Step::Receive(fresh) => self.receive(fresh, env),
-            Step::Eof => self.eof(env),
-            Step::TimedOut => self.timed_out(env),
+            Step::Open => self.open(&mut env),
+            Step::Receive(fresh) => self.receive(fresh, &mut env),
+            Step::Eof => self.eof(&mut env),
+            Step::TimedOut => self.timed_out(&mut env),
         }
+        desk.shutdown |= env.shutdown;
         true
     }
 
@@ -103,19 +95,11 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
         Some(self)
     }
 
-    fn take_back(&mut self, _work: Box<dyn Work>, _turn: &mut Turn) {}
+    fn take_back(&mut self, _work: Box<dyn Work>, _desk: &mut Desk) {}
 
-    fn close(&mut self, turn: &mut Turn) {
-        let reason = self.closed(&mut turn.tally);
-        turn.ended.push(End { peer: self.peer().clone(), reason });
-    }
-}
-
-/// How a conversation on this loop is reached from elsewhere.
-impl Home for Errand<'_> {
-    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
-        let keeper = Keeper::Loop(self.mailbox.clone(), self.token);
-        Ok(Arc::new(Outlet::new(keeper, self.marks.high)))
+    fn close(&mut self, desk: &mut Desk) {
+        let reason = self.closed(&mut desk.tally);
+        desk.end(self.peer().clone(), reason);
     }
 }
 
@@ -161,25 +145,53 @@ impl<T: Talk> Connection<T> {
     }
 
     /// Goes on as far as it can: sends, reads, talks, closes.
-    fn run(&mut self, turn: &mut Turn) -> Fate {
-        let mut buffer = std::mem::take(&mut turn.buffer);
-        let fate = self.run_with(&mut buffer, turn);
-        turn.buffer = buffer;
-        fate
-    }
-
-    fn run_with(&mut self, buffer: &mut [u8], turn: &mut Turn) -> Fate {
-        if let Phase::Lingering(until, left) = self.phase {
-            return self.linger(until, left, buffer, turn);
-        }
-        if self.backlog.is_some() && turn.readiness.has(Readiness::WRITABLE) {
-            self.flush(turn);
-        }
-        self.talk_on(buffer, turn)
-    }
-
+    ///
+    /// The plain case comes first and is kept short: something to read, nothing to remember, and a
+    /// short read that takes all there is.
     #[inline(always)]
-    fn talk_on(&mut self, buffer: &mut [u8], turn: &mut Turn) -> Fate {
+    fn run(&mut self, turn: &mut Turn) -> Fate {
+        let Turn { buffer, desk } = turn;
+        if desk.readiness.is_plainly_readable() && self.is_plain() {
+            desk.port.limit = self.marks.high;
+            match (&self.socket).read(buffer) {
+                Ok(count) if count > 0 => {
+                    desk.read(count, buffer.len());
+                    self.last_moved = desk.now;
+                    let fresh = &buffer[..count];
+                    self.step(Step::Receive(fresh), fresh, desk);
+                    let drained = !desk.readiness.has(Readiness::READABLE);
+                    if drained && !desk.stopping && self.is_plain() {
+                        return Fate::Wait;
+                    }
+                }
+                // Whatever it is, reading once more tells it again.
+                _ => {}
+            }
+        }
+        self.run_on(buffer, desk)
+    }
+
+    /// Whether there is nothing to remember of it but that it waits for its peer.
+    #[inline(always)]
+    fn is_plain(&mut self) -> bool {
+        // One that lingers has an end that is remembered, too.
+        self.backlog.is_none()
+            && self.talk.home().is_some_and(|conversation| conversation.is_plain())
+    }
+
+    #[inline(never)]
+    fn run_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+        desk.port.limit = self.marks.high;
+        if let Phase::Lingering(until, left) = self.phase {
+            return self.linger(until, left, buffer, desk);
+        }
+        if self.backlog.is_some() && desk.readiness.has(Readiness::WRITABLE) {
+            self.flush(desk);
+        }
+        self.talk_on(buffer, desk)
+    }
+
+    fn talk_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
         let mut budget = READ_BUDGET;
         loop {
             let backlog = self.backlog.as_ref().map_or(0, |backlog| backlog.len());
@@ -187,11 +199,11 @@ impl<T: Talk> Connection<T> {
                 return Fate::Wait;
             };
             if conversation.is_over() {
-                return self.close(buffer, turn);
+                return self.close(buffer, desk);
             }
             // One that only listens is read no more: what else tells that it is gone must end it.
             if conversation.input_ended() {
-                if turn.readiness.has(Readiness::GONE) && self.broken.is_none() {
+                if desk.readiness.has(Readiness::GONE) && self.broken.is_none() {
                     let error = self.socket.take_error().ok().flatten();
                     let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
                     self.broken = Some(error);
@@ -208,35 +220,30 @@ impl<T: Talk> Connection<T> {
             }
             self.paused = false;
             if conversation.outlet().is_some_and(|outlet| !outlet.is_empty()) {
-                self.push_parcels(turn);
+                self.push_parcels(desk);
                 continue;
             }
             if conversation.is_stuffed() {
-                self.go_on(turn);
+                self.step_alone(Step::Receive(&[]), desk);
                 continue;
             }
-            if conversation.input_ended() || !turn.readiness.has(Readiness::READABLE) {
-                return self.rest(buffer, turn);
+            if conversation.input_ended() || !desk.readiness.has(Readiness::READABLE) {
+                return self.rest(buffer, desk);
             }
             if budget == 0 {
                 return Fate::Again;
             }
             match (&self.socket).read(buffer) {
-                Ok(0) => self.ended(turn),
+                Ok(0) => self.ended(desk),
                 Ok(count) => {
-                    self.last_moved = turn.now;
-                    turn.tally.bytes_in += count as u64;
-                    // A short read has drained a stream, see epoll(7), unless its end is there to
-                    // be read too: the end brings no edge of its own if it was part of this one.
-                    if count < buffer.len() && !turn.readiness.has(Readiness::ENDED) {
-                        turn.readiness.remove(Readiness::READABLE);
-                    }
+                    self.last_moved = desk.now;
+                    desk.read(count, buffer.len());
                     budget = budget.saturating_sub(count);
                     let fresh = &buffer[..count];
-                    self.step(Step::Receive(fresh), fresh, turn);
+                    self.received(fresh, desk);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    turn.readiness.remove(Readiness::READABLE);
+                    desk.readiness.remove(Readiness::READABLE);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -249,61 +256,60 @@ impl<T: Talk> Connection<T> {
     }
 
     /// The peer has said all; one that takes no output either is gone.
-    fn ended(&mut self, turn: &mut Turn) {
-        turn.readiness.remove(Readiness::READABLE);
+    fn ended(&mut self, desk: &mut Desk) {
+        desk.readiness.remove(Readiness::READABLE);
         match (self.broken.take(), self.talk.home()) {
             (Some(error), Some(conversation)) => {
                 conversation.end(CloseReason::Disconnected(error));
             }
-            _ => self.step(Step::Eof, &[], turn),
+            _ => self.step_alone(Step::Eof, desk),
         }
     }
 
     /// Nothing more can be done now; a server that stops does not wait for who is idle.
-    fn rest(&mut self, buffer: &mut [u8], turn: &mut Turn) -> Fate {
-        if turn.stopping
+    fn rest(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+        if desk.stopping
             && self.backlog.is_none()
             && let Some(conversation) = self.talk.home()
             && conversation.is_idle()
         {
             conversation.end(CloseReason::Shutdown);
-            return self.close(buffer, turn);
+            return self.close(buffer, desk);
         }
         Fate::Wait
     }
 
-    /// Takes a step of the conversation, and sends what it answers.
+    /// Takes a step of the conversation, and sends what it answers; true when any byte has gone.
     #[inline(always)]
-    fn step(&mut self, step: Step<'_>, fresh: &[u8], turn: &mut Turn) {
+    fn step(&mut self, step: Step<'_>, fresh: &[u8], desk: &mut Desk) -> bool {
         let room = self.room();
-        let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: self.marks };
-        let mut env = Env::new(&mut turn.outgoing, &mut turn.tally, &errand, room);
-        let at_home = self.talk.take(step, &mut env, errand);
-        turn.shutdown |= env.shutdown;
-        if at_home {
-            self.settle(fresh, turn);
+        self.talk.take(step, room, desk) && self.settle(fresh, desk)
+    }
+
+    /// As [`step`](Self::step), where nothing has been read.
+    #[inline(never)]
+    fn step_alone(&mut self, step: Step<'_>, desk: &mut Desk) {
+        if self.step(step, &[], desk) {
+            self.last_moved = desk.now;
         }
     }
 
-    /// Delivers what was left for want of room.
+    /// Delivers what has been read.
     #[inline(never)]
-    fn go_on(&mut self, turn: &mut Turn) {
-        self.step(Step::Receive(&[]), &[], turn);
+    fn received(&mut self, fresh: &[u8], desk: &mut Desk) {
+        self.step(Step::Receive(fresh), fresh, desk);
     }
 
-    fn push_parcels(&mut self, turn: &mut Turn) {
+    fn push_parcels(&mut self, desk: &mut Desk) {
         let room = self.room();
         let Some(conversation) = self.talk.home() else {
             return;
         };
-        let errand = Errand { mailbox: &turn.mailbox, token: turn.token, marks: self.marks };
-        conversation.push_parcels(&mut Env::new(
-            &mut turn.outgoing,
-            &mut turn.tally,
-            &errand,
-            room,
-        ));
-        self.settle(&[], turn);
+        let mut env = Env::new(&mut desk.outgoing, &mut desk.tally, &desk.port, room);
+        conversation.push_parcels(&mut env);
+        if self.settle(&[], desk) {
+            self.last_moved = desk.now;
+        }
     }
 
     fn room(&self) -> usize {
@@ -313,37 +319,44 @@ impl<T: Talk> Connection<T> {
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
     #[inline(always)]
-    fn settle(&mut self, fresh: &[u8], turn: &mut Turn) {
+    fn settle(&mut self, fresh: &[u8], desk: &mut Desk) -> bool {
+        let mut moved = false;
         let Some(conversation) = self.talk.home() else {
-            return;
+            return moved;
         };
-        turn.rearm |= conversation.take_timeout_changed();
-        if !turn.outgoing.is_empty() {
-            if !conversation.is_aborted() && self.broken.is_none() {
-                let sent =
-                    transmit(&self.socket, &mut self.backlog, conversation.input(fresh), turn);
-                match sent {
-                    Ok(true) => self.last_moved = turn.now,
-                    Ok(false) => {}
+        if !conversation.is_plain() {
+            if conversation.take_timeout_changed() {
+                desk.rearm();
+            }
+            if conversation.is_aborted() {
+                desk.outgoing.clear();
+            }
+        }
+        if !desk.outgoing.is_empty() {
+            if self.broken.is_none() {
+                let input = conversation.input(fresh);
+                match transmit(&self.socket, &mut self.backlog, input, desk) {
+                    Ok(sent) => moved = sent,
                     Err(error) => self.broken(error),
                 }
             }
-            turn.outgoing.clear();
+            desk.outgoing.clear();
         }
         if let Some(conversation) = self.talk.home() {
             conversation.settle(fresh);
         }
+        moved
     }
 
     /// Sends what waits, as far as the kernel takes it.
-    fn flush(&mut self, turn: &mut Turn) {
+    fn flush(&mut self, desk: &mut Desk) {
         let Some(backlog) = &mut self.backlog else {
             return;
         };
         let before = backlog.len();
-        let flushed = flush(&self.socket, backlog, turn);
+        let flushed = flush(&self.socket, backlog, desk);
         if backlog.len() < before {
-            self.last_moved = turn.now;
+            self.last_moved = desk.now;
         }
         if backlog.is_empty() {
             self.backlog = None;
@@ -360,7 +373,7 @@ impl<T: Talk> Connection<T> {
     }
 
     /// The conversation is over: closes when its output has gone, and so that it arrives.
-    fn close(&mut self, buffer: &mut [u8], turn: &mut Turn) -> Fate {
+    fn close(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
         let Some(conversation) = self.talk.home() else {
             return Fate::Wait;
         };
@@ -370,7 +383,7 @@ impl<T: Talk> Connection<T> {
             return Fate::Done;
         }
         if self.backlog.is_some() {
-            turn.rearm = true;
+            desk.rearm();
             return Fate::Wait;
         }
         if conversation.input_ended() || self.broken.is_some() {
@@ -382,11 +395,11 @@ impl<T: Talk> Connection<T> {
             Ok(count) if count > 0 && self.socket.shutdown(Shutdown::Write).is_ok() => {}
             _ => return Fate::Done,
         }
-        self.tell(turn);
-        let until = turn.now + LINGER;
-        turn.rearm = true;
+        self.tell(desk);
+        let until = desk.now + LINGER;
+        desk.rearm();
         self.phase = Phase::Lingering(until, LINGER_BYTES);
-        self.linger(until, LINGER_BYTES, buffer, turn)
+        self.linger(until, LINGER_BYTES, buffer, desk)
     }
 
     /// Throws input away until the peer has ended, but not for ever.
@@ -395,9 +408,9 @@ impl<T: Talk> Connection<T> {
         until: Instant,
         mut left: usize,
         buffer: &mut [u8],
-        turn: &mut Turn,
+        desk: &mut Desk,
     ) -> Fate {
-        while turn.now < until && left > 0 {
+        while desk.now < until && left > 0 {
             match (&self.socket).read(buffer) {
                 Ok(0) => return Fate::Done,
                 Ok(count) => left = left.saturating_sub(count),
@@ -412,17 +425,18 @@ impl<T: Talk> Connection<T> {
         Fate::Done
     }
 
-    fn tell(&mut self, turn: &mut Turn) {
+    fn tell(&mut self, desk: &mut Desk) {
         if !std::mem::replace(&mut self.told, true) {
-            self.talk.close(turn);
+            self.talk.close(desk);
         }
     }
 }
 
 impl<T: Talk> Live for Connection<T> {
     fn opened(&mut self, turn: &mut Turn) -> Fate {
-        self.step(Step::Open, &[], turn);
-        self.run(turn)
+        turn.port.limit = self.marks.high;
+        self.step_alone(Step::Open, &mut turn.desk);
+        self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn ready(&mut self, turn: &mut Turn) -> Fate {
@@ -434,14 +448,16 @@ impl<T: Talk> Live for Connection<T> {
     }
 
     fn parcels(&mut self, turn: &mut Turn) -> Fate {
-        self.run(turn)
+        self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
-        self.talk.take_back(work, turn);
-        turn.rearm = true;
-        self.settle(&[], turn);
-        self.run(turn)
+        self.talk.take_back(work, &mut turn.desk);
+        turn.rearm();
+        if self.settle(&[], &mut turn.desk) {
+            self.last_moved = turn.now;
+        }
+        self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -465,21 +481,22 @@ impl<T: Talk> Live for Connection<T> {
             return Fate::Done;
         }
         self.last_moved = turn.now;
-        self.step(Step::TimedOut, &[], turn);
-        self.run(turn)
+        turn.port.limit = self.marks.high;
+        self.step_alone(Step::TimedOut, &mut turn.desk);
+        self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn stop(&mut self, turn: &mut Turn) -> Fate {
         // What has arrived before the stop is answered: look once more.
         turn.readiness.add(Readiness::READABLE);
-        self.run(turn)
+        self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn finish(&mut self, turn: &mut Turn) {
         if let Some(conversation) = self.talk.home() {
             conversation.end(CloseReason::Shutdown);
         }
-        self.tell(turn);
+        self.tell(&mut turn.desk);
         turn.tally.closed += 1;
         turn.freed = true;
     }
@@ -492,26 +509,26 @@ fn transmit(
     socket: &Socket,
     backlog: &mut Option<Box<Backlog>>,
     input: &[u8],
-    turn: &mut Turn,
+    desk: &mut Desk,
 ) -> io::Result<bool> {
     if backlog.is_none()
-        && let Some(bytes) = turn.outgoing.contiguous(input)
+        && let Some(bytes) = desk.outgoing.contiguous(input)
     {
         let sent = sys::send(socket, bytes)?;
-        turn.tally.bytes_out += sent as u64;
+        desk.tally.bytes_out += sent as u64;
         if sent < bytes.len() {
-            refused(backlog, input, sent, turn);
+            refused(backlog, input, sent, desk);
         }
         return Ok(sent > 0);
     }
-    transmit_many(socket, backlog, input, turn)
+    transmit_many(socket, backlog, input, desk)
 }
 
 /// The kernel has taken `sent` bytes and has no room for more.
 #[cold]
-fn refused(backlog: &mut Option<Box<Backlog>>, input: &[u8], sent: usize, turn: &mut Turn) {
-    turn.readiness.remove(Readiness::WRITABLE);
-    backlog.get_or_insert_default().keep(&mut turn.outgoing, input, sent);
+fn refused(backlog: &mut Option<Box<Backlog>>, input: &[u8], sent: usize, desk: &mut Desk) {
+    desk.readiness.remove(Readiness::WRITABLE);
+    backlog.get_or_insert_default().keep(&mut desk.outgoing, input, sent);
 }
 
 /// Several segments, or behind others that wait.
@@ -520,26 +537,26 @@ fn transmit_many(
     socket: &Socket,
     backlog: &mut Option<Box<Backlog>>,
     input: &[u8],
-    turn: &mut Turn,
+    desk: &mut Desk,
 ) -> io::Result<bool> {
     let mut sent = 0;
     if backlog.is_none() {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = turn.outgoing.slices(input, &mut slices);
+        let filled = desk.outgoing.slices(input, &mut slices);
         let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
         sent = sys::send_vectored(socket, &slices[..filled])?;
-        turn.tally.bytes_out += sent as u64;
+        desk.tally.bytes_out += sent as u64;
         if sent < offered {
-            refused(backlog, input, sent, turn);
+            refused(backlog, input, sent, desk);
             return Ok(sent > 0);
         }
     }
     // More slices than one call takes say nothing of the kernel's buffer: it is tried on.
     let waiting = backlog.get_or_insert_default();
-    waiting.keep(&mut turn.outgoing, input, sent);
+    waiting.keep(&mut desk.outgoing, input, sent);
     let before = waiting.len();
-    if turn.readiness.has(Readiness::WRITABLE) {
-        flush(socket, waiting, turn)?;
+    if desk.readiness.has(Readiness::WRITABLE) {
+        flush(socket, waiting, desk)?;
     }
     let moved = sent > 0 || waiting.len() < before;
     if waiting.is_empty() {
@@ -549,16 +566,16 @@ fn transmit_many(
 }
 
 /// Sends what waits until the kernel refuses.
-fn flush(socket: &Socket, backlog: &mut Backlog, turn: &mut Turn) -> io::Result<()> {
+fn flush(socket: &Socket, backlog: &mut Backlog, desk: &mut Desk) -> io::Result<()> {
     while !backlog.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let filled = backlog.slices(&mut slices);
         let sent = sys::send_vectored(socket, &slices[..filled])?;
         if sent == 0 {
-            turn.readiness.remove(Readiness::WRITABLE);
+            desk.readiness.remove(Readiness::WRITABLE);
             return Ok(());
         }
-        turn.tally.bytes_out += sent as u64;
+        desk.tally.bytes_out += sent as u64;
         backlog.advance(sent);
     }
     Ok(())

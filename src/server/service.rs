@@ -14,7 +14,7 @@ use crate::dispatch::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
 };
 use crate::error::CloseReason;
-use crate::reactor::{Acceptor, Answerer, End, Marks, Turn};
+use crate::reactor::{Acceptor, Answerer, Marks, Turn};
 use crate::session::{
     DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session, StreamRequestSession,
     StreamSession,
@@ -323,7 +323,7 @@ fn made<T>(make: &mut Make<'_, T>, peer: &Peer, turn: &mut Turn) -> Option<T> {
             turn.tally.panics += 1;
             turn.tally.closed += 1;
             let reason = CloseReason::Panic(panic_message(panic));
-            turn.ended.push(End { peer: peer.clone(), reason });
+            turn.end(peer.clone(), reason);
             None
         }
     }

@@ -50,7 +50,7 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
 }
 
 /// Sends what the kernel takes of `bytes` now, never raising SIGPIPE; 0 when it takes nothing.
-#[inline]
+#[inline(always)]
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     taken(|| socket.send_with_flags(bytes, SEND_FLAGS))
 }
@@ -78,7 +78,7 @@ pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usiz
 const SEND_FLAGS: libc::c_int =
     if cfg!(any(target_os = "macos", target_os = "ios")) { 0 } else { libc::MSG_NOSIGNAL };
 
-#[inline]
+#[inline(always)]
 fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match send() {

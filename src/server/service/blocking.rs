@@ -13,7 +13,7 @@ use crate::dispatch::{
     Alongside, Assigned, Family, Forking, Homeward, Pool, Threading, Threads, When,
 };
 use crate::error::CloseReason;
-use crate::reactor::{Acceptor, Answerer, End, Fork, Request, Taker, Turn};
+use crate::reactor::{Acceptor, Answerer, Fork, Request, Taker, Turn};
 use crate::session::{self, Packet, Served, Session};
 use crate::sys::{Child, ChildProcess, Received};
 use crate::token::Token;
@@ -69,7 +69,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
 
     fn serve(&mut self, session: impl Session, turn: &mut Turn) {
         let Served { peer, reason, .. } = self.alongside.serve(Box::new(session), &mut turn.tally);
-        turn.ended.push(End { peer, reason });
+        turn.end(peer, reason);
         turn.shutdown |= self.alongside.is_stopping();
     }
 }
@@ -288,7 +288,7 @@ impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
     fn fork_for(&mut self, request: Request, turn: &mut Turn) {
         self.family.expect_one();
         let beside_threads = self.family.is_allowed_beside_threads();
-        turn.forks.push_back(Fork { request, parent: self.listener, beside_threads });
+        turn.fork(Fork { request, parent: self.listener, beside_threads });
     }
 }
 

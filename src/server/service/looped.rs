@@ -12,7 +12,7 @@ use crate::conversation::{Conversation, Env, Framing, Handler, serve_datagram};
 use crate::dispatch::{Offload, OffloadWorkers};
 use crate::mailbox::Work;
 use crate::reactor::{
-    Acceptor, Answerer, Connection, End, Lending, LentDatagram, Marks, Newcomer, Taker, Turn,
+    Acceptor, Answerer, Connection, Lending, LentDatagram, Marks, Newcomer, Taker, Turn,
 };
 use crate::session::{Nowhere, Packet, Workers as _};
 use crate::sys::{Destination, Received};
@@ -60,7 +60,7 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAccept
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
         let descriptor = socket.as_raw_fd();
         let live = Box::new(Connection::new(socket, conversation, self.marks, turn.now));
-        turn.newcomers.push(Newcomer { live, descriptor, parent: self.listener });
+        turn.let_in(Newcomer { live, descriptor, parent: self.listener });
     }
 }
 
@@ -73,11 +73,12 @@ impl<H> Taker for LoopAnswerer<'_, H> {}
 impl<H: Handler> Answerer for LoopAnswerer<'_, H> {
     fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
         let Some(handler) = made(&mut self.make, &peer, turn) else { return };
-        let mut env = Env::new(&mut turn.outgoing, &mut turn.tally, &Nowhere, usize::MAX);
+        let desk = &mut turn.desk;
+        let mut env = Env::new(&mut desk.outgoing, &mut desk.tally, &Nowhere, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut env);
         turn.shutdown |= env.shutdown;
         if reason.is_fault() {
-            turn.ended.push(End { peer, reason });
+            turn.end(peer, reason);
         }
     }
 }
@@ -154,7 +155,7 @@ where
         let talk = Lending::new(conversation, self.workers.clone(), self.listener);
         let descriptor = socket.as_raw_fd();
         let live = Box::new(Connection::new(socket, talk, self.marks, turn.now));
-        turn.newcomers.push(Newcomer { live, descriptor, parent: self.listener });
+        turn.let_in(Newcomer { live, descriptor, parent: self.listener });
     }
 }
 
@@ -191,7 +192,7 @@ impl<H: Handler + Send + 'static> Answerer for LendingAnswerer<'_, H> {
         self.lent += 1;
         let packet = Packet::new(bytes, peer, received);
         let work = Box::new(LentDatagram::new(handler, packet));
-        self.workers.submit(&turn.mailbox, turn.token, work);
+        self.workers.submit(&turn.port.mailbox, turn.port.token, work);
     }
 
     fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(Destination, Vec<u8>)> {
