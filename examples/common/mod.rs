@@ -1,5 +1,5 @@
-//! The command line that all listening examples share: `--listen URL`, `--mode MODE`,
-//! `--workers N`, `--drain SECONDS`, `--help`.
+//! What the examples share: the command line of those that listen (`--listen URL`, `--mode MODE`,
+//! `--workers N`, `--drain SECONDS`, `--help`), and how they talk to who runs them.
 
 #![allow(dead_code)] // each example takes the options that make sense for it
 
@@ -11,6 +11,11 @@ use std::time::Duration;
 use lexopt::prelude::*;
 use socketserver::{Endpoint, Error, Mode, Server};
 
+pub(crate) mod text;
+
+/// The modes of an example that runs in all of them.
+const ALL_MODES: &[&str] = &["reactor", "offload", "inline", "threading", "pool", "forking"];
+
 /// What an example is, and what it takes.
 pub(crate) struct About {
     pub(crate) name: &'static str,
@@ -19,6 +24,10 @@ pub(crate) struct About {
     /// Where it listens unless told otherwise.
     pub(crate) listen: &'static str,
     pub(crate) mode: &'static str,
+    /// The modes that it can run in.
+    pub(crate) modes: &'static [&'static str],
+    /// It talks with a peer over some time, for which datagrams will not do.
+    pub(crate) streams_only: bool,
     /// Further flags, each with its line of help.
     pub(crate) flags: &'static [(&'static str, &'static str)],
     /// Further options with a value: its name, its default, its line of help.
@@ -28,21 +37,35 @@ pub(crate) struct About {
 impl About {
     /// An example on this address, in this mode, with no further options.
     pub(crate) const fn new(name: &'static str, what: &'static str, listen: &'static str) -> Self {
-        About { name, what, listen, mode: "reactor", flags: &[], values: &[] }
+        About {
+            name,
+            what,
+            listen,
+            mode: "reactor",
+            modes: ALL_MODES,
+            streams_only: false,
+            flags: &[],
+            values: &[],
+        }
     }
 
     fn help(&self) -> String {
         let mut help = format!(
             "{}\n\nUsage: {} [OPTIONS]\n\n\
-             \x20 --listen URL      tcp://HOST:PORT, udp://HOST:PORT, unix://PATH or unixgram://PATH;\n\
+             \x20 --listen URL      {};\n\
              \x20                   may be given several times, port 0 picks one [default: {}]\n\
              \x20 --mode MODE       {} [default: {}]\n\
              \x20 --workers N       threads of offload and pool [default: 16]\n\
              \x20 --drain SECONDS   how long a stop waits for who is busy [default: 5]\n",
             self.what,
             self.name,
+            if self.streams_only {
+                "tcp://HOST:PORT or unix://PATH"
+            } else {
+                "tcp://HOST:PORT, udp://HOST:PORT, unix://PATH or unixgram://PATH"
+            },
             self.listen,
-            Mode::all().map(|mode| mode.name()).join(", "),
+            self.modes.join(", "),
             self.mode,
         );
         for (flag, line) in self.flags {
@@ -87,8 +110,22 @@ impl Options {
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
             match argument {
-                Long("listen") => options.listen.push(parser.value()?.parse()?),
-                Long("mode") => options.mode = parser.value()?.parse()?,
+                Long("listen") => {
+                    let endpoint = parser.value()?.parse()?;
+                    if about.streams_only && is_datagram(&endpoint) {
+                        let name = about.name;
+                        return Err(format!("{name} talks over connections, not {endpoint}").into());
+                    }
+                    options.listen.push(endpoint);
+                }
+                Long("mode") => {
+                    options.mode = parser.value()?.parse()?;
+                    if !about.modes.contains(&options.mode.name()) {
+                        let (name, mode) = (about.name, options.mode);
+                        let modes = about.modes.join(", ");
+                        return Err(format!("{name} cannot run under {mode}, only {modes}").into());
+                    }
+                }
                 Long("workers") => {
                     workers = parser.value()?.parse()?;
                     if workers == 0 {
@@ -100,7 +137,7 @@ impl Options {
                     options.drain = Duration::try_from_secs_f64(seconds).map_err(other)?;
                 }
                 Long("help") | Short('h') => {
-                    print!("{}", about.help());
+                    let _ = io::stdout().write_all(about.help().as_bytes());
                     exit(0);
                 }
                 Long(name) if about.flags.iter().any(|(flag, _)| *flag == name) => {
@@ -166,11 +203,42 @@ pub(crate) fn run(mut server: Server) -> Result<(), Error> {
     Ok(())
 }
 
+/// The command line of an example that needs none: `--help`, and nothing else.
+pub(crate) fn no_options(name: &str, what: &str) {
+    let mut parser = lexopt::Parser::from_env();
+    match parser.next() {
+        Ok(None) => {}
+        Ok(Some(Long("help") | Short('h'))) => {
+            let help = format!("{what}\n\nUsage: {name}\n\n  --help            show this\n");
+            let _ = io::stdout().write_all(help.as_bytes());
+            exit(0);
+        }
+        Ok(Some(other)) => fail(other.unexpected(), 2),
+        Err(error) => fail(error, 2),
+    }
+}
+
 /// One line on stderr, and the end.
 pub(crate) fn fail(error: impl fmt::Display, code: i32) -> ! {
-    let text = error.to_string().replace('\n', " ");
-    eprintln!("error: {text}");
+    tell(format_args!("error: {}", error.to_string().replace('\n', " ")));
     exit(code)
+}
+
+/// One line on stderr, if anyone reads there: unlike `eprintln!` it does not panic where nobody does.
+pub(crate) fn tell(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// What a peer has sent, fit for a terminal: without the white space at its end, and with nothing
+/// in it that would move the cursor or change a colour.
+pub(crate) fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes.trim_ascii_end());
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Whether requests there are datagrams and not connections.
+pub(crate) fn is_datagram(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Udp { .. } | Endpoint::UnixDatagram(_))
 }
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> lexopt::Error {

@@ -1,0 +1,29 @@
+//! One question, one answer, the end: whatever a client says first, it is greeted, and the
+//! connection is closed.
+//!
+//! Try `echo hello | nc 127.0.0.1 8090`.
+
+mod common;
+
+use common::{About, Options};
+use socketserver::{Context, Handler, HandlerResult, Server};
+
+/// "Dear, have you learned it?"
+const GREETING: &str = "亲,学会了吗";
+
+struct Greet;
+
+impl Handler for Greet {
+    fn on_message(&mut self, _message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(GREETING.as_bytes())?;
+        cx.close(); // the greeting still goes out
+        Ok(())
+    }
+}
+
+fn main() {
+    let about =
+        About::new("greet", "Greets who says something, and closes.", "tcp://127.0.0.1:8090");
+    let options = Options::parse(&about);
+    options.run(|endpoint| Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| Greet));
+}

@@ -1,0 +1,56 @@
+//! The same conversation in fewer words: `你好欢迎你` to begin with, `好` behind whatever the client
+//! says, until it says `q`.
+//!
+//! Try `nc 127.0.0.1 9999` against it, started with `--framing lines`.
+
+mod common;
+
+use common::text::{Text, TextFraming};
+use common::{About, Options, is_datagram};
+use socketserver::{Context, Handler, HandlerResult, Lines, Server};
+
+struct Nihao {
+    text: Text,
+}
+
+impl Handler for Nihao {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        cx.send("你好欢迎你".as_bytes())
+    }
+
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        if message == b"q" {
+            cx.close();
+        } else if let Some(text) = self.text.read(message) {
+            cx.send(format!("{text}好").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        if let Some(text) = self.text.rest() {
+            cx.send(format!("{text}好").as_bytes())?;
+        }
+        cx.close();
+        Ok(())
+    }
+}
+
+fn main() {
+    let options = Options::parse(&About {
+        values: &[TextFraming::OPTION],
+        ..About::new("nihao", "Says 好 to everything but `q`.", "tcp://127.0.0.1:9999")
+    });
+    let framing = TextFraming::chosen(&options);
+    options.run(|endpoint| {
+        let whole = framing == TextFraming::Lines || is_datagram(endpoint);
+        let nihao = move |_: &_| Nihao { text: Text::new(whole) };
+        let server = Server::listen(endpoint)?.dispatch(options.mode);
+        match framing {
+            TextFraming::Raw => server.service(nihao),
+            TextFraming::Lines => {
+                server.framing(Lines::default().unterminated(true)).service(nihao)
+            }
+        }
+    });
+}

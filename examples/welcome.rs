@@ -1,0 +1,76 @@
+//! A conversation in text: the client is welcomed, each thing that it says is confirmed, and `exit`
+//! ends it.
+//!
+//! TCP cuts text where it likes, in the middle of a character too; here it is put together again.
+//! It also joins what was sent in two, so that with `--framing raw` an `exit` may hide behind other
+//! words; `--framing lines` is the cure. Try `nc 127.0.0.1 9999` with the latter.
+
+mod common;
+
+use common::text::{Text, TextFraming};
+use common::{About, Options, is_datagram, shown, tell};
+use socketserver::{CloseReason, Context, Handler, HandlerResult, Lines, Peer, Server};
+
+/// "Welcome to the socketserver server!"
+const WELCOME: &str = "欢迎访问socketserver服务器！";
+
+struct Welcome {
+    peer: Peer,
+    text: Text,
+}
+
+impl Welcome {
+    /// "I have received your message <...>".
+    fn confirm(&self, text: &str, cx: &mut Context<'_>) -> HandlerResult {
+        tell(format_args!("{} says: {}", self.peer, shown(text.as_bytes())));
+        cx.send(format!("已收到你的消息<{text}>").as_bytes())
+    }
+}
+
+impl Handler for Welcome {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(WELCOME.as_bytes())
+    }
+
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        if message == b"exit" {
+            cx.close();
+            return Ok(());
+        }
+        match self.text.read(message) {
+            Some(text) => self.confirm(&text, cx),
+            None => Ok(()),
+        }
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        if let Some(text) = self.text.rest() {
+            self.confirm(&text, cx)?;
+        }
+        cx.close();
+        Ok(())
+    }
+
+    fn on_close(&mut self, reason: &CloseReason) {
+        tell(format_args!("{} is gone: {reason}", self.peer));
+    }
+}
+
+fn main() {
+    let options = Options::parse(&About {
+        values: &[TextFraming::OPTION],
+        ..About::new("welcome", "Welcomes, confirms, and hears `exit`.", "tcp://127.0.0.1:9999")
+    });
+    let framing = TextFraming::chosen(&options);
+    options.run(|endpoint| {
+        let whole = framing == TextFraming::Lines || is_datagram(endpoint);
+        let welcome = move |peer: &Peer| Welcome { peer: peer.clone(), text: Text::new(whole) };
+        let server = Server::listen(endpoint)?.dispatch(options.mode);
+        match framing {
+            TextFraming::Raw => server.service(welcome),
+            TextFraming::Lines => {
+                server.framing(Lines::default().unterminated(true)).service(welcome)
+            }
+        }
+    });
+}
