@@ -1,0 +1,46 @@
+//! Who serves whom? Each line comes back with the name of the thread that answered it, and, where
+//! every client has a process of its own, with that process's number.
+//!
+//! Try several `nc 127.0.0.1 9998` at a time, under `--mode threading`, `--mode forking` and others.
+
+mod common;
+
+use common::{About, Options, is_datagram};
+use socketserver::{Context, Handler, HandlerResult, Lines, Mode, Server};
+
+struct WhoAmI {
+    forked: bool,
+    /// What the framing does not add: a datagram has none.
+    end: &'static [u8],
+}
+
+impl Handler for WhoAmI {
+    fn on_message(&mut self, line: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        cx.send(&[line, b" ", name(self.forked).as_bytes(), self.end].concat())
+    }
+}
+
+/// A name that nobody else has who is serving now.
+fn name(forked: bool) -> String {
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    if forked { format!("{thread}-{}", std::process::id()) } else { thread.to_owned() }
+}
+
+fn main() {
+    let options = Options::parse(&About::new(
+        "whoami",
+        "Answers each line with it and the name of who serves it.",
+        "tcp://127.0.0.1:9998",
+    ));
+    let forked = matches!(options.mode, Mode::Forking(_));
+    options.run(|endpoint| {
+        let end: &[u8] = if is_datagram(endpoint) { b"\n" } else { b"" };
+        Server::listen(endpoint)?
+            .framing(Lines::default().unterminated(true))
+            .dispatch(options.mode)
+            .service(move |_peer| WhoAmI { forked, end })
+    });
+}
