@@ -1,0 +1,94 @@
+//! A chat room: what one says, all others read, and everyone hears who joins and who leaves.
+//!
+//! Try `nc 127.0.0.1 9997` in several terminals. A handler answers its own client through its
+//! `Context`; to reach the others it needs a `Sender` of each, which they leave in the room when
+//! they join.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use common::{About, Options};
+use socketserver::{
+    CloseReason, Context, Handler, HandlerResult, Lines, Overlong, Sender, Server, broadcast,
+};
+
+/// Who is here, by number; shared by all who are.
+#[derive(Default)]
+struct Room {
+    members: Mutex<Members>,
+}
+
+#[derive(Default)]
+struct Members {
+    last: usize,
+    senders: BTreeMap<usize, Sender>,
+}
+
+impl Members {
+    /// Sends a line to all but one. Whoever reads too slowly misses it, and holds up nobody.
+    fn tell_others(&self, but: usize, line: &[u8]) {
+        let others = self.senders.iter().filter(|(number, _)| **number != but);
+        broadcast(others.map(|(_, sender)| sender), line);
+    }
+}
+
+impl Room {
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of them.
+struct Member {
+    room: Arc<Room>,
+    /// 0 until it has joined.
+    number: usize,
+}
+
+impl Handler for Member {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        let sender = cx.sender()?;
+        let mut members = self.room.members();
+        members.last += 1;
+        self.number = members.last;
+        let here = members.senders.len();
+        cx.send(format!("* you are guest{}, and {here} others are here", self.number).as_bytes())?;
+        members.senders.insert(self.number, sender);
+        members.tell_others(self.number, format!("* guest{} joins", self.number).as_bytes());
+        Ok(())
+    }
+
+    fn on_message(&mut self, line: &[u8], _cx: &mut Context<'_>) -> HandlerResult {
+        let line = [format!("guest{}: ", self.number).as_bytes(), line].concat();
+        self.room.members().tell_others(self.number, &line);
+        Ok(())
+    }
+
+    fn on_close(&mut self, _reason: &CloseReason) {
+        let mut members = self.room.members();
+        if members.senders.remove(&self.number).is_some() {
+            members.tell_others(self.number, format!("* guest{} leaves", self.number).as_bytes());
+        }
+    }
+}
+
+fn main() {
+    let options = Options::parse(&About {
+        // Under `inline` there is one member at a time, under `forking` each is alone in its process.
+        modes: &["reactor", "offload", "threading", "pool"],
+        streams_only: true,
+        ..About::new("chat", "A chat room, line by line.", "tcp://127.0.0.1:9997")
+    });
+    let room = Arc::new(Room::default());
+    // A line that is too long is not heard; its speaker stays.
+    let framing = Lines::default().overlong(Overlong::Discard).unterminated(true);
+    options.run(|endpoint| {
+        let room = room.clone();
+        Server::listen(endpoint)?
+            .framing(framing.clone())
+            .dispatch(options.mode)
+            .service(move |_peer| Member { room: room.clone(), number: 0 })
+    });
+}
