@@ -5,11 +5,16 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crate::mailbox::lock;
+
+/// How many threads all crews have ever started: a name is unique in the process, whichever
+/// listener its thread works for.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 
 /// What a thread does with a job.
 pub(crate) trait Labour<J>: Send + Sync + 'static {
@@ -40,8 +45,6 @@ pub(crate) struct Manning {
 struct Queue<J> {
     jobs: VecDeque<J>,
     threads: usize,
-    /// How many threads were ever started: the number in the next one's name.
-    started: usize,
     /// Threads that sleep and have not been woken.
     asleep: usize,
     /// Threads that have been woken and are on their way; who was about to sleep may go in place of
@@ -72,7 +75,6 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
         let queue = Mutex::new(Queue {
             jobs: VecDeque::new(),
             threads: 0,
-            started: 0,
             asleep: 0,
             woken: 0,
             starting: 0,
@@ -125,14 +127,14 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
             self.work.notify_one();
         } else if queue.threads < self.manning.most {
             let inside = self.clone();
+            let number = STARTED.fetch_add(1, Relaxed) + 1;
             let mut builder =
-                thread::Builder::new().name(format!("{}-{}", self.manning.name, queue.started + 1));
+                thread::Builder::new().name(format!("{}-{number}", self.manning.name));
             if let Some(size) = self.manning.stack_size {
                 builder = builder.stack_size(size);
             }
             builder.spawn(move || inside.work())?;
             queue.threads += 1;
-            queue.started += 1;
             queue.starting += 1;
         }
         Ok(())
