@@ -51,6 +51,8 @@ pub(crate) fn fork() -> io::Result<Forked> {
     // A parent that is told to stop tells its children at once: a child must not miss it because it
     // has not yet learnt to listen.
     let mask = block_termination()?;
+    // SAFETY: getpid takes nothing and always succeeds.
+    let parent = unsafe { libc::getpid() };
     // SAFETY: fork takes nothing. The child goes on in a copy of this thread's stack, with a copy of
     // its memory, and touches nothing of other threads'; `ChildProcess` sees to the rest.
     let forked = checked(unsafe { libc::fork() });
@@ -59,7 +61,7 @@ pub(crate) fn fork() -> io::Result<Forked> {
         // Held open, and by nobody else, until this process ends in whatever way.
         std::mem::forget(held);
         settle_signals();
-        let terminated = watch_termination_in_child();
+        let terminated = watch_termination_in_child(parent);
         restore_mask(&mask);
         return Ok(Forked::Child(ChildProcess { terminated }));
     }

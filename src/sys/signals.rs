@@ -63,18 +63,25 @@ pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
     Ok(SignalWatch { seen: RECEIVED.load(SeqCst) })
 }
 
+/// The process that a forked child was forked by.
+static PARENT: AtomicI32 = AtomicI32::new(0);
+
 /// In a forked child: what its parent has set up is not its own. It watches SIGTERM alone, with a
 /// descriptor of its own, and may be told to end any number of times. Without a descriptor left it is
-/// told all the same, and finds out when it next looks.
-pub(super) fn watch_termination_in_child() -> Option<&'static Wakeup> {
+/// told all the same, and finds out when it next looks. When its parent is no more, nobody is left to
+/// see to its deadline, and it ends at once.
+pub(super) fn watch_termination_in_child(parent: libc::pid_t) -> Option<&'static Wakeup> {
     // Lives as long as the child, which is as long as its one request.
     let wakeup: Option<&'static Wakeup> =
         Wakeup::new().ok().map(|wakeup| &*Box::leak(Box::new(wakeup)));
     RECEIVED.store(0, SeqCst);
+    PARENT.store(parent, SeqCst);
     WAKE.store(wakeup.map_or(-1, Wakeup::raw_write_end), SeqCst);
     let handler = on_termination as extern "C" fn(libc::c_int) as libc::sighandler_t;
     // It cannot fail for this signal.
     let _ = set_action(libc::SIGTERM, handler);
+    // The parent may have ended before there was anyone to tell.
+    end_if_orphaned();
     wakeup
 }
 
@@ -83,7 +90,17 @@ pub(crate) fn child_is_terminated() -> bool {
     RECEIVED.load(SeqCst) > 0
 }
 
+fn end_if_orphaned() {
+    // SAFETY: getppid takes nothing, _exit does not return; both are async-signal-safe.
+    unsafe {
+        if libc::getppid() != PARENT.load(SeqCst) {
+            libc::_exit(1);
+        }
+    }
+}
+
 extern "C" fn on_termination(_signal: libc::c_int) {
+    end_if_orphaned();
     RECEIVED.fetch_add(1, SeqCst);
     // SAFETY: errno is this thread's own; the interrupted code may be about to read it.
     let errno = unsafe { *errno_location() };
