@@ -1,0 +1,300 @@
+//! The servers by name, and how each of them is started.
+
+use std::env;
+use std::fmt;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, ValueEnum};
+
+use super::scenario::Scenario;
+use super::{name_of, progress};
+use crate::endpoint::Transport;
+use crate::servers::Foundation;
+
+/// A server, under the name that tables give it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+}
+
+/// Whose program a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// This one's.
+    Foundation(Foundation),
+    /// `python/echo.py`, with this argument.
+    Python(&'static str),
+    /// The example `echo` of socketserver, in this mode.
+    Ours(&'static str),
+}
+
+const PYTHON: [&str; 3] = ["threading", "forking", "asyncio"];
+
+const OURS: [&str; 6] = ["reactor", "offload", "threading", "pool", "inline", "forking"];
+
+impl Server {
+    /// What all others are compared with.
+    pub(super) fn baseline() -> Self {
+        Server { name: "raw".into(), kind: Kind::Foundation(Foundation::Raw) }
+    }
+
+    /// Whether the server runs on several threads or processes, so that pinning it to one CPU would
+    /// be unfair.
+    pub(super) fn is_parallel(&self) -> bool {
+        match self.kind {
+            Kind::Foundation(Foundation::TokioMt | Foundation::StdThreads) => true,
+            Kind::Foundation(_) => false,
+            Kind::Python(style) => style != "asyncio",
+            Kind::Ours(mode) => !matches!(mode, "reactor" | "inline"),
+        }
+    }
+
+    /// How many connections the server can keep at a time, and why no more.
+    pub(super) fn most_connections(&self) -> (usize, &'static str) {
+        match self.kind {
+            Kind::Ours("inline") => (1, "it serves one at a time"),
+            Kind::Ours("forking") => (40, "it keeps 40 children at most, as Python does"),
+            Kind::Python("forking") => (500, "each costs it a process"),
+            _ => (usize::MAX, ""),
+        }
+    }
+
+    /// Why the server cannot take part in a scenario, if so.
+    pub(super) fn refuses(&self, scenario: &Scenario) -> Option<&'static str> {
+        match self.kind {
+            Kind::Foundation(foundation) if !foundation.supports(scenario.transport) => {
+                Some("it has no such transport")
+            }
+            Kind::Python("forking") if scenario.transport == Transport::Unix => {
+                Some("Python has it since 3.12 only")
+            }
+            _ => self.refuses_connections(scenario.connections()),
+        }
+    }
+
+    /// Why the server cannot keep so many connections, if so.
+    pub(super) fn refuses_connections(&self, count: usize) -> Option<&'static str> {
+        let (most, reason) = self.most_connections();
+        (count > most).then_some(reason)
+    }
+}
+
+impl FromStr for Server {
+    type Err = anyhow::Error;
+
+    /// `KIND`, or `NAME=KIND` to enter one kind several times.
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, kind) = text.split_once('=').unwrap_or((text, text));
+        let kind = if let Ok(foundation) = Foundation::from_str(kind, false) {
+            Kind::Foundation(foundation)
+        } else if let Some(style) = kind.strip_prefix("py-") {
+            Kind::Python(known(&PYTHON, style).ok_or_else(|| unknown(kind))?)
+        } else if kind == "ours" {
+            Kind::Ours(OURS[0])
+        } else if let Some(mode) = kind.strip_prefix("ours-") {
+            Kind::Ours(known(&OURS, mode).ok_or_else(|| unknown(kind))?)
+        } else {
+            return Err(unknown(kind));
+        };
+        Ok(Server { name: name.to_owned(), kind })
+    }
+}
+
+fn known(names: &[&'static str], name: &str) -> Option<&'static str> {
+    names.iter().copied().find(|known| *known == name)
+}
+
+fn unknown(kind: &str) -> anyhow::Error {
+    let foundations = Foundation::value_variants().iter();
+    let names: Vec<String> = foundations
+        .map(name_of)
+        .chain(PYTHON.iter().map(|style| format!("py-{style}")))
+        .chain(std::iter::once("ours".to_owned()))
+        .chain(OURS.iter().map(|mode| format!("ours-{mode}")))
+        .collect();
+    anyhow!("no server {kind:?}; there are {}", names.join(", "))
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// Which servers to run, and what they need.
+#[derive(Debug, Clone, Args)]
+pub struct ServerArgs {
+    /// Servers, each KIND or NAME=KIND: raw, mio, tokio-ct, tokio-mt, message-io, may, std-threads,
+    /// py-threading, py-forking, py-asyncio, ours, ours-MODE
+    #[arg(long, value_delimiter = ',', default_value = "mio,tokio-ct,message-io,ours")]
+    servers: Vec<Server>,
+    /// The `echo` example of socketserver; built from ../.. when not given
+    #[arg(long, value_name = "PATH")]
+    ours: Option<PathBuf>,
+    /// Workers for `ours-offload` and `ours-pool`; by default theirs, but enough for every
+    /// connection
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Bytes of read buffer for the servers of this package
+    #[arg(long, value_name = "BYTES", default_value_t = crate::servers::READ_BUFFER)]
+    buffer: usize,
+}
+
+/// Knows how to start the servers.
+pub(super) struct Launcher {
+    itself: PathBuf,
+    python: Option<PathBuf>,
+    ours: Option<PathBuf>,
+    workers: Option<usize>,
+    buffer: usize,
+}
+
+impl Launcher {
+    /// Finds what the servers need, and leaves out those that cannot be started here, saying so.
+    pub(super) fn new(args: &ServerArgs) -> Result<(Self, Vec<Server>)> {
+        let is_asked_for = |wanted: fn(&Kind) -> bool| args.servers.iter().any(|s| wanted(&s.kind));
+        let ours = match &args.ours {
+            Some(path) => Some(path.clone()),
+            None if is_asked_for(|kind| matches!(kind, Kind::Ours(_))) => build_ours(),
+            None => None,
+        };
+        let python = match is_asked_for(|kind| matches!(kind, Kind::Python(_))) {
+            true => find_python(),
+            false => None,
+        };
+        let launcher = Self {
+            itself: env::current_exe()?,
+            python,
+            ours,
+            workers: args.workers,
+            buffer: args.buffer,
+        };
+        let mut servers = args.servers.clone();
+        servers.retain(|server| {
+            let missing = match server.kind {
+                Kind::Python(_) if launcher.python.is_none() => "there is no python3",
+                Kind::Ours(_) if launcher.ours.is_none() => {
+                    "the example `echo` of socketserver does not build"
+                }
+                _ => return true,
+            };
+            progress(format_args!("{server} is left out: {missing}"));
+            false
+        });
+        if servers.is_empty() {
+            bail!("no server is left to run");
+        }
+        Ok((launcher, servers))
+    }
+
+    /// A launcher for the baseline alone.
+    pub(super) fn for_baseline() -> Result<Self> {
+        Ok(Self {
+            itself: env::current_exe()?,
+            python: None,
+            ours: None,
+            workers: None,
+            buffer: crate::servers::READ_BUFFER,
+        })
+    }
+
+    /// The program that makes the load.
+    pub(super) fn load_generator(&self) -> &Path {
+        &self.itself
+    }
+
+    /// Program and arguments of a server that is to keep `connections` at `url`.
+    pub(super) fn arguments(
+        &self,
+        server: &Server,
+        url: &str,
+        connections: usize,
+    ) -> Result<Vec<String>> {
+        let mut arguments = Vec::new();
+        let mut program = |path: &Option<PathBuf>| -> Result<()> {
+            let path = path.as_ref().context("the server cannot be started here")?;
+            arguments.push(path.display().to_string());
+            Ok(())
+        };
+        match server.kind {
+            Kind::Foundation(foundation) => {
+                program(&Some(self.itself.clone()))?;
+                let name = name_of(&foundation);
+                let buffer = self.buffer.to_string();
+                arguments
+                    .extend(["serve", &name, "--listen", url, "--buffer", &buffer].map(Into::into));
+            }
+            Kind::Python(style) => {
+                program(&self.python)?;
+                let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/echo.py");
+                arguments.extend([script, style, url].map(Into::into));
+            }
+            Kind::Ours(mode) => {
+                program(&self.ours)?;
+                arguments.extend(["--listen", url, "--mode", mode].map(Into::into));
+                let workers = match mode {
+                    "offload" => self.workers,
+                    "pool" => Some(self.workers.unwrap_or(connections.max(16))),
+                    _ => None,
+                };
+                if let Some(workers) = workers {
+                    arguments.extend(["--workers".into(), workers.to_string()]);
+                }
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+/// Builds the example that all our modes are run through, and finds where Cargo has put it.
+fn build_ours() -> Option<PathBuf> {
+    const CRATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    progress(format_args!("building the example `echo` of socketserver"));
+    let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "--example", "echo"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(CRATE)
+        .stdout(Stdio::piped())
+        .spawn()
+        .ok()?;
+    let messages = BufReader::new(child.stdout.take()?);
+    let messages = serde_json::Deserializer::from_reader(messages).into_iter::<serde_json::Value>();
+    let executable = messages
+        .filter_map(|message| message.ok()?.get("executable")?.as_str().map(PathBuf::from))
+        .last();
+    child.wait().ok()?.success().then_some(executable)?
+}
+
+/// The interpreter itself, behind any wrapper that only chooses one.
+fn find_python() -> Option<PathBuf> {
+    let output =
+        Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| path.trim().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_can_be_entered_under_another_name() {
+        let server: Server = "again=tokio-ct".parse().unwrap();
+        assert_eq!(server.name, "again");
+        assert_eq!(server.kind, Kind::Foundation(Foundation::TokioCt));
+    }
+
+    #[test]
+    fn every_mode_of_ours_has_a_name() {
+        for mode in OURS {
+            let server: Server = format!("ours-{mode}").parse().unwrap();
+            assert_eq!(server.kind, Kind::Ours(mode));
+        }
+        assert!("ours-nonsense".parse::<Server>().is_err());
+    }
+}

@@ -1,0 +1,266 @@
+//! Ratios to the baseline: many short windows, interleaved, each server right beside a window of
+//! the baseline.
+//!
+//! A machine drifts by tens of per cent within minutes, but hardly within half a second. So a ratio
+//! is only ever made of two neighbouring windows, and the median of many such ratios is what is
+//! told, with the interval that holds it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use super::catalog::{Launcher, Server, ServerArgs};
+use super::outcome::{Outcome, Window, tell};
+use super::process::{Pin, ServerProcess, Start, load};
+use super::scenario::{SCENARIOS, Scenario};
+use super::{deterministic, progress, progress_in_place};
+use crate::load::Report;
+use crate::sys;
+
+/// What to compare, and how carefully.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    servers: ServerArgs,
+    /// Scenarios, or `all`: tcp1, tcp64, tcp1000, pipe16, 16k, bulk, churn, slow, streams, open20k,
+    /// unix1, unix64, unixpipe16, unixbulk, udp1, udp16
+    #[arg(long, value_delimiter = ',', default_value = "tcp64,pipe16,churn,slow")]
+    scenarios: Vec<String>,
+    /// Windows per server and scenario
+    #[arg(long, default_value_t = 26)]
+    rounds: usize,
+    /// Length of a window in seconds
+    #[arg(long, default_value_t = 0.3)]
+    secs: f64,
+    /// Which servers get CPU 0 for themselves, the load generator being on CPU 1
+    #[arg(long, value_enum, default_value = "auto")]
+    pin: PinChoice,
+    /// Print ratios without verifying that the baseline is one
+    #[arg(long)]
+    no_baseline_check: bool,
+    /// Write every window to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Which servers are pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PinChoice {
+    /// those that run on one thread
+    Auto,
+    /// every one
+    All,
+    /// none
+    None,
+}
+
+/// Windows that something else disturbed are measured again, but not forever.
+const TRIES: usize = 3;
+
+/// Measures all scenarios and prints a table for each.
+pub fn run(args: &CompareArgs) -> Result<()> {
+    let scenarios = scenarios(&args.scenarios)?;
+    let (launcher, servers) = Launcher::new(&args.servers)?;
+    if args.no_baseline_check {
+        println!("Baseline: NOT checked (--no-baseline-check).");
+    } else {
+        deterministic::check_baseline()?;
+    }
+    println!(
+        "{} rounds of {} s; ratios to {} in the same round, median [95 % interval].\n",
+        args.rounds,
+        args.secs,
+        Server::baseline()
+    );
+    let cpus = sys::cpus()?;
+    let mut outcomes = Vec::new();
+    for scenario in &scenarios {
+        let comparison = Comparison { args, launcher: &launcher, scenario, cpus: &cpus };
+        let found = comparison.run(&servers);
+        println!("{}", tell(scenario, &found));
+        outcomes.extend(found);
+    }
+    if let Some(path) = &args.json {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        serde_json::to_writer(file, &outcomes)?;
+    }
+    Ok(())
+}
+
+fn scenarios(names: &[String]) -> Result<Vec<Scenario>> {
+    match names {
+        [all] if all == "all" => Ok(SCENARIOS.to_vec()),
+        names => names.iter().map(|name| name.parse()).collect(),
+    }
+}
+
+/// One scenario under way.
+struct Comparison<'a> {
+    args: &'a CompareArgs,
+    launcher: &'a Launcher,
+    scenario: &'a Scenario,
+    cpus: &'a [usize],
+}
+
+/// A server that takes part, and how it has done so far.
+struct Entrant<'a> {
+    server: &'a Server,
+    windows: Vec<Window>,
+    /// It did not start or did not answer: there is no use in waiting for it again.
+    has_failed: bool,
+}
+
+impl Comparison<'_> {
+    fn run(&self, servers: &[Server]) -> Vec<Outcome> {
+        progress(format_args!("{}", self.scenario.name));
+        let mut entrants = self.entrants(servers);
+        for round in 0..self.args.rounds {
+            progress_in_place(format_args!(
+                "{}: round {} of {}",
+                self.scenario.name,
+                round + 1,
+                self.args.rounds
+            ));
+            for neighbours in neighbours(entrants.len(), round) {
+                self.measure_beside_baseline(&mut entrants, neighbours);
+            }
+        }
+        let outcomes = entrants.into_iter();
+        outcomes
+            .map(|entrant| Outcome::new(self.scenario, entrant.server, entrant.windows))
+            .collect()
+    }
+
+    fn entrants<'s>(&self, servers: &'s [Server]) -> Vec<Entrant<'s>> {
+        let mut entrants = Vec::new();
+        for server in servers {
+            match server.refuses(self.scenario) {
+                None => entrants.push(Entrant { server, windows: Vec::new(), has_failed: false }),
+                Some(reason) => {
+                    progress(format_args!("{}: without {server}: {reason}", self.scenario.name))
+                }
+            }
+        }
+        entrants
+    }
+
+    /// One server, the baseline, another server: both are next to it.
+    fn measure_beside_baseline(
+        &self,
+        entrants: &mut [Entrant<'_>],
+        [before, after]: [Option<usize>; 2],
+    ) {
+        for attempt in 1..=TRIES {
+            let before = before.and_then(|index| self.measure_entrant(entrants, index));
+            let Some(baseline) = self.measure(&Server::baseline()) else {
+                return;
+            };
+            let after = after.and_then(|index| self.measure_entrant(entrants, index));
+            let pairs = [before, after].into_iter().flatten();
+            let pairs: Vec<(usize, Window)> = pairs
+                .map(|(index, report)| {
+                    let competes_with_itself = !self.is_pinned(entrants[index].server);
+                    let window = Window::new(report, baseline.clone(), competes_with_itself);
+                    (index, window)
+                })
+                .collect();
+            if attempt == TRIES || !pairs.iter().any(|(_, window)| window.is_disturbed) {
+                for (index, window) in pairs {
+                    entrants[index].windows.push(window);
+                }
+                return;
+            }
+        }
+    }
+
+    fn measure_entrant(
+        &self,
+        entrants: &mut [Entrant<'_>],
+        index: usize,
+    ) -> Option<(usize, Report)> {
+        let entrant = &mut entrants[index];
+        if entrant.has_failed {
+            return None;
+        }
+        let report = self.measure(entrant.server);
+        entrant.has_failed = report.is_none();
+        Some((index, report?))
+    }
+
+    /// One window of a fresh process of this server; a failure is told.
+    fn measure(&self, server: &Server) -> Option<Report> {
+        let name = self.scenario.name;
+        self.try_measure(server)
+            .inspect_err(|error| progress(format_args!("{name}: {server}: {error:#}")))
+            .ok()
+    }
+
+    fn try_measure(&self, server: &Server) -> Result<Report> {
+        let (server_pin, load_pin) = self.pins(server);
+        let process = ServerProcess::start(Start {
+            launcher: self.launcher,
+            server,
+            transport: self.scenario.transport,
+            connections: self.scenario.connections(),
+            pin: server_pin,
+            under: Vec::new(),
+        })?;
+        let mut options = self.scenario.arguments();
+        options.extend(["--secs".into(), self.args.secs.to_string()]);
+        let limit = Duration::from_secs_f64(self.args.secs) + Duration::from_secs(60);
+        let report = load(self.launcher, &process, &options, load_pin, limit)?;
+        process.stop()?;
+        Ok(report)
+    }
+
+    fn is_pinned(&self, server: &Server) -> bool {
+        match self.args.pin {
+            PinChoice::Auto => !server.is_parallel(),
+            PinChoice::All => true,
+            PinChoice::None => false,
+        }
+    }
+
+    /// Where the server runs, and where the load generator.
+    fn pins(&self, server: &Server) -> (Pin, Pin) {
+        match self.cpus[..] {
+            [first, second, ..] if self.is_pinned(server) => (Pin(Some(first)), Pin(Some(second))),
+            _ => (Pin(None), Pin(None)),
+        }
+    }
+}
+
+/// Who is measured before and after each window of the baseline. Every other round runs backwards,
+/// so that a server stands before the baseline as often as behind it.
+fn neighbours(servers: usize, round: usize) -> Vec<[Option<usize>; 2]> {
+    let mut order: Vec<[Option<usize>; 2]> = (0..servers)
+        .step_by(2)
+        .map(|first| [Some(first), Some(first + 1).filter(|next| *next < servers)])
+        .collect();
+    if round % 2 == 1 {
+        order.reverse();
+        order.iter_mut().for_each(|pair| pair.reverse());
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_server_stands_on_both_sides_of_the_baseline() {
+        assert_eq!(neighbours(3, 0), [[Some(0), Some(1)], [Some(2), None]]);
+        assert_eq!(neighbours(3, 1), [[None, Some(2)], [Some(1), Some(0)]]);
+    }
+
+    #[test]
+    fn all_means_every_scenario() {
+        assert_eq!(scenarios(&["all".into()]).unwrap().len(), SCENARIOS.len());
+        assert!(scenarios(&["nonsense".into()]).is_err());
+    }
+}

@@ -1,0 +1,294 @@
+//! Figures that need no statistics: system calls per request and per connection, user instructions
+//! per request.
+//!
+//! Each is the difference of two runs that differ only in their number of requests, so that what
+//! starting and ending cost cancels out.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::catalog::{Launcher, Server, ServerArgs};
+use super::process::{Pin, Scratch, ServerProcess, Start, load};
+use super::table::Table;
+use super::{name_of, progress};
+use crate::endpoint::Transport;
+use crate::load::Mode;
+
+/// What to count.
+#[derive(Debug, Clone, Args)]
+pub struct DeterministicArgs {
+    #[command(flatten)]
+    servers: ServerArgs,
+    /// What the clients speak
+    #[arg(long, value_enum, default_value = "tcp")]
+    transport: Transport,
+    /// Leave out the instructions, which take longest
+    #[arg(long)]
+    no_instructions: bool,
+}
+
+/// What the baseline may cost at most per request: with more, it is no baseline.
+const MOST_SYSTEM_CALLS: f64 = 2.05;
+const MOST_INSTRUCTIONS: f64 = 110.0;
+
+/// A count that is repeated with more requests.
+#[derive(Clone, Copy)]
+struct Count {
+    transport: Transport,
+    mode: Mode,
+    clients: usize,
+    /// Requests of the shorter and of the longer run: whole rounds of all clients.
+    requests: [u64; 2],
+}
+
+const PER_REQUEST: Count = Count {
+    transport: Transport::Tcp,
+    mode: Mode::Lockstep,
+    clients: 64,
+    requests: [32 * 64, 256 * 64],
+};
+
+const PER_CONNECTION: Count =
+    Count { transport: Transport::Tcp, mode: Mode::Churn, clients: 32, requests: [500, 4_000] };
+
+const INSTRUCTIONS: Count = Count {
+    transport: Transport::Tcp,
+    mode: Mode::Lockstep,
+    clients: 16,
+    requests: [4_000, 24_000],
+};
+
+/// Under the tools a server is 20 to 50 times slower; this is long enough for any of them.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Prints the table.
+pub fn run(args: &DeterministicArgs) -> Result<()> {
+    let (launcher, servers) = Launcher::new(&args.servers)?;
+    let over = |count: Count| Count {
+        transport: args.transport,
+        mode: match args.transport {
+            Transport::Udp => Mode::Echo, // datagrams know no lockstep
+            _ => count.mode,
+        },
+        ..count
+    };
+    let mut table = Table::new([
+        "server",
+        "system calls / request",
+        "system calls / connection",
+        "user instructions / request",
+    ]);
+    for server in &servers {
+        progress(format_args!("counting {server}"));
+        let per_connection = match args.transport {
+            Transport::Udp => Ok(None), // has none
+            _ => system_calls(&launcher, server, &over(PER_CONNECTION)),
+        };
+        let instructions = match args.no_instructions {
+            true => Ok(None),
+            false => instructions(&launcher, server, &over(INSTRUCTIONS)),
+        };
+        table.row([
+            server.to_string(),
+            figure(system_calls(&launcher, server, &over(PER_REQUEST)), 2),
+            figure(per_connection, 1),
+            figure(instructions, 0),
+        ]);
+    }
+    println!("{table}");
+    println!(
+        "64 B. System calls: strace, {} clients; per connection, {} clients. \
+         Instructions: callgrind, {} clients.",
+        PER_REQUEST.clients, PER_CONNECTION.clients, INSTRUCTIONS.clients
+    );
+    Ok(())
+}
+
+/// Verifies that the baseline is one, as far as the tools for it are at hand, and prints what was
+/// found.
+pub(super) fn check_baseline() -> Result<()> {
+    let launcher = Launcher::for_baseline()?;
+    let baseline = Server::baseline();
+    progress(format_args!("checking the baseline"));
+    let checks = [
+        (
+            "system calls",
+            "strace",
+            system_calls(&launcher, &baseline, &PER_REQUEST)?,
+            MOST_SYSTEM_CALLS,
+        ),
+        (
+            "user instructions",
+            "valgrind",
+            instructions(&launcher, &baseline, &INSTRUCTIONS)?,
+            MOST_INSTRUCTIONS,
+        ),
+    ];
+    for (what, tool, found, bar) in checks {
+        match found {
+            None => println!("Baseline: {what} per request not checked, there is no {tool}."),
+            Some(found) if found <= bar => {
+                println!("Baseline: {found:.2} {what} per request (at most {bar}).");
+            }
+            Some(found) => {
+                bail!(
+                    "the baseline makes {found:.2} {what} per request, not {bar} at most: \
+                     no ratio to it means anything"
+                )
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A cell of the table; a server that cannot do what is asked of it is told, and does not end the
+/// others.
+fn figure(value: Result<Option<f64>>, digits: usize) -> String {
+    match value {
+        Ok(Some(value)) => format!("{value:.digits$}"),
+        Ok(None) => "–".into(),
+        Err(error) => {
+            progress(format_args!("{error:#}"));
+            "failed".into()
+        }
+    }
+}
+
+/// System calls per request, if there is strace and the server can keep the clients.
+fn system_calls(launcher: &Launcher, server: &Server, count: &Count) -> Result<Option<f64>> {
+    if !is_installed("strace") || count.is_too_much_for(server) {
+        return Ok(None);
+    }
+    let per_request = count.difference(|requests| {
+        let scratch = Scratch::new()?;
+        let output = scratch.path().join("strace");
+        let tool = format!("strace -f -c --summary-columns=calls,name -o {}", output.display());
+        count.run(launcher, server, &tool, requests)?;
+        let summary = fs::read_to_string(&output).context("strace has written no summary")?;
+        Ok(sum_of_calls(&summary))
+    })?;
+    Ok(Some(per_request))
+}
+
+/// User-space instructions per request, if there is valgrind and the server can keep the clients.
+fn instructions(launcher: &Launcher, server: &Server, count: &Count) -> Result<Option<f64>> {
+    if !is_installed("valgrind") || count.is_too_much_for(server) {
+        return Ok(None);
+    }
+    let per_request = count.difference(|requests| {
+        let scratch = Scratch::new()?;
+        let output = scratch.path().join("callgrind.%p");
+        let tool =
+            format!("valgrind -q --tool=callgrind --callgrind-out-file={}", output.display());
+        count.run(launcher, server, &tool, requests)?;
+        let mut total = 0;
+        for entry in fs::read_dir(scratch.path())? {
+            total += total_of_profile(&fs::read_to_string(entry?.path())?);
+        }
+        Ok(total)
+    })?;
+    Ok(Some(per_request))
+}
+
+impl Count {
+    fn is_too_much_for(&self, server: &Server) -> bool {
+        let kept = match self.mode {
+            Mode::Churn => 0,
+            _ => self.clients,
+        };
+        self.transport != Transport::Udp && server.refuses_connections(kept).is_some()
+    }
+
+    /// What one more request costs.
+    fn difference(&self, measure: impl Fn(u64) -> Result<u64>) -> Result<f64> {
+        let [fewer, more] = self.requests;
+        let difference = measure(more)? as f64 - measure(fewer)? as f64;
+        Ok(difference / (more - fewer) as f64)
+    }
+
+    /// Runs the server under `tool` while it answers exactly `requests`.
+    fn run(&self, launcher: &Launcher, server: &Server, tool: &str, requests: u64) -> Result<()> {
+        let process = ServerProcess::start(Start {
+            launcher,
+            server,
+            transport: self.transport,
+            connections: self.clients,
+            pin: Pin(None),
+            under: tool.split(' ').map(str::to_owned).collect(),
+        })?;
+        let options = format!(
+            "--mode {} --conns {} --requests {requests} --secs {}",
+            name_of(&self.mode),
+            self.clients,
+            LIMIT.as_secs()
+        );
+        let options: Vec<String> = options.split(' ').map(str::to_owned).collect();
+        let report = load(launcher, &process, &options, Pin(None), 2 * LIMIT)?;
+        if report.requests != requests || report.errors > 0 {
+            bail!(
+                "{server} answered {} of {requests} requests, with {} errors",
+                report.requests,
+                report.errors
+            );
+        }
+        process.stop()
+    }
+}
+
+fn is_installed(tool: &str) -> bool {
+    Command::new(tool)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// The sum of the first column of `strace -c`, without its own total, and without the threads that
+/// it tells it has let go.
+fn sum_of_calls(summary: &str) -> u64 {
+    summary
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            match fields[..] {
+                [calls, name] if name != "total" => calls.parse::<u64>().ok(),
+                _ => None,
+            }
+        })
+        .sum()
+}
+
+/// The total in a profile of callgrind.
+fn total_of_profile(profile: &str) -> u64 {
+    let totals = profile.lines().filter_map(|line| line.strip_prefix("totals: "));
+    totals.filter_map(|total| total.trim().parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_calls_are_counted_and_only_once() {
+        let summary = "\
+20628 ???( <detached ...>
+    calls syscall
+--------- ----------------
+     1021 recvfrom
+     1020 sendto
+--------- ----------------
+     2041 total
+";
+        assert_eq!(sum_of_calls(summary), 2041);
+    }
+
+    #[test]
+    fn the_total_of_a_profile_is_found() {
+        assert_eq!(total_of_profile("events: Ir\nfn=a\n12 3\ntotals: 4567\n"), 4567);
+    }
+}

@@ -1,0 +1,91 @@
+//! What an idle connection costs the server, in user space.
+//!
+//! Only anonymous memory is counted: the pages of a program file are shared with whoever else runs
+//! the same file, and a share grows or shrinks with their number.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::catalog::{Launcher, Server, ServerArgs};
+use super::process::{IdleClients, Pin, ServerProcess, Start, load};
+use super::progress;
+use super::table::Table;
+use crate::endpoint::Transport;
+use crate::sys;
+
+/// How many connections to hold.
+#[derive(Debug, Clone, Args)]
+pub struct MemoryArgs {
+    #[command(flatten)]
+    servers: ServerArgs,
+    /// Idle connections
+    #[arg(long, default_value_t = 5000)]
+    conns: usize,
+}
+
+/// Prints the table.
+pub fn run(args: &MemoryArgs) -> Result<()> {
+    let (launcher, servers) = Launcher::new(&args.servers)?;
+    let mut table = Table::new(["server", "connections", "KiB / connection"]);
+    for server in &servers {
+        let (most, _) = server.most_connections();
+        let connections = args.conns.min(most);
+        progress(format_args!("{server}: {connections} idle connections"));
+        let cell = match measure(&launcher, server, connections) {
+            Ok(kib) => format!("{kib:.2}"),
+            Err(error) => {
+                progress(format_args!("{server}: {error:#}"));
+                "failed".into()
+            }
+        };
+        table.row([server.to_string(), connections.to_string(), cell]);
+    }
+    println!("{table}");
+    println!(
+        "Growth of the server's anonymous memory (PSS, children included) over TCP; each \
+         connection has echoed 64 B. \
+         The kernel's share is not in it."
+    );
+    Ok(())
+}
+
+fn measure(launcher: &Launcher, server: &Server, connections: usize) -> Result<f64> {
+    let process = ServerProcess::start(Start {
+        launcher,
+        server,
+        transport: Transport::Tcp,
+        connections,
+        pin: Pin(None),
+        under: Vec::new(),
+    })?;
+    // What the first requests of a server touch is no part of the price of a connection.
+    let first: Vec<String> =
+        ["--conns", "8", "--requests", "800", "--secs", "10"].map(Into::into).to_vec();
+    load(launcher, &process, &first, Pin(None), Duration::from_secs(30))?;
+    let before = anonymous_kib(process.pid())?;
+    let clients = IdleClients::connect(launcher, &process, connections)?;
+    let after = anonymous_kib(process.pid())?;
+    drop(clients);
+    process.stop()?;
+    Ok((after as f64 - before as f64) / connections as f64)
+}
+
+/// The anonymous memory of a process and its children, pages that they share counted once.
+fn anonymous_kib(pid: u32) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .context("the kernel does not tell the memory of processes")?;
+    let own: u64 = rollup
+        .lines()
+        .filter_map(|line| {
+            let value = line.strip_prefix("Pss_Anon:").or(line.strip_prefix("Pss_Shmem:"))?;
+            value.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        })
+        .sum();
+    let children = sys::children(pid).into_iter();
+    // A child that has just ended has no memory.
+    let children: u64 = children.filter_map(|child| anonymous_kib(child).ok()).sum();
+    Ok(own + children)
+}

@@ -1,0 +1,184 @@
+//! What came of a comparison: ratios window by window, and the table that tells them.
+
+use serde::Serialize;
+
+use super::catalog::Server;
+use super::scenario::{Cost, Scenario};
+use super::stats::{Estimate, estimate, median};
+use super::table::Table;
+use crate::load::{Mode, Report};
+
+/// Over this share of its CPU, the load generator is what was measured.
+const MOST_BUSY: f64 = 0.95;
+
+/// Over this share of waiting for a CPU that something else runs on, it is that which was measured.
+const MOST_WAITING: f64 = 0.05;
+
+/// Of a server in one scenario.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    scenario: &'static str,
+    server: String,
+    windows: Vec<Window>,
+    /// Requests per second over the baseline's.
+    rate: Option<Estimate>,
+    /// The baseline's CPU time per request over the server's.
+    efficiency: Option<Estimate>,
+    /// 99th percentile of the latency over the baseline's.
+    p99: Option<Estimate>,
+}
+
+/// What a server did in one round, beside what the baseline did next to it.
+#[derive(Debug, Serialize)]
+pub(super) struct Window {
+    server: Report,
+    baseline: Report,
+    /// Something else ran on the CPU of one of the processes.
+    pub(super) is_disturbed: bool,
+}
+
+impl Window {
+    /// A pair of neighbours. A server that `competes_with_itself` for the CPUs waits by its own
+    /// fault.
+    pub(super) fn new(server: Report, baseline: Report, competes_with_itself: bool) -> Self {
+        let waits = |report: &Report| report.waited_ns as f64 / 1e9 / report.seconds > MOST_WAITING;
+        Self {
+            is_disturbed: waits(&baseline) || (!competes_with_itself && waits(&server)),
+            server,
+            baseline,
+        }
+    }
+}
+
+impl Outcome {
+    /// Makes the ratios.
+    pub(super) fn new(scenario: &Scenario, server: &Server, windows: Vec<Window>) -> Self {
+        let ratios = |ratio: fn(&Window, Cost) -> f64| -> Option<Estimate> {
+            let ratios = windows.iter().map(|window| ratio(window, scenario.cost));
+            estimate(&ratios.collect::<Vec<_>>())
+        };
+        Self {
+            scenario: scenario.name,
+            server: server.name.clone(),
+            rate: ratios(|window, _| window.server.rate / window.baseline.rate),
+            efficiency: ratios(|window, cost| {
+                price(&window.baseline, cost) / price(&window.server, cost)
+            }),
+            p99: ratios(|window, _| window.server.p99_us / window.baseline.p99_us),
+            windows,
+        }
+    }
+}
+
+/// CPU time per message, in nanoseconds; not a number where that has no meaning.
+fn price(report: &Report, cost: Cost) -> f64 {
+    let cpu = match cost {
+        Cost::Server => report.server_cpu_ns,
+        Cost::BothSides => report.server_cpu_ns + report.load_cpu_ns,
+        Cost::None => return f64::NAN,
+    };
+    cpu as f64 / (report.requests + report.beside) as f64
+}
+
+/// The table of a scenario, and what must be said about it.
+pub(super) fn tell(scenario: &Scenario, outcomes: &[Outcome]) -> String {
+    let mut table = Table::new([
+        scenario.name,
+        "req/s ratio",
+        "CPU efficiency",
+        "p99 ratio",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "req/s",
+        "CPU µs/req",
+        "load busy",
+        "errors",
+    ]);
+    let all_baselines: Vec<&Report> = outcomes
+        .iter()
+        .flat_map(|outcome| outcome.windows.iter().map(|window| &window.baseline))
+        .collect();
+    table.row(cells(
+        scenario,
+        "raw (baseline)",
+        ["1".into(), "1".into(), "1".into()],
+        &all_baselines,
+    ));
+    let mut notes = Vec::new();
+    for outcome in outcomes {
+        let reports: Vec<&Report> = outcome.windows.iter().map(|w| &w.server).collect();
+        let baselines: Vec<&Report> = outcome.windows.iter().map(|w| &w.baseline).collect();
+        let is_limited = busy(&reports).max(busy(&baselines)) > MOST_BUSY;
+        let rate = match outcome.rate {
+            // In an open loop the rate is given, not found.
+            Some(rate) if !is_limited && scenario.mode != Mode::Open => interval(rate),
+            _ => "–".into(),
+        };
+        if is_limited {
+            notes.push(outcome.server.as_str());
+        }
+        let told = |ratio: Option<Estimate>| ratio.map_or_else(|| "–".into(), interval);
+        table.row(cells(
+            scenario,
+            &outcome.server,
+            [rate, told(outcome.efficiency), told(outcome.p99)],
+            &reports,
+        ));
+    }
+    let mut text = format!("**{}**: {}\n\n{table}", scenario.name, scenario.about);
+    if !notes.is_empty() {
+        text += &format!(
+            "\nNo ratio of requests per second for {}: the load generator was over {:.0} % busy, \
+             and is what it would measure.\n",
+            notes.join(", "),
+            MOST_BUSY * 100.0
+        );
+    }
+    let windows = outcomes.iter().flat_map(|outcome| &outcome.windows);
+    let disturbed = windows.clone().filter(|window| window.is_disturbed).count();
+    if disturbed > 0 {
+        text += &format!(
+            "\n{disturbed} of {} pairs of windows were disturbed: for over {:.0} % of the time \
+             something else ran on the CPU of a server or of its load generator.\n",
+            windows.count(),
+            MOST_WAITING * 100.0
+        );
+    }
+    text
+}
+
+fn cells(
+    scenario: &Scenario,
+    name: &str,
+    ratios: [String; 3],
+    reports: &[&Report],
+) -> [String; 11] {
+    let figure = |digits: usize, value: fn(&Report, Cost) -> f64| {
+        let values = reports.iter().map(|report| value(report, scenario.cost));
+        median(values).map_or_else(|| "–".into(), |value| format!("{value:.digits$}"))
+    };
+    let [rate, efficiency, p99] = ratios;
+    [
+        name.to_owned(),
+        rate,
+        efficiency,
+        p99,
+        figure(0, |report, _| report.p50_us),
+        figure(0, |report, _| report.p99_us),
+        figure(0, |report, _| report.p999_us),
+        figure(0, |report, _| report.rate),
+        figure(2, |report, cost| price(report, cost) / 1000.0),
+        figure(2, |report, _| report.busy),
+        reports.iter().map(|report| report.errors + report.lost).sum::<u64>().to_string(),
+    ]
+}
+
+fn busy(reports: &[&Report]) -> f64 {
+    median(reports.iter().map(|report| report.busy)).unwrap_or(0.0)
+}
+
+fn interval(estimate: Estimate) -> String {
+    let Estimate { median, low, high } = estimate;
+    format!("{median:.2} [{low:.2}..{high:.2}]")
+}

@@ -1,0 +1,242 @@
+//! Children: started, pinned, watched, and ended whatever happens.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::catalog::{Launcher, Server};
+use crate::endpoint::{Endpoint, Transport};
+use crate::load::Report;
+use crate::sys;
+
+/// How long a server may take to listen, and to end; valgrind is slow at both.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A directory for sockets and the output of tools, removed in the end.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(super) fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("peers-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Which CPU a process is bound to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pin(pub(super) Option<usize>);
+
+/// Starts `command` on its CPU, so that it ends when this process does.
+fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
+    let prepare = move || {
+        sys::die_with_parent()?;
+        pin.0.map_or(Ok(()), sys::pin_to)
+    };
+    sys::before_exec(&mut command, prepare);
+    let program = command.get_program().to_owned();
+    command.spawn().with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// A server that listens.
+pub(super) struct ServerProcess {
+    child: Child,
+    /// The server itself, which under a tracer is not the child but the child's child.
+    pid: u32,
+    endpoint: Endpoint,
+    /// Held for its lifetime: the socket of a Unix server is in it.
+    _scratch: Scratch,
+}
+
+/// How to start a server.
+pub(super) struct Start<'a> {
+    pub(super) launcher: &'a Launcher,
+    pub(super) server: &'a Server,
+    pub(super) transport: Transport,
+    /// How many connections it will have to keep.
+    pub(super) connections: usize,
+    pub(super) pin: Pin,
+    /// A tool and its arguments to run the server under.
+    pub(super) under: Vec<String>,
+}
+
+impl ServerProcess {
+    /// Starts the server and waits until it tells where it listens.
+    pub(super) fn start(start: Start<'_>) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let url = match start.transport {
+            Transport::Tcp => "tcp://127.0.0.1:0".to_owned(),
+            Transport::Udp => "udp://127.0.0.1:0".to_owned(),
+            Transport::Unix => format!("unix://{}/socket", scratch.path().display()),
+        };
+        let is_traced = start.under.first().is_some_and(|tool| tool == "strace");
+        let mut words = start.under;
+        words.extend(start.launcher.arguments(start.server, &url, start.connections)?);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = spawn(command, start.pin)?;
+        let listening = listening_line(&mut child);
+        let pid = match sys::children(child.id()).as_slice() {
+            [traced] if is_traced => *traced,
+            _ => child.id(),
+        };
+        let mut process = Self { child, pid, endpoint: url.parse()?, _scratch: scratch };
+        process.endpoint = listening
+            .and_then(|url| url.parse())
+            .with_context(|| format!("{} does not listen on {url}", start.server))?;
+        Ok(process)
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Ends the server; a tool that it ran under has then written what it found.
+    pub(super) fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        sys::signal(self.pid, libc::SIGTERM)?;
+        if wait(&mut self.child, PATIENCE)?.is_none() {
+            sys::signal(self.pid, libc::SIGKILL)?;
+            self.child.kill()?;
+            self.child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// The URL in the line by which a server tells where it listens.
+fn listening_line(child: &mut Child) -> Result<String> {
+    let stdout = child.stdout.as_mut().context("no stdout")?;
+    if !sys::wait_readable(&*stdout, PATIENCE)? {
+        bail!("it says nothing");
+    }
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let url = line.trim_end().strip_prefix("listening on ");
+    Ok(url.with_context(|| format!("it says {line:?}"))?.to_owned())
+}
+
+/// Runs the load generator to its end, which is bounded by `limit`.
+pub(super) fn load(
+    launcher: &Launcher,
+    server: &ServerProcess,
+    arguments: &[String],
+    pin: Pin,
+    limit: Duration,
+) -> Result<Report> {
+    let mut command = load_command(launcher, server);
+    command
+        .args(arguments)
+        .args(["--watch", &server.pid().to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = spawn(command, pin)?;
+    let mut stdout = child.stdout.take().context("no stdout")?;
+    // Its report is the last that it does. To sleep until then leaves the CPUs to those who are
+    // measured.
+    if !sys::wait_readable(&stdout, limit)? {
+        child.kill()?;
+        child.wait()?;
+        bail!("the load generator did not end");
+    }
+    let mut report = String::new();
+    stdout.read_to_string(&mut report)?;
+    if !child.wait()?.success() {
+        bail!("the load generator failed");
+    }
+    Ok(serde_json::from_str(&report)?)
+}
+
+/// Clients that stay connected and idle until this is dropped.
+pub(super) struct IdleClients(Child);
+
+impl IdleClients {
+    /// Connects `count` of them, each of which has had one answer of 64 bytes when this returns.
+    pub(super) fn connect(
+        launcher: &Launcher,
+        server: &ServerProcess,
+        count: usize,
+    ) -> Result<Self> {
+        let mut command = load_command(launcher, server);
+        command
+            .args(["--mode", "hold", "--conns", &count.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut clients = Self(spawn(command, Pin(None))?);
+        let stdout = clients.0.stdout.as_mut().context("no stdout")?;
+        let mut line = String::new();
+        if sys::wait_readable(&*stdout, PATIENCE)? {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        if line.trim_end() != format!("holding {count}") {
+            bail!("the idle clients were not all answered");
+        }
+        Ok(clients)
+    }
+}
+
+impl Drop for IdleClients {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take()); // which ends them
+        if !matches!(wait(&mut self.0, PATIENCE), Ok(Some(_))) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+fn load_command(launcher: &Launcher, server: &ServerProcess) -> Command {
+    let mut command = Command::new(launcher.load_generator());
+    command.args(["load", &server.endpoint().to_string()]);
+    command
+}
+
+/// Waits for the end of `child`, for `limit` at most.
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
+    const STEP: Duration = Duration::from_millis(2);
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        thread::sleep(STEP);
+    }
+}

@@ -1,0 +1,205 @@
+//! The loads by name.
+
+use std::str::FromStr;
+
+use anyhow::{Result, anyhow};
+
+use super::name_of;
+use crate::endpoint::Transport;
+use crate::load::Mode;
+
+/// A load, and what its figures mean.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    /// One line for the head of its table.
+    pub(super) about: &'static str,
+    pub(super) transport: Transport,
+    pub(super) mode: Mode,
+    pub(super) clients: usize,
+    /// Clients that are not measured.
+    pub(super) beside: usize,
+    pub(super) size: usize,
+    pub(super) depth: usize,
+    /// Arrivals per second, in an open loop.
+    pub(super) rate: u64,
+    pub(super) cost: Cost,
+}
+
+/// Whose CPU time is the price of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cost {
+    /// The server's, over all messages that it answered.
+    Server,
+    /// Both sides': with large messages on loopback it is chance which side copies.
+    BothSides,
+    /// Nobody's: messages of such different sizes have no common price.
+    None,
+}
+
+/// What a scenario is unless it says otherwise.
+const TCP: Scenario = Scenario {
+    name: "",
+    about: "",
+    transport: Transport::Tcp,
+    mode: Mode::Echo,
+    clients: 64,
+    beside: 0,
+    size: 64,
+    depth: 1,
+    rate: 1,
+    cost: Cost::Server,
+};
+
+/// All of them.
+pub(super) const SCENARIOS: [Scenario; 16] = [
+    Scenario {
+        name: "tcp1",
+        about: "1 TCP connection, 64 B, one request at a time",
+        clients: 1,
+        ..TCP
+    },
+    Scenario {
+        name: "tcp64",
+        about: "64 TCP connections, 64 B, one request at a time each",
+        ..TCP
+    },
+    Scenario {
+        name: "tcp1000",
+        about: "1,000 TCP connections, 64 B, one request at a time each",
+        clients: 1000,
+        ..TCP
+    },
+    Scenario {
+        name: "pipe16",
+        about: "64 TCP connections, 64 B, 16 requests under way each",
+        depth: 16,
+        ..TCP
+    },
+    Scenario {
+        name: "16k",
+        about: "64 TCP connections, 16 KiB, one request at a time each",
+        size: 16 << 10,
+        ..TCP
+    },
+    Scenario {
+        name: "bulk",
+        about: "8 TCP connections, 1 MiB, 4 requests under way each",
+        clients: 8,
+        size: 1 << 20,
+        depth: 4,
+        cost: Cost::BothSides,
+        ..TCP
+    },
+    Scenario {
+        name: "churn",
+        about: "32 TCP clients that connect, send 64 B, receive, close; a request is a connection",
+        mode: Mode::Churn,
+        clients: 32,
+        ..TCP
+    },
+    Scenario {
+        name: "slow",
+        about: "16 quick TCP connections, 64 B, beside 1,000 that send one byte every 100 ms",
+        mode: Mode::Slow,
+        clients: 16,
+        beside: 1000,
+        ..TCP
+    },
+    Scenario {
+        name: "streams",
+        about: "16 quick TCP connections, 64 B, beside 3 that stream 1 MiB messages",
+        mode: Mode::StreamsBeside,
+        clients: 16,
+        beside: 3,
+        cost: Cost::None,
+        ..TCP
+    },
+    Scenario {
+        name: "open20k",
+        about: "20,000 requests/s over 64 TCP connections, 64 B; latency from when each was due",
+        mode: Mode::Open,
+        rate: 20_000,
+        ..TCP
+    },
+    Scenario {
+        name: "unix1",
+        about: "1 Unix connection, 64 B, one request at a time",
+        transport: Transport::Unix,
+        clients: 1,
+        ..TCP
+    },
+    Scenario {
+        name: "unix64",
+        about: "64 Unix connections, 64 B, one request at a time each",
+        transport: Transport::Unix,
+        ..TCP
+    },
+    Scenario {
+        name: "unixpipe16",
+        about: "64 Unix connections, 64 B, 16 requests under way each",
+        transport: Transport::Unix,
+        depth: 16,
+        ..TCP
+    },
+    Scenario {
+        name: "unixbulk",
+        about: "8 Unix connections, 1 MiB, 4 requests under way each",
+        transport: Transport::Unix,
+        clients: 8,
+        size: 1 << 20,
+        depth: 4,
+        cost: Cost::BothSides,
+        ..TCP
+    },
+    Scenario {
+        name: "udp1",
+        about: "1 UDP client, 64 B, one datagram at a time",
+        transport: Transport::Udp,
+        clients: 1,
+        ..TCP
+    },
+    Scenario {
+        name: "udp16",
+        about: "8 UDP clients, 64 B, 16 datagrams under way each",
+        transport: Transport::Udp,
+        clients: 8,
+        depth: 16,
+        ..TCP
+    },
+];
+
+impl Scenario {
+    /// How many connections stay open, and so keep whoever serves them.
+    pub(super) fn connections(&self) -> usize {
+        match (self.transport, self.mode) {
+            (Transport::Udp, _) | (_, Mode::Churn) => 0,
+            _ => self.clients + self.beside,
+        }
+    }
+
+    /// The arguments of the load generator.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let options = [
+            ("--mode", name_of(&self.mode)),
+            ("--conns", self.clients.to_string()),
+            ("--beside", self.beside.to_string()),
+            ("--size", self.size.to_string()),
+            ("--depth", self.depth.to_string()),
+            ("--rate", self.rate.to_string()),
+        ];
+        options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        found.copied().ok_or_else(|| {
+            let names = SCENARIOS.map(|scenario| scenario.name).join(", ");
+            anyhow!("no scenario {name:?}; there are {names}")
+        })
+    }
+}

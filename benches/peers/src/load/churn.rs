@@ -1,0 +1,218 @@
+//! Clients that connect, send one message, receive it back and close: the price of a connection.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::LoadArgs;
+use super::pattern::Pattern;
+use super::recorder::{Recorder, Report};
+use crate::endpoint::Endpoint;
+use crate::sys::{Epoll, Events, Socket, bind_without_port};
+
+/// A client that hears nothing for this long gives up, as a lost segment would otherwise hold its
+/// place for seconds.
+const TIMEOUT: u64 = 3_000_000_000;
+
+const EVENTS: usize = 256;
+
+/// Connects `--conns` clients at a time, over and over.
+pub(super) fn run(args: &LoadArgs) -> Result<Report> {
+    let mut churn = Churn {
+        args,
+        epoll: Epoll::new()?,
+        clients: Vec::new(),
+        sources: Sources::new(&args.to),
+        pattern: Pattern::new(),
+        buffer: vec![0; args.size + 1],
+        recorder: Recorder::new(args)?,
+        answered: 0,
+    };
+    churn.run()?;
+    Ok(churn.recorder.report())
+}
+
+struct Churn<'a> {
+    args: &'a LoadArgs,
+    epoll: Epoll,
+    /// Each place is taken by the next client when the last one is done; `None` when no more may
+    /// start.
+    clients: Vec<Option<Client>>,
+    sources: Sources,
+    pattern: Pattern,
+    buffer: Vec<u8>,
+    recorder: Recorder,
+    answered: usize,
+}
+
+/// One connection. Positions count as those of the streams do.
+struct Client {
+    socket: Socket,
+    started: u64,
+    sent: u64,
+    received: u64,
+    end: u64,
+}
+
+/// What became of a client in one turn.
+enum Outcome {
+    Waiting,
+    Answered,
+    Failed,
+}
+
+impl Churn<'_> {
+    fn run(&mut self) -> Result<()> {
+        for place in 0..self.args.conns {
+            self.clients.push(None);
+            self.start(place)?;
+        }
+        let mut events = Events::with_capacity(EVENTS);
+        let mut last_check = 0;
+        loop {
+            let now = self.recorder.now();
+            let answered = self.answered.min(self.args.conns);
+            if !self.recorder.proceed(now, answered, self.args.conns)? {
+                return Ok(());
+            }
+            if now - last_check > TIMEOUT / 4 {
+                last_check = now;
+                self.give_up_on_the_silent(now)?;
+            }
+            self.epoll.wait_for(&mut events, Duration::from_millis(5))?;
+            for event in events.iter() {
+                self.turn(event.token as usize)?;
+            }
+        }
+    }
+
+    /// Connects the next client of this place. On loopback the connection is established when
+    /// `connect` returns, although it says `EINPROGRESS`: the message follows at once, and only a
+    /// full backlog makes it wait for an event.
+    fn start(&mut self, place: usize) -> Result<()> {
+        if !self.recorder.may_send() {
+            self.clients[place] = None;
+            return Ok(());
+        }
+        let endpoint = &self.args.to;
+        let socket = endpoint.socket()?;
+        socket.set_nonblocking(true)?;
+        if let Some(source) = self.sources.next() {
+            bind_without_port(&socket)?;
+            socket.bind(&source.into())?;
+        }
+        let started = self.recorder.now();
+        match socket.connect(&endpoint.socket_address()?) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            other => other?,
+        }
+        let socket = Socket::from_nonblocking(socket);
+        self.epoll.add(&socket, place as u64)?;
+        let start = Pattern::start_of(place) + started;
+        let client = self.clients[place].insert(Client {
+            socket,
+            started,
+            sent: start,
+            received: start,
+            end: start + self.args.size as u64,
+        });
+        // An error shows again when the client's event comes.
+        let _ = client.send(&self.pattern);
+        Ok(())
+    }
+
+    fn turn(&mut self, place: usize) -> Result<()> {
+        let Some(client) = &mut self.clients[place] else {
+            return Ok(());
+        };
+        match client.turn(&mut self.buffer, &self.pattern) {
+            Outcome::Waiting => return Ok(()),
+            Outcome::Answered => {
+                let latency = self.recorder.now() - client.started;
+                self.recorder.answered(latency)?;
+                self.answered += 1;
+            }
+            Outcome::Failed => self.recorder.error(),
+        }
+        self.start(place)
+    }
+
+    fn give_up_on_the_silent(&mut self, now: u64) -> Result<()> {
+        for place in 0..self.clients.len() {
+            let silent = |client: &Client| now - client.started > TIMEOUT;
+            if self.clients[place].as_ref().is_some_and(silent) {
+                self.recorder.error();
+                self.start(place)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    fn turn(&mut self, buffer: &mut [u8], pattern: &Pattern) -> Outcome {
+        if self.send(pattern).is_err() {
+            return Outcome::Failed;
+        }
+        while self.received < self.end {
+            let length = match self.socket.read(buffer) {
+                Ok(0) => return Outcome::Failed,
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Outcome::Waiting,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Outcome::Failed,
+            };
+            let end = self.received + length as u64;
+            if end > self.end || !pattern.matches(self.received, &buffer[..length]) {
+                return Outcome::Failed;
+            }
+            self.received = end;
+        }
+        Outcome::Answered
+    }
+
+    fn send(&mut self, pattern: &Pattern) -> io::Result<()> {
+        while self.sent < self.end {
+            match self.socket.write(pattern.slice(self.sent..self.end)) {
+                Ok(written) => self.sent += written as u64,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Source addresses in turn, so that the ports which wait out TIME_WAIT are spread over many
+/// addresses: one alone has 28,000 ports, spent within a second.
+struct Sources {
+    /// Whether the server is on IPv4 loopback: only that network has so many addresses.
+    is_usable: bool,
+    next: u32,
+}
+
+impl Sources {
+    /// 127.1.0.0 to 127.1.15.255, and round again.
+    const FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
+    const COUNT: u32 = 4096;
+
+    fn new(endpoint: &Endpoint) -> Self {
+        let is_usable = match endpoint {
+            Endpoint::Tcp(address) => matches!(address.ip(), IpAddr::V4(ip) if ip.is_loopback()),
+            _ => false,
+        };
+        Self {
+            is_usable,
+            next: std::process::id() % Self::COUNT, // runs that follow each other start apart
+        }
+    }
+
+    fn next(&mut self) -> Option<SocketAddr> {
+        self.next = (self.next + 1) % Self::COUNT;
+        let ip = Ipv4Addr::from_bits(Self::FIRST.to_bits() + self.next);
+        self.is_usable.then(|| SocketAddr::new(ip.into(), 0))
+    }
+}

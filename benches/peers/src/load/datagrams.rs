@@ -1,0 +1,226 @@
+//! Closed loops over UDP: each client is a connected socket with `--depth` datagrams under way.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use socket2::Socket;
+
+use super::LoadArgs;
+use super::pattern::Pattern;
+use super::recorder::{Recorder, Report};
+use crate::sys::{Batch, Epoll, Events};
+
+/// A client that hears nothing for this long counts all it has under way as lost, and starts
+/// afresh.
+const TIMEOUT: u64 = 200_000_000;
+
+/// How many datagrams one system call takes.
+const AT_ONCE: usize = 32;
+
+/// A datagram begins with its number.
+const NUMBER: usize = size_of::<u64>();
+
+const EVENTS: usize = 256;
+
+/// Runs all clients until the window is over.
+pub(super) fn run(args: &LoadArgs) -> Result<Report> {
+    if args.size < NUMBER {
+        bail!("a datagram carries its number: --size must be at least {NUMBER}");
+    }
+    let mut engine = Engine::connect(args)?;
+    engine.run()?;
+    Ok(engine.recorder.report())
+}
+
+struct Engine<'a> {
+    args: &'a LoadArgs,
+    epoll: Epoll,
+    clients: Vec<Client>,
+    outgoing: Batch,
+    incoming: Batch,
+    pattern: Pattern,
+    recorder: Recorder,
+    primed: usize,
+}
+
+struct Client {
+    socket: Socket,
+    /// The number of the next datagram to send.
+    next: u64,
+    /// Number and time of each datagram under way, oldest first.
+    under_way: VecDeque<(u64, u64)>,
+    /// When it last sent or heard anything.
+    last_activity: u64,
+    is_primed: bool,
+}
+
+impl<'a> Engine<'a> {
+    fn connect(args: &'a LoadArgs) -> Result<Self> {
+        let epoll = Epoll::new()?;
+        let mut clients = Vec::new();
+        for index in 0..args.conns {
+            let socket = args.to.socket()?;
+            socket.connect(&args.to.socket_address()?)?;
+            socket.set_nonblocking(true)?;
+            epoll.add(&socket, index as u64)?;
+            clients.push(Client {
+                socket,
+                next: 0,
+                under_way: VecDeque::new(),
+                last_activity: 0,
+                is_primed: false,
+            });
+        }
+        Ok(Self {
+            args,
+            epoll,
+            clients,
+            outgoing: Batch::connected(AT_ONCE, args.size),
+            incoming: Batch::connected(AT_ONCE, args.size + 1),
+            pattern: Pattern::new(),
+            recorder: Recorder::new(args)?,
+            primed: 0,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        for index in 0..self.clients.len() {
+            self.fill_up(index, self.recorder.now());
+        }
+        let mut events = Events::with_capacity(EVENTS);
+        let mut last_check = 0;
+        loop {
+            let now = self.recorder.now();
+            if !self.recorder.proceed(now, self.primed, self.clients.len())? {
+                return Ok(());
+            }
+            if now - last_check > TIMEOUT / 4 {
+                last_check = now;
+                self.give_up_on_the_lost(now);
+            }
+            self.epoll.wait_for(&mut events, Duration::from_millis(5))?;
+            for event in events.iter() {
+                self.turn(event.token as usize)?;
+            }
+        }
+    }
+
+    /// Receives until there is nothing more, and sends as much again.
+    fn turn(&mut self, index: usize) -> Result<()> {
+        loop {
+            let received = match self.incoming.receive(&self.clients[index].socket) {
+                Ok(received) => received,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                Err(_) => {
+                    self.recorder.error();
+                    0
+                }
+            };
+            let now = self.recorder.now();
+            if received > 0 {
+                self.take_answers(index, now)?;
+            }
+            self.fill_up(index, now);
+            if received < self.incoming.capacity() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_answers(&mut self, index: usize, now: u64) -> Result<()> {
+        let client = &mut self.clients[index];
+        client.last_activity = now;
+        if !client.is_primed {
+            client.is_primed = true;
+            self.primed += 1;
+        }
+        for datagram in self.incoming.datagrams() {
+            let Some(number) = verify(datagram, self.args.size, index, &self.pattern) else {
+                self.recorder.error();
+                continue;
+            };
+            // Loopback keeps the order: whatever is older than an answer will not be answered any
+            // more.
+            while let Some(&(oldest, sent)) = client.under_way.front() {
+                if oldest > number {
+                    break; // given up before, and counted as lost
+                }
+                client.under_way.pop_front();
+                if oldest == number {
+                    self.recorder.answered(now - sent)?;
+                    break;
+                }
+                self.recorder.lost(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends until `--depth` datagrams are under way.
+    fn fill_up(&mut self, index: usize, now: u64) {
+        let client = &mut self.clients[index];
+        loop {
+            while client.under_way.len() < self.args.depth
+                && self.outgoing.len() < self.outgoing.capacity()
+                && self.recorder.may_send()
+            {
+                let datagram = self.outgoing.push(self.args.size);
+                compose(datagram, client.next, index, &self.pattern);
+                client.under_way.push_back((client.next, now));
+                client.next += 1;
+            }
+            if !self.outgoing.is_pending() {
+                return;
+            }
+            client.last_activity = now;
+            match self.outgoing.send(&client.socket) {
+                Ok(()) => {}
+                // What the socket does not take counts as sent: it will be found lost.
+                Err(error) => {
+                    if !is_full(&error) {
+                        self.recorder.error();
+                    }
+                    self.outgoing.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn give_up_on_the_lost(&mut self, now: u64) {
+        for index in 0..self.clients.len() {
+            let client = &mut self.clients[index];
+            if !client.under_way.is_empty() && now.saturating_sub(client.last_activity) > TIMEOUT {
+                self.recorder.lost(client.under_way.len() as u64);
+                client.under_way.clear();
+                self.fill_up(index, now);
+            }
+        }
+    }
+}
+
+/// Writes datagram `number` of a client: the number, then its part of the pattern.
+fn compose(datagram: &mut [u8], number: u64, client: usize, pattern: &Pattern) {
+    let (head, body) = datagram.split_at_mut(NUMBER);
+    head.copy_from_slice(&number.to_le_bytes());
+    let position = position(number, client);
+    body.copy_from_slice(pattern.slice(position..position + body.len() as u64));
+}
+
+/// The number of a datagram that is what [`compose`] made of it.
+fn verify(datagram: &[u8], size: usize, client: usize, pattern: &Pattern) -> Option<u64> {
+    let (head, body) = datagram.split_first_chunk::<NUMBER>()?;
+    let number = u64::from_le_bytes(*head);
+    let is_right = datagram.len() == size && pattern.matches(position(number, client), body);
+    is_right.then_some(number)
+}
+
+fn position(number: u64, client: usize) -> u64 {
+    Pattern::start_of(client).wrapping_add(number % (1 << 32))
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+}

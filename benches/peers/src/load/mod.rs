@@ -1,0 +1,150 @@
+//! The load generator: one thread, one process, non-blocking, with verification of every byte that
+//! comes back.
+//!
+//! ```text
+//!   streams.rs     clients that stay connected: closed loops and fixed rates, side by side
+//!   churn.rs       clients that connect, ask once and go
+//!   datagrams.rs   closed loops over UDP
+//!   hold.rs        clients that connect, ask once and stay idle
+//!   recorder.rs    what is counted, and when: priming, warm-up, the measured window
+//!   pattern.rs     the bytes on the wire
+//! ```
+//!
+//! It prints one line of JSON, a [`Report`], and ends.
+
+mod churn;
+mod datagrams;
+mod hold;
+mod pattern;
+mod recorder;
+mod streams;
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::endpoint::{Endpoint, Transport};
+use crate::sys;
+
+pub use recorder::Report;
+
+/// What kind of load to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// every client has `--depth` messages under way, and sends the next when an answer arrives
+    Echo,
+    /// every client sends one message when all have the answers to their last: less speed, but the
+    /// same course every time
+    Lockstep,
+    /// messages are due at `--rate` per second, whether the server keeps up or not; latency counts
+    /// from when each was due
+    Open,
+    /// connect, send, receive, close, with `--conns` connections under way
+    Churn,
+    /// `--conns` quick clients are measured beside `--beside` that send one byte now and then
+    Slow,
+    /// `--conns` quick clients are measured beside `--beside` that stream messages of 1 MiB
+    StreamsBeside,
+    /// connect, send, receive, then stay idle until stdin ends
+    Hold,
+}
+
+/// What to send, where, and how long.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// The server
+    pub to: Endpoint,
+    /// What kind of load
+    #[arg(long, value_enum, default_value = "echo")]
+    pub mode: Mode,
+    /// Clients that are measured
+    #[arg(long, default_value_t = 64)]
+    pub conns: usize,
+    /// Clients beside them, for `slow` and `streams-beside`
+    #[arg(long, default_value_t = 0)]
+    pub beside: usize,
+    /// Bytes of one message
+    #[arg(long, default_value_t = 64)]
+    pub size: usize,
+    /// Messages under way per client
+    #[arg(long, default_value_t = 1)]
+    pub depth: usize,
+    /// Messages per second over all clients, for `open`
+    #[arg(long, default_value_t = 20_000)]
+    pub rate: u64,
+    /// Length of the measured window in seconds
+    #[arg(long, default_value_t = 1.0)]
+    pub secs: f64,
+    /// Seconds before the window, after every client has had its first answer
+    #[arg(long, default_value_t = 0.05)]
+    pub warmup: f64,
+    /// Instead of a window: exactly this many requests from start to end, in `--secs` at most
+    #[arg(long)]
+    pub requests: Option<u64>,
+    /// Report the CPU time that this process uses in the window: the server
+    #[arg(long, value_name = "PID")]
+    pub watch: Option<u32>,
+}
+
+/// A server that does not answer every client within this time fails the run.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a trickling client sends its byte.
+const TRICKLE: Duration = Duration::from_millis(100);
+
+/// What a streaming client sends, and keeps under way.
+const STREAM_SIZE: usize = 1 << 20;
+const STREAM_DEPTH: usize = 2;
+
+/// Makes the load and prints what came of it.
+pub fn run(args: &LoadArgs) -> Result<()> {
+    if args.conns == 0 || args.size == 0 || args.depth == 0 || args.rate == 0 {
+        bail!("--conns, --size, --depth and --rate must not be 0");
+    }
+    sys::precise_timers();
+    if args.mode == Mode::Hold {
+        return hold::run(args);
+    }
+    let report = measure(args)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    Ok(())
+}
+
+fn measure(args: &LoadArgs) -> Result<Report> {
+    use streams::{Group, Pace};
+
+    let quick =
+        Group { clients: args.conns, size: args.size, pace: Pace::Closed { depth: args.depth } };
+    let groups = match (args.to.transport(), args.mode) {
+        (Transport::Udp, Mode::Echo) => return datagrams::run(args),
+        (Transport::Udp, mode) => bail!("{mode:?} is for streams"),
+        (_, Mode::Hold) => unreachable!("a hold reports nothing"),
+        (_, Mode::Churn) => return churn::run(args),
+        (_, Mode::Echo) => vec![quick],
+        (_, Mode::Lockstep) => vec![Group { pace: Pace::Together, ..quick }],
+        (_, Mode::Open) => vec![Group {
+            pace: Pace::Every(Duration::from_secs(1).div_f64(args.rate as f64)),
+            ..quick
+        }],
+        (_, Mode::Slow) => vec![
+            quick,
+            Group {
+                clients: args.beside,
+                size: 1,
+                pace: Pace::Every(TRICKLE / args.beside.max(1) as u32),
+            },
+        ],
+        (_, Mode::StreamsBeside) => vec![
+            quick,
+            Group {
+                clients: args.beside,
+                size: STREAM_SIZE,
+                pace: Pace::Closed { depth: STREAM_DEPTH },
+            },
+        ],
+    };
+    streams::run(args, &groups)
+}

@@ -1,0 +1,233 @@
+//! What is counted, and when: priming, warm-up, the measured window.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::{LoadArgs, PATIENCE};
+use crate::sys;
+
+/// What came of one run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Requests of the measured clients that were answered in the window.
+    pub requests: u64,
+    /// Messages of all other clients that were answered in the window.
+    pub beside: u64,
+    /// Length of the window.
+    pub seconds: f64,
+    /// `requests` per second.
+    pub rate: f64,
+    /// Median latency of the measured clients, in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p999_us: f64,
+    /// Share of the window in which the load generator was on the CPU. Near 1, it is the generator
+    /// that was measured.
+    pub busy: f64,
+    /// CPU time of the load generator in the window, in nanoseconds.
+    pub load_cpu_ns: u64,
+    /// CPU time of the watched process in the window, in nanoseconds.
+    pub server_cpu_ns: u64,
+    /// How long one of the two was ready to run in the window, but its CPU ran something else.
+    pub waited_ns: u64,
+    /// Wrong bytes, failed system calls, connections that ended.
+    pub errors: u64,
+    /// Datagrams that were never answered.
+    pub lost: u64,
+}
+
+/// Where a run stands.
+enum Phase {
+    /// Not every client has had its first answer.
+    Priming,
+    /// All have; the server's caches and buffers settle until then.
+    Warming(u64),
+    /// Counting until then.
+    Measuring(u64),
+    Over,
+}
+
+/// The clock of a run and all that it counts. Times are nanoseconds since the run began.
+pub(super) struct Recorder {
+    began: Instant,
+    phase: Phase,
+    window: u64,
+    warmup: u64,
+    /// With `--requests`: the number that may still be sent, and that may still be answered.
+    quota: Option<Quota>,
+    watched: Option<u32>,
+    opened: Snapshot,
+    closed: Snapshot,
+    latencies: Histogram<u64>,
+    beside: u64,
+    errors: u64,
+    lost: u64,
+}
+
+struct Quota {
+    unsent: u64,
+    unanswered: u64,
+}
+
+/// The clocks at one end of the window.
+#[derive(Default)]
+struct Snapshot {
+    at: u64,
+    load_cpu: Duration,
+    server_cpu: Duration,
+    load_waited: Duration,
+    server_waited: Duration,
+}
+
+impl Recorder {
+    pub(super) fn new(args: &LoadArgs) -> Result<Self> {
+        let window = Duration::try_from_secs_f64(args.secs)?;
+        let warmup = Duration::try_from_secs_f64(args.warmup)?;
+        let mut recorder = Self {
+            began: Instant::now(),
+            phase: Phase::Priming,
+            window: window.as_nanos() as u64,
+            warmup: warmup.as_nanos() as u64,
+            quota: args.requests.map(|requests| Quota { unsent: requests, unanswered: requests }),
+            watched: args.watch,
+            opened: Snapshot::default(),
+            closed: Snapshot::default(),
+            latencies: Histogram::new_with_max(60_000_000_000, 3)?,
+            beside: 0,
+            errors: 0,
+            lost: 0,
+        };
+        if recorder.quota.is_some() {
+            recorder.open()?; // what is counted to the end is counted from the start
+        }
+        Ok(recorder)
+    }
+
+    /// Nanoseconds since the run began.
+    #[inline]
+    pub(super) fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    /// Moves on to the next phase if it is time; false when the run is over. `primed` clients of
+    /// `clients` have had an answer.
+    pub(super) fn proceed(&mut self, now: u64, primed: usize, clients: usize) -> Result<bool> {
+        match self.phase {
+            Phase::Priming if primed >= clients => self.phase = Phase::Warming(now + self.warmup),
+            Phase::Priming if now > PATIENCE.as_nanos() as u64 => {
+                bail!("only {primed} of {clients} clients were answered within {PATIENCE:?}")
+            }
+            Phase::Warming(until) if now >= until => self.open()?,
+            Phase::Measuring(until) if now >= until => self.close()?,
+            _ => {}
+        }
+        Ok(!matches!(self.phase, Phase::Over))
+    }
+
+    /// Asks whether one more request may be sent, and counts it.
+    #[inline]
+    pub(super) fn may_send(&mut self) -> bool {
+        match &mut self.quota {
+            None => true,
+            Some(Quota { unsent: 0, .. }) => false,
+            Some(quota) => {
+                quota.unsent -= 1;
+                true
+            }
+        }
+    }
+
+    /// A request of a measured client was answered.
+    #[inline]
+    pub(super) fn answered(&mut self, latency: u64) -> io::Result<()> {
+        if matches!(self.phase, Phase::Measuring(_)) {
+            self.latencies.saturating_record(latency);
+        }
+        if let Some(quota) = &mut self.quota {
+            quota.unanswered -= 1;
+            if quota.unanswered == 0 {
+                self.close()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A message of another client was answered.
+    pub(super) fn answered_beside(&mut self) {
+        if matches!(self.phase, Phase::Measuring(_)) {
+            self.beside += 1;
+        }
+    }
+
+    /// Something went wrong; what matters is that it is not silent.
+    pub(super) fn error(&mut self) {
+        self.errors += 1;
+        if self.quota.is_some() {
+            self.phase = Phase::Measuring(0); // it can never be met: the run is over
+        }
+    }
+
+    /// Datagrams that will not be answered any more.
+    pub(super) fn lost(&mut self, datagrams: u64) {
+        self.lost += datagrams;
+    }
+
+    /// What came of the run.
+    pub(super) fn report(self) -> Report {
+        let nanoseconds = (self.closed.at - self.opened.at).max(1);
+        let seconds = nanoseconds as f64 / 1e9;
+        let quantile = |quantile| self.latencies.value_at_quantile(quantile) as f64 / 1e3;
+        let grown = |clock: fn(&Snapshot) -> Duration| {
+            let grown = clock(&self.closed).saturating_sub(clock(&self.opened));
+            grown.as_nanos() as u64
+        };
+        let load_cpu_ns = grown(|at| at.load_cpu);
+        Report {
+            requests: self.latencies.len(),
+            beside: self.beside,
+            seconds,
+            rate: self.latencies.len() as f64 / seconds,
+            p50_us: quantile(0.5),
+            p99_us: quantile(0.99),
+            p999_us: quantile(0.999),
+            busy: load_cpu_ns as f64 / nanoseconds as f64,
+            load_cpu_ns,
+            server_cpu_ns: grown(|at| at.server_cpu),
+            waited_ns: grown(|at| at.load_waited).max(grown(|at| at.server_waited)),
+            errors: self.errors,
+            lost: self.lost,
+        }
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        self.opened = self.snapshot()?;
+        self.phase = Phase::Measuring(self.opened.at + self.window);
+        Ok(())
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        self.closed = self.snapshot()?;
+        self.phase = Phase::Over;
+        Ok(())
+    }
+
+    fn snapshot(&self) -> io::Result<Snapshot> {
+        let of_server = |clock: fn(u32) -> io::Result<Duration>| match self.watched {
+            Some(pid) => clock(pid),
+            None => Ok(Duration::ZERO),
+        };
+        Ok(Snapshot {
+            server_cpu: of_server(sys::cpu_time)?,
+            server_waited: of_server(sys::waiting_time)?,
+            load_cpu: sys::own_cpu_time()?,
+            load_waited: sys::waiting_time(std::process::id())?,
+            at: self.now(),
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! What a process can be told and asked: its CPU, its CPU time, its limits, its end.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use super::check;
+
+/// The CPUs that this process may use.
+pub fn cpus() -> io::Result<Vec<usize>> {
+    // SAFETY: an all-zero set is an empty set, which outlives the call; every CPU asked about is
+    // within its size.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let size = size_of::<libc::cpu_set_t>();
+        check(libc::sched_getaffinity(0, size, &mut set))?;
+        Ok((0..8 * size).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).collect())
+    }
+}
+
+/// Binds the calling thread, and whatever it starts from now on, to one CPU.
+pub fn pin_to(cpu: usize) -> io::Result<()> {
+    // SAFETY: an all-zero set is an empty set, and `cpu` is checked by CPU_SET against the size of
+    // the set.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set))?;
+    }
+    Ok(())
+}
+
+/// Lets the timers of this thread fire to the microsecond instead of within the 50 µs that Linux
+/// allows itself.
+pub fn precise_timers() {
+    // SAFETY: takes plain numbers; a refusal leaves the default slack, which is harmless.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64) };
+}
+
+/// Ends the calling process when the one that started it ends.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) })?;
+    Ok(())
+}
+
+/// Runs `prepare` in the child of `command`, between fork and exec.
+///
+/// It must do nothing but system calls: in a copy of a process that has several threads, any lock
+/// may be held forever.
+pub fn before_exec(
+    command: &mut Command,
+    prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: by the contract above, which callers within this package keep.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Raises the soft limit of open files to the hard one.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives both calls.
+    unsafe {
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit))?;
+        limit.rlim_cur = limit.rlim_max;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))?;
+    }
+    Ok(())
+}
+
+/// Sends `signal` to the process `pid`, which the caller started.
+pub fn signal(pid: u32, signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::kill(pid as libc::pid_t, signal) })?;
+    Ok(())
+}
+
+/// Waits until `fd` can be read or has ended; false when `limit` passes first.
+pub fn wait_readable(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor, and `poll` outlives the call.
+    let ready = check(unsafe { libc::poll(&mut poll, 1, limit.as_millis() as libc::c_int) })?;
+    Ok(ready > 0)
+}
+
+/// The CPU time that this process has used.
+pub fn own_cpu_time() -> io::Result<Duration> {
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// The CPU time that the process `pid` and its children have used, whether these have ended or not.
+///
+/// The process's own share, ended threads included, is exact to the nanosecond: it is the process's
+/// CPU clock. Children that have ended count in ticks of 10 ms, as `/proc` tells no better.
+pub fn cpu_time(pid: u32) -> io::Result<Duration> {
+    let mut id = 0;
+    // SAFETY: `id` outlives the call.
+    match unsafe { libc::clock_getcpuclockid(pid as libc::pid_t, &mut id) } {
+        0 => {}
+        error => return Err(io::Error::from_raw_os_error(error)),
+    }
+    let mut total = clock(id)? + ended_children(pid)?;
+    for child in children(pid) {
+        // A child may end between the two reads; it is then missing once, as it would be from any
+        // snapshot.
+        total += cpu_time(child).unwrap_or_default();
+    }
+    Ok(total)
+}
+
+/// How long the threads of `pid` have been ready to run while their CPU ran something else. Of a
+/// process with many threads only the first few are asked: it competes with itself anyway.
+pub fn waiting_time(pid: u32) -> io::Result<Duration> {
+    const THREADS: usize = 8;
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))?.take(THREADS) {
+        // A thread may have ended since it was listed.
+        let stat = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        let waited = stat.split_whitespace().nth(1);
+        total += waited.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// The children that the main thread of `pid` has started.
+pub fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The CPU time of the children that `pid` has waited for.
+fn ended_children(pid: u32) -> io::Result<Duration> {
+    const CUTIME: usize = 13; // counted behind the name, which may itself hold spaces
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(CUTIME)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum();
+    // SAFETY: takes a plain number.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
+    Ok(Duration::from_nanos(ticks * 1_000_000_000 / per_second))
+}
+
+fn clock(id: libc::clockid_t) -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` outlives the call.
+    check(unsafe { libc::clock_gettime(id, &mut time) })?;
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}

@@ -1,0 +1,127 @@
+//! Every server of this package under every load that it supports: all bytes come back right, and
+//! all clients are served.
+//!
+//! Black-box: the program is started as the runner starts it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+const PEERS: &str = env!("CARGO_BIN_EXE_peers");
+
+const STREAM_LOADS: [&str; 7] = [
+    "--mode echo --conns 8 --size 64 --depth 1",
+    "--mode echo --conns 8 --size 100 --depth 16",
+    "--mode echo --conns 4 --size 1048576 --depth 4",
+    "--mode lockstep --conns 8",
+    "--mode open --conns 8 --rate 1000",
+    "--mode slow --conns 4 --beside 50",
+    "--mode streams-beside --conns 4 --beside 2",
+];
+
+const CHURN: &str = "--mode churn --conns 8";
+
+const DATAGRAM_LOADS: [&str; 2] =
+    ["--conns 1 --size 8 --depth 1", "--conns 4 --size 1000 --depth 16"];
+
+/// A server that ends with the test.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(foundation: &str, listen: &str) -> Self {
+        let mut child = Command::new(PEERS)
+            .args(["serve", foundation, "--listen", listen])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let url = line.trim_end().strip_prefix("listening on ").unwrap();
+        Server { child, url: url.to_owned() }
+    }
+
+    fn expect_right_answers_to(&self, load: &str) {
+        let output = Command::new(PEERS)
+            .args(["load", &self.url, "--secs", "0.1"])
+            .args(load.split(' '))
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert!(report["requests"].as_u64() > Some(0), "{load}: {report}");
+        assert_eq!(report["errors"], 0, "{load}: {report}");
+        assert_eq!(report["lost"], 0, "{load}: {report}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serves_streams(foundation: &str, has_unix: bool) {
+    let server = Server::start(foundation, "tcp://127.0.0.1:0");
+    for load in STREAM_LOADS.iter().chain([&CHURN]) {
+        server.expect_right_answers_to(load);
+    }
+    if has_unix {
+        let name = format!("peers-test-{}-{foundation}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let server = Server::start(foundation, &format!("unix://{}", path.display()));
+        for load in STREAM_LOADS {
+            server.expect_right_answers_to(load);
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+fn serves_datagrams(foundation: &str) {
+    let server = Server::start(foundation, "udp://127.0.0.1:0");
+    for load in DATAGRAM_LOADS {
+        server.expect_right_answers_to(load);
+    }
+}
+
+#[test]
+fn raw_echoes() {
+    serves_streams("raw", true);
+    serves_datagrams("raw");
+}
+
+#[test]
+fn mio_echoes() {
+    serves_streams("mio", true);
+    serves_datagrams("mio");
+}
+
+#[test]
+fn tokio_echoes() {
+    for flavor in ["tokio-ct", "tokio-mt"] {
+        serves_streams(flavor, true);
+        serves_datagrams(flavor);
+    }
+}
+
+#[test]
+fn may_echoes() {
+    serves_streams("may", true);
+    serves_datagrams("may");
+}
+
+#[test]
+fn threads_echo() {
+    serves_streams("std-threads", true);
+    serves_datagrams("std-threads");
+}
+
+#[test]
+fn message_io_echoes() {
+    serves_streams("message-io", false);
+    serves_datagrams("message-io");
+}
