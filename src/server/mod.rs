@@ -38,7 +38,7 @@ use shutdown::Control;
 /// How long a stop waits for who is busy, unless [`Server::drain`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Names one listener of a server: from [`Server::add`].
+/// Names one listener of a server: from [`Server::add`] or [`Server::listeners`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerId(usize);
 
@@ -328,6 +328,22 @@ impl Server {
     /// ports that the kernel chose.
     pub fn addresses(&self) -> Vec<Address> {
         self.services.iter().map(|service| service.address().clone()).collect()
+    }
+
+    /// The listeners, in the order the services were added: for a server that was made in one line,
+    /// and so without [`add`](Server::add), which returns each one's name.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|bytes, cx| cx.send(bytes)))?;
+    /// let [only] = server.listeners()[..] else { unreachable!() };
+    /// assert_eq!(server.address(only), Some(server.local_addr()));
+    /// assert!(server.listener(only).is_some());
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    pub fn listeners(&self) -> Vec<ListenerId> {
+        (0..self.services.len()).map(ListenerId).collect()
     }
 
     /// Where this listener listens.
