@@ -419,6 +419,12 @@ impl Write for Request<'_> {
         Ok(bytes.len())
     }
 
+    /// As [`write`](Write::write), which takes all; of no bytes too, since an empty datagram is a
+    /// reply.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write(bytes).map(drop)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         if let Channel::Stream(stream) = &mut self.channel
             && !self.written.is_empty()
