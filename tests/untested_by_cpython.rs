@@ -1,0 +1,1063 @@
+//! What Python's `socketserver` promises and CPython does not test, and what is better here.
+
+#![allow(unsafe_code)] // no crate of the tests can poll
+
+#[path = "support/forked.rs"]
+mod forked;
+mod support;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use forked::{play, start, tell, terminate};
+use socket2::SockRef;
+use socketserver::{
+    BlockingMode, CloseReason, Context, Error, Forking, ForkingTcpServer, HandlerResult, Hooks,
+    Inline, Lines, Mode, Peer, Request, RequestHandler, Server, ShutdownHandle, TcpServer,
+    Threading, ThreadingTcpServer, UdpServer, handler_fn,
+};
+use support::*;
+
+const LOCAL: &str = "127.0.0.1:0";
+
+/// The modes of Python that are not processes of their own.
+const BLOCKING: [&str; 3] = ["inline", "threading", "pool"];
+
+fn blocking(mode: &str) -> BlockingMode {
+    mode.parse().unwrap()
+}
+
+/// A request handler that is a function.
+struct Do<F>(F);
+
+impl<F: FnMut(&mut Request<'_>) -> HandlerResult> RequestHandler for Do<F> {
+    fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        (self.0)(request)
+    }
+}
+
+/// Makes such handlers.
+fn each<F>(handle: F) -> impl FnMut(&Peer) -> Do<F> + Send + 'static
+where
+    F: FnMut(&mut Request<'_>) -> HandlerResult + Clone + Send + 'static,
+{
+    move |_| Do(handle.clone())
+}
+
+/// Every line back, until the client ends.
+fn echo_lines(request: &mut Request<'_>) -> HandlerResult {
+    while let Some(line) = request.read_line()? {
+        request.write_all(&[&line, &b"\n"[..]].concat())?;
+    }
+    Ok(())
+}
+
+/// Every line back, except that `stop` stops the server.
+fn stop_when_told(request: &mut Request<'_>) -> HandlerResult {
+    while let Some(line) = request.read_line()? {
+        if line == b"stop" {
+            request.shutdown();
+        }
+        request.write_all(&[&line, &b"\n"[..]].concat())?;
+    }
+    Ok(())
+}
+
+fn inet(server: &Server) -> SocketAddr {
+    server.local_addr().inet().unwrap()
+}
+
+fn udp_client(server: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.connect(server).unwrap();
+    socket
+}
+
+fn receive(socket: &UdpSocket) -> Vec<u8> {
+    let mut reply = vec![0; 65536];
+    let count = socket.recv(&mut reply).unwrap();
+    reply.truncate(count);
+    reply
+}
+
+/// Hooks that note what they are called for.
+#[derive(Clone)]
+struct Noting(Sender<String>);
+
+impl Noting {
+    fn new() -> (Self, Receiver<String>) {
+        let (tell, told) = mpsc::channel();
+        (Noting(tell), told)
+    }
+
+    fn note(&self, what: impl Into<String>) {
+        // A test that has heard enough no longer listens.
+        let _ = self.0.send(what.into());
+    }
+}
+
+impl Hooks for Noting {
+    fn handle_error(&mut self, _: &Peer, reason: &CloseReason) {
+        self.note(format!("handle_error: {reason}"));
+    }
+
+    fn handle_timeout(&mut self) {
+        self.note("handle_timeout");
+    }
+}
+
+// The server's timeout
+
+#[test]
+fn handle_request_gives_up_after_the_servers_timeout_and_calls_handle_timeout() {
+    for mode in BLOCKING {
+        let (hooks, told) = Noting::new();
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(hooks);
+        let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+        server.timeout(Duration::from_millis(40));
+        let begun = Instant::now();
+        let served = in_time("it gives up", move || server.handle_request().unwrap());
+        assert!(!served);
+        assert!(begun.elapsed() >= Duration::from_millis(40));
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["handle_timeout"]);
+    }
+}
+
+#[test]
+fn the_servers_timeout_does_not_end_serve_forever() {
+    let (hooks, told) = Noting::new();
+    let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
+    let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+    server.timeout(Duration::from_millis(1));
+    let server = start_server(server);
+    let mut client = server.connect();
+    client.expect_silence();
+    client.send("there\n").expect_reply("there\n").end().expect_closed();
+    drop(server);
+    assert_eq!(told.iter().count(), 0);
+}
+
+#[test]
+fn a_request_that_takes_long_is_not_cut_by_the_servers_timeout() {
+    let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    server.timeout(Duration::from_millis(20));
+    let mut client = connect(inet(&server));
+    let serving = thread::spawn(move || server.handle_request().unwrap());
+    client.expect_silence();
+    client.send("late\n").expect_reply("late\n").end().expect_closed();
+    assert!(in_time("it is served", move || serving.join().unwrap()));
+}
+
+// A stream's timeout
+
+#[test]
+fn a_read_that_timed_out_is_tried_again_and_nothing_is_lost() {
+    for mode in BLOCKING {
+        let (tell, told) = mpsc::channel();
+        let handle = move |request: &mut Request<'_>| -> HandlerResult {
+            request.set_timeout(Duration::from_millis(10));
+            loop {
+                match request.read_line() {
+                    Err(error) if error.kind() == ErrorKind::TimedOut => {
+                        let _ = tell.send(());
+                    }
+                    line => break Ok(request.write_all(&line?.unwrap_or_default())?),
+                }
+            }
+        };
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+        let mut client = server.connect();
+        for part in ["in ", "three ", "parts"] {
+            client.send(part);
+            // At least one that began after it was sent.
+            expect_told(&told);
+            expect_told(&told);
+        }
+        client.send("\n").expect_reply("in three parts").expect_closed();
+    }
+}
+
+#[test]
+fn a_write_that_nobody_reads_times_out_and_is_no_fault() {
+    let (hooks, told) = Noting::new();
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        request.set_timeout(Duration::from_millis(50));
+        Ok(request.write_all(&pattern(64 << 20))?)
+    };
+    let builder = ThreadingTcpServer::builder(LOCAL).unwrap().hooks(hooks);
+    let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+    let client = server.connect();
+    server.wait_for_no_connection();
+    drop((server, client));
+    assert_eq!(told.iter().count(), 0, "a peer that is too slow is the peer's affair");
+}
+
+// service_actions
+
+/// Hooks whose `service_actions` tells.
+struct Acting(Sender<Instant>);
+
+impl Hooks for Acting {
+    fn service_actions(&mut self) {
+        let _ = self.0.send(Instant::now());
+    }
+
+    fn wants_service_actions(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn service_actions_is_called_once_per_poll_interval_at_least() {
+    let (tell, told) = mpsc::channel();
+    let interval = Duration::from_millis(20);
+    let builder = TcpServer::builder(LOCAL).unwrap().hooks(Acting(tell)).poll_interval(interval);
+    let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
+    let first = expect_told(&told);
+    for _ in 0..5 {
+        expect_told(&told);
+    }
+    // Later, on a busy machine; never earlier without a request.
+    assert!(first.elapsed() >= interval * 4);
+    drop(server);
+}
+
+#[test]
+fn service_actions_is_called_after_each_request() {
+    let (tell, told) = mpsc::channel();
+    let interval = DEADLINE * 10;
+    let builder = TcpServer::builder(LOCAL).unwrap().hooks(Acting(tell)).poll_interval(interval);
+    let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
+    for _ in 0..3 {
+        server.connect().send("x\n").expect_reply("x\n").end().expect_closed();
+        expect_told(&told);
+    }
+    drop(server);
+}
+
+/// Python's loop wakes every half second; this one not at all.
+#[test]
+fn an_idle_server_does_not_wake() {
+    for mode in Mode::all() {
+        if mode.name() == "forking" {
+            continue;
+        }
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);
+        let make = |_: &Peer| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
+        let server = start_server(builder.serve(make).unwrap());
+        server.connect().send("x").expect_reply("x").end().expect_closed();
+        server.wait_for_no_connection();
+        // Let what is left of the last turn pass.
+        thread::sleep(A_WHILE);
+        let before = server.counters();
+        thread::sleep(Duration::from_millis(800));
+        assert_eq!(server.counters().turns, before.turns, "{mode}");
+    }
+}
+
+/// Python's takes up to half a second for it, a quarter on average.
+#[test]
+fn shutdown_takes_effect_at_once() {
+    for mode in BLOCKING {
+        let mut quickest = DEADLINE;
+        for _ in 0..20 {
+            let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+            let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
+            let handle = server.handle();
+            wait_until("it runs", || handle.is_running());
+            let begun = Instant::now();
+            handle.shutdown();
+            assert!(handle.wait_timeout(DEADLINE));
+            quickest = quickest.min(begun.elapsed());
+        }
+        // The machine may be busy, but not each time.
+        assert!(quickest < Duration::from_millis(5), "{mode}: {quickest:?}");
+    }
+}
+
+// Writing
+
+#[test]
+fn with_a_write_buffer_writes_go_out_by_flush_or_when_it_is_full_or_at_the_end() {
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        request.set_write_buffer(10);
+        request.write_all(b"kept")?;
+        request.read_line()?;
+        request.flush()?;
+        request.read_line()?;
+        request.write_all(b"12345")?;
+        request.write_all(b"67890")?;
+        request.read_line()?;
+        Ok(request.write_all(b"rest")?)
+    };
+    let server = start_server(ThreadingTcpServer::bind(LOCAL, each(handle)).unwrap());
+    let mut client = server.connect();
+    client.expect_silence();
+    client.send("flush\n").expect_reply("kept");
+    client.send("fill\n").expect_reply("1234567890").expect_silence();
+    client.send("end\n").expect_reply("rest").expect_closed();
+}
+
+#[test]
+fn a_full_write_buffer_goes_out_also_where_the_handler_fails() {
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        request.set_write_buffer(100);
+        request.write_all(b"last words")?;
+        Err("and no more")?
+    };
+    let server = start_server(ThreadingTcpServer::bind(LOCAL, each(handle)).unwrap());
+    server.connect().expect_reply("last words").expect_closed();
+}
+
+#[test]
+fn nagle_is_off_and_can_be_turned_on() {
+    let (tell, told) = mpsc::channel();
+    let handle = move |request: &mut Request<'_>| -> HandlerResult {
+        let before = SockRef::from(&*request).tcp_nodelay()?;
+        request.set_nodelay(!before)?;
+        Ok(tell.send((before, SockRef::from(&*request).tcp_nodelay()?))?)
+    };
+    for nodelay in [true, false] {
+        let builder = TcpServer::builder(LOCAL).unwrap();
+        let builder = if nodelay { builder } else { builder.nodelay(false) };
+        let server = start_server(builder.serve_blocking(each(handle.clone())).unwrap());
+        server.connect().expect_closed();
+        assert_eq!(expect_told(&told), (nodelay, !nodelay));
+    }
+}
+
+// Binding
+
+/// In Python a class of its own with another `address_family`.
+#[test]
+fn ipv6_needs_no_other_class() {
+    let (tell, told) = mpsc::channel();
+    let handle = move |request: &mut Request<'_>| -> HandlerResult {
+        tell.send(request.client_address().inet())?;
+        echo_lines(request)
+    };
+    let server = start_server(TcpServer::bind("[::1]:0", each(handle)).unwrap());
+    assert!(server.address().is_ipv6());
+    let mut client = server.connect();
+    client.send("six\n").expect_reply("six\n");
+    assert_eq!(expect_told(&told), Some(client.stream.local_addr().unwrap()));
+    client.end().expect_closed();
+}
+
+#[test]
+fn allow_reuse_address_is_on_for_tcp_and_off_for_udp() {
+    let reuses = |server: Server| {
+        let id = server.listeners()[0];
+        SockRef::from(&server.listener(id).unwrap()).reuse_address().unwrap()
+    };
+    assert!(reuses(TcpServer::bind(LOCAL, each(echo_lines)).unwrap()));
+    assert!(!reuses(UdpServer::bind(LOCAL, each(echo_lines)).unwrap()));
+    let off = TcpServer::builder(LOCAL).unwrap().reuse_address(false);
+    assert!(!reuses(off.serve_blocking(each(echo_lines)).unwrap()));
+    let on = UdpServer::builder(LOCAL).unwrap().reuse_address(true);
+    assert!(reuses(on.serve_blocking(each(echo_lines)).unwrap()));
+}
+
+/// What the flag is for: a run right after the last one, whose connections linger.
+#[test]
+fn a_server_binds_again_although_connections_of_the_last_run_linger() {
+    let handle = |_: &mut Request<'_>| Ok(());
+    let server = start_server(TcpServer::bind(LOCAL, each(handle)).unwrap());
+    let address = server.address();
+    // The server closes first, so it is its side that lingers.
+    server.connect().expect_closed();
+    drop(server);
+    let again = TcpServer::bind(address, each(handle)).unwrap();
+    assert_eq!(inet(&again), address);
+}
+
+#[test]
+fn with_allow_reuse_port_two_servers_share_a_port_and_without_it_none_do() {
+    let bind = |address: SocketAddr, reuse: bool| {
+        let builder = TcpServer::builder(address).unwrap().reuse_port(reuse);
+        builder.serve_blocking(each(echo_lines))
+    };
+    let first = bind(LOCAL.parse().unwrap(), true).unwrap();
+    let second = bind(inet(&first), true).unwrap();
+    assert_eq!(inet(&first), inet(&second));
+    let refused = bind(inet(&first), false).unwrap_err();
+    assert_eq!(refused.io_kind(), Some(ErrorKind::AddrInUse));
+}
+
+/// The kernel keeps one more than it is asked to.
+#[test]
+#[cfg(target_os = "linux")]
+fn request_queue_size_is_how_many_wait_in_the_kernel() {
+    let waiting = |server: Server, most: usize| {
+        let patience = Duration::from_millis(200);
+        let connected: Vec<_> = (0..most)
+            .map_while(|_| TcpStream::connect_timeout(&inet(&server), patience).ok())
+            .collect();
+        connected.len()
+    };
+    let short = TcpServer::builder(LOCAL).unwrap().request_queue_size(2);
+    assert_eq!(waiting(short.serve_blocking(each(echo_lines)).unwrap(), 10), 3);
+    let usual = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    assert_eq!(waiting(usual, 100), 100, "and Python's usual five are too few");
+}
+
+/// Python's `bind_and_activate=False`.
+#[test]
+fn binding_and_listening_can_be_done_apart() {
+    let builder = TcpServer::builder(LOCAL).unwrap();
+    assert_eq!((builder.address(), builder.socket().is_none()), (None, true));
+    let bound = builder.bind().unwrap();
+    let address = bound.address().unwrap().inet().unwrap();
+    assert_ne!(address.port(), 0);
+    SockRef::from(&bound.socket().unwrap()).set_keepalive(true).unwrap();
+    let refused = TcpStream::connect_timeout(&address, DEADLINE).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let server = start_server(bound.serve_blocking(each(echo_lines)).unwrap());
+    assert_eq!(server.address(), address);
+    server.connect().send("now\n").expect_reply("now\n").end().expect_closed();
+}
+
+// Datagrams
+
+#[test]
+fn what_is_longer_than_max_packet_size_is_cut_and_says_so() {
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        let (length, cut) = (request.packet().unwrap().len(), request.is_truncated());
+        Ok(write!(request, "{length} {cut}")?)
+    };
+    let builder = UdpServer::builder(LOCAL).unwrap().max_packet_size(8192);
+    let cutting = start_server(builder.serve_blocking(each(handle)).unwrap());
+    let client = udp_client(cutting.address());
+    for (length, reply) in [(9000, "8192 true"), (8192, "8192 false"), (0, "0 false")] {
+        client.send(&pattern(length)).unwrap();
+        assert_eq!(String::from_utf8(receive(&client)).unwrap(), reply);
+    }
+    // Unlike Python's, all of any datagram is received by default.
+    let whole = start_server(UdpServer::bind(LOCAL, each(handle)).unwrap());
+    let client = udp_client(whole.address());
+    client.send(&pattern(65_507)).unwrap();
+    assert_eq!(receive(&client), b"65507 false");
+}
+
+/// Python sends an empty datagram where nothing was written, and half of one where `handle` failed.
+#[test]
+fn a_datagram_is_answered_only_by_what_was_written_and_only_whole() {
+    let (hooks, told) = Noting::new();
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        let packet = request.packet().unwrap().to_vec();
+        match &packet[..] {
+            b"nothing" => {}
+            b"empty" => request.write_all(b"")?,
+            b"fail" => {
+                request.write_all(b"half of an")?;
+                Err("answer")?;
+            }
+            _ => {
+                request.write_all(b"in ")?;
+                request.write_all(b"one")?;
+            }
+        }
+        Ok(())
+    };
+    let builder = UdpServer::builder(LOCAL).unwrap().hooks(hooks);
+    let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+    let client = udp_client(server.address());
+    for request in ["nothing", "fail", "other", "nothing", "empty", "other"] {
+        client.send(request.as_bytes()).unwrap();
+    }
+    // A datagram that nobody waits for would come in between.
+    assert_eq!(receive(&client), b"in one");
+    assert_eq!(expect_told(&told), "handle_error: handler failed: answer");
+    assert_eq!(receive(&client), b"");
+    assert_eq!(receive(&client), b"in one");
+}
+
+#[test]
+fn a_datagram_is_read_as_a_file_and_never_waits() {
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        let mut lines = Vec::new();
+        while let Some(line) = request.rfile().read_line()? {
+            lines.push(line);
+        }
+        Ok(request.wfile().write_all(&lines.join(&b'|'))?)
+    };
+    let server = start_server(UdpServer::bind(LOCAL, each(handle)).unwrap());
+    let client = udp_client(server.address());
+    client.send(b"one\ntwo\r\nthree").unwrap();
+    assert_eq!(receive(&client), b"one|two|three");
+}
+
+// The order of a handler's methods
+
+/// Notes what is called, and fails where it is told to.
+struct Ordered {
+    fail_in: &'static str,
+    hooks: Noting,
+}
+
+impl Ordered {
+    fn at(&self, method: &str) -> HandlerResult {
+        self.hooks.note(method);
+        if self.fail_in == method { Err(method)? } else { Ok(()) }
+    }
+}
+
+impl RequestHandler for Ordered {
+    fn setup(&mut self, _: &mut Request<'_>) -> HandlerResult {
+        self.at("setup")
+    }
+
+    fn handle(&mut self, _: &mut Request<'_>) -> HandlerResult {
+        self.at("handle")
+    }
+
+    fn finish(&mut self, _: &mut Request<'_>) -> HandlerResult {
+        self.at("finish")
+    }
+}
+
+/// What is called, in this order, where `fail_in` fails.
+fn order_of(fail_in: &'static str) -> Vec<String> {
+    let (hooks, told) = Noting::new();
+    let handlers = hooks.clone();
+    let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
+    let make = move |_: &Peer| Ordered { fail_in, hooks: handlers.clone() };
+    let server = start_server(builder.serve_blocking(make).unwrap());
+    server.connect().expect_closed();
+    drop(server);
+    told.iter().collect()
+}
+
+#[test]
+fn setup_handle_and_finish_are_called_in_this_order() {
+    assert_eq!(order_of("nothing"), ["setup", "handle", "finish"]);
+}
+
+#[test]
+fn where_setup_fails_neither_of_the_others_is_called() {
+    assert_eq!(order_of("setup"), ["setup", "handle_error: handler failed: setup"]);
+}
+
+#[test]
+fn where_handle_fails_finish_is_called_all_the_same() {
+    let error = "handle_error: handler failed: handle";
+    assert_eq!(order_of("handle"), ["setup", "handle", "finish", error]);
+}
+
+#[test]
+fn where_finish_fails_it_is_told() {
+    let error = "handle_error: handler failed: finish";
+    assert_eq!(order_of("finish"), ["setup", "handle", "finish", error]);
+}
+
+#[test]
+fn each_request_has_a_handler_of_its_own() {
+    let mut made = 0;
+    let make = move |_: &Peer| {
+        made += 1;
+        let number = made;
+        Do(move |request: &mut Request<'_>| Ok(write!(request, "{number}")?))
+    };
+    let server = start_server(TcpServer::bind(LOCAL, make).unwrap());
+    for number in 1..=3 {
+        server.connect().expect_reply(number.to_string()).expect_closed();
+    }
+}
+
+// Hooks
+
+#[test]
+fn verify_request_says_who_is_served_and_who_is_closed() {
+    struct Every2nd(usize);
+
+    impl Hooks for Every2nd {
+        fn verify_request(&mut self, _: &Peer) -> bool {
+            self.0 += 1;
+            self.0.is_multiple_of(2)
+        }
+    }
+
+    for mode in BLOCKING {
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(Every2nd(0));
+        let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
+        for _ in 0..3 {
+            server.connect().expect_closed();
+            server.connect().send("yes\n").expect_reply("yes\n").end().expect_closed();
+        }
+    }
+}
+
+/// Python's `get_request` is overridden to set a connection's options, and raises where it must not
+/// be served.
+#[test]
+fn get_request_sets_a_connections_options_or_refuses_it() {
+    struct Preparing(usize);
+
+    impl Hooks for Preparing {
+        fn get_request(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> io::Result<()> {
+            self.0 += 1;
+            assert!(peer.inet().is_some());
+            if self.0 == 1 {
+                return Err(io::Error::other("not the first one"));
+            }
+            SockRef::from(&connection).set_keepalive(true)
+        }
+    }
+
+    for mode in BLOCKING {
+        let handle = |request: &mut Request<'_>| -> HandlerResult {
+            let keepalive = SockRef::from(&*request).keepalive()?;
+            Ok(write!(request, "{keepalive}")?)
+        };
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(Preparing(0));
+        let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+        server.connect().expect_closed();
+        server.connect().expect_reply("true").expect_closed();
+    }
+}
+
+// Stopping, and what a stop waits for
+
+#[test]
+fn a_handler_can_stop_its_server_in_every_mode() {
+    for mode in Mode::all() {
+        if mode.name() == "forking" {
+            continue; // a process of its own, below
+        }
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let make = |_: &Peer| {
+            handler_fn(|line: &[u8], cx: &mut Context<'_>| {
+                cx.shutdown();
+                cx.send(line)
+            })
+        };
+        let server = start_server(builder.serve(make).unwrap());
+        let mut client = server.connect();
+        client.send("stop\n").expect_reply("stop\n").expect_closed();
+        let (_server, report) = server.join();
+        assert_eq!(report.cut, 0, "{mode}");
+    }
+}
+
+#[test]
+fn a_request_handler_can_stop_its_server_in_every_mode() {
+    for mode in BLOCKING {
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let server = start_server(builder.serve_blocking(each(stop_when_told)).unwrap());
+        let mut client = server.connect();
+        // It returns at once, and the handler goes on.
+        client.send("stop\nmore\n").expect_reply("stop\nmore\n").end().expect_closed();
+        let (_server, report) = server.join();
+        assert_eq!(report.cut, 0, "{mode}");
+    }
+}
+
+#[test]
+fn a_forked_handler_can_stop_its_server() {
+    let process = start("stop_when_told");
+    let mut client = connect(process.told().parse().unwrap());
+    client.send("stop\nmore\n").expect_reply("stop\nmore\n").end().expect_closed();
+    assert_eq!(process.told_of("cut"), "0");
+    process.expect_end();
+}
+
+#[test]
+fn a_server_serves_again_after_a_stop_and_a_stop_counts_once() {
+    for mode in BLOCKING {
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+        for _ in 0..3 {
+            let running = start_server(server);
+            running.connect().send("x\n").expect_reply("x\n").end().expect_closed();
+            let handle = running.handle();
+            handle.shutdown();
+            handle.shutdown();
+            (server, _) = running.join();
+            // In Python this one would end the next run.
+            handle.shutdown();
+        }
+    }
+}
+
+/// In Python it would wait for ever.
+#[test]
+fn waiting_for_a_server_that_does_not_serve_returns_at_once() {
+    let server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let handle = server.shutdown_handle();
+    in_time("it returns", move || handle.wait());
+}
+
+/// A handler that says when it has begun, and lasts until it is told.
+fn lasting() -> (impl FnMut(&Peer) -> Do<Last> + Send + 'static, Receiver<()>, Sender<()>) {
+    let (begun, beginnings) = mpsc::channel();
+    let (go, gate) = mpsc::channel();
+    let gate = Arc::new(Mutex::new(gate));
+    let make = move |_: &Peer| {
+        let (begun, gate) = (begun.clone(), gate.clone());
+        let handle: Last = Box::new(move |request| {
+            begun.send(())?;
+            gate.lock().unwrap().recv_timeout(DEADLINE)?;
+            Ok(request.write_all(b"done")?)
+        });
+        Do(handle)
+    };
+    (make, beginnings, go)
+}
+
+type Last = Box<dyn FnMut(&mut Request<'_>) -> HandlerResult + Send>;
+
+#[test]
+fn a_stop_waits_for_threads_and_with_daemon_threads_or_without_block_on_close_it_does_not() {
+    let usual = Threading::default();
+    for (mode, waits) in
+        [(usual, true), (usual.daemon_threads(true), false), (usual.block_on_close(false), false)]
+    {
+        let (make, begun, go) = lasting();
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);
+        let mut server = builder.serve_blocking(make).unwrap();
+        server.drain(DEADLINE * 2);
+        let server = start_server(server);
+        let mut client = server.connect();
+        expect_told(&begun);
+        let handle = server.handle();
+        handle.shutdown();
+        assert_eq!(handle.wait_timeout(if waits { A_WHILE } else { DEADLINE }), !waits);
+        // Either way it is served to its end.
+        go.send(()).unwrap();
+        client.expect_reply("done").expect_closed();
+        let (server, report) = server.join();
+        assert_eq!((report.finished, report.cut), (usize::from(waits), 0));
+        server.server_close();
+    }
+}
+
+/// Python's `server_close` waits for as long as a client likes.
+#[test]
+fn a_stop_waits_for_threads_no_longer_than_the_drain_deadline() {
+    let builder = ThreadingTcpServer::builder(LOCAL).unwrap();
+    let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+    server.drain(Duration::from_millis(50));
+    let server = start_server(server);
+    let mut client = server.connect();
+    client.send("I stay\n").expect_reply("I stay\n");
+    let (_server, report) = server.stop();
+    assert_eq!(report.cut, 1);
+    client.expect_gone();
+}
+
+/// As above, where the one who serves is the loop's own thread.
+#[test]
+fn an_inline_server_can_be_stopped_although_its_client_stays() {
+    let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    server.drain(Duration::from_millis(50));
+    let server = start_server(server);
+    let mut client = server.connect();
+    client.send("I stay\n").expect_reply("I stay\n");
+    let (_server, _report) = server.stop();
+    client.expect_gone();
+}
+
+#[test]
+fn server_close_shows_waiting_clients_the_end_and_no_reset() {
+    for said in [0, 5, 200_000] {
+        let server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+        let mut clients: Vec<_> = (0..5).map(|_| connect(inet(&server))).collect();
+        for client in &mut clients {
+            client.send(pattern(said));
+        }
+        server.server_close();
+        for client in &mut clients {
+            client.expect_closed();
+        }
+    }
+}
+
+#[test]
+fn a_running_server_that_is_dropped_stops_and_closes() {
+    let server = ThreadingTcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let address = inet(&server);
+    let running = server.spawn().unwrap();
+    assert_eq!(running.local_addr().inet(), Some(address));
+    let handle: ShutdownHandle = running.shutdown_handle();
+    connect(address).send("x\n").expect_reply("x\n").end().expect_closed();
+    in_time("it stops", move || drop(running));
+    assert!(!handle.is_running());
+    let refused = TcpStream::connect_timeout(&address, DEADLINE).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+// Slow clients
+
+#[test]
+fn a_slow_client_holds_up_the_others_under_inline_alone() {
+    for mode in Mode::all() {
+        if mode.name() == "forking" {
+            continue; // a process of its own, below
+        }
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+        let server = start_server(builder.serve(make).unwrap());
+        let (mut slow, mut quick) = (server.connect(), server.connect());
+        slow.send("slow").expect_silence();
+        quick.send("quick\n");
+        if mode.name() == "inline" {
+            quick.expect_silence();
+        } else {
+            quick.expect_reply("quick\n");
+        }
+        slow.send("ly\n").expect_reply("slowly\n").end().expect_closed();
+        if mode.name() == "inline" {
+            quick.expect_reply("quick\n");
+        }
+        quick.end().expect_closed();
+    }
+}
+
+// Forking
+
+#[test]
+fn max_children_is_how_many_are_served_at_a_time() {
+    let process = start("max_children");
+    let pid = process.told_of("pid");
+    let address = process.told().parse().unwrap();
+    let (mut one, mut two) = (connect(address), connect(address));
+    one.expect_reply("here\n");
+    two.expect_reply("here\n");
+    let mut three = connect(address);
+    three.expect_silence();
+    one.send("x\n").expect_reply("x\n").end().expect_closed();
+    three.expect_reply("here\n").end().expect_closed();
+    two.end().expect_closed();
+    terminate(&pid);
+    process.expect_end();
+}
+
+/// Not a test: what others start.
+#[test]
+fn be_a_process() {
+    play(|role| match role {
+        "stop_when_told" => {
+            let mut server = ForkingTcpServer::bind(LOCAL, each(stop_when_told)).unwrap();
+            tell(inet(&server));
+            tell(format_args!("cut {}", server.serve_forever().unwrap().cut));
+        }
+        "max_children" => {
+            let builder = Server::tcp(LOCAL).unwrap().dispatch(Forking::default().max_children(2));
+            let handle = |request: &mut Request<'_>| {
+                request.write_all(b"here\n")?;
+                echo_lines(request)
+            };
+            let mut server = builder.serve_blocking(each(handle)).unwrap();
+            server.stop_on_signals().unwrap();
+            tell(format_args!("pid {}", std::process::id()));
+            tell(inet(&server));
+            server.serve_forever().unwrap();
+        }
+        "forked_requests" => {
+            let mut server = ForkingTcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+            tell(inet(&server));
+            for _ in 0..3 {
+                tell(format_args!("served {}", server.handle_request().unwrap()));
+            }
+        }
+        _ => unreachable!("{role}"),
+    });
+}
+
+// Sockets made elsewhere
+
+#[test]
+fn a_socket_that_was_bound_elsewhere_is_adopted() {
+    let listener = TcpListener::bind(LOCAL).unwrap();
+    let address = listener.local_addr().unwrap();
+    let builder = Server::adopt(listener).unwrap().dispatch(Inline);
+    assert_eq!(builder.address().unwrap().inet(), Some(address));
+    let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
+    connect(address).send("x\n").expect_reply("x\n").end().expect_closed();
+
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    let address = socket.local_addr().unwrap();
+    let builder = Server::adopt(socket).unwrap().dispatch(Inline);
+    let handle = |request: &mut Request<'_>| {
+        let packet = request.packet().unwrap().to_vec();
+        Ok(request.write_all(&packet)?)
+    };
+    let _datagrams = start_server(builder.serve_blocking(each(handle)).unwrap());
+    let client = udp_client(address);
+    client.send(b"packet").unwrap();
+    assert_eq!(receive(&client), b"packet");
+    drop(server);
+}
+
+#[test]
+fn a_connection_is_not_adopted_but_handed_over() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    assert!(matches!(Server::adopt(ours).unwrap_err(), Error::UnusableAddress { .. }));
+}
+
+/// What IDLE overrides three methods for: it connects, and then serves that connection.
+#[test]
+fn connections_made_elsewhere_are_served() {
+    for mode in BLOCKING {
+        let builder = Server::detached().unwrap().dispatch(blocking(mode));
+        let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+        let id = server.listeners()[0];
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            theirs.set_read_timeout(Some(DEADLINE)).unwrap();
+            server.hand_over(id, ours).unwrap();
+            clients.push(theirs);
+        }
+        let server = server.spawn().unwrap();
+        for client in &mut clients {
+            client.write_all(b"over\n").unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        for client in &mut clients {
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).unwrap();
+            assert_eq!(reply, "over\n");
+        }
+        in_time("it stops", move || drop(server));
+    }
+}
+
+// One request at a time
+
+/// Whether a descriptor is readable now, or within `patience`.
+fn is_readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: poll reads and writes one pollfd.
+    match unsafe { libc::poll(&mut poll, 1, patience.as_millis() as i32) } {
+        0 => false,
+        1 => true,
+        _ => panic!("{}", io::Error::last_os_error()),
+    }
+}
+
+/// The server in a loop of someone else's, who is told by its descriptor when a client waits.
+#[test]
+fn the_servers_descriptor_is_readable_when_a_client_waits() {
+    for mode in BLOCKING {
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+        let address = inet(&server);
+        for _ in 0..2 {
+            // Several are there before the first is asked for.
+            let mut clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
+            for client in &mut clients {
+                client.send("x\n").end();
+            }
+            for client in &mut clients {
+                assert!(is_readable(server.as_fd(), DEADLINE), "{mode}");
+                assert!(server.handle_request().unwrap());
+                assert_eq!(client.read_to_end(), b"x\n");
+            }
+            let mut client = connect(address);
+            client.send("and one\n").end();
+            assert!(is_readable(server.as_fd(), DEADLINE), "{mode}");
+            assert!(server.handle_request().unwrap());
+            assert_eq!(client.read_to_end(), b"and one\n");
+        }
+    }
+}
+
+#[test]
+fn a_datagram_servers_descriptor_is_readable_when_a_datagram_waits() {
+    let handle = |request: &mut Request<'_>| {
+        let packet = request.packet().unwrap().to_vec();
+        Ok(request.write_all(&packet)?)
+    };
+    let mut server = UdpServer::bind(LOCAL, each(handle)).unwrap();
+    let client = udp_client(inet(&server));
+    for _ in 0..2 {
+        for text in ["one", "two", "three"] {
+            client.send(text.as_bytes()).unwrap();
+        }
+        for text in ["one", "two", "three"] {
+            assert!(is_readable(server.as_fd(), DEADLINE));
+            assert!(server.handle_request().unwrap());
+            assert_eq!(receive(&client), text.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn handle_request_returns_when_the_request_is_served() {
+    for mode in ["reactor", "inline"] {
+        let (make, told) = tellers(echo);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
+        let builder = builder.dispatch(mode.parse::<Mode>().unwrap());
+        let mut server = builder.serve(make).unwrap();
+        let mut client = connect(inet(&server));
+        let serving = thread::spawn(move || (server.handle_request().unwrap(), server));
+        client.send("served\n").expect_reply("served\n");
+        assert!(!serving.is_finished());
+        client.end().expect_closed();
+        let (served, _server) = in_time("it is served", move || serving.join().unwrap());
+        assert!(served);
+        expect_close(&told);
+    }
+}
+
+#[test]
+fn handle_request_returns_when_the_request_is_handed_over() {
+    for mode in ["threading", "pool"] {
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let server = builder.serve_blocking(each(echo_lines)).unwrap();
+        let mut client = connect(inet(&server));
+        let mut server = server;
+        let (served, _server) =
+            in_time("it returns", move || (server.handle_request().unwrap(), server));
+        assert!(served, "and its client has said nothing yet");
+        client.send("still served\n").expect_reply("still served\n").end().expect_closed();
+    }
+}
+
+#[test]
+fn handle_request_returns_when_the_request_is_forked_for() {
+    let process = start("forked_requests");
+    let address = process.told().parse().unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(connect(address));
+        assert_eq!(process.told_of("served"), "true");
+    }
+    for client in &mut clients {
+        client.send("still served\n").expect_reply("still served\n").end().expect_closed();
+    }
+    let _last = connect(address);
+    assert_eq!(process.told_of("served"), "true");
+    process.expect_end();
+}
+
+#[test]
+fn handle_request_serves_one_and_leaves_the_next_waiting() {
+    let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let mut clients: Vec<_> = (0..3).map(|_| connect(inet(&server))).collect();
+    for client in &mut clients {
+        client.send("mine\n").end();
+        assert!(server.handle_request().unwrap());
+        assert_eq!(client.read_to_end(), b"mine\n");
+    }
+    assert_eq!(server.counters().accepted, 3);
+}
+
+#[test]
+fn handle_request_is_stopped_by_shutdown() {
+    let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let handle = server.shutdown_handle();
+    let serving = thread::spawn(move || server.handle_request().unwrap());
+    wait_until("it runs", || handle.is_running());
+    handle.shutdown();
+    assert!(!in_time("it returns", move || serving.join().unwrap()));
+}
