@@ -952,6 +952,7 @@ fn the_servers_descriptor_is_readable_when_a_client_waits() {
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
         let address = inet(&server);
         for _ in 0..2 {
+            assert!(!is_readable(server.as_fd(), A_WHILE), "{mode}: nobody waits");
             // Several are there before the first is asked for.
             let mut clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
             for client in &mut clients {
@@ -980,6 +981,7 @@ fn a_datagram_servers_descriptor_is_readable_when_a_datagram_waits() {
     let mut server = UdpServer::bind(LOCAL, each(handle)).unwrap();
     let client = udp_client(inet(&server));
     for _ in 0..2 {
+        assert!(!is_readable(server.as_fd(), A_WHILE), "nothing waits");
         for text in ["one", "two", "three"] {
             client.send(text.as_bytes()).unwrap();
         }

@@ -504,10 +504,9 @@ impl Drop for Reactor<'_> {
         // Whoever waits for the poller's descriptor until the next run is to see who waits now.
         for listener in &self.listeners {
             let Some(entry) = self.slab.get(listener.slot()) else { continue };
-            let interest = Interest::READABLE | Interest::WRITABLE;
             let registry = self.ground.poll.registry();
-            let again =
-                registry.reregister(&mut SourceFd(&entry.descriptor), Token::WAKE.into(), interest);
+            let (mut source, token) = (SourceFd(&entry.descriptor), Token::WAKE.into());
+            let again = registry.reregister(&mut source, token, Interest::READABLE);
             if let Err(error) = again {
                 log::warn!("a listener cannot be watched between runs: {error}");
             }

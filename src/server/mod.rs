@@ -190,11 +190,11 @@ impl Server {
             service.check_beside(other)?;
         }
         let descriptor = service.socket().as_raw_fd();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        // A token of its own comes with each run; until then nobody asks for this one.
+        // A token of its own comes with each run; until then nobody asks for this one. A datagram
+        // socket can always be written to, of which nobody waits to hear.
         self.poll
             .registry()
-            .register(&mut SourceFd(&descriptor), Token::WAKE.into(), interest)
+            .register(&mut SourceFd(&descriptor), Token::WAKE.into(), Interest::READABLE)
             .map_err(Error::Loop)?;
         self.services.push(service);
         Ok(ListenerId(self.services.len() - 1))
