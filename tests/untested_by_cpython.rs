@@ -130,6 +130,23 @@ fn handle_request_gives_up_after_the_servers_timeout_and_calls_handle_timeout() 
     }
 }
 
+/// Python's `timeout = 0`: serves who waits already.
+#[test]
+fn without_patience_handle_request_serves_who_waits_and_waits_for_nobody() {
+    let (hooks, told) = Noting::new();
+    let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
+    let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
+    server.timeout(Duration::ZERO);
+    for _ in 0..2 {
+        let mut client = connect(inet(&server));
+        client.send("waiting\n").end();
+        assert!(server.handle_request().unwrap());
+        assert_eq!(client.read_to_end(), b"waiting\n");
+        assert!(!server.handle_request().unwrap());
+        assert_eq!(expect_told(&told), "handle_timeout");
+    }
+}
+
 #[test]
 fn the_servers_timeout_does_not_end_serve_forever() {
     let (hooks, told) = Noting::new();

@@ -262,6 +262,7 @@ impl Server {
                 .add_listener(descriptor, |token| service.begin(&ground, token))
                 .map_err(Error::Loop)?;
         }
+        let mut looked = false;
         loop {
             if std::mem::take(&mut reactor.turn().shutdown) {
                 control.request_stop();
@@ -277,11 +278,13 @@ impl Server {
             let left = deadline
                 .filter(|_| !served)
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
+            // Who waits already is served, however little time there is.
+            if looked && left == Some(Duration::ZERO) {
                 return Ok((StopReport::default(), false));
             }
             let patience = left.into_iter().chain(interval).min();
             reactor.run_turn(patience, signals.as_ref()).map_err(Error::Loop)?;
+            looked = true;
         }
         let report = stop(&mut reactor, drain)?;
         Ok((report, false))
