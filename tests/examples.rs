@@ -258,6 +258,14 @@ fn an_idle_client_that_has_been_served_sees_the_end_when_the_server_stops() {
 }
 
 #[test]
+fn a_drain_deadline_may_be_as_good_as_never() {
+    in_each_mode("echo", &["--drain", "18000000000000000000"], |_, program| {
+        program.connect().send("hello").expect("hello");
+        program.stop();
+    });
+}
+
+#[test]
 fn who_is_in_the_middle_of_a_line_may_finish_it() {
     in_each_mode("whoami", &["--drain", "60"], |_, program| {
         let mut client = program.connect();

@@ -38,6 +38,9 @@ use shutdown::Control;
 /// How long a stop waits for who is busy, unless [`Server::drain`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// What is for ever, and can still be added to a point in time.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Names one listener of a server: from [`Server::add`] or [`Server::listeners`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerId(usize);
@@ -292,7 +295,7 @@ impl Server {
 
     /// Sets how long a stop waits for who is busy; 5 seconds by default.
     pub fn drain(&mut self, deadline: Duration) -> &mut Self {
-        self.drain = deadline;
+        self.drain = deadline.min(FOR_EVER);
         self
     }
 

@@ -119,7 +119,10 @@ impl ShutdownHandle {
 
     /// As [`wait`](ShutdownHandle::wait), but no longer than `timeout`; whether no loop is running.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+        let Some(deadline) = Instant::now().checked_add(timeout) else {
+            self.wait();
+            return true;
+        };
         let mut run = lock(&self.control.run);
         while run.running {
             let left = deadline.saturating_duration_since(Instant::now());
