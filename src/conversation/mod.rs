@@ -65,7 +65,7 @@ struct State {
     outlet: Option<Arc<Outlet>>,
     timeout: Option<Duration>,
     /// Why the conversation is ending, once it is.
-    ending: Option<CloseReason>,
+    ending: Option<Box<CloseReason>>,
     timeout_changed: bool,
     aborted: bool,
     datagram: bool,
@@ -114,7 +114,7 @@ impl State {
     #[cold]
     fn end(&mut self, reason: CloseReason) {
         if self.ending.is_none() || reason.is_fault() {
-            self.ending = Some(reason);
+            self.ending = Some(Box::new(reason));
         }
         self.special = true;
     }
@@ -131,7 +131,8 @@ pub(crate) struct Conversation<H, F> {
     /// How much of the current input has been delivered.
     consumed: usize,
     /// What the framing has said of the start of the inbox, where it was asked ahead of a delivery.
-    ahead: Option<Result<Step, FramingError>>,
+    /// In a box, as all that most connections never have: an idle one is to be small.
+    ahead: Option<Box<Result<Step, FramingError>>>,
 }
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
@@ -174,7 +175,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.inbox.extend_from_slice(fresh);
         self.with_inbox(env, |this, input, env| {
             if let Some(step) = this.ahead.take() {
-                this.step(step, input, env);
+                this.step(*step, input, env);
             }
             this.deliver(input, env);
         });
@@ -196,7 +197,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             match catch_unwind(AssertUnwindSafe(|| self.framing.decode(input))) {
                 Ok(Ok(Step::More)) => break,
                 Ok(Ok(Step::Skip(count))) if (1..=input.len()).contains(&count) => skipped += count,
-                Ok(step) => self.ahead = Some(step),
+                Ok(step) => self.ahead = Some(Box::new(step)),
                 // It is asked again where panics are counted.
                 Err(_) => return true,
             }
@@ -302,7 +303,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Tells the handler that it is over, and why; returns the reason. Nothing follows.
     pub(crate) fn closed(&mut self, tally: &mut Tally) -> CloseReason {
-        let mut reason = self.state.ending.take().unwrap_or(CloseReason::Shutdown);
+        let mut reason = self.state.ending.take().map_or(CloseReason::Shutdown, |reason| *reason);
         if let Some(outlet) = self.state.outlet.take() {
             outlet.close();
         }
@@ -450,8 +451,10 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Gives the reason its proper name, where the handler has just closed without one.
     fn relabel(&mut self, reason: CloseReason) {
-        if let Some(CloseReason::Handler) = self.state.ending {
-            self.state.ending = Some(reason);
+        if let Some(ending) = &mut self.state.ending
+            && matches!(**ending, CloseReason::Handler)
+        {
+            **ending = reason;
         }
     }
 

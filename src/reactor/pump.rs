@@ -103,12 +103,12 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
     }
 }
 
-/// Whether a connection talks, or only waits for its peer to have read the end.
-#[derive(Debug, Clone, Copy)]
-enum Phase {
-    Talking,
-    /// The handler has been told; input is thrown away until then, up to so many bytes.
-    Lingering(Instant, usize),
+/// How long, and how much of it, a connection's input is thrown away once its handler has been told
+/// that it is over.
+#[derive(Debug)]
+struct Linger {
+    until: Instant,
+    left: usize,
 }
 
 /// One connection of the loop.
@@ -120,7 +120,8 @@ pub(crate) struct Connection<T> {
     backlog: Option<Box<Backlog>>,
     /// When a byte last moved, either way.
     last_moved: Instant,
-    phase: Phase,
+    /// It is over, and only waits for its peer to have read the end.
+    linger: Option<Box<Linger>>,
     /// The peer takes no more output; what it has sent is still read.
     broken: Option<io::Error>,
     /// The backlog has reached the high mark and not yet sunk to the low one.
@@ -137,7 +138,7 @@ impl<T: Talk> Connection<T> {
             marks,
             backlog: None,
             last_moved: now,
-            phase: Phase::Talking,
+            linger: None,
             broken: None,
             paused: false,
             told: false,
@@ -182,8 +183,8 @@ impl<T: Talk> Connection<T> {
     #[inline(never)]
     fn run_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
         desk.port.limit = self.marks.high;
-        if let Phase::Lingering(until, left) = self.phase {
-            return self.linger(until, left, buffer, desk);
+        if self.linger.is_some() {
+            return self.linger(buffer, desk);
         }
         if self.backlog.is_some() && desk.readiness.has(Readiness::WRITABLE) {
             self.flush(desk);
@@ -396,28 +397,19 @@ impl<T: Talk> Connection<T> {
             _ => return Fate::Done,
         }
         self.tell(desk);
-        let until = desk.now + LINGER;
         desk.rearm();
-        self.phase = Phase::Lingering(until, LINGER_BYTES);
-        self.linger(until, LINGER_BYTES, buffer, desk)
+        self.linger = Some(Box::new(Linger { until: desk.now + LINGER, left: LINGER_BYTES }));
+        self.linger(buffer, desk)
     }
 
     /// Throws input away until the peer has ended, but not for ever.
-    fn linger(
-        &mut self,
-        until: Instant,
-        mut left: usize,
-        buffer: &mut [u8],
-        desk: &mut Desk,
-    ) -> Fate {
-        while desk.now < until && left > 0 {
+    fn linger(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+        let Some(linger) = &mut self.linger else { return Fate::Wait };
+        while desk.now < linger.until && linger.left > 0 {
             match (&self.socket).read(buffer) {
                 Ok(0) => return Fate::Done,
-                Ok(count) => left = left.saturating_sub(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.phase = Phase::Lingering(until, left);
-                    return Fate::Wait;
-                }
+                Ok(count) => linger.left = linger.left.saturating_sub(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Fate::Wait,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Fate::Done,
             }
@@ -461,8 +453,8 @@ impl<T: Talk> Live for Connection<T> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if let Phase::Lingering(until, _) = self.phase {
-            return Some(until);
+        if let Some(linger) = &self.linger {
+            return Some(linger.until);
         }
         let conversation = self.talk.peek()?;
         let patience =
@@ -471,7 +463,7 @@ impl<T: Talk> Live for Connection<T> {
     }
 
     fn expired(&mut self, turn: &mut Turn) -> Fate {
-        if matches!(self.phase, Phase::Lingering(..)) {
+        if self.linger.is_some() {
             return Fate::Done;
         }
         let Some(conversation) = self.talk.home() else {
