@@ -589,6 +589,42 @@ fn each_request_has_a_handler_of_its_own() {
     }
 }
 
+/// Python's handlers have the server itself; here, where it was asked, and what their maker gave them.
+#[test]
+fn a_request_knows_where_it_was_asked_and_shares_what_its_maker_gave_it() {
+    for mode in BLOCKING {
+        let count = Arc::new(Mutex::new(0));
+        let handle = move |request: &mut Request<'_>| -> HandlerResult {
+            *count.lock().unwrap() += 1;
+            let number = *count.lock().unwrap();
+            let address = request.server_address().clone();
+            Ok(write!(request, "{number} {address}")?)
+        };
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+        for number in 1..=3 {
+            let expected = format!("{number} tcp://{}", server.address());
+            server.connect().expect_reply(expected).expect_closed();
+        }
+    }
+}
+
+/// Python's `readline` takes whatever comes, until the memory is full.
+#[test]
+fn lines_that_come_together_are_read_one_by_one_and_none_is_endless() {
+    let (hooks, told) = Noting::new();
+    let builder = ThreadingTcpServer::builder(LOCAL).unwrap().hooks(hooks);
+    let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
+    let mut client = server.connect();
+    let longest = "x".repeat(Request::MAX_LINE);
+    client.send("one\ntwo\r\n\n").send(&longest).send("\nlast").end();
+    client.expect_reply("one\ntwo\n\n").expect_reply(&longest).expect_reply("\nlast\n");
+    client.expect_closed();
+    let mut endless = server.connect();
+    endless.send(&longest).send("xx").expect_closed();
+    assert!(expect_told(&told).contains("longer than 65536 bytes"));
+}
+
 // Hooks
 
 #[test]
