@@ -24,6 +24,10 @@ use crate::error::{CloseReason, HandlerResult};
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no `Handler`",
+    note = "a blocking `RequestHandler` is served by `serve_blocking`, under `Inline`, `Threading`, `Pool` or `Forking`"
+)]
 pub trait Handler {
     /// The connection is open; nothing has been read from it.
     ///

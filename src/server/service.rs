@@ -206,7 +206,7 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
 /// The modes that can run this blocking [`RequestHandler`]: those that serve a request away from
 /// the loop, or instead of it.
 #[diagnostic::on_unimplemented(
-    message = "the mode `{Self}` cannot run the blocking request handler `{R}`",
+    message = "the mode `{Self}` cannot run a blocking `RequestHandler`",
     label = "this mode never waits for one peer, and a `RequestHandler` does",
     note = "say `.dispatch(Threading::default())`, or `Inline`, `Pool` or `Forking`; or write a `Handler`, which every mode can run"
 )]

@@ -1,0 +1,17 @@
+//! The two kinds of handler have a method each.
+
+use socketserver::{HandlerResult, Request, RequestHandler, Server, Threading};
+
+struct Greet;
+
+impl RequestHandler for Greet {
+    fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        request.read_line()?;
+        Ok(())
+    }
+}
+
+fn main() {
+    let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(Threading::default());
+    let _ = builder.serve(|_peer| Greet);
+}
