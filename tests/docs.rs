@@ -1,0 +1,125 @@
+//! The pages for those who come from Python: every row leads to the test that holds it, every name of
+//! Python's has its row, and both languages say the same.
+
+use std::fs;
+use std::path::Path;
+
+/// Both languages.
+const PAGES: [&str; 2] = ["docs/from-python.md", "docs/from-python.zh-CN.md"];
+
+/// What Python's module has: `__all__`, then what its documentation and its source name of servers,
+/// then of handlers.
+const NAMES: &str = "
+    BaseServer TCPServer UDPServer UnixStreamServer UnixDatagramServer ThreadingMixIn
+    ThreadingTCPServer ThreadingUDPServer ThreadingUnixStreamServer ThreadingUnixDatagramServer
+    ForkingMixIn ForkingTCPServer ForkingUDPServer ForkingUnixStreamServer
+    ForkingUnixDatagramServer BaseRequestHandler StreamRequestHandler DatagramRequestHandler
+
+    timeout address_family socket_type request_queue_size allow_reuse_address allow_reuse_port
+    max_packet_size daemon_threads block_on_close max_children active_children server_address
+    RequestHandlerClass socket __init__ server_bind server_activate fileno serve_forever
+    handle_request shutdown server_close __enter__ __exit__ get_request verify_request
+    process_request process_request_thread finish_request shutdown_request close_request
+    handle_error handle_timeout service_actions collect_children
+
+    setup handle finish request client_address server rfile wfile connection packet rbufsize
+    wbufsize disable_nagle_algorithm
+";
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The cells of each row of each table, headings aside.
+fn rows(page: &str) -> Vec<Vec<&str>> {
+    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| Python |");
+    let rows = page.lines().filter(is_row);
+    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+/// Where the links of a text lead.
+fn links(text: &str) -> Vec<&str> {
+    text.split("](").skip(1).map(|rest| rest.split_once(')').unwrap().0).collect()
+}
+
+/// What stands in back quotes.
+fn code(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The programs of a page, without what is said in them.
+fn programs(page: &str) -> Vec<String> {
+    let bare = |line: &str| {
+        let code = line.split("//").next().unwrap();
+        code.split('"').step_by(2).collect::<String>().trim().to_owned()
+    };
+    let blocks = page.split("```").skip(1).step_by(2);
+    blocks.map(|block| block.lines().map(bare).collect::<Vec<_>>().join("\n")).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for name in PAGES {
+        let page = read(name);
+        for link in links(&page).into_iter().filter(|link| !link.starts_with("https://")) {
+            let (path, function) = link.split_once('#').unwrap_or((link, ""));
+            let file = read(&format!("docs/{path}"));
+            let defined = function.is_empty() || file.contains(&format!("fn {function}("));
+            assert!(defined, "{name}: {link}");
+        }
+    }
+}
+
+#[test]
+fn every_row_ends_with_a_test() {
+    for name in PAGES {
+        let page = read(name);
+        for row in rows(&page) {
+            assert_eq!(row.len(), 4, "{name}: {row:?}");
+            let links = links(row[3]);
+            let is_test = |link: &&str| link.starts_with("../tests/") && link.contains('#');
+            assert!(!links.is_empty() && links.iter().all(is_test), "{name}: {row:?}");
+        }
+    }
+}
+
+#[test]
+fn every_name_of_pythons_has_a_row() {
+    for page in PAGES {
+        let page = read(page);
+        let of = |name: &&str| name.split('(').next().map(str::to_owned);
+        let rows: Vec<_> =
+            rows(&page).iter().flat_map(|row| code(row[0])).filter_map(|name| of(&name)).collect();
+        for name in NAMES.split_whitespace() {
+            assert!(rows.iter().any(|row| row == name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn both_languages_have_the_same_rows_and_programs() {
+    let [english, chinese] = PAGES.map(read);
+    let (ours, theirs) = (rows(&english), rows(&chinese));
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!((ours[0], ours[3]), (theirs[0], theirs[3]));
+        let sorted = |cell: &str| {
+            let mut code: Vec<_> = code(cell).into_iter().map(str::to_owned).collect();
+            code.sort();
+            code
+        };
+        assert_eq!(sorted(ours[1]), sorted(theirs[1]), "{}", ours[0]);
+    }
+    assert_eq!(ours.len(), theirs.len());
+    let (ours, theirs) = (programs(&english), programs(&chinese));
+    ours.iter().zip(&theirs).for_each(|(ours, theirs)| assert_eq!(ours, theirs));
+    assert_eq!(ours.len(), theirs.len());
+}
+
+#[test]
+fn the_readme_leads_to_both() {
+    let readme = read("README.md");
+    for page in PAGES {
+        assert!(links(&readme).contains(&page), "{page}");
+    }
+}
