@@ -120,3 +120,11 @@ pub use sys::raise_descriptor_limit;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-python.md")]
+struct FromPython;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-python.zh-CN.md")]
+struct FromPythonInChinese;
