@@ -30,13 +30,20 @@ const LOCAL: &str = "127.0.0.1:0";
 
 const TEST_STR: &[u8] = b"hello world\n";
 
-/// CPython's `MyStreamHandler` and `MyDatagramHandler`: one line back.
+/// CPython's `MyStreamHandler` and `MyDatagramHandler`: one line back. Asked for it, it says where it
+/// runs.
 struct MyHandler;
+
+const WHERE: &[u8] = b"where?\n";
 
 impl RequestHandler for MyHandler {
     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
         let mut line = Vec::new();
         request.rfile().read_until(b'\n', &mut line)?;
+        if line == WHERE {
+            let thread = thread::current();
+            line = format!("{} {}", std::process::id(), thread.name().unwrap_or("-")).into();
+        }
         Ok(request.wfile().write_all(&line)?)
     }
 }
@@ -97,8 +104,25 @@ fn answers(address: &Address) -> bool {
     }
 }
 
-/// CPython's `run_server`: three clients, one after the other, and nothing left of it.
+/// The process and the thread where a server's handlers run.
+fn place_of(address: &Address) -> (String, String) {
+    let reply = String::from_utf8(ask(address, WHERE)).unwrap();
+    let (process, thread) = reply.split_once(' ').unwrap();
+    (process.to_owned(), thread.to_owned())
+}
+
+/// CPython's `run_server`, for servers without a mix-in: requests are served in the loop's thread.
 fn run_server(server: Server) {
+    run(server, "socketserver");
+}
+
+/// The same for those with threads.
+fn run_threading_server(server: Server) {
+    run(server, "thread-");
+}
+
+/// Three clients, one after the other, served in such a thread, and nothing left of the server.
+fn run(server: Server, thread: &str) {
     let address = server.local_addr().clone();
     let name =
         SockRef::from(&server.listener(server.listeners()[0]).unwrap()).local_addr().unwrap();
@@ -107,6 +131,9 @@ fn run_server(server: Server) {
     let running = server.spawn().unwrap();
     for _ in 0..3 {
         assert_eq!(ask(&address, TEST_STR), TEST_STR);
+        let (process, served_by) = place_of(&address);
+        assert_eq!(process, std::process::id().to_string());
+        assert!(served_by.starts_with(thread), "{served_by}");
     }
     let (server, report) = in_time("it stops", move || running.stop().unwrap());
     assert_eq!(report.cut, 0);
@@ -132,6 +159,7 @@ fn run_forking_server(name: &str) {
     };
     for _ in 0..3 {
         assert_eq!(ask(&address, TEST_STR), TEST_STR);
+        assert_ne!(place_of(&address).0, pid, "each in a process of its own");
     }
     terminate(&pid);
     assert_eq!(process.told_of("children after the stop"), "only the foreign one");
@@ -180,7 +208,7 @@ fn test_TCPServer() {
 
 #[test]
 fn test_ThreadingTCPServer() {
-    run_server(ThreadingTcpServer::bind(LOCAL, |_| MyHandler).unwrap());
+    run_threading_server(ThreadingTcpServer::bind(LOCAL, |_| MyHandler).unwrap());
 }
 
 #[test]
@@ -195,7 +223,7 @@ fn test_UnixStreamServer() {
 
 #[test]
 fn test_ThreadingUnixStreamServer() {
-    run_server(ThreadingUnixStreamServer::bind(pick_path(), |_| MyHandler).unwrap());
+    run_threading_server(ThreadingUnixStreamServer::bind(pick_path(), |_| MyHandler).unwrap());
 }
 
 #[test]
@@ -210,7 +238,7 @@ fn test_UDPServer() {
 
 #[test]
 fn test_ThreadingUDPServer() {
-    run_server(ThreadingUdpServer::bind(LOCAL, |_| MyHandler).unwrap());
+    run_threading_server(ThreadingUdpServer::bind(LOCAL, |_| MyHandler).unwrap());
 }
 
 #[test]
@@ -225,7 +253,7 @@ fn test_UnixDatagramServer() {
 
 #[test]
 fn test_ThreadingUnixDatagramServer() {
-    run_server(ThreadingUnixDatagramServer::bind(pick_path(), |_| MyHandler).unwrap());
+    run_threading_server(ThreadingUnixDatagramServer::bind(pick_path(), |_| MyHandler).unwrap());
 }
 
 #[test]

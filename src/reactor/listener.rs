@@ -1,5 +1,6 @@
 //! The listener of a stream: accepts in bursts, and survives whatever accept(2) says.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -65,7 +66,7 @@ pub(crate) struct Listener<'a> {
     /// It can accept no more, or never could.
     closed: bool,
     /// Connections that were made elsewhere, and come first.
-    handed: &'a mut Vec<Socket>,
+    handed: &'a mut VecDeque<Socket>,
 }
 
 /// What accept(2) has said, as far as it matters.
@@ -98,7 +99,7 @@ impl<'a> Listener<'a> {
         address: &'a Address,
         acceptor: Box<dyn Acceptor + 'a>,
         gate: Box<dyn Gate + 'a>,
-        handed: &'a mut Vec<Socket>,
+        handed: &'a mut VecDeque<Socket>,
         closed: bool,
     ) -> Self {
         Listener {
@@ -123,7 +124,7 @@ impl<'a> Listener<'a> {
             if !turn.may_accept() || !self.acceptor.has_room() {
                 return Fate::Wait;
             }
-            if let Some(socket) = self.handed.pop() {
+            if let Some(socket) = self.handed.pop_front() {
                 self.take(socket, turn);
                 continue;
             }

@@ -1,6 +1,7 @@
 //! From an address to a service: what is said before a socket is bound, and the service that comes
 //! of it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,7 +40,7 @@ pub struct Service {
     /// What datagrams are received into.
     pub(super) batch: Option<Batch>,
     /// Connections that were handed over and not yet taken.
-    pub(super) handed: Vec<Socket>,
+    pub(super) handed: VecDeque<Socket>,
 }
 
 impl fmt::Debug for Service {
@@ -445,7 +446,7 @@ where
         poll_interval: plan.poll_interval,
         batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
         bound,
-        handed: Vec::new(),
+        handed: VecDeque::new(),
     })
 }
 

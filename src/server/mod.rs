@@ -175,7 +175,7 @@ impl Server {
     pub fn hand_over(&mut self, id: ListenerId, stream: impl Into<OwnedFd>) -> Result<(), Error> {
         match self.services.get_mut(id.0).filter(|service| service.batch.is_none()) {
             Some(service) => {
-                service.handed.push(OwnedFd::into(stream.into()));
+                service.handed.push_back(OwnedFd::into(stream.into()));
                 Ok(())
             }
             None => Err(Error::Mode("a connection is handed over to a stream service".to_owned())),
