@@ -648,6 +648,31 @@ fn verify_request_says_who_is_served_and_who_is_closed() {
     }
 }
 
+#[test]
+fn verify_request_is_asked_about_datagrams_too() {
+    struct From(Arc<Mutex<Option<Peer>>>);
+
+    impl Hooks for From {
+        fn verify_request(&mut self, peer: &Peer) -> bool {
+            self.0.lock().unwrap().as_ref() == Some(peer)
+        }
+    }
+
+    let known = Arc::new(Mutex::new(None));
+    let handle = |request: &mut Request<'_>| Ok(request.write_all(b"welcome")?);
+    let builder = UdpServer::builder(LOCAL).unwrap().hooks(From(known.clone()));
+    let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+    let (stranger, friend) = (udp_client(server.address()), udp_client(server.address()));
+    *known.lock().unwrap() = Some(friend.local_addr().unwrap().into());
+    stranger.send(b"let me in").unwrap();
+    friend.send(b"it is me").unwrap();
+    assert_eq!(receive(&friend), b"welcome");
+    stranger.set_nonblocking(true).unwrap();
+    assert_eq!(stranger.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    let (server, _) = server.stop();
+    assert_eq!(server.counters().refused, 1);
+}
+
 /// Python's `get_request` is overridden to set a connection's options, and raises where it must not
 /// be served.
 #[test]
@@ -984,6 +1009,43 @@ fn connections_made_elsewhere_are_served() {
     }
 }
 
+#[test]
+fn connections_that_are_handed_over_are_served_in_their_order() {
+    let mut made = 0;
+    let make = move |_: &Peer| {
+        made += 1;
+        let number = made;
+        Do(move |request: &mut Request<'_>| Ok(write!(request, "{number}")?))
+    };
+    let builder = Server::detached().unwrap().dispatch(Inline);
+    let mut server = builder.serve_blocking(make).unwrap();
+    let id = server.listeners()[0];
+    for round in ["12", "34"] {
+        let mut replies = String::new();
+        let clients: Vec<_> = [(); 2]
+            .map(|()| {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                server.hand_over(id, ours).unwrap();
+                theirs
+            })
+            .into();
+        for mut client in clients {
+            assert!(server.handle_request().unwrap());
+            client.set_read_timeout(Some(DEADLINE)).unwrap();
+            client.read_to_string(&mut replies).unwrap();
+        }
+        assert_eq!(replies, round);
+    }
+}
+
+#[test]
+fn a_connection_cannot_be_handed_over_to_a_datagram_service() {
+    let mut server = UdpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let id = server.listeners()[0];
+    assert!(matches!(server.hand_over(id, ours).unwrap_err(), Error::Mode(_)));
+}
+
 // One request at a time
 
 /// Whether a descriptor is readable now, or within `patience`.
@@ -1048,7 +1110,7 @@ fn a_datagram_servers_descriptor_is_readable_when_a_datagram_waits() {
 
 #[test]
 fn handle_request_returns_when_the_request_is_served() {
-    for mode in ["reactor", "inline"] {
+    for mode in ["reactor", "offload", "inline"] {
         let (make, told) = tellers(echo);
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
         let builder = builder.dispatch(mode.parse::<Mode>().unwrap());
