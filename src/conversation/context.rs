@@ -46,7 +46,7 @@ impl Context<'_> {
     ///
     /// # Errors
     ///
-    /// [`FramingError`](crate::FramingError) where the framing cannot express the message.
+    /// [`FramingError`] where the framing cannot express the message.
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> HandlerResult {
         // A stream that is not ending, or has other things to be remembered of it: nearly always.

@@ -342,7 +342,8 @@ mod portable {
                     from: Destination { address, local: None },
                 }),
                 Err(error) if number == 0 => return Err(error),
-                Err(_) => return Ok(true),
+                // What it is, the next call tells.
+                Err(error) => return Ok(error.kind() == io::ErrorKind::WouldBlock),
             }
         }
         Ok(false)
