@@ -78,6 +78,8 @@ pub(crate) struct Ended {
 pub(crate) struct Mailbox {
     mail: Mutex<VecDeque<Mail>>,
     waiting: AtomicUsize,
+    /// Jobs that were lent out and are not back, nor abandoned.
+    lent: AtomicUsize,
     asleep: AtomicBool,
     /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
     deserted: AtomicBool,
@@ -102,6 +104,7 @@ impl Mailbox {
         Ok(Mailbox {
             mail: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            lent: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             deserted: AtomicBool::new(false),
             wakeup: Wakeup::new()?,
@@ -115,6 +118,7 @@ impl Mailbox {
         let mail = match mail {
             Mail::Returned(_, work) if deserted => {
                 drop(waiting);
+                self.returned();
                 return abandon(work);
             }
             other => other,
@@ -137,6 +141,7 @@ impl Mailbox {
         drop(mail);
         for mail in returned {
             if let Mail::Returned(_, work) = mail {
+                self.returned();
                 abandon(work);
             }
         }
@@ -146,6 +151,22 @@ impl Mailbox {
     pub(crate) fn settle_in(&self) {
         let _mail = lock(&self.mail);
         self.deserted.store(false, SeqCst);
+    }
+
+    /// A job is lent out.
+    pub(crate) fn lend(&self) {
+        self.lent.fetch_add(1, SeqCst);
+    }
+
+    /// How many jobs are out or on their way home. A loop that waits for there to be none is woken
+    /// for each: it comes home as mail, or mail follows when it is counted off elsewhere.
+    pub(crate) fn lent(&self) -> usize {
+        self.lent.load(SeqCst)
+    }
+
+    /// A job that was lent out has been taken in, or is done and does not come home.
+    pub(crate) fn returned(&self) {
+        self.lent.fetch_sub(1, SeqCst);
     }
 
     /// Wakes the loop if it sleeps, once.

@@ -59,6 +59,7 @@ impl Labour<Job> for Errands {
 
     fn after(&self, home: Option<Arc<Mailbox>>) {
         if let Some(home) = home {
+            home.returned();
             home.post(Mail::Nudge);
         }
     }
@@ -86,15 +87,9 @@ impl OffloadWorkers {
     }
 }
 
-impl OffloadWorkers {
-    /// How many jobs are not done.
-    pub(crate) fn load(&self) -> usize {
-        self.crew.load()
-    }
-}
-
 impl Workers for OffloadWorkers {
     fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>) {
+        home.lend();
         self.crew.push(Job { home: home.clone(), token, work });
     }
 }

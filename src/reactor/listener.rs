@@ -274,10 +274,6 @@ impl Live for Listener<'_> {
     fn elsewhere(&self) -> usize {
         self.acceptor.elsewhere()
     }
-
-    fn unfinished(&self) -> usize {
-        self.acceptor.unfinished()
-    }
 }
 
 /// A fault that goes on: it is counted each time, and told once per period.

@@ -349,11 +349,6 @@ pub(crate) trait Live {
     fn elsewhere(&self) -> usize {
         0
     }
-
-    /// How many jobs of connections that are gone have still to be done.
-    fn unfinished(&self) -> usize {
-        0
-    }
 }
 
 /// Who takes the requests that a listener lets in: one mode of serving them.
@@ -413,11 +408,6 @@ pub(crate) trait Taker {
 
     /// How many requests it serves elsewhere.
     fn elsewhere(&self) -> usize {
-        0
-    }
-
-    /// How many jobs of connections that are gone have still to be done.
-    fn unfinished(&self) -> usize {
         0
     }
 }

@@ -147,9 +147,9 @@ impl<'a> Reactor<'a> {
         self.listeners.iter().map(|token| self.slab[token.slot()].live.elsewhere()).sum()
     }
 
-    /// How many jobs of connections that are gone have still to be done.
+    /// How many jobs have not come home, those of connections that are gone included.
     pub(crate) fn unfinished(&self) -> usize {
-        self.listeners.iter().map(|token| self.slab[token.slot()].live.unfinished()).sum()
+        self.ground.mailbox.lent()
     }
 
     /// Waits, for `patience` at the most, and serves whoever is ready.
@@ -280,10 +280,13 @@ impl<'a> Reactor<'a> {
         while let Some(mail) = self.mail.pop_front() {
             match mail {
                 Mail::Outlet(token) => self.call(token, |live, turn| live.parcels(turn)),
-                Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
-                    Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
-                    None => abandon(work),
-                },
+                Mail::Returned(token, work) => {
+                    self.ground.mailbox.returned();
+                    match entry_of(&mut self.slab, token) {
+                        Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
+                        None => abandon(work),
+                    }
+                }
                 Mail::Freed => self.turn.freed = true,
                 Mail::Shutdown => self.turn.shutdown = true,
                 Mail::Nudge => {}

@@ -127,10 +127,6 @@ struct LendingAcceptor<'a, H, F> {
 }
 
 impl<H, F> Taker for LendingAcceptor<'_, H, F> {
-    fn unfinished(&self) -> usize {
-        self.workers.load()
-    }
-
     fn is_attentive(&self) -> bool {
         true
     }
