@@ -288,6 +288,10 @@ impl Server {
             let patience = left.into_iter().chain(interval).min();
             reactor.run_turn(patience, signals.as_ref()).map_err(Error::Loop)?;
             looked = true;
+            if let Some(error) = reactor.turn().failed.take() {
+                stop(&mut reactor, drain)?;
+                return Err(error);
+            }
         }
         let report = stop(&mut reactor, drain)?;
         Ok((report, false))
