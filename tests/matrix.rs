@@ -1,0 +1,738 @@
+//! One handler, over every transport, under every mode, with every framing: the same properties of
+//! all. Each test has a server of its own, in a process of its own, and that process must leave
+//! nothing behind: no thread, no child, no descriptor, no socket file.
+//!
+//! `cargo test --test matrix -- table` prints the table that the README carries, from what came of
+//! the tests; `cargo test --test matrix -- tcp::offload` runs a part of them.
+
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/runner.rs"]
+mod runner;
+
+use std::collections::BTreeSet;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use process::{Belongings, Datagrams, Gate, Process, Stream, announce, wait_at_gate};
+use runner::{Outcome, Test, test};
+use socketserver::{
+    Builder, Context, Delimited, FixedSize, Framing, Handler, HandlerResult, LengthPrefixed, Lines,
+    Mode, Peer, Raw, Server, Service,
+};
+
+// The axes
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+    Unix,
+    UnixDatagram,
+}
+
+impl Transport {
+    const ALL: [Transport; 4] =
+        [Transport::Tcp, Transport::Udp, Transport::Unix, Transport::UnixDatagram];
+
+    fn name(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+            Transport::Unix => "unix",
+            Transport::UnixDatagram => "unixgram",
+        }
+    }
+
+    fn is_datagram(self) -> bool {
+        matches!(self, Transport::Udp | Transport::UnixDatagram)
+    }
+
+    fn url(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp://127.0.0.1:0",
+            Transport::Udp => "udp://127.0.0.1:0",
+            Transport::Unix => "unix://{dir}/socket",
+            Transport::UnixDatagram => "unixgram://{dir}/socket",
+        }
+    }
+
+    fn framings(self) -> &'static [Frames] {
+        if self.is_datagram() { &[Frames::None] } else { &Frames::OF_STREAMS }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frames {
+    None,
+    Raw,
+    Lines,
+    Delimited,
+    LengthPrefixed,
+    FixedSize,
+}
+
+/// The size of a message under `FixedSize`.
+const SIZE: usize = 64;
+
+impl Frames {
+    const OF_STREAMS: [Frames; 5] =
+        [Frames::Raw, Frames::Lines, Frames::Delimited, Frames::LengthPrefixed, Frames::FixedSize];
+
+    fn name(self) -> &'static str {
+        match self {
+            Frames::None => "–",
+            Frames::Raw => "Raw",
+            Frames::Lines => "Lines",
+            Frames::Delimited => "Delimited",
+            Frames::LengthPrefixed => "LengthPrefixed",
+            Frames::FixedSize => "FixedSize",
+        }
+    }
+
+    /// A message as long as it must be.
+    fn padded(self, text: &[u8]) -> Vec<u8> {
+        let mut message = text.to_vec();
+        if self == Frames::FixedSize {
+            message.resize(SIZE, b' ');
+        }
+        message
+    }
+
+    /// A message as it stands on the wire, written by other hands than the crate's.
+    fn on_wire(self, text: impl AsRef<[u8]>) -> Vec<u8> {
+        let message = self.padded(text.as_ref());
+        match self {
+            Frames::None | Frames::Raw | Frames::FixedSize => message,
+            Frames::Lines => [&message, &b"\n"[..]].concat(),
+            Frames::Delimited => [&message, &b"\r\n\r\n"[..]].concat(),
+            Frames::LengthPrefixed => {
+                [&(message.len() as u32).to_be_bytes(), &message[..]].concat()
+            }
+        }
+    }
+
+    /// Messages of `total` bytes in all, each as long as may be.
+    fn bulk(self, total: usize) -> Vec<u8> {
+        let body: Vec<u8> = (0..total).map(|at| b'a' + (at % 23) as u8).collect();
+        let most = match self {
+            Frames::None | Frames::Raw => total,
+            Frames::LengthPrefixed => total.min(8 << 20),
+            Frames::Lines | Frames::Delimited => 8192,
+            Frames::FixedSize => SIZE,
+        };
+        body.chunks(most).flat_map(|message| self.on_wire(message)).collect()
+    }
+}
+
+/// One row of the matrix.
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    transport: Transport,
+    mode: Mode,
+    frames: Frames,
+}
+
+impl Cell {
+    fn all() -> Vec<Cell> {
+        let mut all = Vec::new();
+        for transport in Transport::ALL {
+            for mode in Mode::all() {
+                for &frames in transport.framings() {
+                    all.push(Cell { transport, mode, frames });
+                }
+            }
+        }
+        all
+    }
+
+    /// Whether several peers are served at a time.
+    fn serves_beside(&self) -> bool {
+        !matches!(self.mode, Mode::Inline(_))
+    }
+
+    /// Whether a handler that blocks keeps the loop from its work.
+    fn blocks_the_loop(&self) -> bool {
+        matches!(self.mode, Mode::Inline(_) | Mode::Reactor(_))
+    }
+
+    /// Whether the datagrams of one peer are answered one after the other.
+    fn keeps_datagrams_in_order(&self) -> bool {
+        matches!(self.mode, Mode::Inline(_) | Mode::Reactor(_))
+    }
+
+    fn start(&self) -> Process {
+        let mode = self.mode.name();
+        Process::start(1, &[self.transport.url(), mode, self.frames.name(), "{dir}/gate"])
+    }
+}
+
+// The server, in a process of its own
+
+/// The one handler of all tests. Messages that are no command come back as they are.
+struct Suite {
+    frames: Frames,
+    gate: PathBuf,
+    tells_eof: bool,
+}
+
+impl Suite {
+    fn say(&self, text: &str, cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(&self.frames.padded(text.as_bytes()))
+    }
+}
+
+impl Handler for Suite {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        match message.trim_ascii_end() {
+            b"!error" => {
+                self.say("last words", cx)?;
+                Err("the error that was asked for".into())
+            }
+            b"!panic" => {
+                self.say("last words", cx)?;
+                panic!("the panic that was asked for");
+            }
+            b"!eof" => {
+                self.tells_eof = true;
+                self.say("shall tell", cx)
+            }
+            b"!timeout" => {
+                let set = cx.set_timeout(Duration::from_millis(20));
+                self.say(&format!("{set:?}"), cx)
+            }
+            b"!hold" => {
+                wait_at_gate(&self.gate);
+                cx.send(message)
+            }
+            _ => cx.send(message),
+        }
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        if self.tells_eof {
+            self.say("told", cx)?;
+        }
+        cx.close();
+        Ok(())
+    }
+
+    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.say("late", cx)?;
+        cx.close();
+        Ok(())
+    }
+}
+
+fn serve(arguments: &[String]) {
+    let [url, mode, frames, gate] = arguments else { panic!("what to serve") };
+    let frames =
+        *Frames::OF_STREAMS.iter().find(|each| each.name() == frames).unwrap_or(&Frames::None);
+    // The watch for signals lives as long as the process.
+    drop(Server::new().unwrap().stop_on_signals());
+    let belongings = Belongings::of_this_process();
+
+    let mut server = Server::new().unwrap();
+    let builder = Server::listen(&url.parse().unwrap()).unwrap();
+    let builder = builder.dispatch(mode.parse::<Mode>().unwrap());
+    let gate = PathBuf::from(gate);
+    let make = move |_: &Peer| Suite { frames, gate: gate.clone(), tells_eof: false };
+    server
+        .add(match frames {
+            Frames::None | Frames::Raw => made(builder.framing(Raw), make),
+            Frames::Lines => made(builder.framing(Lines::default()), make),
+            Frames::Delimited => made(builder.framing(Delimited::new("\r\n\r\n")), make),
+            Frames::LengthPrefixed => made(builder.framing(LengthPrefixed::default()), make),
+            Frames::FixedSize => made(builder.framing(FixedSize::new(SIZE)), make),
+        })
+        .unwrap();
+    server.drain(process::DEADLINE);
+    server.stop_on_signals().unwrap();
+    announce(&server.addresses());
+    let report = server.serve_forever().unwrap();
+    assert_eq!(report.cut, 0, "nobody had to be cut off");
+    drop(server);
+    belongings.wait_for_them();
+}
+
+fn made<F: Framing + Clone + Send + 'static>(
+    builder: Builder<F, Mode>,
+    make: impl FnMut(&Peer) -> Suite + Send + 'static,
+) -> Service {
+    builder.service(make).unwrap()
+}
+
+// The properties
+
+#[derive(Debug, Clone, Copy)]
+struct Property {
+    /// In the names of the tests.
+    name: &'static str,
+    /// In the table.
+    title: &'static str,
+    check: fn(&Cell),
+    /// Why there is no such thing in this cell.
+    missing: fn(&Cell) -> Option<&'static str>,
+}
+
+const NO_END: &str = "a datagram is its own request: it has no end, and no half";
+const NO_STREAM: &str = "nothing waits for a UDP peer: what it does not read, its kernel drops";
+const NO_WAIT: &str =
+    "a datagram is answered at once: `set_timeout` is a typed error, which is checked";
+const AT_A_TIME: &str = "each datagram is a request of its own, and several are served at a time";
+
+const PROPERTIES: [Property; 11] = [
+    Property { name: "echo", title: "echo", check: echo, missing: |_| None },
+    Property {
+        name: "order",
+        title: "order",
+        check: order,
+        missing: |cell| {
+            let beside = cell.transport.is_datagram() && !cell.keeps_datagrams_in_order();
+            beside.then_some(AT_A_TIME)
+        },
+    },
+    Property {
+        name: "half_close",
+        title: "3 MiB, half-close",
+        check: half_close,
+        missing: |cell| cell.transport.is_datagram().then_some(NO_END),
+    },
+    Property {
+        name: "eof",
+        title: "EOF",
+        check: eof,
+        missing: |cell| cell.transport.is_datagram().then_some(NO_END),
+    },
+    Property {
+        name: "timeout",
+        title: "timeout",
+        check: timeout,
+        missing: |cell| cell.transport.is_datagram().then_some(NO_WAIT),
+    },
+    Property { name: "handler_error", title: "error", check: handler_error, missing: |_| None },
+    Property { name: "handler_panic", title: "panic", check: handler_panic, missing: |_| None },
+    Property {
+        name: "slow_reader",
+        title: "slow reader",
+        check: slow_reader,
+        missing: |cell| (cell.transport == Transport::Udp).then_some(NO_STREAM),
+    },
+    Property { name: "stop_while_busy", title: "stop, busy", check: stop_busy, missing: |_| None },
+    Property { name: "stop_while_idle", title: "stop, idle", check: stop_idle, missing: |_| None },
+    Property {
+        name: "nothing_left",
+        title: "nothing left",
+        check: nothing_left,
+        missing: |_| None,
+    },
+];
+
+/// The server stops on SIGTERM, ends with success, and has left nothing behind: of its own
+/// descriptors, threads and children it says so itself.
+fn stop(mut server: Process) {
+    server.terminate();
+    expect_clean(&mut server);
+}
+
+fn expect_clean(server: &mut Process) {
+    server.expect_success();
+    assert!(!server.directory.join("socket").exists(), "its socket file went with it");
+}
+
+fn echo(cell: &Cell) {
+    let server = cell.start();
+    if cell.transport.is_datagram() {
+        let client = server.datagrams();
+        for text in ["hello", "", "亲,学会了吗", "\0\n\r"] {
+            client.send(text).expect(text);
+        }
+    } else {
+        let mut client = server.connect();
+        for text in ["hello", "亲,学会了吗", "\0 \r.", "x"] {
+            let message = cell.frames.on_wire(text);
+            client.send(&message).expect(&message);
+        }
+    }
+    stop(server);
+}
+
+/// 20,000 messages on each of six connections at once; under `inline` one connection after the
+/// other.
+fn order(cell: &Cell) {
+    let server = cell.start();
+    if cell.transport.is_datagram() {
+        order_of_datagrams(&server.datagrams());
+        return stop(server);
+    }
+    let talk = |number: usize, mut client: Stream| {
+        let mut requests = Vec::new();
+        for each in 0..20_000 {
+            requests.extend(cell.frames.on_wire(format!("{number}:{each}")));
+        }
+        client.expect_echo(&requests);
+    };
+    thread::scope(|scope| {
+        for number in 0..6 {
+            let client = server.connect();
+            let talking = scope.spawn(move || talk(number, client));
+            if !cell.serves_beside() {
+                talking.join().unwrap();
+            }
+        }
+    });
+    stop(server);
+}
+
+/// As many at a time as any socket's queue holds.
+fn order_of_datagrams(client: &Datagrams) {
+    const WINDOW: usize = 8;
+    for number in 0..20_000 + WINDOW {
+        if number < 20_000 {
+            client.send(number.to_string());
+        }
+        if number >= WINDOW {
+            client.expect((number - WINDOW).to_string());
+        }
+    }
+}
+
+fn half_close(cell: &Cell) {
+    let server = cell.start();
+    let mut client = server.connect();
+    let sent = cell.frames.bulk(3 << 20);
+    let mut writer = Stream { socket: client.socket.try_clone().unwrap() };
+    let back = thread::scope(|scope| {
+        scope.spawn(|| writer.send(&sent).end());
+        client.read_to_end()
+    });
+    assert!(back == sent, "{} bytes came back of {}", back.len(), sent.len());
+    stop(server);
+}
+
+/// The end is an event of its own, after the last message, and can be answered.
+fn eof(cell: &Cell) {
+    let server = cell.start();
+    let on_wire = |text| cell.frames.on_wire(text);
+    for _ in 0..20 {
+        let mut client = server.connect();
+        client.send(on_wire("!eof")).expect(on_wire("shall tell"));
+        client.send(on_wire("last")).end();
+        client.expect(on_wire("last")).expect(on_wire("told")).expect_end();
+    }
+    server.connect().end().expect_end();
+    stop(server);
+}
+
+fn timeout(cell: &Cell) {
+    let server = cell.start();
+    let on_wire = |text| cell.frames.on_wire(text);
+    if cell.transport.is_datagram() {
+        server.datagrams().send("!timeout").expect("Err(DatagramTimeout)");
+        return stop(server);
+    }
+    let mut client = server.connect();
+    client.send(on_wire("!timeout")).expect(on_wire("Ok(())"));
+    client.expect(on_wire("late")).expect_end();
+    stop(server);
+}
+
+fn handler_error(cell: &Cell) {
+    fault(cell, "!error");
+}
+
+fn handler_panic(cell: &Cell) {
+    fault(cell, "!panic");
+}
+
+/// The peer whose handler fails is closed, after what was sent to it; everyone else is undisturbed.
+fn fault(cell: &Cell, command: &str) {
+    let server = cell.start();
+    if cell.transport.is_datagram() {
+        let (other, client) = (server.datagrams(), server.datagrams());
+        other.send("one").expect("one");
+        client.send(command).expect("last words");
+        other.send("two").expect("two");
+        return stop(server);
+    }
+    let on_wire = |text: &str| cell.frames.on_wire(text);
+    let mut other = cell.serves_beside().then(|| server.connect());
+    if let Some(other) = &mut other {
+        other.send(on_wire("one")).expect(on_wire("one"));
+    }
+    let mut client = server.connect();
+    client.send(on_wire("one")).expect(on_wire("one"));
+    client.send(on_wire(command)).expect(on_wire("last words")).expect_end();
+    // Under inline, the next one.
+    let mut other = other.unwrap_or_else(|| server.connect());
+    other.send(on_wire("two")).expect(on_wire("two"));
+    server.connect_and_expect(&mut other, cell);
+    stop(server);
+}
+
+impl Process {
+    /// A newcomer is served; under `inline` when the one before has gone.
+    fn connect_and_expect(&self, before: &mut Stream, cell: &Cell) {
+        if !cell.serves_beside() {
+            before.end().expect_end();
+        }
+        let hello = cell.frames.on_wire("hello");
+        self.connect().send(&hello).expect(&hello);
+    }
+}
+
+/// A peer that does not read what it is sent does not hold up others, and gets all of it in the
+/// end.
+fn slow_reader(cell: &Cell) {
+    let server = cell.start();
+    if cell.transport.is_datagram() {
+        slow_reader_of_datagrams(&server);
+        return stop(server);
+    }
+    let mut slow = server.connect();
+    let sent = cell.frames.bulk(16 << 20);
+    let hello = cell.frames.on_wire("hello");
+    let mut written = 0;
+    slow.socket.set_nonblocking(true).unwrap();
+    // Until it takes nothing for as long as others are answered three times.
+    let mut refused = 0;
+    while refused < 3 && written < sent.len() {
+        match slow.socket.write(&sent[written..]) {
+            Ok(count) => {
+                written += count;
+                refused = 0;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+        if refused > 0 && cell.serves_beside() {
+            server.connect().send(&hello).expect(&hello);
+        }
+    }
+    slow.socket.set_nonblocking(false).unwrap();
+    let (begun, rest) = sent.split_at(written);
+    let mut writer = slow.socket.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || writer.write_all(rest).unwrap());
+        slow.expect(begun).expect(rest);
+    });
+    slow.end().expect_end();
+    server.connect().send(&hello).expect(&hello);
+    stop(server);
+}
+
+/// A Unix datagram socket's queue has an end; replies to who does not read are lost, and only they.
+fn slow_reader_of_datagrams(server: &Process) {
+    let queue = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
+    let (slow, other) = (server.datagrams(), server.datagrams());
+    for _ in 0..queue.trim().parse::<usize>().unwrap() + 8 {
+        slow.send("what comes of this is not read");
+    }
+    other.send("hello").expect("hello");
+    slow.expect("what comes of this is not read");
+}
+
+/// What is in progress when the stop comes is finished, and who is idle is closed at once.
+fn stop_busy(cell: &Cell) {
+    let mut server = cell.start();
+    let gate = Gate::at(&server.directory.join("gate"));
+    let hold = cell.frames.on_wire("!hold");
+    if cell.transport.is_datagram() {
+        let client = server.datagrams();
+        client.send(&hold);
+        let arrival = gate.expect_arrival();
+        server.terminate();
+        arrival.let_go();
+        client.expect(&hold);
+        return expect_clean(&mut server);
+    }
+    let hello = cell.frames.on_wire("hello");
+    let mut busy = server.connect();
+    busy.send(&hello).expect(&hello);
+    let mut idle = server.connect();
+    if cell.serves_beside() {
+        idle.send(&hello).expect(&hello);
+    }
+    busy.send(&hold);
+    let arrival = gate.expect_arrival();
+    server.terminate();
+    if !cell.blocks_the_loop() {
+        idle.expect_end();
+    }
+    arrival.let_go();
+    busy.expect(&hold).expect_end();
+    idle.expect_gone();
+    expect_clean(&mut server);
+}
+
+fn stop_idle(cell: &Cell) {
+    let mut server = cell.start();
+    if cell.transport.is_datagram() {
+        server.datagrams().send("hello").expect("hello");
+        server.terminate();
+        return expect_clean(&mut server);
+    }
+    let hello = cell.frames.on_wire("hello");
+    let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for client in clients.iter_mut().take(if cell.serves_beside() { 3 } else { 1 }) {
+        client.send(&hello).expect(&hello);
+    }
+    server.terminate();
+    let (served, waiting) = clients.split_at_mut(if cell.serves_beside() { 3 } else { 1 });
+    served.iter_mut().for_each(Stream::expect_end);
+    // Those that were never accepted cannot be told in order.
+    waiting.iter_mut().for_each(Stream::expect_gone);
+    expect_clean(&mut server);
+}
+
+/// After all kinds of peers, the process is as it was.
+fn nothing_left(cell: &Cell) {
+    let server = cell.start();
+    let on_wire = |text: &str| cell.frames.on_wire(text);
+    for round in 0..30 {
+        if cell.transport.is_datagram() {
+            let client = server.datagrams();
+            match round % 3 {
+                0 => client.send("hello").expect("hello"),
+                1 => client.send("!panic").expect("last words"),
+                _ => client.send("a peer that has gone when it is answered"),
+            };
+            continue;
+        }
+        let mut client = server.connect();
+        match round % 6 {
+            0 => drop(client.send(on_wire("hello")).end().read_to_end()),
+            1 => drop(client.send(on_wire("!error")).read_to_end()),
+            2 => drop(client.send(on_wire("!panic")).read_to_end()),
+            3 => drop(client.send(on_wire("!timeout")).read_to_end()),
+            4 => {
+                client.send(&on_wire("hello")[..3]);
+                client.reset();
+            }
+            _ => drop(client),
+        }
+    }
+    stop(server);
+}
+
+// The table
+
+/// What a cell shows: by the outcome of a run, or as it is to be.
+fn mark(
+    cell: &Cell,
+    property: &Property,
+    outcome: Option<&Outcome>,
+    notes: &mut Vec<&str>,
+) -> String {
+    if let Some(reason) = (property.missing)(cell) {
+        let number = notes.iter().position(|note| *note == reason).unwrap_or_else(|| {
+            notes.push(reason);
+            notes.len() - 1
+        });
+        return format!("n/a [{}]", number + 1);
+    }
+    let name = name_of(cell, property);
+    match outcome {
+        Some(outcome) if !outcome.passed.contains(&name) => "✗".to_owned(),
+        _ => "✓".to_owned(),
+    }
+}
+
+fn table(outcome: Option<&Outcome>) -> String {
+    let mut notes = Vec::new();
+    let mut rows: Vec<(Cell, Vec<&str>, Vec<String>)> = Vec::new();
+    for cell in Cell::all() {
+        let marks: Vec<_> =
+            PROPERTIES.iter().map(|property| mark(&cell, property, outcome, &mut notes)).collect();
+        match rows.last_mut() {
+            // Framings with the same marks share a row.
+            Some((last, framings, same))
+                if last.transport == cell.transport
+                    && last.mode.name() == cell.mode.name()
+                    && *same == marks =>
+            {
+                framings.push(cell.frames.name());
+            }
+            _ => rows.push((cell, vec![cell.frames.name()], marks)),
+        }
+    }
+    let titles = PROPERTIES.map(|property| property.title).join(" | ");
+    let mut table = format!("| transport | mode | framing | {titles} |\n");
+    table.push_str(&format!("|---|---|---|{}\n", ":-:|".repeat(PROPERTIES.len())));
+    for (cell, framings, marks) in rows {
+        let all = framings.len() == Frames::OF_STREAMS.len();
+        let framings = if all { "all five".to_owned() } else { framings.join(", ") };
+        let (transport, mode) = (cell.transport.name(), cell.mode.name());
+        table.push_str(&format!(
+            "| `{transport}` | `{mode}` | {framings} | {} |\n",
+            marks.join(" | ")
+        ));
+    }
+    table.push_str(
+        "\nAll five framings are Raw, Lines, Delimited, LengthPrefixed and FixedSize. Under `inline` \
+         one request is served at a time: where others are to be undisturbed, or six at once, they \
+         come one after the other.\n\n",
+    );
+    for (number, note) in notes.iter().enumerate() {
+        table.push_str(&format!("- [{}] {note}.\n", number + 1));
+    }
+    table
+}
+
+const BEGIN: &str = "<!-- matrix: cargo test --test matrix -- table -->";
+const END: &str = "<!-- end of matrix -->";
+
+/// What the README says is what is tested.
+fn readme_carries_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let Ok(readme) = std::fs::read_to_string(path) else { return };
+    let (_, after) = readme.split_once(BEGIN).expect("the README has the table's beginning");
+    let (carried, _) = after.split_once(END).expect("the README has the table's end");
+    let expected = table(None);
+    assert!(carried.trim() == expected.trim(), "the README is to carry\n{BEGIN}\n{expected}{END}");
+}
+
+// The run
+
+fn name_of(cell: &Cell, property: &Property) -> String {
+    let Cell { transport, mode, frames } = cell;
+    let prefix = format!("{}::{}", transport.name(), mode.name());
+    match frames {
+        Frames::None => format!("{prefix}::{}", property.name),
+        frames => format!("{prefix}::{}::{}", frames.name().to_lowercase(), property.name),
+    }
+}
+
+fn tests() -> Vec<Test> {
+    let mut tests = vec![test("readme_carries_the_table", readme_carries_the_table)];
+    for cell in Cell::all() {
+        for property in PROPERTIES {
+            // A property that is missing is checked all the same, where there is something to check.
+            if (property.missing)(&cell).is_none_or(|reason| reason == NO_WAIT) {
+                tests.push(test(name_of(&cell, &property), move || (property.check)(&cell)));
+            }
+        }
+    }
+    let names: BTreeSet<_> = tests.iter().map(|test| test.name.as_str()).collect();
+    assert_eq!(names.len(), tests.len(), "every test has a name of its own");
+    drop(names);
+    tests
+}
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "--serve") {
+        serve(&arguments[1..]);
+        return ExitCode::SUCCESS;
+    }
+    let wants_table = arguments.iter().any(|argument| argument == "table");
+    arguments.retain(|argument| argument != "table");
+    let (code, outcome) = runner::run(tests(), arguments.into_iter());
+    if wants_table {
+        println!("{BEGIN}\n{}{END}", table(Some(&outcome)));
+    }
+    code
+}

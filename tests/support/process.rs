@@ -1,0 +1,556 @@
+//! Servers that are processes of their own, and clients of any transport that never wait longer
+//! than a deadline.
+
+#![allow(dead_code)] // each test file uses a part of it
+#![allow(unreachable_pub)] // a module of a test is public to nobody
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use socketserver::{Address, Endpoint};
+
+/// How long anything may take that is bound to happen.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for what no event tells of.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "in time: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A directory that goes with the test, on a path short enough for sockets.
+#[derive(Debug)]
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, SeqCst);
+        let path = std::env::temp_dir().join(format!("sock-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A server in a process of its own, which leads a process group of its own. Dropped, it is killed
+/// with all its children.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    /// Where it said it listens.
+    pub urls: Vec<String>,
+    errors: PathBuf,
+    status: Option<ExitStatus>,
+    pub directory: Directory,
+}
+
+impl Process {
+    /// Starts this test binary again with `arguments`, and waits until it listens at `listeners`
+    /// addresses. `{dir}` in an argument stands for its directory.
+    pub fn start(listeners: usize, arguments: &[&str]) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg("--serve");
+        Self::start_command(command, listeners, arguments)
+    }
+
+    /// Starts a command, and waits until it listens.
+    pub fn start_command(mut command: Command, listeners: usize, arguments: &[&str]) -> Self {
+        let directory = Directory::new();
+        let errors = directory.join("stderr");
+        let shown = directory.path().to_str().unwrap();
+        command
+            .args(arguments.iter().map(|argument| argument.replace("{dir}", shown)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&errors).unwrap())
+            .process_group(0);
+        let mut child = command.spawn().unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        let mut process =
+            Process { child, lines, urls: Vec::new(), errors, status: None, directory };
+        for _ in 0..listeners {
+            let line = process.line();
+            let url = line.strip_prefix("listening on ").expect("where it listens");
+            process.urls.push(url.to_owned());
+        }
+        process
+    }
+
+    /// The next line that it prints.
+    pub fn line(&mut self) -> String {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok(line) => line,
+            Err(error) => panic!("no line of the server: {error}\n{}", self.errors()),
+        }
+    }
+
+    /// What it prints until its end.
+    pub fn rest(&mut self) -> Vec<String> {
+        let mut rest = Vec::new();
+        let deadline = Instant::now() + DEADLINE;
+        while let Ok(line) = self.lines.recv_timeout(deadline.duration_since(Instant::now())) {
+            rest.push(line);
+        }
+        rest
+    }
+
+    /// What it has said on its standard error.
+    pub fn errors(&self) -> String {
+        fs::read_to_string(&self.errors).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn url(&self) -> &str {
+        &self.urls[0]
+    }
+
+    pub fn signal(&self, signal: i32) {
+        send_signal(self.pid(), signal);
+    }
+
+    /// A signal to it and all its children, as a terminal sends it.
+    pub fn signal_group(&self, signal: i32) {
+        send_signal(-self.pid(), signal);
+    }
+
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.status = Some(status);
+                return status;
+            }
+            if Instant::now() >= deadline {
+                panic!("the server does not end; {}\n{}", told_of(self.pid()), self.errors());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().unwrap();
+        }
+        self.status.is_some()
+    }
+
+    /// It ends with success, and none of its children lives.
+    pub fn expect_success(&mut self) {
+        let status = self.wait();
+        assert!(status.success(), "{status}\n{}", self.errors());
+        self.expect_no_descendant();
+    }
+
+    /// None of its children lives.
+    pub fn expect_no_descendant(&self) {
+        eventually("no process of its group is left", || !group_lives(self.pid()));
+    }
+
+    /// Its children, zombies included.
+    pub fn children(&self) -> Vec<i32> {
+        children_of(self.pid())
+    }
+
+    pub fn connect(&self) -> Stream {
+        connect(self.url())
+    }
+
+    /// A client of its first listener, which is a datagram socket.
+    pub fn datagrams(&self) -> Datagrams {
+        Datagrams::new(self.url(), &self.directory)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the server said:\n{}", self.errors());
+        }
+        send_signal(-self.pid(), libc::SIGKILL);
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn lines_of(stdout: ChildStdout) -> Receiver<String> {
+    let (send, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            let Ok(line) = line else { break };
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+#[allow(unsafe_code)] // the standard library sends no signals
+pub fn send_signal(pid: i32, signal: i32) {
+    // SAFETY: kill takes two numbers.
+    unsafe { libc::kill(pid, signal) };
+}
+
+#[allow(unsafe_code)]
+fn group_lives(group: i32) -> bool {
+    // SAFETY: as above.
+    unsafe { libc::kill(-group, 0) == 0 }
+}
+
+/// State and parent of a process, as `/proc` tells.
+fn stat(pid: i32) -> Option<(char, i32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// The children of a process, zombies included.
+pub fn children_of(parent: i32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| stat(pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Whether a process runs, and is no zombie.
+pub fn is_running(pid: i32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+fn told_of(pid: i32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let told = tasks.map(|task| {
+        let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        format!("{} waits in {}", read("comm").trim(), read("wchan"))
+    });
+    format!("{}; children {:?}", told.collect::<Vec<_>>().join(", "), children_of(pid))
+}
+
+/// The open descriptors of a process, and what they are.
+pub fn descriptors_of(pid: i32) -> Vec<(i32, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// How many threads a process has.
+pub fn threads_of(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+fn address_of(url: &str) -> (Domain, SockAddr) {
+    match url.parse().unwrap() {
+        Endpoint::Tcp { host, port } | Endpoint::Udp { host, port } => {
+            let address = std::net::SocketAddr::new(host.parse().unwrap(), port);
+            (Domain::for_address(address), address.into())
+        }
+        Endpoint::Unix(path) | Endpoint::UnixDatagram(path) => {
+            (Domain::UNIX, SockAddr::unix(path).unwrap())
+        }
+        _ => unreachable!(),
+    }
+}
+
+/// A client on a stream, of any family.
+#[derive(Debug)]
+pub struct Stream {
+    pub socket: Socket,
+}
+
+/// Connects to a server's URL.
+pub fn connect(url: &str) -> Stream {
+    try_connect(url).unwrap()
+}
+
+pub fn try_connect(url: &str) -> io::Result<Stream> {
+    let (domain, address) = address_of(url);
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.set_write_timeout(Some(DEADLINE))?;
+    if domain != Domain::UNIX {
+        socket.set_tcp_nodelay(true)?;
+    }
+    // A Unix listener with a full queue lets its clients wait here.
+    socket.connect(&address)?;
+    Ok(Stream { socket })
+}
+
+impl Stream {
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.socket.write_all(bytes.as_ref()).unwrap();
+        self
+    }
+
+    /// Says that it will send no more.
+    pub fn end(&mut self) -> &mut Self {
+        self.socket.shutdown(Shutdown::Write).unwrap();
+        self
+    }
+
+    pub fn expect(&mut self, expected: impl AsRef<[u8]>) -> &mut Self {
+        let expected = expected.as_ref();
+        let mut reply = vec![0; expected.len()];
+        if let Err(error) = self.socket.read_exact(&mut reply) {
+            panic!("instead of {}: {error}", shown(expected));
+        }
+        assert!(reply == expected, "{} is not {}", shown(&reply), shown(expected));
+        self
+    }
+
+    /// Reads until the server has closed in order.
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut reply = Vec::new();
+        self.socket.read_to_end(&mut reply).unwrap();
+        reply
+    }
+
+    /// The server has closed in order, and sent nothing more.
+    pub fn expect_end(&mut self) {
+        let rest = self.read_to_end();
+        assert!(rest.is_empty(), "{} is more than nothing", shown(&rest));
+    }
+
+    /// The server has let go, in order or not.
+    pub fn expect_gone(&mut self) {
+        let mut rest = [0; 4096];
+        loop {
+            match self.socket.read(&mut rest) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("still there"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Sends `bytes` from a thread, and expects them back.
+    pub fn expect_echo(&mut self, bytes: &[u8]) -> &mut Self {
+        let mut writer = self.socket.try_clone().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || writer.write_all(bytes).unwrap());
+            self.expect(bytes);
+        });
+        self
+    }
+
+    /// Goes away by a reset, where the transport has one.
+    pub fn reset(self) {
+        let _ = self.socket.set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// The beginning of some bytes, to be read by people.
+pub fn shown(bytes: &[u8]) -> String {
+    let end = if bytes.len() > 100 { "…" } else { "" };
+    format!("{} bytes {}{end}", bytes.len(), bytes[..bytes.len().min(100)].escape_ascii())
+}
+
+/// A client on a datagram socket, of any family, that can be answered.
+#[derive(Debug)]
+pub struct Datagrams {
+    pub socket: Socket,
+    server: SockAddr,
+    /// Where a Unix client is bound.
+    pub path: Option<PathBuf>,
+}
+
+impl Datagrams {
+    pub fn new(url: &str, directory: &Directory) -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let mut client = Self::unbound(url);
+        if client.server.is_unix() {
+            let path = directory.join(&format!("client-{}", MADE.fetch_add(1, SeqCst)));
+            client.socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+            client.path = Some(path);
+        }
+        client
+    }
+
+    /// A client without an address of its own, as far as its family knows such.
+    pub fn unbound(url: &str) -> Self {
+        let (domain, server) = address_of(url);
+        let socket = Socket::new(domain, Type::DGRAM, None).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.set_write_timeout(Some(DEADLINE)).unwrap();
+        Datagrams { socket, server, path: None }
+    }
+
+    pub fn send(&self, bytes: impl AsRef<[u8]>) -> &Self {
+        let bytes = bytes.as_ref();
+        assert_eq!(self.socket.send_to(bytes, &self.server).unwrap(), bytes.len());
+        self
+    }
+
+    pub fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 300_000];
+        match (&self.socket).read(&mut buffer) {
+            Ok(count) => buffer.truncate(count),
+            Err(error) => panic!("no datagram: {error}"),
+        }
+        buffer
+    }
+
+    pub fn expect(&self, expected: impl AsRef<[u8]>) -> &Self {
+        let reply = self.receive();
+        let expected = expected.as_ref();
+        assert!(reply == expected, "{} is not {}", shown(&reply), shown(expected));
+        self
+    }
+
+    /// What has come is the reply to the last of its requests: nothing else did.
+    pub fn expect_nothing_else(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+        let error = (&self.socket).read(&mut [0; 64]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        self.socket.set_nonblocking(false).unwrap();
+    }
+}
+
+/// A place where a handler, in whatever process, waits until the test lets it go on: a handler
+/// calls [`wait_at_gate`], the test [`Gate::expect_arrival`].
+#[derive(Debug)]
+pub struct Gate {
+    listener: Socket,
+}
+
+/// Somebody who waits at a gate; dropped, they go on.
+#[derive(Debug)]
+pub struct Arrival {
+    stream: Socket,
+    /// Who says to have arrived.
+    pub pid: i32,
+}
+
+impl Gate {
+    /// A gate at `gate` in a server's directory.
+    pub fn at(path: &Path) -> Self {
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(path).unwrap()).unwrap();
+        listener.listen(1024).unwrap();
+        // An accept waits no longer than a read.
+        listener.set_read_timeout(Some(DEADLINE)).unwrap();
+        Gate { listener }
+    }
+
+    pub fn expect_arrival(&self) -> Arrival {
+        let (mut stream, _) = self.listener.accept().expect("somebody arrives in time");
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut pid = [0; 4];
+        stream.read_exact(&mut pid).unwrap();
+        Arrival { stream, pid: i32::from_ne_bytes(pid) }
+    }
+
+    /// Nobody is waiting to be let through.
+    pub fn expect_nobody(&self) {
+        self.listener.set_nonblocking(true).unwrap();
+        assert_eq!(self.listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        self.listener.set_nonblocking(false).unwrap();
+    }
+}
+
+impl Arrival {
+    pub fn let_go(self) {}
+
+    /// Whether they are gone, process and all.
+    pub fn expect_gone(mut self) {
+        assert!(!matches!(self.stream.read(&mut [0]), Ok(1..)), "it sends nothing more");
+    }
+}
+
+/// Waits, for a minute at the most, until the test opens the gate.
+pub fn wait_at_gate(path: &Path) {
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(2 * DEADLINE)).unwrap();
+    stream.write_all(&(std::process::id() as i32).to_ne_bytes()).unwrap();
+    let _ = stream.read(&mut [0]);
+}
+
+/// Prints where a server listens, as the examples do.
+pub fn announce(addresses: &[Address]) {
+    let mut stdout = io::stdout().lock();
+    for address in addresses {
+        writeln!(stdout, "listening on {address}").unwrap();
+    }
+    stdout.flush().unwrap();
+}
+
+/// What a process has open and running, and must not leave behind.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Belongings {
+    descriptors: usize,
+    threads: usize,
+    children: Vec<i32>,
+}
+
+impl Belongings {
+    pub fn of_this_process() -> Self {
+        let pid = std::process::id() as i32;
+        Belongings {
+            descriptors: descriptors_of(pid).len(),
+            threads: threads_of(pid),
+            children: children_of(pid),
+        }
+    }
+
+    /// Waits until this process has as much again, and no more.
+    pub fn wait_for_them(&self) {
+        let deadline = Instant::now() + DEADLINE / 2;
+        loop {
+            let now = Belongings::of_this_process();
+            if now == *self {
+                return;
+            }
+            if Instant::now() >= deadline {
+                let open = descriptors_of(std::process::id() as i32);
+                panic!("left behind: {now:?} instead of {self:?}: {open:?}");
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
