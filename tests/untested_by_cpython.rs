@@ -9,7 +9,7 @@ mod support;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -263,20 +263,23 @@ fn service_actions_is_called_after_each_request() {
 /// Python's loop wakes every half second; this one not at all.
 #[test]
 fn an_idle_server_does_not_wake() {
-    for mode in Mode::all() {
-        if mode.name() == "forking" {
-            continue;
-        }
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);
-        let make = |_: &Peer| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
-        let server = start_server(builder.serve(make).unwrap());
-        server.connect().send("x").expect_reply("x").end().expect_closed();
-        server.wait_for_no_connection();
-        // Let what is left of the last turn pass.
-        thread::sleep(A_WHILE);
-        let before = server.counters();
-        thread::sleep(Duration::from_millis(800));
-        assert_eq!(server.counters().turns, before.turns, "{mode}");
+    let modes = Mode::all().into_iter().filter(|mode| mode.name() != "forking");
+    let servers: Vec<_> = modes
+        .map(|mode| {
+            let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);
+            let make = |_: &Peer| handler_fn(|bytes: &[u8], cx: &mut Context<'_>| cx.send(bytes));
+            let server = start_server(builder.serve(make).unwrap());
+            server.connect().send("x").expect_reply("x").end().expect_closed();
+            server.wait_for_no_connection();
+            (mode, server)
+        })
+        .collect();
+    // Let what is left of their last turns pass.
+    thread::sleep(A_WHILE);
+    let before: Vec<_> = servers.iter().map(|(_, server)| server.counters().turns).collect();
+    thread::sleep(Duration::from_millis(800));
+    for ((mode, server), before) in servers.iter().zip(before) {
+        assert_eq!(server.counters().turns, before, "{mode}");
     }
 }
 
@@ -367,6 +370,26 @@ fn ipv6_needs_no_other_class() {
     client.send("six\n").expect_reply("six\n");
     assert_eq!(expect_told(&told), Some(client.stream.local_addr().unwrap()));
     client.end().expect_closed();
+}
+
+/// And an access rule for IPv4 need not know of `::ffff:127.0.0.1`.
+#[test]
+fn one_server_takes_both_families_if_asked() {
+    let handle = |request: &mut Request<'_>| {
+        let peer = request.client_address().to_string();
+        Ok(request.write_all(peer.as_bytes())?)
+    };
+    let builder = TcpServer::builder("[::]:0").unwrap().dual_stack(true);
+    let server = start_server(builder.serve_blocking(each(handle)).unwrap());
+    let port = server.address().port();
+    let mut client = connect(SocketAddr::from(([127, 0, 0, 1], port)));
+    let own = client.stream.local_addr().unwrap().to_string();
+    client.expect_reply(own).expect_closed();
+    // Without being asked it does not.
+    let alone = start_server(TcpServer::bind("[::]:0", each(handle)).unwrap());
+    let port = alone.address().port();
+    let refused = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]
@@ -702,6 +725,58 @@ fn get_request_sets_a_connections_options_or_refuses_it() {
     }
 }
 
+/// Hooks that note the order in which they are called.
+struct InOrder(Noting);
+
+impl Hooks for InOrder {
+    fn get_request(&mut self, _: BorrowedFd<'_>, _: &Peer) -> io::Result<()> {
+        self.0.note("get_request");
+        Ok(())
+    }
+
+    fn verify_request(&mut self, _: &Peer) -> bool {
+        self.0.note("verify_request");
+        true
+    }
+}
+
+#[test]
+fn get_request_comes_first_then_verify_request_then_the_handler() {
+    for mode in BLOCKING {
+        let (hooks, told) = Noting::new();
+        let handlers = hooks.clone();
+        let make = move |_: &Peer| {
+            handlers.note("made");
+            Ordered { fail_in: "nothing", hooks: handlers.clone() }
+        };
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(InOrder(hooks));
+        let server = start_server(builder.serve_blocking(make).unwrap());
+        server.connect().expect_closed();
+        drop(server);
+        let order = ["get_request", "verify_request", "made", "setup", "handle", "finish"];
+        assert_eq!(told.iter().collect::<Vec<_>>(), order, "{mode}");
+    }
+}
+
+/// Python's `finish_request` makes the handler: where that fails, it is the request that fails.
+#[test]
+fn a_handler_that_cannot_be_made_costs_its_own_request() {
+    for mode in BLOCKING {
+        let (hooks, told) = Noting::new();
+        let mut made = 0;
+        let make = move |_: &Peer| {
+            made += 1;
+            assert_ne!(made, 1, "not the first");
+            Do(echo_lines)
+        };
+        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(hooks);
+        let server = start_server(builder.serve_blocking(make).unwrap());
+        server.connect().expect_closed();
+        assert!(expect_told(&told).contains("not the first"), "{mode}");
+        server.connect().send("x\n").expect_reply("x\n").end().expect_closed();
+    }
+}
+
 // Stopping, and what a stop waits for
 
 #[test]
@@ -973,6 +1048,43 @@ fn a_socket_that_was_bound_elsewhere_is_adopted() {
     client.send(b"packet").unwrap();
     assert_eq!(receive(&client), b"packet");
     drop(server);
+}
+
+#[test]
+fn the_file_of_an_adopted_unix_socket_stays() {
+    let path = std::env::temp_dir().join(format!("adopted-{}.sock", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    let builder = Server::adopt(listener).unwrap().dispatch(Inline);
+    let server = builder.serve_blocking(each(echo_lines)).unwrap();
+    assert_eq!(server.local_addr().path(), Some(&*path));
+    let running = server.spawn().unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.write_all(b"x\n").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).unwrap();
+    assert_eq!(reply, "x\n");
+    in_time("it stops", move || drop(running));
+    assert!(path.exists(), "it is whoever's made it");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn what_is_no_socket_is_not_adopted() {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert!(matches!(Server::adopt(file).unwrap_err(), Error::Bind { .. }));
+}
+
+#[test]
+fn what_is_no_connection_is_not_served_when_it_is_handed_over() {
+    let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let id = server.listeners()[0];
+    server.hand_over(id, std::fs::File::open("/dev/null").unwrap()).unwrap();
+    server.hand_over(id, UdpSocket::bind(LOCAL).unwrap()).unwrap();
+    let server = start_server(server);
+    server.connect().send("x\n").expect_reply("x\n").end().expect_closed();
+    server.wait_for_no_connection();
 }
 
 #[test]
