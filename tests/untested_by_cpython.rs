@@ -918,6 +918,46 @@ fn an_inline_server_can_be_stopped_although_its_client_stays() {
     client.expect_gone();
 }
 
+/// Nor by one that never stops talking, message by message or not.
+#[test]
+fn an_inline_server_can_be_stopped_although_its_client_never_pauses() {
+    let by_request = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    let by_message = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(Inline);
+    let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+    // This one never reads.
+    let chatter = |request: &mut Request<'_>| loop {
+        request.write_all(b"hello\n")?;
+    };
+    let by_writing = TcpServer::bind(LOCAL, each(chatter)).unwrap();
+    for mut server in [by_request, by_message.serve(make).unwrap(), by_writing] {
+        server.drain(Duration::from_millis(50));
+        let server = start_server(server);
+        let mut client = server.connect();
+        client.send("hello\n").expect_reply("hello\n");
+        let mut writer = client.stream.try_clone().unwrap();
+        let talking =
+            thread::spawn(move || while writer.write_all(&b"more\n".repeat(10_000)).is_ok() {});
+        let mut reader = client.stream.try_clone().unwrap();
+        let listening = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
+        let (_server, _report) = server.stop();
+        talking.join().unwrap();
+        let _ = listening.join().unwrap();
+    }
+}
+
+#[test]
+fn an_inline_server_may_have_all_the_time_in_the_world_to_stop() {
+    let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
+    server.drain(Duration::MAX);
+    let server = start_server(server);
+    let mut client = server.connect();
+    client.send("hello\n").expect_reply("hello\n");
+    server.handle().shutdown();
+    client.expect_silence();
+    client.send("bye\n").end().expect_reply("bye\n").expect_closed();
+    server.join();
+}
+
 #[test]
 fn server_close_shows_waiting_clients_the_end_and_no_reset() {
     for said in [0, 5, 200_000] {

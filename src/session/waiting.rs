@@ -99,6 +99,11 @@ impl Waiting<'_> {
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         while !bytes.is_empty() {
+            if let Waiting::Alone(alone) = self
+                && alone.is_overdue()
+            {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             let sent = sys::send_now(socket, bytes)?;
             bytes = &bytes[sent..];
             if sent == 0 {
@@ -177,6 +182,11 @@ impl Alone<'_> {
         self.deadline.is_some()
     }
 
+    /// Whether the time for stopping is up: for a peer that never lets it wait, too.
+    fn is_overdue(&mut self) -> bool {
+        self.is_stopping() && self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     /// Waits for the peer, and for a reason to stop while there is none yet.
     fn wait(
         &mut self,
@@ -218,6 +228,9 @@ impl Alone<'_> {
         idle: bool,
     ) -> io::Result<Input> {
         loop {
+            if self.is_overdue() {
+                return Ok(Input::Stopping);
+            }
             // What has arrived is answered, whether the server stops or not.
             match sys::receive_now(socket, buffer) {
                 Ok(count) => return Ok(Input::Bytes(count)),
