@@ -207,7 +207,8 @@ fn a_write_that_nobody_reads_times_out_and_is_no_fault() {
     let (hooks, told) = Noting::new();
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         request.set_timeout(Duration::from_millis(50));
-        Ok(request.write_all(&pattern(64 << 20))?)
+        // More than the kernel takes for a client that does not read.
+        Ok(request.write_all(&vec![b'x'; 64 << 20])?)
     };
     let builder = ThreadingTcpServer::builder(LOCAL).unwrap().hooks(hooks);
     let server = start_server(builder.serve_blocking(each(handle)).unwrap());
