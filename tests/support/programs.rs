@@ -128,8 +128,13 @@ impl Ended {
 
 /// Starts a program with pipes on its outputs and nothing to read.
 pub fn spawn(command: &mut Command) -> Program {
+    spawn_reading(command, Stdio::null())
+}
+
+/// Starts a program with pipes on its outputs and this to read.
+pub fn spawn_reading(command: &mut Command, input: impl Into<Stdio>) -> Program {
     let mut process = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
