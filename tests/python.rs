@@ -324,15 +324,20 @@ impl Pair {
         (transcript, serving.program)
     }
 
-    /// Checks what the example answers in each of its modes.
-    #[track_caller]
-    fn rust_says(&self, script: &[Step], expected: &[Event], check: impl Fn(Program)) {
-        for mode in self.modes {
-            let serving = self.serve_example(mode);
-            let transcript = play(&serving.url, script);
-            assert_eq!(transcript, expected, "{} {:?} under {mode}", self.example, self.arguments);
-            check(serving.program);
-        }
+    /// Checks what the example answers in each of its modes, all at the same time.
+    fn rust_says(&self, script: &[Step], expected: &[Event], check: impl Fn(Program) + Sync) {
+        thread::scope(|scope| {
+            for mode in self.modes {
+                let check = &check;
+                scope.spawn(move || {
+                    let serving = self.serve_example(mode);
+                    let transcript = play(&serving.url, script);
+                    let Pair { example, arguments, .. } = self;
+                    assert_eq!(transcript, expected, "{example} {arguments:?} under {mode}");
+                    check(serving.program);
+                });
+            }
+        });
     }
 
     /// Checks that both answer the same, byte for byte.
