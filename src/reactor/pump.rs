@@ -14,7 +14,7 @@ use crate::mailbox::Work;
 use crate::sys;
 
 /// How much a connection may read before others come first.
-const READ_BUDGET: usize = 128 * 1024;
+const READ_BUDGET: usize = 64 * 1024;
 
 /// How long a peer that is being closed may take nothing of its last output.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(30);

@@ -438,11 +438,12 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
         if left.is_zero() {
             break;
         }
+        reactor.turn().shutdown = false;
         reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // What they have left in the mailbox.
     reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-    Ok(StopReport { idle: before - busy, finished: busy - cut, cut })
+    Ok(StopReport { idle: before.saturating_sub(busy), finished: busy.saturating_sub(cut), cut })
 }
 
 /// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits
