@@ -134,7 +134,9 @@ impl FromStr for Endpoint {
 
 fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
-    let port = port.parse().map_err(|_| "the port is no number from 0 to 65535")?;
+    // Digits alone: Rust's own reading of a number takes a sign too.
+    let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
+    let port = port.ok_or("the port is no number from 0 to 65535")?;
     let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
         Some(Some(inner)) => inner,
         Some(None) => return Err("a bracket is not closed"),
@@ -254,6 +256,7 @@ mod tests {
             ("http://a:1", "scheme"),
             ("tcp://127.0.0.1", "port is missing"),
             ("tcp://127.0.0.1:99999", "65535"),
+            ("tcp://127.0.0.1:+80", "65535"),
             ("tcp://:80", "host is missing"),
             ("tcp://::1:80", "brackets"),
             ("tcp://[::1:80", "bracket is not closed"),
