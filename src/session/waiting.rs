@@ -59,7 +59,11 @@ impl Waiting<'_> {
             Waiting::InThread(taken) => {
                 taken.set_idle(idle);
                 if idle && taken.is_stopping() {
-                    return Ok(Input::Stopping);
+                    // What has arrived is answered, whether the server stops or not.
+                    return match sys::receive_now(socket, buffer) {
+                        Ok(count @ 1..) => Ok(Input::Bytes(count)),
+                        _ => Ok(Input::Stopping),
+                    };
                 }
                 let wakeup = if parcels { Some(taken.wakeup()?) } else { None };
                 let read = read_in_thread(socket, buffer, timeout, wakeup);
