@@ -424,6 +424,10 @@ impl<'a> Reactor<'a> {
             if kept != Some(entry.token) {
                 process.close(entry.descriptor);
             }
+            // Its own listener sees to the rest itself.
+            if entry.token != parent {
+                entry.live.watched().into_iter().for_each(|watched| process.close(watched));
+            }
         }
     }
 

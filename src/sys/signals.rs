@@ -71,9 +71,14 @@ static PARENT: AtomicI32 = AtomicI32::new(0);
 /// told all the same, and finds out when it next looks. When its parent is no more, nobody is left to
 /// see to its deadline, and it ends at once.
 pub(super) fn watch_termination_in_child(parent: libc::pid_t) -> Option<&'static Wakeup> {
-    // Lives as long as the child, which is as long as its one request.
-    let wakeup: Option<&'static Wakeup> =
-        Wakeup::new().ok().map(|wakeup| &*Box::leak(Box::new(wakeup)));
+    let own = Wakeup::new().ok();
+    let wakeup = match (WAKEUP.get(), own) {
+        // The parent's, which would wake the parent, gives way to the child's.
+        (Some(wakeup), Some(own)) => wakeup.replace(&own).ok().map(|()| wakeup),
+        // Lives as long as the child, which is as long as its one request.
+        (None, Some(own)) => Some(&*Box::leak(Box::new(own))),
+        (_, None) => None,
+    };
     RECEIVED.store(0, SeqCst);
     PARENT.store(parent, SeqCst);
     WAKE.store(wakeup.map_or(-1, Wakeup::raw_write_end), SeqCst);

@@ -48,6 +48,22 @@ impl Wakeup {
         return self.write.as_raw_fd();
     }
 
+    /// Puts another one in this one's place, at the same descriptor: what was there stays open in
+    /// other processes alone.
+    pub(super) fn replace(&self, other: &Wakeup) -> io::Result<()> {
+        let ends = [(&self.read, &other.read)];
+        #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+        let ends = [ends[0], (&self.write, &other.write)];
+        for (ours, theirs) in ends {
+            // SAFETY: both descriptors are open, and stay their owners'; what ours meant is replaced
+            // as a whole.
+            checked(unsafe { libc::dup2(theirs.as_raw_fd(), ours.as_raw_fd()) })?;
+            // SAFETY: fcntl sets flags on a descriptor that we own.
+            checked(unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+        }
+        Ok(())
+    }
+
     /// Makes it readable. Never waits.
     pub(crate) fn wake(&self) {
         wake_raw(self.write_end());
