@@ -580,7 +580,12 @@ fn stop_idle(cell: &Cell) {
     for client in clients.iter_mut().take(if cell.serves_beside() { 3 } else { 1 }) {
         client.send(&hello).expect(&hello);
     }
+    // What has arrived before the stop is answered.
+    server.signal(libc::SIGSTOP);
+    clients[0].send(&hello);
     server.terminate();
+    server.signal(libc::SIGCONT);
+    clients[0].expect(&hello);
     let (served, waiting) = clients.split_at_mut(if cell.serves_beside() { 3 } else { 1 });
     served.iter_mut().for_each(Stream::expect_end);
     // Those that were never accepted cannot be told in order.

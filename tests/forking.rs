@@ -1,0 +1,423 @@
+//! Forking servers, as processes of their own: what a parent and its children owe each other.
+
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/runner.rs"]
+mod runner;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use process::{
+    Belongings, DEADLINE, Gate, Process, Stream, announce, connect, descriptors_of, eventually,
+    is_running, wait_at_gate,
+};
+use socketserver::{
+    Context, Error, Forking, Handler, HandlerResult, Lines, Mode, Peer, Server, handler_fn,
+};
+
+const LOCAL: &str = "tcp://127.0.0.1:0";
+
+// The servers
+
+/// What a client may ask of a child, a line each.
+struct Asked {
+    gate: PathBuf,
+}
+
+impl Handler for Asked {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        match message {
+            b"pid" => cx.send(std::process::id().to_string().as_bytes()),
+            b"hold" => {
+                wait_at_gate(&self.gate);
+                cx.send(b"held")
+            }
+            b"panic" => panic!("as asked"),
+            b"print" => {
+                print!("printed by a child"); // and flushed by nobody, nor a line
+                cx.send(b"printed")
+            }
+            b"shutdown" => {
+                cx.shutdown();
+                cx.send(b"shall stop")
+            }
+            _ => cx.send(message),
+        }
+    }
+}
+
+/// Serves lines at `urls` with these children; what is left to be done differs from test to test.
+fn lines(server: &mut Server, url: &str, forking: Forking, gate: &Path) {
+    let gate = gate.to_owned();
+    let builder = Server::listen(&url.parse().unwrap()).unwrap().framing(Lines::default());
+    let service =
+        builder.dispatch(forking).service(move |_: &Peer| Asked { gate: gate.clone() }).unwrap();
+    server.add(service).unwrap();
+}
+
+/// A datagram listener on the loop, beside the children.
+fn on_the_loop(server: &mut Server) {
+    let service = Server::udp("127.0.0.1:0").unwrap();
+    let service = service.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    server.add(service.unwrap()).unwrap();
+}
+
+fn serve(arguments: &[String]) {
+    let (what, gate) = (arguments[0].as_str(), PathBuf::from(&arguments[1]));
+    drop(Server::new().unwrap().stop_on_signals());
+    let mut foreign = (what == "foreign child")
+        .then(|| Command::new("sh").args(["-c", "exit 42"]).spawn().unwrap());
+    let own_pipe = std::io::pipe().unwrap();
+    let belongings = Belongings::of_this_process();
+
+    let mut server = Server::new().unwrap();
+    server.stop_on_signals().unwrap();
+    server.drain(match what {
+        "short drain" => Duration::from_millis(300),
+        "foreign child" => Duration::MAX,
+        _ => 2 * DEADLINE,
+    });
+    let forking = Forking::default();
+    match what {
+        "two at most" => {
+            lines(&mut server, LOCAL, forking.max_children(2), &gate);
+            on_the_loop(&mut server);
+        }
+        "two listeners" => {
+            lines(&mut server, LOCAL, forking, &gate);
+            lines(&mut server, LOCAL, forking, &gate);
+            on_the_loop(&mut server);
+        }
+        "slow to begin" => {
+            let maker = Server::listen(&LOCAL.parse().unwrap()).unwrap().framing(Lines::default());
+            let service = maker.dispatch(forking).service(move |_: &Peer| {
+                wait_at_gate(&gate);
+                Asked { gate: gate.clone() }
+            });
+            server.add(service.unwrap()).unwrap();
+        }
+        _ => lines(&mut server, LOCAL, forking, &gate),
+    }
+    announce(&server.addresses());
+    let thread = (what == "a thread beside").then(|| {
+        let (send, wait) = std::sync::mpsc::channel::<()>();
+        (send, std::thread::spawn(move || wait.recv().is_ok()))
+    });
+    match server.serve_forever() {
+        Ok(report) => println!("cut {}", report.cut),
+        Err(error) => println!("error: {error}"),
+    }
+    if let Some((send, thread)) = thread {
+        drop(send);
+        thread.join().unwrap();
+    }
+    drop(server);
+    if let Some(foreign) = &mut foreign {
+        println!("the foreign child's status: {}", foreign.wait().unwrap());
+    } else {
+        belongings.wait_for_them();
+    }
+    drop(own_pipe);
+}
+
+// The tests
+
+fn start(listeners: usize, what: &str) -> Process {
+    Process::start(listeners, &[what, "{dir}/gate"])
+}
+
+fn gate_of(server: &Process) -> Gate {
+    Gate::at(&server.directory.join("gate"))
+}
+
+fn stop(mut server: Process) -> Vec<String> {
+    server.terminate();
+    server.expect_success();
+    server.rest()
+}
+
+/// Asks for the pid of the child that serves it.
+fn pid_of_child(client: &mut Stream) -> i32 {
+    client.send("pid\n");
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut client.socket, &mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap().trim().parse().unwrap()
+}
+
+fn each_request_has_a_process_of_its_own() {
+    let server = start(1, "plain");
+    let mut clients: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    let pids: BTreeSet<_> = clients.iter_mut().map(pid_of_child).collect();
+    assert_eq!(pids.len(), 5);
+    assert!(!pids.contains(&server.pid()));
+    assert_eq!(pids, server.children().into_iter().collect());
+    assert_eq!(stop(server), ["cut 0"]);
+}
+
+fn after_two_hundred_requests_no_child_is_left() {
+    let server = start(1, "plain");
+    for _ in 0..200 {
+        server.connect().send("hello\n").expect("hello\n").end().expect_end();
+    }
+    // Without another request to remind the parent.
+    eventually("all children are reaped", || server.children().is_empty());
+    assert_eq!(stop(server), ["cut 0"]);
+}
+
+fn a_foreign_childs_status_is_untouched() {
+    let server = start(1, "foreign child");
+    for _ in 0..20 {
+        server.connect().send("hello\n").expect("hello\n").end().expect_end();
+    }
+    eventually("only the foreign child is left", || server.children().len() == 1);
+    assert_eq!(stop(server), ["cut 0", "the foreign child's status: exit status: 42"]);
+}
+
+fn the_most_children_pause_the_listener_and_not_the_loop() {
+    let server = start(2, "two at most");
+    let gate = gate_of(&server);
+    let mut busy = [server.connect(), server.connect()];
+    let mut arrivals: Vec<_> = busy
+        .iter_mut()
+        .map(|client| {
+            client.send("hold\n");
+            gate.expect_arrival()
+        })
+        .collect();
+    let mut third = server.connect();
+    third.send("hold\n");
+    let loops = process::Datagrams::new(&server.urls[1], &server.directory);
+    for _ in 0..50 {
+        loops.send("the loop goes on").expect("the loop goes on");
+    }
+    gate.expect_nobody();
+    assert_eq!(server.children().len(), 2);
+    arrivals.remove(0).let_go();
+    busy[0].expect("held\n").end().expect_end();
+    // There is room now.
+    gate.expect_arrival().let_go();
+    third.expect("held\n");
+    drop(arrivals);
+    busy[1].expect("held\n");
+    assert_eq!(stop(server), ["cut 0"]);
+}
+
+fn a_shutdown_asked_for_in_a_child_stops_the_parent() {
+    let mut server = start(1, "plain");
+    let mut idle = server.connect();
+    idle.send("hello\n").expect("hello\n");
+    server.connect().send("shutdown\n").expect("shall stop\n").expect_end();
+    idle.expect_end();
+    server.expect_success();
+    assert_eq!(server.rest(), ["cut 0"]);
+}
+
+fn on_sigterm_idle_children_end_and_busy_ones_finish() {
+    let mut server = start(1, "plain");
+    let gate = gate_of(&server);
+    let (mut idle, mut busy) = (server.connect(), server.connect());
+    idle.send("hello\n").expect("hello\n");
+    busy.send("hold\n");
+    let arrival = gate.expect_arrival();
+    server.terminate();
+    idle.expect_end();
+    assert!(is_running(arrival.pid), "the busy one goes on");
+    arrival.let_go();
+    busy.expect("held\n").expect_end();
+    server.expect_success();
+    assert_eq!(server.rest(), ["cut 0"]);
+}
+
+fn after_the_drain_deadline_a_busy_child_is_killed() {
+    let mut server = start(1, "short drain");
+    let gate = gate_of(&server);
+    let mut busy = server.connect();
+    busy.send("hold\n");
+    let arrival = gate.expect_arrival();
+    server.terminate();
+    server.expect_success();
+    arrival.expect_gone();
+    busy.expect_gone();
+    assert_eq!(server.rest(), ["cut 1"]);
+}
+
+/// A child that is told to end before it has begun must not miss it.
+fn a_stop_reaches_a_child_that_has_just_been_forked() {
+    let mut server = start(1, "slow to begin");
+    let gate = gate_of(&server);
+    let mut young = server.connect();
+    let arrival = gate.expect_arrival();
+    let mut idle = server.connect();
+    gate.expect_arrival().let_go();
+    idle.send("hello\n").expect("hello\n");
+    server.terminate();
+    // Children are told in the order of their birth.
+    idle.expect_end();
+    arrival.let_go();
+    young.expect_end();
+    server.expect_success();
+    assert_eq!(server.rest(), ["cut 0"]);
+}
+
+fn sigint_to_the_whole_group_is_the_parents_to_act_on() {
+    let mut server = start(1, "plain");
+    let gate = gate_of(&server);
+    let (mut idle, mut busy) = (server.connect(), server.connect());
+    idle.send("hello\n").expect("hello\n");
+    busy.send("hold\n");
+    let arrival = gate.expect_arrival();
+    server.signal_group(libc::SIGINT);
+    idle.expect_end();
+    arrival.let_go();
+    busy.expect("held\n").expect_end();
+    server.expect_success();
+    assert_eq!(server.rest(), ["cut 0"]);
+}
+
+fn a_second_signal_ends_parent_and_children_at_once() {
+    let mut server = start(1, "plain");
+    let gate = gate_of(&server);
+    let (mut idle, mut busy) = (server.connect(), server.connect());
+    idle.send("hello\n").expect("hello\n");
+    busy.send("hold\n");
+    let arrival = gate.expect_arrival();
+    server.terminate();
+    idle.expect_end();
+    server.terminate();
+    assert!(!server.wait().success());
+    arrival.expect_gone();
+    server.expect_no_descendant();
+}
+
+/// As threads do not, either.
+fn children_do_not_outlive_a_parent_that_is_killed() {
+    let mut server = start(1, "plain");
+    let gate = gate_of(&server);
+    let (mut idle, mut busy) = (server.connect(), server.connect());
+    idle.send("hello\n").expect("hello\n");
+    busy.send("hold\n");
+    let arrival = gate.expect_arrival();
+    server.signal(libc::SIGKILL);
+    server.wait();
+    idle.expect_gone();
+    arrival.expect_gone();
+    busy.expect_gone();
+    server.expect_no_descendant();
+}
+
+/// A child has its connection, what it is told to end by, the end of a pipe that tells of its own
+/// end, and the way to ask for a shutdown; and all that is the user's.
+fn a_child_keeps_none_of_the_crates_descriptors() {
+    let server = start(3, "two listeners");
+    // So that there are other children's descriptors to be kept by mistake.
+    let mut others: Vec<_> =
+        server.urls[..2].iter().flat_map(|url| [connect(url), connect(url)]).collect();
+    for other in &mut others {
+        other.send("hello\n").expect("hello\n");
+    }
+    let gate = gate_of(&server);
+    let mut client = server.connect();
+    client.send("hold\n");
+    let arrival = gate.expect_arrival();
+    let (parents, childs) = (descriptors_of(server.pid()), descriptors_of(arrival.pid));
+    let count = |of: &[(i32, String)], what: &str| {
+        of.iter().filter(|(_, each)| each.contains(what)).count()
+    };
+    assert_eq!(count(&childs, "eventpoll"), 0, "{childs:?}");
+    // Its connection, and the gate.
+    assert_eq!(count(&childs, "socket:"), 2, "{childs:?}");
+    // What it is told to end by, and the way to ask for a shutdown.
+    assert_eq!(count(&childs, "eventfd"), 2, "{childs:?} of {parents:?}");
+    assert_eq!(count(&childs, "pidfd"), 0, "{childs:?}");
+    // The user's own, and the end that tells of its own end.
+    assert_eq!(count(&childs, "pipe:"), count(&parents, "pipe:") + 1, "{childs:?} of {parents:?}");
+    let users: Vec<_> = parents.iter().filter(|(_, each)| each.contains("pipe:")).collect();
+    assert!(users.iter().all(|each| childs.contains(each)), "{users:?} are the user's");
+    drop(arrival);
+    assert_eq!(stop(server), ["cut 0"]);
+}
+
+fn a_panic_in_a_child_is_its_own_end() {
+    let server = start(1, "plain");
+    let mut other = server.connect();
+    other.send("hello\n").expect("hello\n");
+    server.connect().send("panic\n").expect_end();
+    other.send("hello\n").expect("hello\n");
+    server.connect().send("hello\n").expect("hello\n");
+    assert_eq!(stop(server), ["cut 0"]);
+}
+
+fn what_a_child_prints_is_not_lost_and_not_told_twice() {
+    let server = start(1, "plain");
+    server.connect().send("print\n").expect("printed\n").end().expect_end();
+    server.connect().send("hello\n").expect("hello\n").end().expect_end();
+    eventually("all children are reaped", || server.children().is_empty());
+    assert_eq!(stop(server), ["printed by a childcut 0"]);
+}
+
+fn forking_beside_threads_is_refused_when_it_is_added() {
+    let handler = |_: &Peer| handler_fn(|message, cx| cx.send(message));
+    let service =
+        |mode: Mode| Server::tcp("127.0.0.1:0").unwrap().dispatch(mode).service(handler).unwrap();
+    for other in Mode::all() {
+        let starts_threads = matches!(other.name(), "offload" | "threading" | "pool");
+        for first_forks in [true, false] {
+            let forking = service("forking".parse().unwrap());
+            let other = service(other);
+            let addresses = [forking.address().to_string(), other.address().to_string()];
+            let mut server = Server::new().unwrap();
+            let (first, second) = if first_forks { (forking, other) } else { (other, forking) };
+            server.add(first).unwrap();
+            match server.add(second) {
+                Ok(_) => assert!(!starts_threads),
+                Err(error) => {
+                    assert!(starts_threads && matches!(error, Error::Mode(_)), "{error:?}");
+                    let told = error.to_string();
+                    assert!(addresses.iter().all(|address| told.contains(address)), "{told}");
+                }
+            }
+        }
+    }
+}
+
+fn the_first_fork_of_a_process_with_threads_is_refused() {
+    let mut server = start(1, "a thread beside");
+    server.connect().expect_gone();
+    server.expect_success();
+    let rest = server.rest();
+    assert!(rest[0].contains("error") && rest[0].contains("other threads"), "{rest:?}");
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "--serve") {
+        serve(&arguments[1..]);
+        return ExitCode::SUCCESS;
+    }
+    let tests = tests![
+        each_request_has_a_process_of_its_own,
+        after_two_hundred_requests_no_child_is_left,
+        a_foreign_childs_status_is_untouched,
+        the_most_children_pause_the_listener_and_not_the_loop,
+        a_shutdown_asked_for_in_a_child_stops_the_parent,
+        on_sigterm_idle_children_end_and_busy_ones_finish,
+        after_the_drain_deadline_a_busy_child_is_killed,
+        a_stop_reaches_a_child_that_has_just_been_forked,
+        sigint_to_the_whole_group_is_the_parents_to_act_on,
+        a_second_signal_ends_parent_and_children_at_once,
+        children_do_not_outlive_a_parent_that_is_killed,
+        a_child_keeps_none_of_the_crates_descriptors,
+        a_panic_in_a_child_is_its_own_end,
+        what_a_child_prints_is_not_lost_and_not_told_twice,
+        forking_beside_threads_is_refused_when_it_is_added,
+        the_first_fork_of_a_process_with_threads_is_refused,
+    ];
+    runner::run(tests, arguments.into_iter()).0
+}
