@@ -129,7 +129,8 @@ impl Threads {
         if let Err((error, jobs)) = self.crew.call() {
             for job in jobs {
                 log::error!("no thread can be started, a request is turned away: {error}");
-                let mut tally = Tally { rejected: 1, closed: 1, ..Tally::default() };
+                let closed = u64::from(job.seat.is_some());
+                let mut tally = Tally { rejected: 1, closed, ..Tally::default() };
                 job.home.published.add(&mut tally);
             }
         }

@@ -397,7 +397,8 @@ impl<'a> Reactor<'a> {
             }
             Err(error) => {
                 self.turn.tally.rejected += 1;
-                self.turn.tally.closed += 1;
+                let is_connection = matches!(request, Request::Stream(..));
+                self.turn.tally.closed += u64::from(is_connection);
                 match error {
                     Error::Mode(_) => self.turn.failed = Some(error),
                     error => log::error!("a request is turned away: {error}"),

@@ -321,7 +321,6 @@ fn made<T>(make: &mut Make<'_, T>, peer: &Peer, turn: &mut Turn) -> Option<T> {
         Ok(made) => Some(made),
         Err(panic) => {
             turn.tally.panics += 1;
-            turn.tally.closed += 1;
             let reason = CloseReason::Panic(panic_message(panic));
             turn.end(peer.clone(), reason);
             None

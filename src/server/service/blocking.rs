@@ -86,7 +86,10 @@ impl<T: 'static, S: Serve<T>> Acceptor for InlineTaker<'_, T, S> {
     }
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let Some(answerer) = made(&mut self.make, &peer, turn) else {
+            turn.tally.closed += 1;
+            return;
+        };
         let session = self.serve.stream(answerer, &self.door, Arc::new(socket), peer);
         self.serve(session, turn);
     }
@@ -207,7 +210,10 @@ where
             turn.tally.closed += 1;
             return;
         }
-        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let Some(answerer) = made(&mut self.make, &peer, turn) else {
+            turn.tally.closed += 1;
+            return;
+        };
         let socket = Arc::new(socket);
         let seat = Some(self.threads.seats.take(socket.clone()));
         let session = Box::new(self.serve.stream(answerer, &self.door, socket, peer));
@@ -250,7 +256,7 @@ pub(super) fn forking<T: 'static, S: Serve<T>>(
 
 impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(ForkTaker::new(self, ground)?))
+        Ok(Box::new(ForkTaker { of_connections: true, ..ForkTaker::new(self, ground)? }))
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
@@ -268,6 +274,8 @@ struct ForkTaker<'a, T, S> {
     family: &'a mut Family,
     door: Door,
     listener: Token,
+    /// The end of a child is the end of a connection.
+    of_connections: bool,
 }
 
 impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
@@ -282,6 +290,7 @@ impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
             family: family.as_mut().expect("just made"),
             door: ground.door.clone(),
             listener: ground.listener,
+            of_connections: false,
         })
     }
 
@@ -299,7 +308,9 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
 
     fn look(&mut self, turn: &mut Turn) {
         let reaped = self.family.reap();
-        turn.tally.closed += reaped as u64;
+        if self.of_connections {
+            turn.tally.closed += reaped as u64;
+        }
         turn.freed |= reaped > 0;
         turn.shutdown |= self.family.take_shutdown();
     }

@@ -56,7 +56,10 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAccept
     }
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let Some(handler) = made(&mut self.make, &peer, turn) else {
+            turn.tally.closed += 1;
+            return;
+        };
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
         let descriptor = socket.as_raw_fd();
         let live = Box::new(Connection::new(socket, conversation, self.marks, turn.now));
@@ -146,7 +149,10 @@ where
     }
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let Some(handler) = made(&mut self.make, &peer, turn) else {
+            turn.tally.closed += 1;
+            return;
+        };
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
         let talk = Lending::new(conversation, self.workers.clone(), self.listener);
         let descriptor = socket.as_raw_fd();
