@@ -326,6 +326,9 @@ fn a_child_keeps_none_of_the_crates_descriptors() {
     let mut client = server.connect();
     client.send("hold\n");
     let arrival = gate.expect_arrival();
+    // The parent is back in its loop, and done with the fork.
+    let loops = process::Datagrams::new(&server.urls[2], &server.directory);
+    loops.send("hello").expect("hello");
     let (parents, childs) = (descriptors_of(server.pid()), descriptors_of(arrival.pid));
     let count = |of: &[(i32, String)], what: &str| {
         of.iter().filter(|(_, each)| each.contains(what)).count()

@@ -1,0 +1,318 @@
+//! Sending from elsewhere, under every mode that has it; and workers that block side by side.
+
+mod support;
+
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use socketserver::{
+    Context, Forking, Handler, HandlerResult, Inline, Lines, Mode, Offload, Peer, SendError,
+    Sender, Server, broadcast, handler_fn,
+};
+use support::{Client, DEADLINE, TestServer, connect, start_server};
+
+const LOCAL: &str = "127.0.0.1:0";
+
+/// The modes in which something can be sent from elsewhere.
+fn modes_with_senders() -> impl Iterator<Item = Mode> {
+    Mode::all().into_iter().filter(|mode| !matches!(mode.name(), "inline" | "forking"))
+}
+
+/// Gives its sender away when it opens, and echoes.
+struct Giving(mpsc::Sender<Sender>);
+
+impl Handler for Giving {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        Ok(self.0.send(cx.sender()?)?)
+    }
+
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(message)
+    }
+}
+
+fn start_giving(mode: Mode) -> (TestServer, Receiver<Sender>) {
+    let (give, given) = mpsc::channel();
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+    let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
+    (start_server(server), given)
+}
+
+/// A client, and the way to send to it.
+fn arrival(server: &TestServer, given: &Receiver<Sender>) -> (Client, Sender) {
+    let client = server.connect();
+    (client, given.recv_timeout(DEADLINE).expect("a sender in time"))
+}
+
+#[test]
+fn what_is_sent_from_elsewhere_arrives_in_order_and_framed() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        client.send("hello\n").expect_reply("hello\n");
+        let mut expected = String::new();
+        for number in 0..200 {
+            sender.send(format!("{number}").as_bytes()).unwrap();
+            expected.push_str(&format!("{number}\n"));
+        }
+        client.expect_reply(expected);
+        client.send("still\n").expect_reply("still\n");
+    }
+}
+
+#[test]
+fn several_threads_send_each_in_its_own_order() {
+    const THREADS: usize = 4;
+    const EACH: usize = 500;
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (client, sender) = arrival(&server, &given);
+        let sending: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let sender = sender.clone();
+                thread::spawn(move || {
+                    for number in 0..EACH {
+                        while sender.send(format!("{thread} {number}").as_bytes()).is_err() {
+                            thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut next = [0; THREADS];
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(&client.stream));
+        for line in lines.take(THREADS * EACH) {
+            let line = line.unwrap();
+            let (thread, number) = line.split_once(' ').unwrap();
+            let thread: usize = thread.parse().unwrap();
+            assert_eq!(number.parse(), Ok(next[thread]), "{mode}");
+            next[thread] += 1;
+        }
+        assert_eq!(next, [EACH; THREADS]);
+        sending.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// A slot, a thread or a descriptor that is used again is another connection's.
+#[test]
+fn a_sender_outlives_its_connection_only_to_say_so() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (mut client, old) = arrival(&server, &given);
+        client.end().expect_closed();
+        server.wait_for_no_connection();
+        for _ in 0..20 {
+            let (mut other, sender) = arrival(&server, &given);
+            assert_eq!(old.send(b"for another"), Err(SendError::Closed), "{mode}");
+            assert!(old.is_closed() && !sender.is_closed() && !old.is_same(&sender));
+            old.close();
+            sender.send(b"mine").unwrap();
+            other.expect_reply("mine\n").end().expect_closed();
+        }
+    }
+}
+
+#[test]
+fn a_broadcast_reaches_everyone_under_every_mode_with_senders() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let mut clients: Vec<_> = (0..8).map(|_| arrival(&server, &given)).collect();
+        let (mut gone, _) = clients.pop().unwrap();
+        let senders: Vec<_> = clients.iter().map(|(_, sender)| sender.clone()).collect();
+        gone.end().expect_closed();
+        assert_eq!(broadcast(&senders, b"to all"), 7);
+        for (client, _) in &mut clients {
+            client.expect_reply("to all\n");
+        }
+        let payload: Arc<[u8]> = b"one payload".as_slice().into();
+        senders.iter().for_each(|sender| sender.send_shared(&payload).unwrap());
+        for (client, _) in &mut clients {
+            client.expect_reply("one payload\n");
+        }
+        drop(server.stop());
+        // Nobody has kept a copy, nor a share, of it.
+        assert_eq!(Arc::strong_count(&payload), 1, "{mode}");
+    }
+}
+
+#[test]
+fn a_sender_to_who_does_not_read_is_full_and_others_are_not() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (mut slow, to_slow) = arrival(&server, &given);
+        let (mut quick, to_quick) = arrival(&server, &given);
+        let chunk = [b'x'; 8000];
+        let mut taken = 0;
+        let mut refused = 0;
+        // Full at one moment may be that the loop has not come to it yet.
+        while refused < 1000 {
+            match to_slow.send(&chunk) {
+                Ok(()) => (taken, refused) = (taken + 1, 0),
+                Err(error) => {
+                    assert_eq!(error, SendError::Full);
+                    refused += 1;
+                    to_quick.send(b"not full").unwrap();
+                    quick.expect_reply("not full\n");
+                }
+            }
+        }
+        let line = [&chunk[..], b"\n"].concat();
+        for _ in 0..taken {
+            slow.expect_reply(&line);
+        }
+        to_slow.send(b"room again").unwrap();
+        slow.expect_reply("room again\n");
+    }
+}
+
+#[test]
+fn a_sender_closes_after_what_was_sent_before() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        sender.send(b"last words").unwrap();
+        sender.close();
+        client.expect_reply("last words\n").expect_closed();
+    }
+}
+
+/// The peer has said all it will say, and is still sent to.
+#[test]
+fn who_has_ended_can_be_sent_to() {
+    struct Lasting(mpsc::Sender<Sender>);
+    impl Handler for Lasting {
+        fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
+            Ok(())
+        }
+        fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+            Ok(self.0.send(cx.sender()?)?)
+        }
+    }
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let server = builder.serve(move |_: &Peer| Lasting(give.clone())).unwrap();
+        let server = start_server(server);
+        let mut client = server.connect();
+        client.end();
+        let sender = given.recv_timeout(DEADLINE).unwrap();
+        sender.send(b"news").unwrap();
+        client.expect_reply("news\n");
+        sender.close();
+        client.expect_closed();
+    }
+}
+
+#[test]
+fn a_stop_closes_who_has_a_sender() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        client.send("hello\n").expect_reply("hello\n");
+        let (_server, report) = server.stop();
+        assert_eq!(report.cut, 0, "{mode}");
+        client.expect_closed();
+        assert_eq!(sender.send(b"late"), Err(SendError::Closed), "{mode}");
+    }
+}
+
+#[test]
+fn where_nothing_could_send_a_sender_is_a_typed_error() {
+    let answer = |cx: &mut Context<'_>| format!("{:?}", cx.sender().map(drop));
+    let server = Server::tcp(LOCAL).unwrap().dispatch(Inline);
+    let server = server.serve(move |_: &Peer| {
+        handler_fn(move |_, cx| {
+            let answer = answer(cx);
+            cx.send(answer.as_bytes())
+        })
+    });
+    let server = start_server(server.unwrap());
+    server.connect().send("?").expect_reply("Err(InlineSender)");
+    // The server of this test has threads beside it, none of which the child needs.
+    let server = Server::tcp(LOCAL).unwrap().dispatch(Forking::default().beside_threads(true));
+    let server = server.serve(move |_: &Peer| {
+        handler_fn(move |_, cx| {
+            let answer = answer(cx);
+            cx.send(answer.as_bytes())
+        })
+    });
+    let server = start_server(server.unwrap());
+    server.connect().send("?").expect_reply("Err(ForkingSender)");
+}
+
+/// Each of eight handlers waits for the seven others; the loop meanwhile answers on another
+/// listener.
+#[test]
+fn eight_workers_block_side_by_side_and_the_loop_goes_on() {
+    const WORKERS: usize = 8;
+    let barrier = Arc::new(Barrier::new(WORKERS + 1));
+    let (arrive, arrived) = mpsc::channel();
+    let mut server = Server::new().unwrap();
+    let meeting = barrier.clone();
+    let blocking = Server::tcp(LOCAL).unwrap().framing(Lines::default());
+    let blocking = blocking.dispatch(Offload::new(WORKERS)).service(move |_: &Peer| {
+        let (barrier, arrive) = (meeting.clone(), arrive.clone());
+        handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
+            arrive.send(())?;
+            barrier.wait();
+            cx.send(message)
+        })
+    });
+    let echo = Server::tcp(LOCAL).unwrap();
+    let echo = echo.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    server.add(blocking.unwrap()).unwrap();
+    server.add(echo.unwrap()).unwrap();
+    let server = start_server(server);
+    let [blocking, echo] = server.addresses()[..] else { panic!("two addresses") };
+    let mut waiting: Vec<_> = (0..WORKERS).map(|_| connect(blocking)).collect();
+    for client in &mut waiting {
+        client.send("wait\n");
+    }
+    for _ in 0..WORKERS {
+        arrived.recv_timeout(DEADLINE).expect("eight at a time");
+    }
+    for _ in 0..100 {
+        connect(echo).send("hello").expect_reply("hello");
+    }
+    barrier.wait();
+    for client in &mut waiting {
+        client.expect_reply("wait\n");
+    }
+}
+
+/// However much comes home at once, the loop is woken no more than once before each turn.
+#[test]
+fn the_loop_is_woken_at_most_once_per_turn() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let mut clients: Vec<_> = (0..16).map(|_| arrival(&server, &given)).collect();
+        thread::scope(|scope| {
+            for (client, sender) in &mut clients {
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        sender.send(b"from elsewhere").unwrap();
+                        client.expect_reply("from elsewhere\n");
+                        client.send("hello\n").expect_reply("hello\n");
+                    }
+                });
+            }
+        });
+        let counters = server.counters();
+        assert!(counters.wakes <= counters.turns, "{mode}: {counters:?}");
+    }
+}
+
+/// The messages that one read brought are one job, and come home by one wake.
+#[test]
+fn many_small_messages_go_to_a_worker_and_come_home_as_one() {
+    let (server, given) = start_giving(Mode::Offload(Offload::new(2)));
+    let (mut client, _sender) = arrival(&server, &given);
+    client.send("hello\n").expect_reply("hello\n");
+    let before = server.counters();
+    let requests = "a small message\n".repeat(1000);
+    client.send(&requests).expect_reply(&requests);
+    server.wait_for("all are counted", |now| now.messages >= before.messages + 1000);
+    let wakes = server.counters().wakes - before.wakes;
+    assert!(wakes <= 50, "{wakes} wakes for 1,000 messages in one write");
+}
