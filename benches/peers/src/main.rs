@@ -1,33 +1,16 @@
-//! `peers`: echo servers on other foundations, a load generator, and an interleaved comparison of
-//! socketserver with them.
-//!
-//! ```text
-//!   main.rs        the command line; every server and load is this program, started again
-//!   bench/         compare · deterministic · memory: what is measured, and how
-//!   load/          the load generator, a process of its own
-//!   servers/       the echo servers, each a process of its own
-//!   endpoint.rs    addresses, and sockets bound the same way for all
-//!   sys/           the system calls: the only `unsafe`
-//! ```
-//!
-//! Linux only: it measures epoll, reads `/proc` and pins processes to CPUs.
-
-mod bench;
-mod endpoint;
-mod load;
-mod servers;
-mod sys;
+//! The command line of `peers`. Every server and every load is this program, started again.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use bench::compare::CompareArgs;
-use bench::deterministic::DeterministicArgs;
-use bench::memory::MemoryArgs;
-use load::LoadArgs;
-use servers::ServeArgs;
+use peers::bench::compare::CompareArgs;
+use peers::bench::deterministic::DeterministicArgs;
+use peers::bench::memory::MemoryArgs;
+use peers::load::LoadArgs;
+use peers::servers::ServeArgs;
+use peers::{bench, load, servers, sys};
 
 /// Echo servers on other foundations, and an interleaved comparison of socketserver with them.
 ///

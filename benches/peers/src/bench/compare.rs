@@ -202,17 +202,16 @@ impl Comparison<'_> {
     fn try_measure(&self, server: &Server) -> Result<Report> {
         let (server_pin, load_pin) = self.pins(server);
         let process = ServerProcess::start(Start {
-            launcher: self.launcher,
-            server,
+            name: &server.name,
+            words: &|url| self.launcher.arguments(server, url, self.scenario.connections()),
             transport: self.scenario.transport,
-            connections: self.scenario.connections(),
             pin: server_pin,
             under: Vec::new(),
         })?;
         let mut options = self.scenario.arguments();
         options.extend(["--secs".into(), self.args.secs.to_string()]);
         let limit = Duration::from_secs_f64(self.args.secs) + Duration::from_secs(60);
-        let report = load(self.launcher, &process, &options, load_pin, limit)?;
+        let report = load(self.launcher.load_generator(), &process, &options, load_pin, limit)?;
         process.stop()?;
         Ok(report)
     }

@@ -5,13 +5,13 @@
 //! starting and ending cost cancels out.
 
 use std::fs;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::catalog::{Launcher, Server, ServerArgs};
+use super::counts::{is_installed, sum_of_calls, total_of_profile};
 use super::process::{Pin, Scratch, ServerProcess, Start, load};
 use super::table::Table;
 use super::{name_of, progress};
@@ -213,10 +213,9 @@ impl Count {
     /// Runs the server under `tool` while it answers exactly `requests`.
     fn run(&self, launcher: &Launcher, server: &Server, tool: &str, requests: u64) -> Result<()> {
         let process = ServerProcess::start(Start {
-            launcher,
-            server,
+            name: &server.name,
+            words: &|url| launcher.arguments(server, url, self.clients),
             transport: self.transport,
-            connections: self.clients,
             pin: Pin(None),
             under: tool.split(' ').map(str::to_owned).collect(),
         })?;
@@ -227,7 +226,7 @@ impl Count {
             LIMIT.as_secs()
         );
         let options: Vec<String> = options.split(' ').map(str::to_owned).collect();
-        let report = load(launcher, &process, &options, Pin(None), 2 * LIMIT)?;
+        let report = load(launcher.load_generator(), &process, &options, Pin(None), 2 * LIMIT)?;
         if report.requests != requests || report.errors > 0 {
             bail!(
                 "{server} answered {} of {requests} requests, with {} errors",
@@ -236,59 +235,5 @@ impl Count {
             );
         }
         process.stop()
-    }
-}
-
-fn is_installed(tool: &str) -> bool {
-    Command::new(tool)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-/// The sum of the first column of `strace -c`, without its own total, and without the threads that
-/// it tells it has let go.
-fn sum_of_calls(summary: &str) -> u64 {
-    summary
-        .lines()
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            match fields[..] {
-                [calls, name] if name != "total" => calls.parse::<u64>().ok(),
-                _ => None,
-            }
-        })
-        .sum()
-}
-
-/// The total in a profile of callgrind.
-fn total_of_profile(profile: &str) -> u64 {
-    let totals = profile.lines().filter_map(|line| line.strip_prefix("totals: "));
-    totals.filter_map(|total| total.trim().parse::<u64>().ok()).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_calls_are_counted_and_only_once() {
-        let summary = "\
-20628 ???( <detached ...>
-    calls syscall
---------- ----------------
-     1021 recvfrom
-     1020 sendto
---------- ----------------
-     2041 total
-";
-        assert_eq!(sum_of_calls(summary), 2041);
-    }
-
-    #[test]
-    fn the_total_of_a_profile_is_found() {
-        assert_eq!(total_of_profile("events: Ir\nfn=a\n12 3\ntotals: 4567\n"), 4567);
     }
 }

@@ -3,18 +3,17 @@
 //! Only anonymous memory is counted: the pages of a program file are shared with whoever else runs
 //! the same file, and a share grows or shrinks with their number.
 
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use super::catalog::{Launcher, Server, ServerArgs};
+use super::counts::anonymous_kib;
 use super::process::{IdleClients, Pin, ServerProcess, Start, load};
 use super::progress;
 use super::table::Table;
 use crate::endpoint::Transport;
-use crate::sys;
 
 /// How many connections to hold.
 #[derive(Debug, Clone, Args)]
@@ -54,38 +53,20 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
 
 fn measure(launcher: &Launcher, server: &Server, connections: usize) -> Result<f64> {
     let process = ServerProcess::start(Start {
-        launcher,
-        server,
+        name: &server.name,
+        words: &|url| launcher.arguments(server, url, connections),
         transport: Transport::Tcp,
-        connections,
         pin: Pin(None),
         under: Vec::new(),
     })?;
     // What the first requests of a server touch is no part of the price of a connection.
     let first: Vec<String> =
         ["--conns", "8", "--requests", "800", "--secs", "10"].map(Into::into).to_vec();
-    load(launcher, &process, &first, Pin(None), Duration::from_secs(30))?;
+    load(launcher.load_generator(), &process, &first, Pin(None), Duration::from_secs(30))?;
     let before = anonymous_kib(process.pid())?;
-    let clients = IdleClients::connect(launcher, &process, connections)?;
+    let clients = IdleClients::connect(launcher.load_generator(), &process, connections)?;
     let after = anonymous_kib(process.pid())?;
     drop(clients);
     process.stop()?;
     Ok((after as f64 - before as f64) / connections as f64)
-}
-
-/// The anonymous memory of a process and its children, pages that they share counted once.
-fn anonymous_kib(pid: u32) -> Result<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .context("the kernel does not tell the memory of processes")?;
-    let own: u64 = rollup
-        .lines()
-        .filter_map(|line| {
-            let value = line.strip_prefix("Pss_Anon:").or(line.strip_prefix("Pss_Shmem:"))?;
-            value.trim().trim_end_matches(" kB").parse::<u64>().ok()
-        })
-        .sum();
-    let children = sys::children(pid).into_iter();
-    // A child that has just ended has no memory.
-    let children: u64 = children.filter_map(|child| anonymous_kib(child).ok()).sum();
-    Ok(own + children)
 }

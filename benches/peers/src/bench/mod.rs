@@ -6,43 +6,33 @@
 //!   deterministic.rs  system calls and instructions per request                 (needs none)
 //!   memory.rs         what an idle connection costs
 //!   ───────────────
+//!   counts.rs         what the kernel, strace and callgrind have counted
 //!   catalog.rs        the servers by name, and how each is started
 //!   scenario.rs       the loads by name
 //!   process.rs        children: started, pinned, watched, always ended
 //!   stats.rs          median and bootstrap interval
 //!   table.rs          Markdown
+//!   telling.rs        what is said on the way
 //! ```
 
+#[cfg(feature = "foundations")]
 mod catalog;
+#[cfg(feature = "foundations")]
 pub mod compare;
+pub mod counts;
+#[cfg(feature = "foundations")]
 pub mod deterministic;
+#[cfg(feature = "foundations")]
 pub mod memory;
+#[cfg(feature = "foundations")]
 mod outcome;
-mod process;
+pub mod process;
+#[cfg(feature = "foundations")]
 mod scenario;
-mod stats;
-mod table;
+pub mod stats;
+pub mod table;
 
-use std::fmt::Arguments;
-use std::io::{self, IsTerminal};
-
-use clap::ValueEnum;
-
-/// What the command line calls a value.
-fn name_of(value: &impl ValueEnum) -> String {
-    let name = value.to_possible_value();
-    name.map_or_else(String::new, |name| name.get_name().to_owned())
-}
-
-/// Tells on stderr what is going on; stdout is for results.
-fn progress(line: Arguments<'_>) {
-    eprintln!("peers: {line}");
-}
-
-/// As [`progress`], for what is soon replaced by the next such line. Only for whoever watches.
-fn progress_in_place(line: Arguments<'_>) {
-    const CLEAR: &str = "\x1b[K"; // to the end of the line
-    if io::stderr().is_terminal() {
-        eprint!("peers: {line}{CLEAR}\r");
-    }
-}
+#[cfg(feature = "foundations")]
+mod telling;
+#[cfg(feature = "foundations")]
+use telling::{name_of, progress, progress_in_place};

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::catalog::{Launcher, Server};
 use crate::endpoint::{Endpoint, Transport};
 use crate::load::Report;
 use crate::sys;
@@ -19,10 +18,11 @@ use crate::sys;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory for sockets and the output of tools, removed in the end.
-pub(super) struct Scratch(PathBuf);
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(super) fn new() -> Result<Self> {
+    /// A fresh one.
+    pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("peers-{}-{number}", std::process::id());
@@ -31,7 +31,8 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -44,7 +45,7 @@ impl Drop for Scratch {
 
 /// Which CPU a process is bound to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pin(pub(super) Option<usize>);
+pub struct Pin(pub Option<usize>);
 
 /// Starts `command` on its CPU, so that it ends when this process does.
 fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
@@ -58,7 +59,7 @@ fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
 }
 
 /// A server that listens.
-pub(super) struct ServerProcess {
+pub struct ServerProcess {
     child: Child,
     /// The server itself, which under a tracer is not the child but the child's child.
     pid: u32,
@@ -68,20 +69,23 @@ pub(super) struct ServerProcess {
 }
 
 /// How to start a server.
-pub(super) struct Start<'a> {
-    pub(super) launcher: &'a Launcher,
-    pub(super) server: &'a Server,
-    pub(super) transport: Transport,
-    /// How many connections it will have to keep.
-    pub(super) connections: usize,
-    pub(super) pin: Pin,
+pub struct Start<'a> {
+    /// What errors call it.
+    pub name: &'a str,
+    /// Program and arguments of a server that listens at the URL it is given, and then says so:
+    /// `listening on URL`.
+    pub words: &'a dyn Fn(&str) -> Result<Vec<String>>,
+    /// What it speaks.
+    pub transport: Transport,
+    /// Where it runs.
+    pub pin: Pin,
     /// A tool and its arguments to run the server under.
-    pub(super) under: Vec<String>,
+    pub under: Vec<String>,
 }
 
 impl ServerProcess {
     /// Starts the server and waits until it tells where it listens.
-    pub(super) fn start(start: Start<'_>) -> Result<Self> {
+    pub fn start(start: Start<'_>) -> Result<Self> {
         let scratch = Scratch::new()?;
         let url = match start.transport {
             Transport::Tcp => "tcp://127.0.0.1:0".to_owned(),
@@ -90,7 +94,7 @@ impl ServerProcess {
         };
         let is_traced = start.under.first().is_some_and(|tool| tool == "strace");
         let mut words = start.under;
-        words.extend(start.launcher.arguments(start.server, &url, start.connections)?);
+        words.extend((start.words)(&url)?);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = spawn(command, start.pin)?;
@@ -102,20 +106,22 @@ impl ServerProcess {
         let mut process = Self { child, pid, endpoint: url.parse()?, _scratch: scratch };
         process.endpoint = listening
             .and_then(|url| url.parse())
-            .with_context(|| format!("{} does not listen on {url}", start.server))?;
+            .with_context(|| format!("{} does not listen on {url}", start.name))?;
         Ok(process)
     }
 
-    pub(super) fn endpoint(&self) -> &Endpoint {
+    /// Where it listens.
+    pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    /// Its process, which under a tracer is not the one that was started.
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Ends the server; a tool that it ran under has then written what it found.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         self.end()
     }
 
@@ -151,15 +157,16 @@ fn listening_line(child: &mut Child) -> Result<String> {
     Ok(url.with_context(|| format!("it says {line:?}"))?.to_owned())
 }
 
-/// Runs the load generator to its end, which is bounded by `limit`.
-pub(super) fn load(
-    launcher: &Launcher,
+/// Runs the load generator, a program whose command `load` is [`crate::load::run`], to its end,
+/// which is bounded by `limit`.
+pub fn load(
+    generator: &Path,
     server: &ServerProcess,
     arguments: &[String],
     pin: Pin,
     limit: Duration,
 ) -> Result<Report> {
-    let mut command = load_command(launcher, server);
+    let mut command = load_command(generator, server);
     command
         .args(arguments)
         .args(["--watch", &server.pid().to_string()])
@@ -183,16 +190,12 @@ pub(super) fn load(
 }
 
 /// Clients that stay connected and idle until this is dropped.
-pub(super) struct IdleClients(Child);
+pub struct IdleClients(Child);
 
 impl IdleClients {
     /// Connects `count` of them, each of which has had one answer of 64 bytes when this returns.
-    pub(super) fn connect(
-        launcher: &Launcher,
-        server: &ServerProcess,
-        count: usize,
-    ) -> Result<Self> {
-        let mut command = load_command(launcher, server);
+    pub fn connect(generator: &Path, server: &ServerProcess, count: usize) -> Result<Self> {
+        let mut command = load_command(generator, server);
         command
             .args(["--mode", "hold", "--conns", &count.to_string()])
             .stdin(Stdio::piped())
@@ -220,8 +223,8 @@ impl Drop for IdleClients {
     }
 }
 
-fn load_command(launcher: &Launcher, server: &ServerProcess) -> Command {
-    let mut command = Command::new(launcher.load_generator());
+fn load_command(generator: &Path, server: &ServerProcess) -> Command {
+    let mut command = Command::new(generator);
     command.args(["load", &server.endpoint().to_string()]);
     command
 }

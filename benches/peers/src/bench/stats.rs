@@ -4,23 +4,26 @@ use serde::Serialize;
 
 /// A median and the interval that holds it with 95 % confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Estimate {
-    pub(super) median: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub struct Estimate {
+    /// The middle of the samples.
+    pub median: f64,
+    /// The lower end of the interval.
+    pub low: f64,
+    /// The upper end of the interval.
+    pub high: f64,
 }
 
 /// How often the samples are drawn anew.
 const RESAMPLES: usize = 2000;
 
 /// The middle of the values; `None` of none.
-pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     middle(&mut values)
 }
 
 /// The median of `samples`, and how far it might be elsewhere: the percentile bootstrap.
-pub(super) fn estimate(samples: &[f64]) -> Option<Estimate> {
+pub fn estimate(samples: &[f64]) -> Option<Estimate> {
     let samples: Vec<f64> = samples.iter().copied().filter(|s| s.is_finite()).collect();
     let median = middle(&mut samples.clone())?;
     let mut random = SplitMix(0x5EED);

@@ -3,18 +3,25 @@
 use std::fmt;
 
 /// A table; the first column is for names, the others for figures.
-pub(super) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn new<const N: usize>(head: [&str; N]) -> Self {
-        Self { rows: vec![head.map(str::to_owned).to_vec()] }
+    /// A table with these columns.
+    pub fn new<S: Into<String>>(head: impl IntoIterator<Item = S>) -> Self {
+        Self { rows: vec![head.into_iter().map(Into::into).collect()] }
     }
 
-    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        debug_assert_eq!(self.rows[0].len(), N);
-        self.rows.push(cells.to_vec());
+    /// Adds a row, with a cell for each column.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+        debug_assert_eq!(self.rows.first().map(Vec::len), self.rows.last().map(Vec::len));
+    }
+
+    /// Its rows, the first of which is the head.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
     }
 }
 

@@ -12,8 +12,7 @@ use super::pattern::Pattern;
 use super::recorder::{Recorder, Report};
 use crate::sys::{Batch, Epoll, Events};
 
-/// A client that hears nothing for this long counts all it has under way as lost, and starts
-/// afresh.
+/// A datagram that is not answered for this long counts as lost, and another one is sent.
 const TIMEOUT: u64 = 200_000_000;
 
 /// How many datagrams one system call takes.
@@ -51,8 +50,6 @@ struct Client {
     next: u64,
     /// Number and time of each datagram under way, oldest first.
     under_way: VecDeque<(u64, u64)>,
-    /// When it last sent or heard anything.
-    last_activity: u64,
     is_primed: bool,
 }
 
@@ -65,13 +62,7 @@ impl<'a> Engine<'a> {
             socket.connect(&args.to.socket_address()?)?;
             socket.set_nonblocking(true)?;
             epoll.add(&socket, index as u64)?;
-            clients.push(Client {
-                socket,
-                next: 0,
-                under_way: VecDeque::new(),
-                last_activity: 0,
-                is_primed: false,
-            });
+            clients.push(Client { socket, next: 0, under_way: VecDeque::new(), is_primed: false });
         }
         Ok(Self {
             args,
@@ -131,7 +122,6 @@ impl<'a> Engine<'a> {
 
     fn take_answers(&mut self, index: usize, now: u64) -> Result<()> {
         let client = &mut self.clients[index];
-        client.last_activity = now;
         if !client.is_primed {
             client.is_primed = true;
             self.primed += 1;
@@ -141,18 +131,11 @@ impl<'a> Engine<'a> {
                 self.recorder.error();
                 continue;
             };
-            // Loopback keeps the order: whatever is older than an answer will not be answered any
-            // more.
-            while let Some(&(oldest, sent)) = client.under_way.front() {
-                if oldest > number {
-                    break; // given up before, and counted as lost
-                }
-                client.under_way.pop_front();
-                if oldest == number {
-                    self.recorder.answered(now - sent)?;
-                    break;
-                }
-                self.recorder.lost(1);
+            // A server with several threads may answer the second before the first. What is under
+            // way no more was given up before, and counted as lost.
+            let place = client.under_way.iter().position(|(asked, _)| *asked == number);
+            if let Some((_, sent)) = place.and_then(|place| client.under_way.remove(place)) {
+                self.recorder.answered(now - sent)?;
             }
         }
         Ok(())
@@ -174,7 +157,6 @@ impl<'a> Engine<'a> {
             if !self.outgoing.is_pending() {
                 return;
             }
-            client.last_activity = now;
             match self.outgoing.send(&client.socket) {
                 Ok(()) => {}
                 // What the socket does not take counts as sent: it will be found lost.
@@ -191,10 +173,12 @@ impl<'a> Engine<'a> {
 
     fn give_up_on_the_lost(&mut self, now: u64) {
         for index in 0..self.clients.len() {
-            let client = &mut self.clients[index];
-            if !client.under_way.is_empty() && now.saturating_sub(client.last_activity) > TIMEOUT {
-                self.recorder.lost(client.under_way.len() as u64);
-                client.under_way.clear();
+            let under_way = &mut self.clients[index].under_way;
+            let is_late = |(_, sent): &(u64, u64)| now.saturating_sub(*sent) > TIMEOUT;
+            let late = under_way.iter().take_while(|asked| is_late(asked)).count();
+            if late > 0 {
+                under_way.drain(..late); // oldest first
+                self.recorder.lost(late as u64);
                 self.fill_up(index, now);
             }
         }

@@ -86,6 +86,9 @@ pub struct LoadArgs {
     /// Report the CPU time that this process uses in the window: the server
     #[arg(long, value_name = "PID")]
     pub watch: Option<u32>,
+    /// Report its context switches, too, which takes a while where it has many threads
+    #[arg(long, requires = "watch")]
+    pub switches: bool,
 }
 
 /// A server that does not answer every client within this time fails the run.

@@ -34,6 +34,8 @@ pub struct Report {
     pub load_cpu_ns: u64,
     /// CPU time of the watched process in the window, in nanoseconds.
     pub server_cpu_ns: u64,
+    /// Context switches of the watched process in the window, if asked for.
+    pub server_switches: Option<u64>,
     /// How long one of the two was ready to run in the window, but its CPU ran something else.
     pub waited_ns: u64,
     /// Wrong bytes, failed system calls, connections that ended.
@@ -62,6 +64,7 @@ pub(super) struct Recorder {
     /// With `--requests`: the number that may still be sent, and that may still be answered.
     quota: Option<Quota>,
     watched: Option<u32>,
+    counts_switches: bool,
     opened: Snapshot,
     closed: Snapshot,
     latencies: Histogram<u64>,
@@ -81,6 +84,7 @@ struct Snapshot {
     at: u64,
     load_cpu: Duration,
     server_cpu: Duration,
+    switches: Option<u64>,
     load_waited: Duration,
     server_waited: Duration,
 }
@@ -96,6 +100,7 @@ impl Recorder {
             warmup: warmup.as_nanos() as u64,
             quota: args.requests.map(|requests| Quota { unsent: requests, unanswered: requests }),
             watched: args.watch,
+            counts_switches: args.switches,
             opened: Snapshot::default(),
             closed: Snapshot::default(),
             latencies: Histogram::new_with_max(60_000_000_000, 3)?,
@@ -199,6 +204,11 @@ impl Recorder {
             busy: load_cpu_ns as f64 / nanoseconds as f64,
             load_cpu_ns,
             server_cpu_ns: grown(|at| at.server_cpu),
+            server_switches: self
+                .closed
+                .switches
+                .zip(self.opened.switches)
+                .map(|(closed, opened)| closed.saturating_sub(opened)),
             waited_ns: grown(|at| at.load_waited).max(grown(|at| at.server_waited)),
             errors: self.errors,
             lost: self.lost,
@@ -206,15 +216,24 @@ impl Recorder {
     }
 
     fn open(&mut self) -> io::Result<()> {
-        self.opened = self.snapshot()?;
+        let switches = self.switches()?; // first, as it takes longest
+        self.opened = Snapshot { switches, ..self.snapshot()? };
         self.phase = Phase::Measuring(self.opened.at + self.window);
         Ok(())
     }
 
     fn close(&mut self) -> io::Result<()> {
         self.closed = self.snapshot()?;
+        self.closed.switches = self.switches()?; // last, as it takes longest
         self.phase = Phase::Over;
         Ok(())
+    }
+
+    fn switches(&self) -> io::Result<Option<u64>> {
+        match self.watched {
+            Some(pid) if self.counts_switches => sys::context_switches(pid).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn snapshot(&self) -> io::Result<Snapshot> {
@@ -227,6 +246,7 @@ impl Recorder {
             server_waited: of_server(sys::waiting_time)?,
             load_cpu: sys::own_cpu_time()?,
             load_waited: sys::waiting_time(std::process::id())?,
+            switches: None,
             at: self.now(),
         })
     }

@@ -69,6 +69,11 @@ impl Batch {
         self.filled
     }
 
+    /// Whether no slot does.
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
     /// Whether a datagram waits to be sent.
     pub fn is_pending(&self) -> bool {
         self.sent < self.filled

@@ -23,11 +23,16 @@ pub fn cpus() -> io::Result<Vec<usize>> {
 
 /// Binds the calling thread, and whatever it starts from now on, to one CPU.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
-    // SAFETY: an all-zero set is an empty set, and `cpu` is checked by CPU_SET against the size of
-    // the set.
+    pin_to_any(&[cpu])
+}
+
+/// Binds the calling thread, and whatever it starts from now on, to these CPUs.
+pub fn pin_to_any(cpus: &[usize]) -> io::Result<()> {
+    // SAFETY: an all-zero set is an empty set, and each CPU is checked by CPU_SET against the size
+    // of the set.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
+        cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
         check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set))?;
     }
     Ok(())
@@ -123,6 +128,27 @@ pub fn waiting_time(pid: u32) -> io::Result<Duration> {
         total += waited.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
     }
     Ok(Duration::from_nanos(total))
+}
+
+/// How often the threads of the process `pid` and of its children, those that have not ended, have
+/// been taken off a CPU: because they waited, or because others had their turn.
+pub fn context_switches(pid: u32) -> io::Result<u64> {
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may have ended since it was listed.
+        let status = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
+        let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+        total += counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum::<u64>();
+    }
+    let children = children(pid).into_iter();
+    Ok(total + children.filter_map(|child| context_switches(child).ok()).sum::<u64>())
+}
+
+/// How many threads the process `pid` and its children have.
+pub fn threads(pid: u32) -> io::Result<usize> {
+    let own = fs::read_dir(format!("/proc/{pid}/task"))?.count();
+    let children = children(pid).into_iter();
+    Ok(own + children.filter_map(|child| threads(child).ok()).sum::<usize>())
 }
 
 /// The children that the main thread of `pid` has started.

@@ -1,0 +1,23 @@
+//! Echo servers on other foundations, a load generator, and an interleaved comparison of
+//! socketserver with them.
+//!
+//! ```text
+//!   main.rs        the command line; every server and load is this program, started again
+//!   bench/         compare · deterministic · memory: what is measured, and how
+//!   load/          the load generator, a process of its own
+//!   servers/       the echo servers, each a process of its own
+//!   endpoint.rs    addresses, and sockets bound the same way for all
+//!   sys/           the system calls: the only `unsafe`
+//! ```
+//!
+//! Without the feature `foundations` neither the servers nor the comparison are there, and nothing
+//! that they depend on: `benches/engines` measures with the rest.
+//!
+//! Linux only: it measures epoll, reads `/proc` and pins processes to CPUs.
+
+pub mod bench;
+pub mod endpoint;
+pub mod load;
+#[cfg(feature = "foundations")]
+pub mod servers;
+pub mod sys;

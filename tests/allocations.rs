@@ -1,0 +1,55 @@
+//! On the reactor a message costs no allocation, once a connection is warm.
+//!
+//! The allocator counts for the whole process, so that this is one test in a program of its own;
+//! its client allocates nothing.
+
+use std::alloc::System;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use socketserver::{Context, Framing, Lines, Raw, Server, handler_fn};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static COUNTING: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const WARM_UP: usize = 1_000;
+const MESSAGES: usize = 10_000;
+
+/// Allocations while a connection to an echo exchanges [`MESSAGES`] lines of 64 bytes.
+fn allocations_with<F>(framing: F) -> usize
+where
+    F: Framing + Clone + Send + 'static,
+{
+    let echo = |_: &_| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
+    let server = Server::tcp("127.0.0.1:0").unwrap().framing(framing).serve(echo).unwrap();
+    let running = server.spawn().unwrap();
+    let mut client = TcpStream::connect(running.local_addr().inet().unwrap()).unwrap();
+    client.set_nodelay(true).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+
+    let mut line = [b'x'; 64];
+    line[63] = b'\n';
+    let mut answer = [0; 64];
+    let mut exchange = |times| {
+        for _ in 0..times {
+            client.write_all(&line).unwrap();
+            client.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, line);
+        }
+    };
+    exchange(WARM_UP);
+    let region = Region::new(COUNTING);
+    exchange(MESSAGES);
+    let counted = region.change();
+    drop(client);
+    running.stop().unwrap();
+    counted.allocations + counted.reallocations
+}
+
+#[test]
+fn a_message_on_the_reactor_costs_no_allocation() {
+    assert_eq!(allocations_with(Raw), 0, "with Raw");
+    assert_eq!(allocations_with(Lines::default()), 0, "with Lines");
+}
