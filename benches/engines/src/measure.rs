@@ -32,6 +32,29 @@ pub(crate) enum Sample {
     Calls(f64),
 }
 
+/// Over this share of one CPU, it is also what else ran that was measured.
+const MOST_OTHERS: f64 = 0.1;
+
+impl Sample {
+    /// How much of one CPU everything else on the machine had.
+    fn others(&self) -> f64 {
+        match self {
+            Sample::Load(report) => report.others_ns as f64 / 1e9 / report.seconds,
+            _ => 0.0,
+        }
+    }
+
+    /// Whether something else ran on the machine meanwhile.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.others() > MOST_OTHERS
+    }
+
+    /// The one that was less disturbed.
+    pub(crate) fn quieter(self, other: Sample) -> Sample {
+        if other.others() < self.others() { other } else { self }
+    }
+}
+
 /// With more connections than this, a server may have too many threads to ask each for its context
 /// switches at both ends of a window.
 const MOST_ASKED: usize = 256;

@@ -16,6 +16,7 @@ pub(crate) struct Plot {
 }
 
 /// What a panel shows.
+#[derive(Clone, Copy)]
 struct Panel {
     title: &'static str,
     file: &'static str,
@@ -23,11 +24,17 @@ struct Panel {
     is_idle: bool,
 }
 
-const PANELS: [Panel; 3] = [
+const PANELS: [Panel; 4] = [
     Panel {
         title: "Requests per second",
         file: "throughput.svg",
         figure: Figure::RequestsPerSecond,
+        is_idle: false,
+    },
+    Panel {
+        title: "Server's CPU time per request, µs",
+        file: "cpu.svg",
+        figure: Figure::ServerCpuUsPerRequest,
         is_idle: false,
     },
     Panel {
@@ -44,7 +51,7 @@ const PANELS: [Panel; 3] = [
     },
 ];
 
-/// Told apart without colours, too: by their order in the legend and their marks.
+/// Told apart by those who see fewer colours, too.
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -57,33 +64,46 @@ const COLOURS: [RGBColor; 6] = [
 /// A mode's points: connections, and the figure.
 type Line = (usize, Vec<(f64, f64)>);
 
-/// All three beside each other, and each by itself.
+/// All beside each other, and each by itself.
 pub(crate) fn draw(rows: &[Row]) -> Result<Vec<Plot>> {
-    let mut together = String::new();
-    {
-        let root = SVGBackend::with_string(&mut together, (1000, 330)).into_drawing_area();
-        root.fill(&WHITE).map_err(refused)?;
-        for (area, panel) in root.split_evenly((1, 3)).iter().zip(&PANELS) {
-            draw_panel(area, panel, &lines(panel, rows))?;
-        }
-        root.present().map_err(refused)?;
-    }
+    let together = picture((900, 640), (2, 2), &PANELS, rows)?;
     let mut plots = vec![Plot {
         title: "Against the number of connections (TCP)",
         file: "engines.svg",
         svg: together,
     }];
-    for panel in &PANELS {
-        let mut svg = String::new();
-        {
-            let root = SVGBackend::with_string(&mut svg, (720, 420)).into_drawing_area();
-            root.fill(&WHITE).map_err(refused)?;
-            draw_panel(&root, panel, &lines(panel, rows))?;
-            root.present().map_err(refused)?;
-        }
+    for panel in PANELS {
+        let svg = picture((720, 420), (1, 1), &[panel], rows)?;
         plots.push(Plot { title: panel.title, file: panel.file, svg });
     }
     Ok(plots)
+}
+
+/// Panels in rows and columns, and above them which colour is which mode.
+fn picture(
+    size: (u32, u32),
+    grid: (usize, usize),
+    panels: &[Panel],
+    rows: &[Row],
+) -> Result<String> {
+    const LEGEND: u32 = 30;
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE).map_err(refused)?;
+        let (legend, charts) = root.split_vertically(LEGEND);
+        for (index, mode) in MODES.iter().enumerate() {
+            let (x, y) = (60 + 105 * index as i32, LEGEND as i32 / 2);
+            let text = Text::new(*mode, (x + 10, y - 7), ("sans-serif", 14));
+            legend.draw(&Circle::new((x, y), 5, COLOURS[index].filled())).map_err(refused)?;
+            legend.draw(&text).map_err(refused)?;
+        }
+        for (area, panel) in charts.split_evenly(grid).iter().zip(panels) {
+            draw_panel(area, panel, &lines(panel, rows))?;
+        }
+        root.present().map_err(refused)?;
+    }
+    Ok(svg)
 }
 
 fn lines(panel: &Panel, rows: &[Row]) -> Vec<Line> {
@@ -112,15 +132,13 @@ fn draw_panel(
     lines: &[Line],
 ) -> Result<()> {
     let points = || lines.iter().flat_map(|(_, points)| points);
-    let Some((&(first, _), &(last, _))) = points()
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .zip(points().max_by(|a, b| a.0.total_cmp(&b.0)))
-    else {
+    let Some(last) = points().map(|(clients, _)| *clients).max_by(f64::total_cmp) else {
         return Ok(()); // nothing was measured
     };
     let highest = points().map(|(_, value)| *value).fold(0.0, f64::max);
     let lowest = points().map(|(_, value)| *value).fold(f64::MAX, f64::min);
-    let is_linear = panel.figure == Figure::RequestsPerSecond;
+    let is_linear =
+        matches!(panel.figure, Figure::RequestsPerSecond | Figure::ServerCpuUsPerRequest);
     let bottom = if is_linear { 0.0 } else { 10_f64.powf(lowest.log10().floor()) };
     let top = if is_linear { highest * 1.1 } else { 10_f64.powf(highest.log10().ceil()) };
     let mut builder = ChartBuilder::on(area);
@@ -129,7 +147,7 @@ fn draw_panel(
         .margin(8)
         .x_label_area_size(34)
         .y_label_area_size(54);
-    let across = (first..(last * 1.2)).log_scale();
+    let across = (1.0..(last * 1.2).max(2.0)).log_scale();
     // The two axes are of different types, so that the same is said twice.
     macro_rules! chart {
         ($up:expr) => {{
@@ -141,6 +159,7 @@ fn draw_panel(
                 .x_desc("connections")
                 .x_label_formatter(&|count| short(*count))
                 .y_label_formatter(&|value| short(*value))
+                .x_labels(4)
                 .y_labels(6)
                 .label_style(("sans-serif", 11))
                 .draw()
@@ -149,25 +168,11 @@ fn draw_panel(
                 let colour = COLOURS[*index];
                 chart
                     .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))
-                    .map_err(refused)?
-                    .label(MODES[*index])
-                    .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
+                    .map_err(refused)?;
                 chart
                     .draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))
                     .map_err(refused)?;
             }
-            chart
-                .configure_series_labels()
-                .position(if is_linear {
-                    SeriesLabelPosition::LowerRight
-                } else {
-                    SeriesLabelPosition::UpperLeft
-                })
-                .background_style(WHITE.mix(0.8))
-                .border_style(RGBColor(200, 200, 200))
-                .label_font(("sans-serif", 11))
-                .draw()
-                .map_err(refused)?;
         }};
     }
     if is_linear {

@@ -165,6 +165,16 @@ fn remarks(rows: &[Row]) -> Vec<String> {
          of them). `pool` has {POOL} threads; `offload` 16 workers, and 64 where the handler \
          blocks; all else is as it comes."
     )];
+    let windows = || outcomes().flat_map(|outcome| &outcome.samples);
+    let disturbed = windows().filter(|sample| sample.is_disturbed()).count();
+    if disturbed > 0 {
+        remarks.push(format!(
+            "In {disturbed} of {} measurements something else had over 10 % of a CPU: there, \
+             requests per second and latency are worse than they were alone; the CPU time per \
+             request says more.",
+            windows().count()
+        ));
+    }
     let has_counts = |figure| outcomes().any(|outcome| outcome.figures.contains_key(&figure));
     if outcomes().any(|outcome| outcome.is_load_limited()) {
         remarks.push(

@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use peers::endpoint::Transport;
 
-use crate::measure::Bench;
+use crate::measure::{Bench, Sample};
 use crate::outcome::{Outcome, Row};
 use crate::plan::{Cell, Kind, MODES, Setting};
 use crate::{plots, report};
@@ -141,6 +141,7 @@ fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
     let bar = ProgressBar::new(all.sum());
     let style = ProgressStyle::with_template("{bar:30} {percent:>3} %, {eta} left  {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut spare = rows.len(); // so that a busy machine makes a run longer, but not much
     bar.enable_steady_tick(Duration::from_secs(1));
     for Row { name, cell, outcomes } in rows {
         if bar.is_hidden() {
@@ -155,7 +156,7 @@ fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
                     continue;
                 }
                 bar.set_message(format!("{name}: {}", outcome.mode));
-                match bench.measure(cell, outcome.mode, seconds) {
+                match quiet(|| bench.measure(cell, outcome.mode, seconds), &mut spare) {
                     Ok(sample) => outcome.samples.push(sample),
                     Err(error) => {
                         let mode = outcome.mode;
@@ -170,6 +171,17 @@ fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
         outcomes.iter_mut().for_each(|outcome| outcome.conclude(cell.kind));
     }
     bar.finish_and_clear();
+}
+
+/// Measures, and once more where something else ran on the machine meanwhile, as long as there are
+/// `spare` measurements.
+fn quiet(measure: impl Fn() -> Result<Sample>, spare: &mut usize) -> Result<Sample> {
+    let first = measure()?;
+    if !first.is_disturbed() || *spare == 0 {
+        return Ok(first);
+    }
+    *spare -= 1;
+    Ok(first.quieter(measure()?))
 }
 
 /// About how long a measurement takes, in milliseconds.

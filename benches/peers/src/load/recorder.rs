@@ -38,6 +38,9 @@ pub struct Report {
     pub server_switches: Option<u64>,
     /// How long one of the two was ready to run in the window, but its CPU ran something else.
     pub waited_ns: u64,
+    /// CPU time that everything else on this machine used in the window, in nanoseconds; exact to
+    /// some ticks of 10 ms.
+    pub others_ns: u64,
     /// Wrong bytes, failed system calls, connections that ended.
     pub errors: u64,
     /// Datagrams that were never answered.
@@ -87,6 +90,7 @@ struct Snapshot {
     switches: Option<u64>,
     load_waited: Duration,
     server_waited: Duration,
+    machine: Duration,
 }
 
 impl Recorder {
@@ -193,6 +197,7 @@ impl Recorder {
             grown.as_nanos() as u64
         };
         let load_cpu_ns = grown(|at| at.load_cpu);
+        let server_cpu_ns = grown(|at| at.server_cpu);
         Report {
             requests: self.latencies.len(),
             beside: self.beside,
@@ -203,13 +208,14 @@ impl Recorder {
             p999_us: quantile(0.999),
             busy: load_cpu_ns as f64 / nanoseconds as f64,
             load_cpu_ns,
-            server_cpu_ns: grown(|at| at.server_cpu),
+            server_cpu_ns,
             server_switches: self
                 .closed
                 .switches
                 .zip(self.opened.switches)
                 .map(|(closed, opened)| closed.saturating_sub(opened)),
             waited_ns: grown(|at| at.load_waited).max(grown(|at| at.server_waited)),
+            others_ns: grown(|at| at.machine).saturating_sub(load_cpu_ns + server_cpu_ns),
             errors: self.errors,
             lost: self.lost,
         }
@@ -246,6 +252,7 @@ impl Recorder {
             server_waited: of_server(sys::waiting_time)?,
             load_cpu: sys::own_cpu_time()?,
             load_waited: sys::waiting_time(std::process::id())?,
+            machine: sys::busy_time()?,
             switches: None,
             at: self.now(),
         })

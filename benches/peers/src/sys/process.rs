@@ -151,6 +151,16 @@ pub fn threads(pid: u32) -> io::Result<usize> {
     Ok(own + children.filter_map(|child| threads(child).ok()).sum::<usize>())
 }
 
+/// How long all CPUs of this machine together have been busy, with whatever, in ticks of 10 ms.
+pub fn busy_time() -> io::Result<Duration> {
+    const IDLE: [usize; 2] = [3, 4]; // idle, and waiting for a disk
+    const KINDS: usize = 8; // behind them, what is counted under others already
+    let stat = fs::read_to_string("/proc/stat")?;
+    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(KINDS);
+    let busy = all.enumerate().filter(|(kind, _)| !IDLE.contains(kind));
+    Ok(ticks(busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum()))
+}
+
 /// The children that the main thread of `pid` has started.
 pub fn children(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -168,9 +178,13 @@ fn ended_children(pid: u32) -> io::Result<Duration> {
         .take(2)
         .filter_map(|ticks| ticks.parse::<u64>().ok())
         .sum();
+    Ok(self::ticks(ticks))
+}
+
+fn ticks(count: u64) -> Duration {
     // SAFETY: takes a plain number.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
-    Ok(Duration::from_nanos(ticks * 1_000_000_000 / per_second))
+    Duration::from_nanos(count * 1_000_000_000 / per_second)
 }
 
 fn clock(id: libc::clockid_t) -> io::Result<Duration> {
