@@ -16,7 +16,9 @@ impl Handler for Echo {
 }
 
 fn main() {
-    let about = About::new("echo", "Sends every byte back as it came.", "tcp://127.0.0.1:9999");
-    let options = Options::parse(&about);
+    let options = Options::parse(&About {
+        values: &[("spin", "0", "microseconds to look for events before each sleep")],
+        ..About::new("echo", "Sends every byte back as it came.", "tcp://127.0.0.1:9999")
+    });
     options.run(|endpoint| Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| Echo));
 }

@@ -205,6 +205,11 @@ impl Mailbox {
         self.waiting.fetch_sub(count, SeqCst);
     }
 
+    /// Whether mail waits.
+    pub(crate) fn has_mail(&self) -> bool {
+        self.waiting.load(SeqCst) != 0
+    }
+
     /// What wakes the loop, to be waited for.
     pub(crate) fn wakeup(&self) -> &Wakeup {
         &self.wakeup

@@ -1277,3 +1277,19 @@ fn a_sender_works_while_its_connection_is_lent() {
     gate.wait();
     client.expect_reply("wait\nmeanwhile\n");
 }
+
+#[test]
+fn a_loop_that_spins_before_it_sleeps_serves_and_sleeps() {
+    let handler = |_: &Peer| handler_fn(|message, cx| cx.send(message));
+    let mut server = Server::tcp(LOCAL).unwrap().serve(handler).unwrap();
+    server.spin(Duration::from_micros(50));
+    let server = start_server(server);
+    let mut client = server.connect();
+    for message in ["one", "two", "three"] {
+        client.send(message).expect_reply(message);
+    }
+    let before = server.counters().turns;
+    client.expect_silence();
+    assert!(server.counters().turns <= before + 1, "it sleeps while nothing happens");
+    drop(server.stop());
+}

@@ -83,6 +83,7 @@ pub(crate) struct Options {
     pub(crate) listen: Vec<Endpoint>,
     pub(crate) mode: Mode,
     drain: Duration,
+    spin: Duration,
     flags: Vec<String>,
     values: Vec<(String, String)>,
 }
@@ -103,6 +104,7 @@ impl Options {
             listen: Vec::new(),
             mode: about.mode.parse().map_err(other)?,
             drain: Duration::from_secs(5),
+            spin: Duration::ZERO,
             flags: Vec::new(),
             values: Vec::new(),
         };
@@ -155,6 +157,9 @@ impl Options {
             options.listen.push(about.listen.parse().map_err(other)?);
         }
         options.mode = options.mode.workers(workers);
+        if let Some(micros) = options.value("spin") {
+            options.spin = Duration::from_micros(micros.parse().map_err(other)?);
+        }
         Ok(options)
     }
 
@@ -178,7 +183,7 @@ impl Options {
             for endpoint in &self.listen {
                 server.add(service(endpoint)?)?;
             }
-            server.drain(self.drain);
+            server.drain(self.drain).spin(self.spin);
             run(server)
         };
         if let Err(error) = serve() {

@@ -68,6 +68,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) events: &'a mut Events,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: &'a Published,
+    /// How long to look again and again before each sleep.
+    pub(crate) spin: Duration,
     /// The last generation given out; no token is ever given out twice.
     pub(crate) generation: &'a mut usize,
 }
@@ -242,6 +244,9 @@ impl<'a> Reactor<'a> {
             || self.turn.shutdown
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
+        if !busy && self.spin(timeout, signals)? {
+            return Ok(());
+        }
         if busy || !self.ground.mailbox.fall_asleep() {
             timeout = Some(Duration::ZERO);
         }
@@ -257,6 +262,38 @@ impl<'a> Reactor<'a> {
                 Ok(())
             }
             other => other,
+        }
+    }
+
+    /// Looks again and again for a moment, if that is wanted: waking a thread that sleeps may take
+    /// longer than the next request takes to come. True when there is something to do.
+    fn spin(
+        &mut self,
+        timeout: Option<Duration>,
+        signals: Option<&SignalWatch>,
+    ) -> io::Result<bool> {
+        if self.ground.spin.is_zero() {
+            return Ok(false);
+        }
+        let spin = timeout.map_or(self.ground.spin, |timeout| timeout.min(self.ground.spin));
+        let until = Instant::now() + spin;
+        loop {
+            match self.ground.poll.poll(self.ground.events, Some(Duration::ZERO)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.ground.events.clear();
+                }
+                other => other?,
+            }
+            self.turn.now = Instant::now();
+            if !self.ground.events.is_empty()
+                || self.ground.mailbox.has_mail()
+                || signals.is_some_and(SignalWatch::is_due)
+            {
+                return Ok(true);
+            }
+            if self.turn.now >= until {
+                return Ok(false);
+            }
         }
     }
 

@@ -206,11 +206,16 @@ impl Alone<'_> {
             let now = Instant::now();
             let until = self.deadline.into_iter().chain(expiry).min();
             let left = until.map(|until| until.saturating_duration_since(now));
-            let mut wanted = vec![peer];
+            // The peer, and what there is beside it: two at the most.
+            let mut wanted = [peer; 3];
+            let mut count = 1;
             if !was_stopping {
-                wanted.extend(self.wakeups.iter().map(|wakeup| (wakeup.as_fd(), Want::Read)));
+                for (slot, wakeup) in wanted[1..].iter_mut().zip(self.wakeups) {
+                    *slot = (wakeup.as_fd(), Want::Read);
+                    count += 1;
+                }
             }
-            let ready = sys::wait_for(&wanted, left)?;
+            let ready = sys::wait_for(&wanted[..count], left)?;
             if ready & 1 != 0 {
                 return Ok(Woken::Peer);
             }

@@ -215,8 +215,14 @@ impl Client {
     /// Nothing comes for a while.
     pub fn expect_silence(&mut self) {
         self.stream.set_read_timeout(Some(A_WHILE)).unwrap();
-        let read: io::Result<usize> = self.stream.read(&mut [0; 16]);
-        assert_eq!(read.unwrap_err().kind(), ErrorKind::WouldBlock);
+        loop {
+            let read: io::Result<usize> = self.stream.read(&mut [0; 16]);
+            match read.unwrap_err().kind() {
+                // A process that was stopped and goes on has been interrupted.
+                ErrorKind::Interrupted => {}
+                kind => break assert_eq!(kind, ErrorKind::WouldBlock),
+            }
+        }
         self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
     }
 

@@ -393,9 +393,13 @@ impl Client {
     pub fn expect_silence(&mut self) -> &mut Self {
         self.socket.set_read_timeout(Some(A_WHILE)).unwrap();
         let mut buffer = [0; 1024];
-        match self.socket.read(&mut buffer) {
-            Ok(count) => panic!("silence, not {:?}", text(&buffer[..count])),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        loop {
+            match self.socket.read(&mut buffer) {
+                Ok(count) => panic!("silence, not {:?}", text(&buffer[..count])),
+                // A process that was stopped and goes on has been interrupted.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
         }
         self.socket.set_read_timeout(Some(DEADLINE)).unwrap();
         self
