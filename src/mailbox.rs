@@ -35,6 +35,8 @@ pub(crate) trait Work: Send {
     fn run(&mut self) -> bool;
     /// Its connection is gone: the handler is told, and nothing comes home. Never panics.
     fn abandoned(&mut self);
+    /// Whether the handler in it has asked the server to stop.
+    fn asks_shutdown(&self) -> bool;
     /// For the loop to have its own again.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
@@ -208,6 +210,17 @@ impl Mailbox {
     /// Whether mail waits.
     pub(crate) fn has_mail(&self) -> bool {
         self.waiting.load(SeqCst) != 0
+    }
+
+    /// Whether someone asks the server to stop, in mail that the loop has yet to take: for its
+    /// thread to look while it waits elsewhere.
+    pub(crate) fn asks_shutdown(&self) -> bool {
+        self.waiting.load(SeqCst) != 0
+            && lock(&self.mail).iter().any(|mail| match mail {
+                Mail::Shutdown => true,
+                Mail::Returned(_, work) => work.asks_shutdown(),
+                _ => false,
+            })
     }
 
     /// What wakes the loop, to be waited for.

@@ -3,7 +3,7 @@
 mod support;
 
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use socketserver::{
@@ -315,4 +315,41 @@ fn many_small_messages_go_to_a_worker_and_come_home_as_one() {
     server.wait_for("all are counted", |now| now.messages >= before.messages + 1000);
     let wakes = server.counters().wakes - before.wakes;
     assert!(wakes <= 50, "{wakes} wakes for 1,000 messages in one write");
+}
+
+/// Whoever asks, and whatever the loop is doing: while it serves inline it waits for that peer, and
+/// must hear it all the same.
+#[test]
+fn a_shutdown_asked_for_on_a_thread_reaches_a_loop_that_serves_inline() {
+    // Under reactor the loop itself would be waiting here.
+    for mode in modes_with_senders().filter(|mode| mode.name() != "reactor") {
+        let mut server = Server::new().unwrap();
+        let inline = Server::tcp(LOCAL).unwrap().dispatch(Inline);
+        let inline = inline.service(|_: &Peer| handler_fn(|message: &[u8], cx| cx.send(message)));
+        let (arrive, arrived) = mpsc::channel();
+        let (go, gone) = mpsc::channel::<()>();
+        let gone = Arc::new(Mutex::new(gone));
+        let beside = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let beside = beside.service(move |_: &Peer| {
+            let (arrive, gone) = (arrive.clone(), gone.clone());
+            handler_fn(move |_: &[u8], cx: &mut Context<'_>| {
+                arrive.send(())?;
+                gone.lock().unwrap().recv_timeout(DEADLINE)?;
+                cx.shutdown();
+                Ok(())
+            })
+        });
+        server.add(inline.unwrap()).unwrap();
+        server.add(beside.unwrap()).unwrap();
+        let server = start_server(server);
+        let [inline, beside] = server.addresses()[..] else { panic!("two addresses") };
+        let mut asking = connect(beside);
+        asking.send("stop\n");
+        arrived.recv_timeout(DEADLINE).unwrap();
+        let mut idle = connect(inline);
+        idle.send("hello").expect_reply("hello");
+        go.send(()).unwrap();
+        idle.expect_closed();
+        server.join();
+    }
 }

@@ -175,6 +175,10 @@ where
         self.conversation.closed(&mut Tally::default());
     }
 
+    fn asks_shutdown(&self) -> bool {
+        self.kit.as_ref().is_some_and(|kit| kit.shutdown)
+    }
+
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
@@ -231,6 +235,10 @@ impl<H: Handler + Send + 'static> Work for LentDatagram<H> {
     }
 
     fn abandoned(&mut self) {}
+
+    fn asks_shutdown(&self) -> bool {
+        self.shutdown
+    }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self

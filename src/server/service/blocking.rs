@@ -51,7 +51,9 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
         let (control, asked) = (ground.control.clone(), ground.control.clone());
         let wakeup = signals.as_ref().map(|signals| signals.wakeup());
         let is_stopping = move || {
-            control.stop_requested() || signals.as_ref().is_some_and(|signals| signals.is_due())
+            control.stop_requested()
+                || control.mailbox.asks_shutdown()
+                || signals.as_ref().is_some_and(|signals| signals.is_due())
         };
         InlineTaker {
             make: driver.start.start(),
