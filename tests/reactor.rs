@@ -207,16 +207,23 @@ fn a_reply_is_whole_although_the_server_closes_with_input_unread() {
 
 #[test]
 fn a_short_last_reply_arrives_although_the_server_closes_with_input_unread() {
-    let (server, _told) = start_lines(|told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
-            cx.send(b"goodbye")?;
-            cx.close();
+    let (sent, all_sent) = mpsc::channel();
+    let all_sent = Arc::new(Mutex::new(all_sent));
+    let (server, _told) = start_lines(move |told: &Told, cx: &mut Context<'_>| {
+        match told {
+            // More than the server can have read at once, and all there before it reads.
+            Told::Open => all_sent.lock().unwrap().recv_timeout(DEADLINE)?,
+            Told::Message(_) => {
+                cx.send(b"goodbye")?;
+                cx.close();
+            }
+            _ => {}
         }
         Ok(())
     });
-    // More than the server can have read at once, and all there before it is accepted.
     let mut client = server.connect();
     client.send("quit\n").send(vec![b'x'; 500 << 10]);
+    sent.send(()).unwrap();
     assert_eq!(client.read_to_end(), b"goodbye\n");
 }
 
