@@ -186,10 +186,8 @@ impl<'a> Listener<'a> {
             while shed < SHED_BUDGET && sys::accept(self.socket, true).is_ok() {
                 shed += 1;
             }
-            turn.reserve = reserve_descriptor();
-        } else {
-            turn.reserve = reserve_descriptor();
         }
+        turn.reserve = reserve_descriptor();
         turn.tally.shed += shed as u64;
         if let Some(times) = self.trouble.again(turn.now) {
             log::warn!("{} pauses ({times} times by now): {error}", self.address);

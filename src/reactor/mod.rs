@@ -37,7 +37,7 @@ pub(crate) use lend::{Lending, LentDatagram};
 pub(crate) use listener::{Acceptor, Gate, Listener};
 pub(crate) use live::{End, Fork, Live, Newcomer, Request, Taker, Turn};
 use live::{Fate, Readiness};
-pub(crate) use pump::{Connection, Marks};
+pub(crate) use pump::{Connection, Marks, Talk};
 use timers::Timers;
 
 /// How many pieces of mail a turn takes.

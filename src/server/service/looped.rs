@@ -12,7 +12,7 @@ use crate::conversation::{Conversation, Env, Framing, Handler, serve_datagram};
 use crate::dispatch::{Offload, OffloadWorkers};
 use crate::mailbox::Work;
 use crate::reactor::{
-    Acceptor, Answerer, Connection, Lending, LentDatagram, Marks, Newcomer, Taker, Turn,
+    Acceptor, Answerer, Connection, Lending, LentDatagram, Marks, Newcomer, Taker, Talk, Turn,
 };
 use crate::session::{Nowhere, Packet, Workers as _};
 use crate::sys::{Destination, Received};
@@ -61,10 +61,15 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAccept
             return;
         };
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
-        let descriptor = socket.as_raw_fd();
-        let live = Box::new(Connection::new(socket, conversation, self.marks, turn.now));
-        turn.let_in(Newcomer { live, descriptor, parent: self.listener });
+        let_in(socket, conversation, self.marks, self.listener, turn);
     }
+}
+
+/// Leaves a connection to the loop.
+fn let_in<T: Talk>(socket: Socket, talk: T, marks: Marks, listener: Token, turn: &mut Turn) {
+    let descriptor = socket.as_raw_fd();
+    let live = Box::new(Connection::new(socket, talk, marks, turn.now));
+    turn.let_in(Newcomer { live, descriptor, parent: listener });
 }
 
 struct LoopAnswerer<'a, H> {
@@ -155,9 +160,7 @@ where
         };
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
         let talk = Lending::new(conversation, self.workers.clone(), self.listener);
-        let descriptor = socket.as_raw_fd();
-        let live = Box::new(Connection::new(socket, talk, self.marks, turn.now));
-        turn.let_in(Newcomer { live, descriptor, parent: self.listener });
+        let_in(socket, talk, self.marks, self.listener, turn);
     }
 }
 
