@@ -190,6 +190,7 @@ impl<'a> Reactor<'a> {
     }
 
     /// What was put off to the end of a turn: workers are called for what was lent in it.
+    #[inline]
     fn end_turn(&mut self) {
         if self.attentive {
             self.tell_listeners(|live, turn| {
@@ -197,7 +198,9 @@ impl<'a> Reactor<'a> {
                 Fate::Wait
             });
         }
-        self.bury();
+        if !self.graveyard.is_empty() {
+            self.bury();
+        }
         self.ground.published.add(&mut self.turn.tally);
     }
 
@@ -537,6 +540,7 @@ impl<'a> Reactor<'a> {
     }
 
     /// Frees the slots of the dead: no event of this batch can mean their successors any more.
+    #[inline(never)]
     fn bury(&mut self) {
         for slot in self.graveyard.drain(..) {
             discard(self.slab.remove(slot), &mut self.turn.tally);

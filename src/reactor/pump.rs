@@ -159,7 +159,9 @@ impl<T: Talk> Connection<T> {
                     desk.read(count, buffer.len());
                     self.last_moved = desk.now;
                     let fresh = &buffer[..count];
-                    self.step(Step::Receive(fresh), fresh, desk);
+                    // Nothing waits, so that all of the room is there.
+                    let room = self.marks.high;
+                    let _ = self.step(Step::Receive(fresh), room, fresh, desk);
                     let drained = !desk.readiness.has(Readiness::READABLE);
                     if drained && !desk.stopping && self.is_plain() {
                         return Fate::Wait;
@@ -282,15 +284,14 @@ impl<T: Talk> Connection<T> {
 
     /// Takes a step of the conversation, and sends what it answers; true when any byte has gone.
     #[inline(always)]
-    fn step(&mut self, step: Step<'_>, fresh: &[u8], desk: &mut Desk) -> bool {
-        let room = self.room();
+    fn step(&mut self, step: Step<'_>, room: usize, fresh: &[u8], desk: &mut Desk) -> bool {
         self.talk.take(step, room, desk) && self.settle(fresh, desk)
     }
 
     /// As [`step`](Self::step), where nothing has been read.
     #[inline(never)]
     fn step_alone(&mut self, step: Step<'_>, desk: &mut Desk) {
-        if self.step(step, &[], desk) {
+        if self.step(step, self.room(), &[], desk) {
             self.last_moved = desk.now;
         }
     }
@@ -298,7 +299,7 @@ impl<T: Talk> Connection<T> {
     /// Delivers what has been read.
     #[inline(never)]
     fn received(&mut self, fresh: &[u8], desk: &mut Desk) {
-        self.step(Step::Receive(fresh), fresh, desk);
+        self.step(Step::Receive(fresh), self.room(), fresh, desk);
     }
 
     fn push_parcels(&mut self, desk: &mut Desk) {
