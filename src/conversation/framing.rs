@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::output::Output;
 use crate::error::FramingError;
+use crate::sys;
 
 /// What a framing found at the start of the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,7 +184,7 @@ fn without_cr(input: &[u8], body: Range<usize>) -> Range<usize> {
 }
 
 impl Framing for Lines {
-    #[inline]
+    #[inline(always)] // or a whole message costs as much again
     fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
         // One more byte than the maximum may come before the `\n`: the carriage return.
         let step = self.scan.find(input, b"\n", 1)?;
@@ -211,7 +212,7 @@ impl Framing for Lines {
         Ok(Step::Frame { body, consumed: input.len() })
     }
 
-    #[inline]
+    #[inline(always)]
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         output.put(message);
         output.put(b"\n");
@@ -297,39 +298,54 @@ impl Scan {
     }
 
     /// Finds `delimiter`; a frame may be `slack` bytes over the maximum (the caller cuts them).
-    #[inline]
+    #[inline(always)]
     fn find(&mut self, input: &[u8], delimiter: &[u8], slack: usize) -> Result<Step, FramingError> {
         // A delimiter may begin in what was scanned before and end in what is new.
         let from = self.scanned.saturating_sub(delimiter.len() - 1);
-        match find(&input[from..], delimiter) {
-            Some(at) => {
-                let end = from + at;
+        let end = find(&input[from..], delimiter).map(|at| from + at);
+        match end {
+            Some(end) if end <= self.max_len && !self.discarding => {
                 self.scanned = 0;
-                let consumed = end + delimiter.len();
-                if std::mem::take(&mut self.discarding) {
-                    Ok(Step::Skip(consumed))
-                } else if end > self.max_len.saturating_add(slack) {
-                    self.too_long(consumed)
-                } else {
-                    Ok(Step::Frame { body: 0..end, consumed })
-                }
+                Ok(Step::Frame { body: 0..end, consumed: end + delimiter.len() })
             }
-            None => {
-                self.scanned = input.len();
-                // What may still become the frame: all but a delimiter's beginning.
-                let kept = input.len().min(delimiter.len() - 1);
-                let frame = input.len() - kept;
-                if frame > self.max_len.saturating_add(slack) && self.overlong == Overlong::Close {
-                    return Err(FramingError::TooLong { limit: self.max_len });
-                }
-                if frame > self.max_len.saturating_add(slack) || (self.discarding && frame > 0) {
-                    self.discarding = true;
-                    self.scanned = kept;
-                    return Ok(Step::Skip(frame));
-                }
-                Ok(Step::More)
-            }
+            _ => self.found(end, input.len(), delimiter.len(), slack),
         }
+    }
+
+    /// As [`find`](Self::find), when the delimiter has been looked for: `end` is where it stands.
+    #[inline(never)]
+    fn found(
+        &mut self,
+        end: Option<usize>,
+        input: usize,
+        delimiter: usize,
+        slack: usize,
+    ) -> Result<Step, FramingError> {
+        let most = self.max_len.saturating_add(slack);
+        if let Some(end) = end {
+            self.scanned = 0;
+            let consumed = end + delimiter;
+            return if std::mem::take(&mut self.discarding) {
+                Ok(Step::Skip(consumed))
+            } else if end > most {
+                self.too_long(consumed)
+            } else {
+                Ok(Step::Frame { body: 0..end, consumed })
+            };
+        }
+        self.scanned = input;
+        // What may still become the frame: all but a delimiter's beginning.
+        let kept = input.min(delimiter - 1);
+        let frame = input - kept;
+        if frame > most && self.overlong == Overlong::Close {
+            return Err(FramingError::TooLong { limit: self.max_len });
+        }
+        if frame > most || (self.discarding && frame > 0) {
+            self.discarding = true;
+            self.scanned = kept;
+            return Ok(Step::Skip(frame));
+        }
+        Ok(Step::More)
     }
 
     /// The end of an over-long frame has been found `consumed` bytes on.
@@ -348,27 +364,12 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     let (&first, rest) = needle.split_first()?;
     let mut from = 0;
     loop {
-        let at = from + position(&haystack[from..], first)?;
+        let at = from + sys::find_byte(&haystack[from..], first)?;
         if haystack[at + 1..].starts_with(rest) {
             return Some(at);
         }
         from = at + 1;
     }
-}
-
-/// Where `byte` first stands in `haystack`, sixteen bytes at a time: the compiler turns the inner
-/// comparison into vector instructions, which the plain search would not become.
-#[inline]
-fn position(haystack: &[u8], byte: u8) -> Option<usize> {
-    const STRIDE: usize = 16;
-    let (chunks, rest) = haystack.as_chunks::<STRIDE>();
-    for (number, chunk) in chunks.iter().enumerate() {
-        if chunk.iter().fold(false, |found, &each| found | (each == byte)) {
-            let within = chunk.iter().position(|&each| each == byte);
-            return within.map(|within| number * STRIDE + within);
-        }
-    }
-    rest.iter().position(|&each| each == byte).map(|at| haystack.len() - rest.len() + at)
 }
 
 /// The byte order of a length.

@@ -209,17 +209,27 @@ impl<'a> Output<'a> {
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
         let Outgoing { repeated, segments, len, .. } = &mut *self.outgoing;
-        // Most answers repeat the input, each where the one before ended.
-        if segments.is_empty()
-            && let Some(start) = offset(self.input, bytes)
-            && (*len == 0 || repeated.end == start)
-        {
-            if *len == 0 {
-                repeated.start = start;
+        if segments.is_empty() {
+            // Most answers repeat the input, each where the one before ended.
+            if let Some(start) = offset(self.input, bytes)
+                && (*len == 0 || repeated.end == start)
+            {
+                if *len == 0 {
+                    repeated.start = start;
+                }
+                repeated.end = start + bytes.len();
+                *len += bytes.len();
+                return;
             }
-            repeated.end = start + bytes.len();
-            *len += bytes.len();
-            return;
+            // A delimiter that the input has there too keeps the answer one range of it.
+            if *len > 0
+                && bytes.len() <= REPEAT_UP_TO
+                && self.input[repeated.end..].starts_with(bytes)
+            {
+                repeated.end += bytes.len();
+                *len += bytes.len();
+                return;
+            }
         }
         self.put_more(bytes);
     }
@@ -227,17 +237,6 @@ impl<'a> Output<'a> {
     #[inline(never)]
     fn put_more(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
-            return;
-        }
-        let Outgoing { repeated, segments, len, .. } = &mut *self.outgoing;
-        // A delimiter that the input has there too keeps the answer one range of it.
-        if segments.is_empty()
-            && *len > 0
-            && bytes.len() <= REPEAT_UP_TO
-            && self.input[repeated.end..].get(..bytes.len()) == Some(bytes)
-        {
-            repeated.end += bytes.len();
-            *len += bytes.len();
             return;
         }
         self.outgoing.list();

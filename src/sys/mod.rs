@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+mod bytes;
 mod datagrams;
 mod limits;
 mod process;
@@ -12,6 +13,7 @@ mod signals;
 mod socket;
 mod wakeup;
 
+pub(crate) use bytes::find_byte;
 pub(crate) use datagrams::{
     Batch, Destination, Received, Send, joins_replies, remember_asked_address, send_batch,
     send_datagram,

@@ -1,0 +1,10 @@
+//! Searching memory.
+
+/// Where `byte` first stands in `haystack`: memchr(3), which std does not reach.
+#[inline]
+pub(crate) fn find_byte(haystack: &[u8], byte: u8) -> Option<usize> {
+    let start: *const libc::c_void = haystack.as_ptr().cast();
+    // SAFETY: `start` is readable for the length of the slice it comes from.
+    let found = unsafe { libc::memchr(start, byte.into(), haystack.len()) };
+    (!found.is_null()).then(|| found.addr() - start.addr())
+}
