@@ -130,16 +130,17 @@ pub(crate) struct Conversation<H, F> {
     inbox: Vec<u8>,
     /// How much of the current input has been delivered.
     consumed: usize,
-    /// What the framing has said of the start of the inbox, where it was asked ahead of a delivery.
-    /// In a box, as all that most connections never have: an idle one is to be small.
-    ahead: Option<Box<Result<Step, FramingError>>>,
 }
+
+/// What the framing has said of the start of the input kept, where it was asked ahead of a delivery;
+/// nothing where it panicked: it is asked again where panics are counted.
+pub(crate) struct Ahead(Option<Result<Step, FramingError>>);
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
     pub(crate) fn new(handler: H, framing: F, peer: Peer) -> Self {
         let state = State::new(peer, false);
-        Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0, ahead: None }
+        Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0 }
     }
 
     /// Begins: the connection is open.
@@ -173,33 +174,28 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     #[inline(never)]
     fn receive_more(&mut self, fresh: &[u8], env: &mut Env<'_>) {
         self.inbox.extend_from_slice(fresh);
-        self.with_inbox(env, |this, input, env| {
-            if let Some(step) = this.ahead.take() {
-                this.step(*step, input, env);
-            }
-            this.deliver(input, env);
-        });
+        self.with_inbox(env, |this, input, env| this.deliver(input, env));
     }
 
-    /// Keeps `fresh` bytes to be delivered later, by [`receive`](Self::receive) with none.
+    /// Keeps `fresh` bytes to be delivered later, by [`receive_kept`](Self::receive_kept).
     pub(crate) fn keep(&mut self, fresh: &[u8]) {
         self.inbox.extend_from_slice(fresh);
     }
 
-    /// Whether a message, or an error in place of one, is whole among the bytes kept.
+    /// What is whole among the bytes kept, a message or an error in place of one, if anything is.
     ///
-    /// The framing is asked about no message twice: what it says of one waits for
-    /// [`receive`](Self::receive).
-    pub(crate) fn has_message(&mut self) -> bool {
+    /// The framing is asked about no message twice: what it says of one is for
+    /// [`receive_kept`](Self::receive_kept).
+    pub(crate) fn look_ahead(&mut self) -> Option<Ahead> {
         let mut skipped = 0;
-        while self.ahead.is_none() && skipped < self.inbox.len() {
+        let mut ahead = None;
+        while ahead.is_none() && skipped < self.inbox.len() {
             let input = &self.inbox[skipped..];
             match catch_unwind(AssertUnwindSafe(|| self.framing.decode(input))) {
                 Ok(Ok(Step::More)) => break,
                 Ok(Ok(Step::Skip(count))) if (1..=input.len()).contains(&count) => skipped += count,
-                Ok(step) => self.ahead = Some(Box::new(step)),
-                // It is asked again where panics are counted.
-                Err(_) => return true,
+                Ok(step) => ahead = Some(Ahead(Some(step))),
+                Err(_) => ahead = Some(Ahead(None)),
             }
         }
         self.inbox.drain(..skipped);
@@ -207,7 +203,21 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             self.inbox = Vec::new();
         }
         self.state.stuffed = false;
-        self.ahead.is_some()
+        ahead
+    }
+
+    /// Delivers every message that is whole among the bytes kept, as [`receive`](Self::receive) does;
+    /// of the first it is known what the framing says.
+    pub(crate) fn receive_kept(&mut self, ahead: &mut Ahead, env: &mut Env<'_>) {
+        if self.state.special {
+            self.state.unstuff();
+        }
+        self.with_inbox(env, |this, input, env| {
+            if let Some(step) = ahead.0.take() {
+                this.step(step, input, env);
+            }
+            this.deliver(input, env);
+        });
     }
 
     /// What the output of the last [`receive`](Self::receive) refers to.
@@ -487,7 +497,7 @@ pub(crate) fn serve_datagram<H: Handler>(
     let mut state = State::new(peer, true);
     state.truncated = truncated;
     let mut conversation =
-        Conversation { handler, framing: Raw, state, inbox: Vec::new(), consumed: 0, ahead: None };
+        Conversation { handler, framing: Raw, state, inbox: Vec::new(), consumed: 0 };
     conversation.open(env);
     if !conversation.is_over() {
         conversation.guarded(env, |this, env| this.message(packet, 0..packet.len(), env));

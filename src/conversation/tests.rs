@@ -143,6 +143,15 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
+    /// As a worker does with what was kept for it; whether there was anything whole.
+    fn deliver_kept(&mut self) -> bool {
+        let Some(mut ahead) = self.conversation.look_ahead() else {
+            return false;
+        };
+        self.step(&[], |conversation, env| conversation.receive_kept(&mut ahead, env));
+        true
+    }
+
     fn resume(&mut self) {
         self.step(&[], |conversation, env| conversation.receive(&[], env));
     }
@@ -690,8 +699,7 @@ fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
     for step in impossible_steps() {
         let (mut stage, _) = start(Says(step.clone()), echo);
         stage.conversation.keep(b"four");
-        assert!(stage.conversation.has_message(), "{step:?}");
-        stage.resume();
+        assert!(stage.deliver_kept(), "{step:?}");
         assert!(matches!(stage.close(), CloseReason::Framing(_)), "{step:?}");
     }
 }
@@ -1066,10 +1074,9 @@ fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
     let (mut stage, _) = start(Lines::default(), echo);
     stage.room = 1;
     stage.conversation.keep(b"one\ntw");
-    assert!(stage.conversation.has_message());
-    stage.step(&[], |conversation, env| conversation.receive(&[], env));
+    assert!(stage.deliver_kept());
     assert!(stage.conversation.is_stuffed());
-    assert!(!stage.conversation.has_message(), "half a line is left");
+    assert!(!stage.deliver_kept(), "half a line is left");
     assert!(!stage.conversation.is_stuffed(), "nothing can go on");
 }
 
@@ -1094,9 +1101,7 @@ fn looking_ahead_asks_a_framing_about_no_frame_twice() {
     let (mut stage, log) = start(Growing(1), echo);
     for piece in [&b"abb"[..], b"c", b"c"] {
         stage.conversation.keep(piece);
-        if stage.conversation.has_message() {
-            stage.resume();
-        }
+        stage.deliver_kept();
     }
     assert_eq!(messages(&log), [&b"a"[..], b"bb", b"cc"]);
 }
@@ -1111,7 +1116,7 @@ fn an_idle_conversation_owns_no_buffer() {
     let lines = Lines::default().max_len(2).overlong(Overlong::Discard);
     let (mut stage, _) = start(lines, echo);
     stage.conversation.keep(b"much too long\n");
-    assert!(!stage.conversation.has_message());
+    assert!(!stage.deliver_kept());
     assert_eq!(stage.conversation.inbox.capacity(), 0);
 }
 

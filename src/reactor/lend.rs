@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::live::{Desk, Port, Turn};
 use super::pump::{Step, Talk};
-use crate::conversation::{Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
+use crate::conversation::{Ahead, Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::mailbox::{Ended, Mail, Work};
@@ -15,25 +15,32 @@ use crate::session::{Nowhere, Packet, Workers};
 use crate::sys::Destination;
 use crate::token::Token;
 
+/// To whom the connections of one listener are lent.
+pub(crate) struct Lender {
+    workers: Arc<dyn Workers>,
+    /// Who is told when one fails.
+    listener: Token,
+}
+
+impl Lender {
+    pub(crate) fn new(workers: Arc<dyn Workers>, listener: Token) -> Self {
+        Lender { workers, listener }
+    }
+}
+
 /// A conversation that is either at home or out with a worker.
 pub(crate) struct Lending<H, F> {
-    workers: Arc<dyn Workers>,
+    lender: Arc<Lender>,
     /// `None` while it is out.
-    loan: Option<Box<Loan<H, F>>>,
+    conversation: Option<Box<Conversation<H, F>>>,
 }
 
-/// What goes to the worker: the conversation itself. Who has it may use it, and nobody else can, so
-/// order is kept without a lock.
+/// What goes to the worker: the conversation itself, and what it needs on its way. Who has it may
+/// use it, and nobody else can, so order is kept without a lock.
 struct Loan<H, F> {
-    conversation: Conversation<H, F>,
-    /// Who is told when it fails.
-    listener: Token,
-    /// What it needs on its way; an idle conversation has none.
-    kit: Option<Box<Kit>>,
-}
-
-struct Kit {
+    conversation: Box<Conversation<H, F>>,
     chore: Chore,
+    listener: Token,
     outgoing: Outgoing,
     tally: Tally,
     port: Port,
@@ -42,11 +49,10 @@ struct Kit {
 }
 
 /// What a worker is to do with it.
-#[derive(Clone, Copy)]
 enum Chore {
     Open,
     /// Deliver what is whole among the input kept.
-    Receive,
+    Receive(Ahead),
     Eof,
     TimedOut,
     /// Tell the handler that it is over; it does not come home.
@@ -54,12 +60,8 @@ enum Chore {
 }
 
 impl<H, F> Lending<H, F> {
-    pub(crate) fn new(
-        conversation: Conversation<H, F>,
-        workers: Arc<dyn Workers>,
-        listener: Token,
-    ) -> Self {
-        Lending { workers, loan: Some(Box::new(Loan { conversation, listener, kit: None })) }
+    pub(crate) fn new(conversation: Conversation<H, F>, lender: Arc<Lender>) -> Self {
+        Lending { lender, conversation: Some(Box::new(conversation)) }
     }
 }
 
@@ -69,18 +71,20 @@ where
     F: Framing + Send + 'static,
 {
     fn lend(&mut self, chore: Chore, room: usize, port: &Port) {
-        let Some(mut loan) = self.loan.take() else {
+        let Some(conversation) = self.conversation.take() else {
             return;
         };
-        loan.kit = Some(Box::new(Kit {
+        let loan = Loan {
+            conversation,
             chore,
+            listener: self.lender.listener,
             outgoing: Outgoing::default(),
             tally: Tally::default(),
             port: port.clone(),
             room,
             shutdown: false,
-        }));
-        self.workers.submit(&port.mailbox, port.token, loan);
+        };
+        self.lender.workers.submit(&port.mailbox, port.token, Box::new(loan));
     }
 }
 
@@ -93,7 +97,7 @@ where
     type Framing = F;
 
     fn take(&mut self, step: Step<'_>, room: usize, desk: &mut Desk) -> bool {
-        let Some(loan) = &mut self.loan else {
+        let Some(conversation) = &mut self.conversation else {
             return false;
         };
         let chore = match step {
@@ -101,12 +105,12 @@ where
             Step::Eof => Chore::Eof,
             Step::TimedOut => Chore::TimedOut,
             Step::Receive(fresh) => {
-                loan.conversation.keep(fresh);
+                conversation.keep(fresh);
                 // Without a whole message nothing has been delivered that would have to be settled.
-                if !loan.conversation.has_message() {
+                let Some(ahead) = conversation.look_ahead() else {
                     return false;
-                }
-                Chore::Receive
+                };
+                Chore::Receive(ahead)
             }
         };
         self.lend(chore, room, &desk.port);
@@ -114,23 +118,22 @@ where
     }
 
     fn home(&mut self) -> Option<&mut Conversation<H, F>> {
-        self.loan.as_mut().map(|loan| &mut loan.conversation)
+        self.conversation.as_deref_mut()
     }
 
     fn peek(&self) -> Option<&Conversation<H, F>> {
-        self.loan.as_ref().map(|loan| &loan.conversation)
+        self.conversation.as_deref()
     }
 
     fn take_back(&mut self, work: Box<dyn Work>, desk: &mut Desk) {
-        let Ok(mut loan) = work.into_any().downcast::<Loan<H, F>>() else {
+        let Ok(loan) = work.into_any().downcast::<Loan<H, F>>() else {
             return;
         };
-        if let Some(mut kit) = loan.kit.take() {
-            std::mem::swap(&mut desk.outgoing, &mut kit.outgoing);
-            desk.tally.take(&mut kit.tally);
-            desk.shutdown |= kit.shutdown;
-        }
-        self.loan = Some(loan);
+        let Loan { conversation, outgoing, mut tally, shutdown, .. } = *loan;
+        desk.outgoing = outgoing;
+        desk.tally.take(&mut tally);
+        desk.shutdown |= shutdown;
+        self.conversation = Some(conversation);
     }
 
     fn close(&mut self, desk: &mut Desk) {
@@ -144,11 +147,10 @@ where
     F: Framing + Send + 'static,
 {
     fn run(&mut self) -> bool {
-        let Some(kit) = &mut self.kit else { return true };
-        let mut env = Env::new(&mut kit.outgoing, &mut kit.tally, &kit.port, kit.room);
-        match kit.chore {
+        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.port, self.room);
+        match &mut self.chore {
             Chore::Open => self.conversation.open(&mut env),
-            Chore::Receive => self.conversation.receive(&[], &mut env),
+            Chore::Receive(ahead) => self.conversation.receive_kept(ahead, &mut env),
             Chore::Eof => self.conversation.eof(&mut env),
             Chore::TimedOut => self.conversation.timed_out(&mut env),
             Chore::Close => {
@@ -159,16 +161,16 @@ where
                     reason,
                     tally: std::mem::take(env.tally),
                 };
-                kit.port.mailbox.post(Mail::Ended(Box::new(ended)));
+                self.port.mailbox.post(Mail::Ended(Box::new(ended)));
                 return false;
             }
         }
-        kit.shutdown |= env.shutdown;
+        self.shutdown |= env.shutdown;
         true
     }
 
     fn abandoned(&mut self) {
-        if self.kit.as_ref().is_some_and(|kit| matches!(kit.chore, Chore::Close)) {
+        if matches!(self.chore, Chore::Close) {
             return;
         }
         self.conversation.end(CloseReason::Shutdown);
@@ -176,7 +178,7 @@ where
     }
 
     fn asks_shutdown(&self) -> bool {
-        self.kit.as_ref().is_some_and(|kit| kit.shutdown)
+        self.shutdown
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

@@ -33,7 +33,7 @@ mod pump;
 mod timers;
 
 pub(crate) use datagrams::{Answerer, Datagrams};
-pub(crate) use lend::{Lending, LentDatagram};
+pub(crate) use lend::{Lender, Lending, LentDatagram};
 pub(crate) use listener::{Acceptor, Gate, Listener};
 pub(crate) use live::{End, Fork, Live, Newcomer, Request, Taker, Turn};
 use live::{Fate, Readiness};

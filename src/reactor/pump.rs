@@ -24,16 +24,32 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
 /// How much output may wait for a peer before its own input is no longer read, and how little must
-/// be left before it is read again; in bytes.
+/// be left before it is read again; in bytes, of which four thousand million are as good as no mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Marks {
-    pub(crate) high: usize,
-    pub(crate) low: usize,
+    high: u32,
+    low: u32,
+}
+
+impl Marks {
+    pub(crate) fn new(high: usize, low: usize) -> Self {
+        let mark = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Marks { high: mark(high), low: mark(low) }
+    }
+
+    #[inline]
+    pub(crate) fn high(self) -> usize {
+        self.high as usize
+    }
+
+    fn low(self) -> usize {
+        self.low as usize
+    }
 }
 
 impl Default for Marks {
     fn default() -> Self {
-        Marks { high: 64 * 1024, low: 16 * 1024 }
+        Marks::new(64 * 1024, 16 * 1024)
     }
 }
 
@@ -153,14 +169,14 @@ impl<T: Talk> Connection<T> {
     fn run(&mut self, turn: &mut Turn) -> Fate {
         let Turn { buffer, desk } = turn;
         if desk.readiness.is_plainly_readable() && self.is_plain() {
-            desk.port.limit = self.marks.high;
+            desk.port.limit = self.marks.high();
             match (&self.socket).read(buffer) {
                 Ok(count) if count > 0 => {
                     desk.read(count, buffer.len());
                     self.last_moved = desk.now;
                     let fresh = &buffer[..count];
                     // Nothing waits, so that all of the room is there.
-                    let room = self.marks.high;
+                    let room = self.marks.high();
                     let _ = self.step(Step::Receive(fresh), room, fresh, desk);
                     let drained = !desk.readiness.has(Readiness::READABLE);
                     if drained && !desk.stopping && self.is_plain() {
@@ -184,7 +200,7 @@ impl<T: Talk> Connection<T> {
 
     #[inline(never)]
     fn run_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
-        desk.port.limit = self.marks.high;
+        desk.port.limit = self.marks.high();
         if self.linger.is_some() {
             return self.linger(buffer, desk);
         }
@@ -217,7 +233,7 @@ impl<T: Talk> Connection<T> {
                     continue;
                 }
             }
-            if backlog >= if self.paused { self.marks.low + 1 } else { self.marks.high } {
+            if backlog >= if self.paused { self.marks.low() + 1 } else { self.marks.high() } {
                 self.paused = true;
                 return Fate::Wait;
             }
@@ -316,7 +332,7 @@ impl<T: Talk> Connection<T> {
 
     fn room(&self) -> usize {
         let waiting = self.backlog.as_ref().map_or(0, |backlog| backlog.len());
-        self.marks.high.saturating_sub(waiting)
+        self.marks.high().saturating_sub(waiting)
     }
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
@@ -427,7 +443,7 @@ impl<T: Talk> Connection<T> {
 
 impl<T: Talk> Live for Connection<T> {
     fn opened(&mut self, turn: &mut Turn) -> Fate {
-        turn.port.limit = self.marks.high;
+        turn.port.limit = self.marks.high();
         self.step_alone(Step::Open, &mut turn.desk);
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }
@@ -474,7 +490,7 @@ impl<T: Talk> Live for Connection<T> {
             return Fate::Done;
         }
         self.last_moved = turn.now;
-        turn.port.limit = self.marks.high;
+        turn.port.limit = self.marks.high();
         self.step_alone(Step::TimedOut, &mut turn.desk);
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }

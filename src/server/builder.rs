@@ -249,14 +249,14 @@ impl<F, D, K> Builder<F, D, K> {
     /// how little must be left before it is read again. By default 64 KiB and 16 KiB.
     ///
     /// The most that a connection keeps is `high` and what the handler sends for one message; a
-    /// [`Sender`](crate::Sender) may have as much again on its way.
+    /// [`Sender`](crate::Sender) may have as much again on its way. More than 4 GiB count as 4 GiB.
     ///
     /// # Panics
     ///
     /// If `high` is 0 or `low` is not below `high`.
     pub fn output_marks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.plan.marks = Marks { high, low };
+        self.plan.marks = Marks::new(high, low);
         self
     }
 

@@ -289,7 +289,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByM
         peer: Peer,
     ) -> StreamSession<H, F> {
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
-        StreamSession { socket, conversation, room: self.marks.high }
+        StreamSession { socket, conversation, room: self.marks.high() }
     }
 
     fn datagram(&self, handler: H, door: &Door, packet: Packet) -> DatagramSession<H> {

@@ -12,7 +12,8 @@ use crate::conversation::{Conversation, Env, Framing, Handler, serve_datagram};
 use crate::dispatch::{Offload, OffloadWorkers};
 use crate::mailbox::Work;
 use crate::reactor::{
-    Acceptor, Answerer, Connection, Lending, LentDatagram, Marks, Newcomer, Taker, Talk, Turn,
+    Acceptor, Answerer, Connection, Lender, Lending, LentDatagram, Marks, Newcomer, Taker, Talk,
+    Turn,
 };
 use crate::session::{Nowhere, Packet, Workers as _};
 use crate::sys::{Destination, Received};
@@ -113,7 +114,8 @@ where
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
         let OnWorkers { recipe: Recipe { start, framing, marks }, workers } = self;
         let (make, marks, listener) = (start.start(), *marks, ground.listener);
-        Ok(Box::new(LendingAcceptor { make, framing, marks, listener, workers }))
+        let lender = Arc::new(Lender::new(workers.clone(), listener));
+        Ok(Box::new(LendingAcceptor { make, framing, marks, listener, workers, lender }))
     }
 
     fn answer<'a>(&'a mut self, _ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
@@ -131,7 +133,8 @@ struct LendingAcceptor<'a, H, F> {
     framing: &'a F,
     marks: Marks,
     listener: Token,
-    workers: &'a Arc<OffloadWorkers>,
+    workers: &'a OffloadWorkers,
+    lender: Arc<Lender>,
 }
 
 impl<H, F> Taker for LendingAcceptor<'_, H, F> {
@@ -159,7 +162,7 @@ where
             return;
         };
         let conversation = Conversation::new(handler, self.framing.clone(), peer);
-        let talk = Lending::new(conversation, self.workers.clone(), self.listener);
+        let talk = Lending::new(conversation, self.lender.clone());
         let_in(socket, talk, self.marks, self.listener, turn);
     }
 }
