@@ -220,7 +220,7 @@ impl<H: Handler + Send + 'static> LentDatagram<H> {
         turn.shutdown |= lent.shutdown;
         let Packet { bytes, peer, from, .. } = lent.packet;
         if let Some(reason) = lent.reason {
-            turn.end(peer, reason);
+            turn.end(&peer, reason);
         }
         Some((from, bytes))
     }

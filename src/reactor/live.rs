@@ -186,10 +186,12 @@ impl Desk {
         self.left = true;
     }
 
-    /// A conversation has ended.
-    pub(crate) fn end(&mut self, peer: Peer, reason: CloseReason) {
-        self.ended.push(End { peer, reason });
-        self.left = true;
+    /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
+    pub(crate) fn end(&mut self, peer: &Peer, reason: CloseReason) {
+        if reason.is_fault() || log::log_enabled!(log::Level::Debug) {
+            self.ended.push(End { peer: peer.clone(), reason });
+            self.left = true;
+        }
     }
 
     /// A connection is to be put into the slab.

@@ -115,7 +115,7 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
 
     fn close(&mut self, desk: &mut Desk) {
         let reason = self.closed(&mut desk.tally);
-        desk.end(self.peer().clone(), reason);
+        desk.end(self.peer(), reason);
     }
 }
 

@@ -322,7 +322,7 @@ fn made<T>(make: &mut Make<'_, T>, peer: &Peer, turn: &mut Turn) -> Option<T> {
         Err(panic) => {
             turn.tally.panics += 1;
             let reason = CloseReason::Panic(panic_message(panic));
-            turn.end(peer.clone(), reason);
+            turn.end(peer, reason);
             None
         }
     }

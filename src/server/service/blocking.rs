@@ -71,7 +71,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
 
     fn serve(&mut self, session: impl Session, turn: &mut Turn) {
         let Served { peer, reason, .. } = self.alongside.serve(Box::new(session), &mut turn.tally);
-        turn.end(peer, reason);
+        turn.end(&peer, reason);
         turn.shutdown |= self.alongside.is_stopping();
     }
 }

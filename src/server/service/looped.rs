@@ -87,7 +87,7 @@ impl<H: Handler> Answerer for LoopAnswerer<'_, H> {
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut env);
         turn.shutdown |= env.shutdown;
         if reason.is_fault() {
-            turn.end(peer, reason);
+            turn.end(&peer, reason);
         }
     }
 }
