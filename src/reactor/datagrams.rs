@@ -3,19 +3,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::listener::{Gate, Trouble};
-use super::live::{Fate, Live, Readiness, Request, Taker, Turn};
+use super::listener::Trouble;
+use super::live::{Backing, Fate, Gate, Live, Readiness, Taker, Turn};
 use crate::address::{Address, Peer};
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
-use crate::error::CloseReason;
 use crate::mailbox::Work;
-use crate::sys::{self, Batch, Child, ChildProcess, Destination, Received, Send};
+use crate::sys::{self, Batch, Destination, Received, Send};
 use crate::transport::peer_of;
 
 /// How many datagrams are received before others come first.
@@ -177,36 +175,8 @@ impl Live for Datagrams<'_> {
         self.answerer.cut();
     }
 
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
-        self.gate.fault(peer, reason, turn);
-    }
-
-    fn forked(&mut self, child: Option<Child>, turn: &mut Turn) {
-        let _ = turn;
-        self.answerer.forked(child);
-    }
-
-    fn serve_in_child(&mut self, request: Request, process: ChildProcess, turn: &mut Turn) {
-        let gate = &mut self.gate;
-        let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
-        self.answerer.serve_in_child(request, process, &mut fault);
-    }
-
-    fn watched(&self) -> Vec<RawFd> {
-        self.answerer.watched()
-    }
-
-    fn is_attentive(&self) -> bool {
-        self.answerer.is_attentive() || self.gate.is_attentive()
-    }
-
-    fn turned(&mut self, turn: &mut Turn) {
-        self.answerer.turned();
-        self.gate.turned(turn);
-    }
-
-    fn elsewhere(&self) -> usize {
-        self.answerer.elsewhere()
+    fn backing(&mut self) -> Option<Backing<'_>> {
+        Some(Backing { taker: &mut *self.answerer, gate: &mut *self.gate })
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::live::{Fate, Live, Readiness, Request, Taker, Turn, reserve_descriptor};
+use super::live::{Backing, Fate, Gate, Live, Readiness, Taker, Turn, reserve_descriptor};
 use crate::address::{Address, Peer};
-use crate::error::CloseReason;
-use crate::sys::{self, Child, ChildProcess};
+use crate::sys;
 use crate::transport::peer_of;
 
 /// How many connections are accepted before others come first.
@@ -33,24 +32,6 @@ pub(crate) trait Acceptor: Taker {
 
     /// Takes a connection: into `turn.newcomers`, or elsewhere.
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn);
-}
-
-/// What stands between the world and an acceptor: the user's hooks, guarded.
-pub(crate) trait Gate {
-    /// Whether the connection could be made ready to be served.
-    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool;
-
-    /// Whether this peer may come in.
-    fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool;
-
-    /// A request of this peer's failed.
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn);
-
-    /// Whether [`turned`](Gate::turned) is wanted.
-    fn is_attentive(&self) -> bool;
-
-    /// A turn of the loop is over.
-    fn turned(&mut self, turn: &mut Turn);
 }
 
 /// A listener in the slab.
@@ -241,36 +222,8 @@ impl Live for Listener<'_> {
         self.acceptor.cut();
     }
 
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
-        self.gate.fault(peer, reason, turn);
-    }
-
-    fn forked(&mut self, child: Option<Child>, turn: &mut Turn) {
-        let _ = turn;
-        self.acceptor.forked(child);
-    }
-
-    fn serve_in_child(&mut self, request: Request, process: ChildProcess, turn: &mut Turn) {
-        let gate = &mut self.gate;
-        let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
-        self.acceptor.serve_in_child(request, process, &mut fault);
-    }
-
-    fn watched(&self) -> Vec<RawFd> {
-        self.acceptor.watched()
-    }
-
-    fn is_attentive(&self) -> bool {
-        self.acceptor.is_attentive() || self.gate.is_attentive()
-    }
-
-    fn turned(&mut self, turn: &mut Turn) {
-        self.acceptor.turned();
-        self.gate.turned(turn);
-    }
-
-    fn elsewhere(&self) -> usize {
-        self.acceptor.elsewhere()
+    fn backing(&mut self) -> Option<Backing<'_>> {
+        Some(Backing { taker: &mut *self.acceptor, gate: &mut *self.gate })
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -306,51 +306,41 @@ pub(crate) trait Live {
         Fate::Wait
     }
 
-    /// Something that this listener is answerable for went wrong.
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
-        let _ = (peer, reason, turn);
-    }
-
-    /// Whether [`turned`](Live::turned) is wanted.
-    fn is_attentive(&self) -> bool {
-        false
-    }
-
-    /// One of its requests has been forked for, or could not be.
-    fn forked(&mut self, child: Option<Child>, turn: &mut Turn) {
-        let _ = (child, turn);
-    }
-
-    /// In the child: serves the request that it was forked for.
-    fn serve_in_child(&mut self, request: Request, process: ChildProcess, turn: &mut Turn) {
-        let _ = (request, turn);
-        process.exit(1);
-    }
-
-    /// What else the loop is to watch for it.
-    fn watched(&self) -> Vec<RawFd> {
-        Vec::new()
-    }
-
     /// The time for stopping is up: ends what it serves elsewhere.
     fn cut(&mut self, turn: &mut Turn) {
         let _ = turn;
     }
 
-    /// Whether it is a connection, and no listener.
-    fn is_connection(&self) -> bool {
-        false
+    /// Who stands behind it, if it is a listener; a connection has nobody.
+    fn backing(&mut self) -> Option<Backing<'_>> {
+        None
     }
+}
+
+/// Who stands behind a listener.
+pub(crate) struct Backing<'s> {
+    /// The mode that takes its requests.
+    pub(crate) taker: &'s mut dyn Taker,
+    /// The user's hooks.
+    pub(crate) gate: &'s mut dyn Gate,
+}
+
+/// What stands between the world and a mode: the user's hooks, guarded.
+pub(crate) trait Gate {
+    /// Whether the connection could be made ready to be served.
+    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool;
+
+    /// Whether this peer may come in.
+    fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool;
+
+    /// A request of this peer's failed.
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn);
+
+    /// Whether [`turned`](Gate::turned) is wanted.
+    fn is_attentive(&self) -> bool;
 
     /// A turn of the loop is over.
-    fn turned(&mut self, turn: &mut Turn) {
-        let _ = turn;
-    }
-
-    /// How many requests are served elsewhere on its behalf.
-    fn elsewhere(&self) -> usize {
-        0
-    }
+    fn turned(&mut self, turn: &mut Turn);
 }
 
 /// Who takes the requests that a listener lets in: one mode of serving them.

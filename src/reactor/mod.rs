@@ -34,9 +34,9 @@ mod timers;
 
 pub(crate) use datagrams::{Answerer, Datagrams};
 pub(crate) use lend::{Lender, Lending, LentDatagram};
-pub(crate) use listener::{Acceptor, Gate, Listener};
-pub(crate) use live::{End, Fork, Live, Newcomer, Request, Taker, Turn};
-use live::{Fate, Readiness};
+pub(crate) use listener::{Acceptor, Listener};
+use live::{Backing, Fate, Readiness};
+pub(crate) use live::{End, Fork, Gate, Live, Newcomer, Request, Taker, Turn};
 pub(crate) use pump::{Connection, Marks, Talk};
 use timers::Timers;
 
@@ -117,16 +117,18 @@ impl<'a> Reactor<'a> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = self.ground.poll.registry();
         registry.reregister(&mut SourceFd(&descriptor), token.into(), interest)?;
-        let live = make(token)?;
-        for watched in live.watched() {
-            let mut source = SourceFd(&watched);
-            let interest = Interest::READABLE;
-            // Known to the poller from an earlier run, or new to it.
-            registry
-                .reregister(&mut source, token.into(), interest)
-                .or_else(|_| registry.register(&mut source, token.into(), interest))?;
+        let mut live = make(token)?;
+        if let Some(Backing { taker, gate }) = live.backing() {
+            for watched in taker.watched() {
+                let mut source = SourceFd(&watched);
+                let interest = Interest::READABLE;
+                // Known to the poller from an earlier run, or new to it.
+                registry
+                    .reregister(&mut source, token.into(), interest)
+                    .or_else(|_| registry.register(&mut source, token.into(), interest))?;
+            }
+            self.attentive |= taker.is_attentive() || gate.is_attentive();
         }
-        self.attentive |= live.is_attentive();
         self.insert(token, token, descriptor, live);
         self.listeners.push(token);
         // Something may wait that brings no edge: a connection handed over.
@@ -145,8 +147,14 @@ impl<'a> Reactor<'a> {
     }
 
     /// How many requests are served outside the slab.
-    pub(crate) fn elsewhere(&self) -> usize {
-        self.listeners.iter().map(|token| self.slab[token.slot()].live.elsewhere()).sum()
+    pub(crate) fn elsewhere(&mut self) -> usize {
+        let mut elsewhere = 0;
+        for token in &self.listeners {
+            if let Some(Backing { taker, .. }) = self.slab[token.slot()].live.backing() {
+                elsewhere += taker.elsewhere();
+            }
+        }
+        elsewhere
     }
 
     /// How many jobs have not come home, those of connections that are gone included.
@@ -194,7 +202,10 @@ impl<'a> Reactor<'a> {
     fn end_turn(&mut self) {
         if self.attentive {
             self.tell_listeners(|live, turn| {
-                live.turned(turn);
+                if let Some(Backing { taker, gate }) = live.backing() {
+                    taker.turned();
+                    gate.turned(turn);
+                }
                 Fate::Wait
             });
         }
@@ -218,11 +229,7 @@ impl<'a> Reactor<'a> {
     /// Ends whoever is left; returns how many requests that were.
     pub(crate) fn cut(&mut self) -> usize {
         let count = self.connections() + self.elsewhere();
-        let connections = self.slab.iter().filter(|(_, entry)| entry.live.is_connection());
-        let tokens: Vec<_> = connections.map(|(_, entry)| entry.token).collect();
-        for token in tokens {
-            self.call(token, |_, _| Fate::Done);
-        }
+        self.end_connections();
         if count > 0 {
             self.tell_listeners(|live, turn| {
                 live.cut(turn);
@@ -421,8 +428,12 @@ impl<'a> Reactor<'a> {
         let child = match forked(beside_threads) {
             Ok(Forked::Child(process)) => {
                 self.close_inherited(&request, parent, &process);
-                let Some(entry) = entry_of(&mut self.slab, parent) else { process.exit(1) };
-                return entry.live.serve_in_child(request, process, &mut self.turn);
+                let turn = &mut self.turn;
+                let listener = entry_of(&mut self.slab, parent);
+                let backing = listener.and_then(|entry| entry.live.backing());
+                let Some(Backing { taker, gate }) = backing else { process.exit(1) };
+                let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
+                return taker.serve_in_child(request, process, &mut fault);
             }
             Ok(Forked::Parent(child)) => {
                 let descriptor = child.as_fd().as_raw_fd();
@@ -447,8 +458,10 @@ impl<'a> Reactor<'a> {
             }
         };
         drop(request);
-        self.call(parent, |live, turn| {
-            live.forked(child, turn);
+        self.call(parent, |live, _| {
+            if let Some(Backing { taker, .. }) = live.backing() {
+                taker.forked(child);
+            }
             Fate::Wait
         });
     }
@@ -461,13 +474,15 @@ impl<'a> Reactor<'a> {
         self.turn.forks.clear();
         // A datagram is answered on the socket that it came by.
         let kept = matches!(request, Request::Datagram(_)).then_some(parent);
-        for (_, entry) in &self.slab {
+        for (_, entry) in &mut self.slab {
             if kept != Some(entry.token) {
                 process.close(entry.descriptor);
             }
             // Its own listener sees to the rest itself.
-            if entry.token != parent {
-                entry.live.watched().into_iter().for_each(|watched| process.close(watched));
+            if entry.token != parent
+                && let Some(Backing { taker, .. }) = entry.live.backing()
+            {
+                taker.watched().into_iter().for_each(|watched| process.close(watched));
             }
         }
     }
@@ -527,9 +542,21 @@ impl<'a> Reactor<'a> {
         log::debug!("{peer}: {reason}");
         if reason.is_fault() {
             self.call(listener, |live, turn| {
-                live.fault(peer, reason, turn);
+                if let Some(Backing { gate, .. }) = live.backing() {
+                    gate.fault(peer, reason, turn);
+                }
                 Fate::Wait
             });
+        }
+    }
+
+    /// Ends every connection, whatever it is doing.
+    fn end_connections(&mut self) {
+        let is_connection = |entry: &&Entry<'_>| entry.parent != entry.token;
+        let connections = self.slab.iter().map(|(_, entry)| entry).filter(is_connection);
+        let tokens: Vec<_> = connections.map(|entry| entry.token).collect();
+        for token in tokens {
+            self.call(token, |_, _| Fate::Done);
         }
     }
 
@@ -560,10 +587,7 @@ impl Drop for Reactor<'_> {
                 log::warn!("a listener cannot be watched between runs: {error}");
             }
         }
-        let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
-        for token in tokens {
-            self.call(token, |live, _| if live.is_connection() { Fate::Done } else { Fate::Wait });
-        }
+        self.end_connections();
         self.bury();
         self.ground.mailbox.desert();
     }

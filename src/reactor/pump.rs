@@ -452,10 +452,6 @@ impl<T: Talk> Live for Connection<T> {
         self.run(turn)
     }
 
-    fn is_connection(&self) -> bool {
-        true
-    }
-
     fn parcels(&mut self, turn: &mut Turn) -> Fate {
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }
