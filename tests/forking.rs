@@ -11,8 +11,8 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use process::{
-    Belongings, DEADLINE, Gate, Process, Stream, announce, connect, descriptors_of, eventually,
-    is_running, wait_at_gate,
+    Arrival, Belongings, DEADLINE, Gate, Process, Stream, announce, connect, descriptors_of,
+    eventually, is_running, wait_at_gate,
 };
 use socketserver::{
     Context, Error, Forking, Handler, HandlerResult, Lines, Mode, Peer, Server, handler_fn,
@@ -133,6 +133,16 @@ fn gate_of(server: &Process) -> Gate {
     Gate::at(&server.directory.join("gate"))
 }
 
+/// A client whose child waits for input, one whose child is at work, and how far that one is.
+fn one_idle_one_busy(server: &Process) -> (Stream, Stream, Arrival) {
+    let gate = gate_of(server);
+    let (mut idle, mut busy) = (server.connect(), server.connect());
+    idle.send("hello\n").expect("hello\n");
+    busy.send("hold\n");
+    let arrival = gate.expect_arrival();
+    (idle, busy, arrival)
+}
+
 fn stop(mut server: Process) -> Vec<String> {
     server.terminate();
     server.expect_success();
@@ -221,11 +231,7 @@ fn a_shutdown_asked_for_in_a_child_stops_the_parent() {
 
 fn on_sigterm_idle_children_end_and_busy_ones_finish() {
     let mut server = start(1, "plain");
-    let gate = gate_of(&server);
-    let (mut idle, mut busy) = (server.connect(), server.connect());
-    idle.send("hello\n").expect("hello\n");
-    busy.send("hold\n");
-    let arrival = gate.expect_arrival();
+    let (mut idle, mut busy, arrival) = one_idle_one_busy(&server);
     server.terminate();
     idle.expect_end();
     assert!(is_running(arrival.pid), "the busy one goes on");
@@ -268,11 +274,7 @@ fn a_stop_reaches_a_child_that_has_just_been_forked() {
 
 fn sigint_to_the_whole_group_is_the_parents_to_act_on() {
     let mut server = start(1, "plain");
-    let gate = gate_of(&server);
-    let (mut idle, mut busy) = (server.connect(), server.connect());
-    idle.send("hello\n").expect("hello\n");
-    busy.send("hold\n");
-    let arrival = gate.expect_arrival();
+    let (mut idle, mut busy, arrival) = one_idle_one_busy(&server);
     server.signal_group(libc::SIGINT);
     idle.expect_end();
     arrival.let_go();
@@ -283,11 +285,7 @@ fn sigint_to_the_whole_group_is_the_parents_to_act_on() {
 
 fn a_second_signal_ends_parent_and_children_at_once() {
     let mut server = start(1, "plain");
-    let gate = gate_of(&server);
-    let (mut idle, mut busy) = (server.connect(), server.connect());
-    idle.send("hello\n").expect("hello\n");
-    busy.send("hold\n");
-    let arrival = gate.expect_arrival();
+    let (mut idle, _busy, arrival) = one_idle_one_busy(&server);
     server.terminate();
     idle.expect_end();
     server.terminate();
@@ -299,11 +297,7 @@ fn a_second_signal_ends_parent_and_children_at_once() {
 /// As threads do not, either.
 fn children_do_not_outlive_a_parent_that_is_killed() {
     let mut server = start(1, "plain");
-    let gate = gate_of(&server);
-    let (mut idle, mut busy) = (server.connect(), server.connect());
-    idle.send("hello\n").expect("hello\n");
-    busy.send("hold\n");
-    let arrival = gate.expect_arrival();
+    let (mut idle, mut busy, arrival) = one_idle_one_busy(&server);
     server.signal(libc::SIGKILL);
     server.wait();
     idle.expect_gone();

@@ -1119,16 +1119,23 @@ fn workers_block_side_by_side() {
     }
 }
 
+/// An echo that waits at the gate with each message.
+fn echo_behind(
+    gate: &Arc<Barrier>,
+) -> impl FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static {
+    let gate = gate.clone();
+    move |told, cx| {
+        if matches!(told, Told::Message(_)) {
+            gate.wait();
+        }
+        echo(told, cx)
+    }
+}
+
 #[test]
 fn while_all_workers_block_the_loop_serves_other_listeners() {
     let gate = Arc::new(Barrier::new(2));
-    let waiting = gate.clone();
-    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
-            waiting.wait();
-        }
-        echo(told, cx)
-    });
+    let (make, told) = tellers(echo_behind(&gate));
     let blocking = Server::tcp(LOCAL).unwrap().dispatch(Offload::new(1));
     let mut server = blocking.serve(make).unwrap();
     let quick = Server::tcp(LOCAL).unwrap();
@@ -1210,13 +1217,7 @@ fn on_close_is_called_for_everyone_who_was_idle_when_workers_stop() {
 #[test]
 fn a_connection_that_is_cut_while_it_is_lent_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
-    let waiting = gate.clone();
-    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
-            waiting.wait();
-        }
-        echo(told, cx)
-    });
+    let (make, told) = tellers(echo_behind(&gate));
     let server = Server::tcp(LOCAL).unwrap().dispatch(Offload::new(1));
     let mut server = server.serve(make).unwrap();
     server.drain(Duration::from_millis(50));
@@ -1239,13 +1240,7 @@ fn a_connection_that_is_cut_while_it_is_lent_is_closed_once() {
 #[test]
 fn a_peer_that_resets_while_it_is_lent_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
-    let waiting = gate.clone();
-    let (server, told) = start_lines_on_workers(1, move |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
-            waiting.wait();
-        }
-        echo(told, cx)
-    });
+    let (server, told) = start_lines_on_workers(1, echo_behind(&gate));
     let mut client = server.connect();
     client.send("wait\n");
     assert_eq!(expect_told(&told), Told::Open);

@@ -11,14 +11,7 @@ use super::checked;
 
 /// Accepts one connection, close-on-exec, and non-blocking if asked: one system call where the
 /// kernel can set both flags itself.
-#[cfg(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "freebsd",
-    target_os = "netbsd",
-    target_os = "openbsd",
-    target_os = "dragonfly",
-))]
+#[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
     use std::os::fd::FromRawFd;
 
@@ -35,14 +28,7 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
 }
 
 /// As above, with a second system call for the flag.
-#[cfg(not(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "freebsd",
-    target_os = "netbsd",
-    target_os = "openbsd",
-    target_os = "dragonfly",
-)))]
+#[cfg(target_vendor = "apple")]
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
     let (socket, address) = listener.accept()?;
     socket.set_nonblocking(nonblocking)?;
