@@ -72,7 +72,7 @@ counters! {
     truncated,
     /// Datagrams sent.
     replies,
-    /// Datagrams that could not be sent: the peer has gone, or has no address.
+    /// Datagrams that could not be sent: the peer has gone, has no address, or does not read.
     unsent,
     /// Messages handed to handlers.
     messages,

@@ -7,18 +7,24 @@ mod process;
 #[path = "support/runner.rs"]
 mod runner;
 
+use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use process::{Datagrams, Process, announce, eventually};
 use runner::{Test, test};
-use socketserver::{Context, Handler, HandlerResult, Mode, Peer, Server};
+use socket2::SockAddr;
+use socketserver::{Context, Endpoint, Handler, HandlerResult, Mode, Peer, Server};
 
 const UDP: &str = "udp://127.0.0.1:0";
 const UNIX: &str = "unixgram://{dir}/socket";
 
 /// The receive size of the servers that are told to cut.
 const SHORT: usize = 100;
+
+/// How long a reply waits for room at its peer's.
+const WAIT: Duration = Duration::from_millis(500);
 
 // The server
 
@@ -59,6 +65,7 @@ fn serve(arguments: &[String]) {
     let counters = server.counters();
     println!("datagrams {} truncated {}", counters.datagrams, counters.truncated);
     println!("connections {} closed {}", counters.accepted, counters.closed);
+    println!("unsent {}", counters.unsent);
 }
 
 fn start(url: &str, mode: Mode, size: &str) -> Process {
@@ -184,6 +191,62 @@ fn a_deaf_unix_peer_is_its_own_trouble(mode: Mode) {
     stop(server);
 }
 
+/// What it is sent is waited with once, not each time.
+fn a_deaf_unix_peer_costs_one_wait(mode: Mode) {
+    // Under forking each is served by a process of its own, which knows nothing of the others.
+    if mode.name() == "forking" {
+        return;
+    }
+    let server = start(UNIX, mode, "default");
+    let (deaf, client) = (server.datagrams(), server.datagrams());
+    let path = deaf.path.clone().unwrap();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"noise", &path).is_ok() {}
+    let start = Instant::now();
+    for _ in 0..400 {
+        deaf.send("unheard");
+    }
+    client.send("hello").expect("hello");
+    assert!(start.elapsed() < 10 * WAIT, "{:?} for one deaf peer", start.elapsed());
+    // As soon as it reads it is answered again.
+    deaf.socket.set_nonblocking(true).unwrap();
+    eventually("who reads is answered again", || {
+        let mut reply = [0; 100];
+        deaf.send("heard");
+        std::iter::from_fn(|| (&deaf.socket).read(&mut reply).ok()).any(|count| count == 5)
+    });
+    stop(server);
+}
+
+/// The queue of a client that has connected its socket has no limit: what it does not read fills
+/// the server's own send buffer, until it goes.
+fn who_connects_and_never_reads_silences_the_server_only_while_it_stays(mode: Mode) {
+    let mut server = start(UNIX, mode, "default");
+    let (deaf, client) = (server.datagrams(), server.datagrams());
+    let Endpoint::UnixDatagram(path) = server.url().parse().unwrap() else { unreachable!() };
+    deaf.socket.connect(&SockAddr::unix(path).unwrap()).unwrap();
+    // Several times what the buffer takes.
+    let large = vec![b'x'; 20_000];
+    for _ in 0..50 {
+        deaf.socket.send(&large).unwrap();
+    }
+    drop(deaf);
+    client.send("hello").expect("hello");
+    for _ in 0..50 {
+        client.send(&large).expect(&large);
+    }
+    server.terminate();
+    server.expect_success();
+    let lines = server.rest();
+    assert_eq!(lines[0], "datagrams 101 truncated 0");
+    // Children do not count.
+    if mode.name() != "forking" {
+        let unsent: usize = lines[2].strip_prefix("unsent ").unwrap().parse().unwrap();
+        assert!((1..=50).contains(&unsent), "{unsent} replies were lost");
+    }
+}
+
 fn tests() -> Vec<Test> {
     type OfBoth = fn(&str, Mode);
     type OfUnix = fn(Mode);
@@ -198,12 +261,17 @@ fn tests() -> Vec<Test> {
             three_hundred_peers_that_vanish_change_nothing,
         ),
     ];
-    let unix: [(&str, OfUnix); 2] = [
+    let unix: [(&str, OfUnix); 4] = [
         (
             "a_nameless_unix_client_is_served_and_not_answered",
             a_nameless_unix_client_is_served_and_not_answered,
         ),
         ("a_deaf_unix_peer_is_its_own_trouble", a_deaf_unix_peer_is_its_own_trouble),
+        ("a_deaf_unix_peer_costs_one_wait", a_deaf_unix_peer_costs_one_wait),
+        (
+            "who_connects_and_never_reads_silences_the_server_only_while_it_stays",
+            who_connects_and_never_reads_silences_the_server_only_while_it_stays,
+        ),
     ];
     let mut tests = Vec::new();
     for mode in Mode::all() {

@@ -130,6 +130,23 @@ impl Server {
 
     /// Begins a service on a Unix datagram socket at `path`.
     ///
+    /// # Clients that do not read
+    ///
+    /// A client's unread replies wait in its own queue, of about ten (`net.unix.max_dgram_qlen`).
+    /// When that is full a reply waits for half a second and is then lost; the client's next ones are
+    /// lost at once, until it reads, or for five seconds. Nobody else notices.
+    ///
+    /// There is one exception, and Linux leaves no cure for it. The queue of a client that has
+    /// connected its socket to the server's has no limit of its own: what it does not read is charged
+    /// to the server's send buffer, of which there is one for all clients (`net.core.wmem_default`,
+    /// 208 KiB mostly: some 280 short replies). A client that connects, goes on asking and never reads
+    /// can fill that, and so can some others together, the fewer the larger the replies. From then on the server receives
+    /// and handles what comes, and can answer nobody; each reply that is lost is counted in
+    /// [`Counters::unsent`], and a warning is logged. It answers again as soon as such a client reads
+    /// or goes. So a service with clients that it does not trust better listens on a
+    /// [stream](Server::unix_stream), where each has a buffer of its own, or sends no replies to who
+    /// asks for none.
+    ///
     /// # Errors
     ///
     /// As for [`unix_stream`](Server::unix_stream).
@@ -541,7 +558,7 @@ impl Service {
         let gate = Box::new(Guarded::new(&mut **hooks));
         let ground = service::Ground {
             listener: token,
-            door: service::Door { socket: bound.socket.clone(), address: bound.address.clone() },
+            door: service::Door::new(bound.socket.clone(), bound.address.clone()),
             control: ground.control,
             signals: ground.signals.clone(),
             drain: ground.drain,

@@ -16,8 +16,8 @@ use crate::dispatch::{
 use crate::error::CloseReason;
 use crate::reactor::{Acceptor, Answerer, Marks, Turn};
 use crate::session::{
-    DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session, StreamRequestSession,
-    StreamSession,
+    Answering, DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session,
+    StreamRequestSession, StreamSession,
 };
 use crate::sys::SignalWatch;
 use crate::token::Token;
@@ -262,8 +262,14 @@ pub(crate) trait Serve<T>: Send + 'static {
 /// By what a request has come in.
 #[derive(Clone)]
 pub(crate) struct Door {
-    pub(crate) socket: Arc<Socket>,
+    pub(crate) answering: Arc<Answering>,
     pub(crate) address: Arc<Address>,
+}
+
+impl Door {
+    pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
+        Door { answering: Arc::new(Answering::new(socket)), address }
+    }
 }
 
 /// A [`Handler`] is served message by message.
@@ -293,7 +299,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByM
     }
 
     fn datagram(&self, handler: H, door: &Door, packet: Packet) -> DatagramSession<H> {
-        DatagramSession { socket: door.socket.clone(), packet, handler }
+        DatagramSession { answering: door.answering.clone(), packet, handler }
     }
 }
 
@@ -310,8 +316,8 @@ impl<R: RequestHandler + 'static> Serve<R> for ByRequest {
     }
 
     fn datagram(&self, handler: R, door: &Door, packet: Packet) -> Self::Datagram {
-        let Door { socket, address: server_address } = door.clone();
-        DatagramRequestSession { socket, packet, handler, server_address }
+        let Door { answering, address: server_address } = door.clone();
+        DatagramRequestSession { answering, packet, handler, server_address }
     }
 }
 

@@ -1,22 +1,19 @@
 //! One datagram, served to its end on this thread, and its replies sent.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use socket2::Socket;
 
+use super::deaf::Deaf;
 use super::{Place, Served, Session};
 use crate::address::Peer;
 use crate::conversation::{Env, Handler, Home, serve_datagram};
 use crate::counters::Tally;
 use crate::error::Unsupported;
-use crate::mailbox::Outlet;
-use crate::sys::{self, Destination, Received, Want};
-
-/// How long a datagram waits for room in the kernel before it counts as lost.
-const PATIENCE: Duration = Duration::from_millis(500);
+use crate::mailbox::{Outlet, lock};
+use crate::sys::{self, Destination, Received};
 
 /// A datagram that has come, and where it came from.
 #[derive(Debug)]
@@ -37,7 +34,7 @@ impl Packet {
 
 /// A datagram with whoever answers it.
 pub(crate) struct DatagramSession<H> {
-    pub(crate) socket: Arc<Socket>,
+    pub(crate) answering: Arc<Answering>,
     pub(crate) packet: Packet,
     pub(crate) handler: H,
 }
@@ -53,7 +50,7 @@ impl Home for Nowhere {
 
 impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
-        let DatagramSession { socket, packet, handler } = *self;
+        let DatagramSession { answering, packet, handler } = *self;
         let mut env = Env::new(place.outgoing, place.tally, &Nowhere, usize::MAX);
         let peer = packet.peer.clone();
         let reason =
@@ -62,44 +59,61 @@ impl<H: Handler> Session for DatagramSession<H> {
             (place.on_shutdown)();
         }
         for reply in place.outgoing.parts(&packet.bytes) {
-            reply_to(&socket, &packet.from, reply, place.tally);
+            answering.reply(&packet.from, reply, place.tally);
         }
         place.outgoing.clear();
         Served { peer, reason }
     }
 }
 
-/// Sends one datagram; a peer that has gone, or has no address, is counted and no error.
-pub(crate) fn reply_to(socket: &Socket, to: &Destination, bytes: &[u8], tally: &mut Tally) {
-    match send_to(socket, to, bytes) {
-        Ok(()) => {
-            tally.replies += 1;
-            tally.bytes_out += bytes.len() as u64;
-        }
-        Err(error) => {
-            tally.unsent += 1;
-            log::debug!("a datagram could not be sent: {error}");
-        }
-    }
+/// A socket on which datagrams are answered, by whichever thread.
+#[derive(Debug)]
+pub(crate) struct Answering {
+    pub(crate) socket: Arc<Socket>,
+    deaf: Mutex<Deaf>,
 }
 
-fn send_to(socket: &Socket, to: &Destination, bytes: &[u8]) -> io::Result<()> {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    loop {
-        match sys::send_datagram(socket, to, bytes) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if std::time::Instant::now() >= deadline {
-                    return Err(error);
-                }
-                // A Unix peer with a full queue does not show in poll(2): look again soon.
-                let soon = Some(Duration::from_millis(1));
-                if sys::wait_for(&[(socket.as_fd(), Want::Write)], soon)? != 0 {
-                    std::thread::sleep(Duration::from_micros(200));
-                }
+impl Answering {
+    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+        Answering { socket, deaf: Mutex::default() }
+    }
+
+    /// Sends one datagram; a peer that has gone, or has no address, is counted and no error.
+    pub(super) fn reply(&self, to: &Destination, bytes: &[u8], tally: &mut Tally) {
+        match self.send(to, bytes) {
+            Ok(()) => {
+                tally.replies += 1;
+                tally.bytes_out += bytes.len() as u64;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                tally.unsent += 1;
+                log::debug!("a datagram could not be sent: {error}");
+            }
+        }
+    }
+
+    fn send(&self, to: &Destination, bytes: &[u8]) -> io::Result<()> {
+        let mut deadline = None;
+        loop {
+            let error = match sys::send_datagram(&self.socket, to, bytes) {
+                Ok(()) => {
+                    lock(&self.deaf).went(&to.address);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => error,
+                Err(error) => return Err(error),
+            };
+            let now = Instant::now();
+            let deadline =
+                *deadline.get_or_insert_with(|| now + lock(&self.deaf).patience(&to.address, now));
+            let left = deadline.saturating_duration_since(now);
+            if left.is_zero() {
+                let for_all = sys::is_send_buffer_full(&self.socket);
+                lock(&self.deaf).in_vain(&to.address, now, for_all);
+                return Err(error);
+            }
+            sys::wait_for_room(&self.socket, to, left)?;
         }
     }
 }

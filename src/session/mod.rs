@@ -11,12 +11,14 @@ use crate::mailbox::{Mailbox, Work};
 use crate::token::Token;
 
 mod datagram;
+mod deaf;
 mod request;
 mod seats;
 mod stream;
 mod waiting;
 
-pub(crate) use datagram::{DatagramSession, Nowhere, Packet};
+pub(crate) use datagram::{Answering, DatagramSession, Nowhere, Packet};
+pub(crate) use deaf::{Deaf, PATIENCE};
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
 pub(crate) use seats::{Seats, Taken};

@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::datagram::reply_to;
 use super::stream::close_politely;
 use super::waiting::{Input, Waiting};
-use super::{Packet, Place, Served, Session};
+use super::{Answering, Packet, Place, Served, Session};
 use crate::address::{Address, Peer};
 use crate::conversation::panic_message;
 use crate::counters::Tally;
@@ -114,7 +113,7 @@ pub struct Request<'a> {
 enum Channel<'a> {
     Stream(Stream<'a>),
     Datagram {
-        socket: Arc<Socket>,
+        answering: Arc<Answering>,
         packet: Packet,
         /// How much of the packet has been read.
         at: usize,
@@ -344,9 +343,9 @@ impl Request<'_> {
     fn close(&mut self) -> io::Result<()> {
         match &mut self.channel {
             Channel::Stream(_) => self.flush(),
-            Channel::Datagram { socket, packet, answered, .. } => {
+            Channel::Datagram { answering, packet, answered, .. } => {
                 if *answered {
-                    reply_to(socket, &packet.from, &self.written, self.tally);
+                    answering.reply(&packet.from, &self.written, self.tally);
                 }
                 Ok(())
             }
@@ -359,9 +358,8 @@ impl Request<'_> {
 impl AsFd for Request<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.channel {
-            Channel::Stream(Stream { socket, .. }) | Channel::Datagram { socket, .. } => {
-                socket.as_fd()
-            }
+            Channel::Stream(Stream { socket, .. }) => socket.as_fd(),
+            Channel::Datagram { answering, .. } => answering.socket.as_fd(),
         }
     }
 }
@@ -447,7 +445,7 @@ pub(crate) struct StreamRequestSession<R> {
 
 /// A datagram with its handler.
 pub(crate) struct DatagramRequestSession<R> {
-    pub(crate) socket: Arc<Socket>,
+    pub(crate) answering: Arc<Answering>,
     pub(crate) packet: Packet,
     pub(crate) handler: R,
     pub(crate) server_address: Arc<Address>,
@@ -492,10 +490,10 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
 
 impl<R: RequestHandler> Session for DatagramRequestSession<R> {
     fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
-        let DatagramRequestSession { socket, packet, mut handler, server_address } = *self;
+        let DatagramRequestSession { answering, packet, mut handler, server_address } = *self;
         let peer = packet.peer.clone();
         let mut request = Request {
-            channel: Channel::Datagram { socket, packet, at: 0, answered: false },
+            channel: Channel::Datagram { answering, packet, at: 0, answered: false },
             peer: peer.clone(),
             server_address: &server_address,
             on_shutdown: place.on_shutdown,

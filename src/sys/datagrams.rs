@@ -3,6 +3,7 @@
 //! one call each elsewhere, with the same results.
 
 use std::io;
+use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
 
@@ -11,10 +12,15 @@ use linux as imp;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use portable as imp;
 
-pub(crate) use imp::{joins_replies, remember_asked_address, send_batch};
+pub(crate) use imp::{
+    is_send_buffer_full, joins_replies, remember_asked_address, send_batch, wait_for_room,
+};
 
 /// The most datagrams that one call takes or brings.
 const MOST: usize = 32;
+
+/// How soon one looks again for what no event tells of.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the kernel says of one datagram received.
 #[derive(Debug)]
@@ -88,13 +94,15 @@ pub(crate) fn send_datagram(socket: &Socket, to: &Destination, bytes: &[u8]) -> 
 mod linux {
     use std::io;
     use std::mem;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
     use std::slice::ChunksMut;
+    use std::time::Duration;
 
-    use socket2::{SockAddr, SockAddrStorage, Socket};
+    use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
     use super::super::checked;
-    use super::{Destination, MOST, Received, Send};
+    use super::super::socket::{Want, wait_for};
+    use super::{Destination, LOOK_AGAIN, MOST, Received, Send};
 
     /// An address of this host, as ip(7) and ipv6(7) tell it.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +149,37 @@ mod linux {
             )
         };
         known == 0
+    }
+
+    /// Whether a datagram to anybody would find no room, because what this socket has sent and
+    /// nobody has read fills its send buffer: see unix(7), and `SIOCOUTQ` in ioctl_sockets(2).
+    pub(crate) fn is_send_buffer_full(socket: &Socket) -> bool {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the request writes one integer.
+        let known = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        known == 0 && socket.send_buffer_size().is_ok_and(|size| unread as usize >= size)
+    }
+
+    /// Waits until there may be room for a datagram to this peer.
+    ///
+    /// That a Unix peer's queue is full does not show at a socket that is not connected to it; so
+    /// another one is, for as long.
+    pub(crate) fn wait_for_room(
+        socket: &Socket,
+        to: &Destination,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        if to.address.is_unix() && !is_send_buffer_full(socket) {
+            let feeler = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+            // A peer that has connected its own socket lets nobody else be connected to it, and its
+            // queue has no limit. It was not what was full.
+            if feeler.connect(&to.address).is_ok() {
+                return wait_for(&[(feeler.as_fd(), Want::Write)], Some(timeout)).map(drop);
+            }
+        }
+        // For a Unix socket it tells only when most of its buffer is free: it is looked at again.
+        let timeout = if to.address.is_unix() { timeout.min(LOOK_AGAIN) } else { timeout };
+        wait_for(&[(socket.as_fd(), Want::Write)], Some(timeout)).map(drop)
     }
 
     pub(super) fn receive(
@@ -308,11 +347,14 @@ mod linux {
 mod portable {
     use std::io;
     use std::mem::MaybeUninit;
+    use std::os::fd::AsFd;
     use std::slice::ChunksMut;
+    use std::time::Duration;
 
     use socket2::{MaybeUninitSlice, Socket};
 
-    use super::{Destination, Received, Send};
+    use super::super::socket::{Want, wait_for};
+    use super::{Destination, LOOK_AGAIN, Received, Send};
 
     /// Which of its addresses was asked, this system is not asked for.
     pub(crate) type Local = std::convert::Infallible;
@@ -323,6 +365,25 @@ mod portable {
 
     pub(crate) fn joins_replies(_socket: &Socket) -> bool {
         false
+    }
+
+    /// Here a datagram on its way is held by its receiver alone.
+    pub(crate) fn is_send_buffer_full(_socket: &Socket) -> bool {
+        false
+    }
+
+    /// Waits until there may be room for a datagram to this peer: a Unix peer's full queue does not
+    /// show, and is looked at again.
+    pub(crate) fn wait_for_room(
+        socket: &Socket,
+        to: &Destination,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        if to.address.is_unix() {
+            std::thread::sleep(timeout.min(LOOK_AGAIN));
+            return Ok(());
+        }
+        wait_for(&[(socket.as_fd(), Want::Write)], Some(timeout)).map(drop)
     }
 
     pub(super) fn receive(

@@ -15,8 +15,8 @@ mod wakeup;
 
 pub(crate) use bytes::find_byte;
 pub(crate) use datagrams::{
-    Batch, Destination, Received, Send, joins_replies, remember_asked_address, send_batch,
-    send_datagram,
+    Batch, Destination, Received, Send, is_send_buffer_full, joins_replies, remember_asked_address,
+    send_batch, send_datagram, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, ChildProcess, Forked, fork, thread_count};
