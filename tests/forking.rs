@@ -114,6 +114,10 @@ fn serve(arguments: &[String]) {
         drop(send);
         thread.join().unwrap();
     }
+    if what == "short drain" {
+        let counters = server.counters();
+        println!("closed {} of {}", counters.closed, counters.accepted);
+    }
     drop(server);
     if let Some(foreign) = &mut foreign {
         println!("the foreign child's status: {}", foreign.wait().unwrap());
@@ -251,7 +255,7 @@ fn after_the_drain_deadline_a_busy_child_is_killed() {
     server.expect_success();
     arrival.expect_gone();
     busy.expect_gone();
-    assert_eq!(server.rest(), ["cut 1"]);
+    assert_eq!(server.rest(), ["cut 1", "closed 1 of 1"]);
 }
 
 /// A child that is told to end before it has begun must not miss it.

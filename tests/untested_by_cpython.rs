@@ -915,8 +915,47 @@ fn an_inline_server_can_be_stopped_although_its_client_stays() {
     let server = start_server(server);
     let mut client = server.connect();
     client.send("I stay\n").expect_reply("I stay\n");
-    let (_server, _report) = server.stop();
+    let (_server, report) = server.stop();
+    assert_eq!((report.idle, report.finished, report.cut), (0, 0, 1));
     client.expect_gone();
+}
+
+#[test]
+fn the_report_of_a_stop_tells_of_a_request_served_inline() {
+    let by_message = || {
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(Inline);
+        let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+        start_server(builder.serve(make).unwrap())
+    };
+    // With nothing begun.
+    let server = by_message();
+    let mut idle = server.connect();
+    idle.send("hello\n").expect_reply("hello\n");
+    let (_server, report) = server.stop();
+    assert_eq!((report.idle, report.finished, report.cut), (1, 0, 0));
+    idle.expect_closed();
+    // With half a line.
+    let server = by_message();
+    let mut busy = server.connect();
+    busy.send("hello\nhal").expect_reply("hello\n");
+    let stopping = thread::spawn(move || server.stop().1);
+    busy.expect_silence();
+    busy.send("f\n").expect_reply("half\n").expect_closed();
+    let report = in_time("it stops", move || stopping.join().unwrap());
+    assert_eq!((report.idle, report.finished, report.cut), (0, 1, 0));
+    // With a handler that returns in time, and does not wait meanwhile.
+    let (make, begun, go) = lasting();
+    let server = start_server(TcpServer::bind(LOCAL, make).unwrap());
+    let mut client = server.connect();
+    expect_told(&begun);
+    server.handle().shutdown();
+    go.send(()).unwrap();
+    client.expect_reply("done").expect_closed();
+    let (_server, report) = server.join();
+    assert_eq!((report.idle, report.finished, report.cut), (0, 1, 0));
+    // With none.
+    let (_server, report) = by_message().stop();
+    assert_eq!((report.idle, report.finished, report.cut), (0, 0, 0));
 }
 
 /// Nor by one that never stops talking, message by message or not.

@@ -106,9 +106,9 @@ impl Family {
         self.children.iter().for_each(Child::terminate);
     }
 
-    /// Ends all that are left.
-    pub(crate) fn kill(&mut self) {
-        self.children.drain(..).for_each(|mut child| child.kill());
+    /// Ends all that are left; how many that were.
+    pub(crate) fn kill(&mut self) -> usize {
+        self.children.drain(..).map(|mut child| child.kill()).count()
     }
 
     /// What the loop is to watch: the ends of children, and their word that the server is to stop.
@@ -142,6 +142,7 @@ impl Family {
                 // The parent sees to it that it does not take for ever.
                 drain: Duration::from_secs(365 * 24 * 3600),
                 deadline: None,
+                overtaken: None,
             }),
             no_sender: Unsupported::ForkingSender,
             on_shutdown: &|| self.shutdown.wake(),

@@ -7,7 +7,7 @@ use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::Unsupported;
 use crate::mailbox::Mailbox;
-use crate::session::{Alone, Place, READ_SIZE, Served, Session, Waiting};
+use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
 use crate::sys::Wakeup;
 
 /// One request at a time, to its end, while all others wait: Python's `TCPServer` without a mix-in.
@@ -51,8 +51,12 @@ impl<'a> Alongside<'a> {
         (self.is_stopping)()
     }
 
-    /// Serves a session to its end, here and now.
-    pub(crate) fn serve(&mut self, session: Box<dyn Session + '_>, tally: &mut Tally) -> Served {
+    /// Serves a session to its end, here and now; and what became of it, if a stop has overtaken it.
+    pub(crate) fn serve(
+        &mut self,
+        session: Box<dyn Session + '_>,
+        tally: &mut Tally,
+    ) -> (Served, Option<Overtaken>) {
         let mailbox = self.mailbox.clone();
         let is_stopping = &mut self.is_stopping;
         // Whoever posts a reason to stop wakes this thread only if it is known to wait.
@@ -71,12 +75,17 @@ impl<'a> Alongside<'a> {
                 is_stopping: &mut doze_and_ask,
                 drain: self.drain,
                 deadline: None,
+                overtaken: None,
             }),
             no_sender: Unsupported::InlineSender,
             on_shutdown: &*self.on_shutdown,
         };
         let served = session.run(&mut place);
+        let overtaken = match &mut place.waiting {
+            Waiting::Alone(alone) => alone.overtaken(),
+            _ => None,
+        };
         self.mailbox.wake_up();
-        served
+        (served, overtaken)
     }
 }

@@ -150,12 +150,15 @@ impl Threads {
         self.seats.stop();
     }
 
-    /// Ends everyone whose socket it can end.
-    pub(crate) fn cut(&self) {
-        if !self.left_alone {
-            drop(self.crew.take_waiting());
-            self.seats.cut();
+    /// Ends everyone whose socket it can end; how many connections have ended that no thread had
+    /// begun to serve.
+    pub(crate) fn cut(&self) -> usize {
+        if self.left_alone {
+            return 0;
         }
+        let waiting = self.crew.take_waiting();
+        self.seats.cut();
+        waiting.iter().filter(|assigned| assigned.seat.is_some()).count()
     }
 }
 

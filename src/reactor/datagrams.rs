@@ -174,7 +174,7 @@ impl Live for Datagrams<'_> {
 
     fn cut(&mut self, turn: &mut Turn) {
         self.replies.send(self.socket, turn);
-        self.answerer.cut();
+        self.answerer.cut(turn);
     }
 
     fn backing(&mut self) -> Option<Backing<'_>> {

@@ -218,8 +218,7 @@ impl Live for Listener<'_> {
     }
 
     fn cut(&mut self, turn: &mut Turn) {
-        let _ = turn;
-        self.acceptor.cut();
+        self.acceptor.cut(turn);
     }
 
     fn backing(&mut self) -> Option<Backing<'_>> {

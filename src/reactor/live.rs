@@ -15,7 +15,7 @@ use crate::conversation::{Home, Outgoing};
 use crate::counters::Tally;
 use crate::error::{CloseReason, Error, Unsupported};
 use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
-use crate::session::{Packet, READ_SIZE};
+use crate::session::{Overtaken, Packet, READ_SIZE};
 use crate::sys::{Child, ChildProcess};
 use crate::token::Token;
 
@@ -117,6 +117,8 @@ pub(crate) struct Desk {
     pub(crate) freed: bool,
     /// How many more requests may be accepted.
     pub(crate) allowance: usize,
+    /// What became of a request that was served here, by blocking, when the stop began.
+    pub(crate) overtaken: Option<Overtaken>,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
@@ -156,6 +158,7 @@ impl Turn {
             forks: VecDeque::new(),
             freed: false,
             allowance: usize::MAX,
+            overtaken: None,
             failed: None,
             reserve: reserve_descriptor(),
         };
@@ -396,7 +399,9 @@ pub(crate) trait Taker {
     fn stop(&mut self) {}
 
     /// The time for stopping is up: ends what it serves elsewhere.
-    fn cut(&mut self) {}
+    fn cut(&mut self, turn: &mut Turn) {
+        let _ = turn;
+    }
 
     /// How many requests it serves elsewhere.
     fn elsewhere(&self) -> usize {

@@ -16,6 +16,7 @@ use crate::address::{Address, Endpoint};
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
+use crate::session::Overtaken;
 use crate::sys::{self, SignalWatch};
 use crate::token::Token;
 use crate::transport::Kind;
@@ -452,6 +453,7 @@ impl AsRawFd for Server {
 /// Lets who is busy finish, until the deadline.
 fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
+    let overtaken = reactor.turn().overtaken.take();
     let before = reactor.connections() + reactor.elsewhere();
     reactor.stop();
     let busy = reactor.connections() + reactor.elsewhere();
@@ -475,7 +477,15 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
     }
     // What they have left in the mailbox.
     reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-    Ok(StopReport { idle: before.saturating_sub(busy), finished: busy.saturating_sub(cut), cut })
+    let mut report =
+        StopReport { idle: before.saturating_sub(busy), finished: busy.saturating_sub(cut), cut };
+    match overtaken {
+        Some(Overtaken::Idle) => report.idle += 1,
+        Some(Overtaken::Finished) => report.finished += 1,
+        Some(Overtaken::Cut) => report.cut += 1,
+        None => {}
+    }
+    Ok(report)
 }
 
 /// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits

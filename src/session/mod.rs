@@ -23,7 +23,7 @@ pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
 pub(crate) use seats::{Seats, Taken};
 pub(crate) use stream::{StreamSession, made};
-pub(crate) use waiting::{Alone, Waiting};
+pub(crate) use waiting::{Alone, Overtaken, Waiting};
 
 /// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
 pub(crate) const READ_SIZE: usize = 64 * 1024;

@@ -154,6 +154,7 @@ fn send(
 
 /// Sees to it that a reply already sent is not cut by the reset that unread input would cause.
 pub(super) fn close_politely(socket: &Socket, buffer: &mut [u8], place: &mut Place<'_>) {
+    place.waiting.over();
     let unread = sys::receive_now(socket, buffer).is_ok_and(|count| count > 0);
     if !unread || socket.shutdown(Shutdown::Write).is_err() {
         return;

@@ -42,6 +42,19 @@ pub(crate) struct Alone<'a> {
     pub(crate) drain: Duration,
     /// When it must end, once it is stopping.
     pub(crate) deadline: Option<Instant>,
+    /// What became of it, as soon as that is known.
+    pub(crate) overtaken: Option<Overtaken>,
+}
+
+/// What became of a session that a stop overtook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overtaken {
+    /// Nothing was begun, and it was ended.
+    Idle,
+    /// It came to its own end.
+    Finished,
+    /// Its time was up.
+    Cut,
 }
 
 impl Waiting<'_> {
@@ -76,6 +89,13 @@ impl Waiting<'_> {
             }
             Waiting::Nobody => Ok(Input::Stopping),
             Waiting::Alone(alone) => alone.read(socket, buffer, timeout, idle),
+        }
+    }
+
+    /// The session is over, but for its closing.
+    pub(crate) fn over(&mut self) {
+        if let Waiting::Alone(alone) = self {
+            alone.overtaken = alone.overtaken();
         }
     }
 
@@ -188,7 +208,17 @@ impl Alone<'_> {
 
     /// Whether the time for stopping is up: for a peer that never lets it wait, too.
     fn is_overdue(&mut self) -> bool {
-        self.is_stopping() && self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+        let overdue =
+            self.is_stopping() && self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        if overdue {
+            self.overtaken.get_or_insert(Overtaken::Cut);
+        }
+        overdue
+    }
+
+    /// What became of it, now that it is over, if a stop has overtaken it.
+    pub(crate) fn overtaken(&mut self) -> Option<Overtaken> {
+        self.overtaken.or_else(|| self.is_stopping().then_some(Overtaken::Finished))
     }
 
     /// Waits for the peer, and for a reason to stop while there is none yet.
@@ -220,8 +250,7 @@ impl Alone<'_> {
                 return Ok(Woken::Peer);
             }
             if ready == 0 {
-                let cut = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
-                return Ok(if cut { Woken::Deadline } else { Woken::TimedOut });
+                return Ok(if self.is_overdue() { Woken::Deadline } else { Woken::TimedOut });
             }
             if !(self.is_stopping)() {
                 self.wakeups.iter().for_each(|wakeup| wakeup.clear());
@@ -236,6 +265,7 @@ impl Alone<'_> {
         timeout: Option<Duration>,
         idle: bool,
     ) -> io::Result<Input> {
+        let knew = self.deadline.is_some();
         loop {
             if self.is_overdue() {
                 return Ok(Input::Stopping);
@@ -247,6 +277,9 @@ impl Alone<'_> {
                 Err(error) => return Err(error),
             }
             if self.is_stopping() && idle {
+                // One that was busy when it heard of the stop has finished since.
+                let how = if knew { Overtaken::Finished } else { Overtaken::Idle };
+                self.overtaken.get_or_insert(how);
                 return Ok(Input::Stopping);
             }
             match self.wait((socket.as_fd(), Want::Read), timeout)? {

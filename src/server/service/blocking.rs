@@ -14,7 +14,7 @@ use crate::dispatch::{
 };
 use crate::error::CloseReason;
 use crate::reactor::{Acceptor, Answerer, Fork, Request, Taker, Turn};
-use crate::session::{self, Packet, Served, Session};
+use crate::session::{self, Packet, Session};
 use crate::sys::{Child, ChildProcess, Received};
 use crate::token::Token;
 
@@ -70,8 +70,9 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
     }
 
     fn serve(&mut self, session: impl Session, turn: &mut Turn) {
-        let Served { peer, reason, .. } = self.alongside.serve(Box::new(session), &mut turn.tally);
-        turn.end(&peer, reason);
+        let (served, overtaken) = self.alongside.serve(Box::new(session), &mut turn.tally);
+        turn.end(&served.peer, served.reason);
+        turn.overtaken = overtaken;
         turn.shutdown |= self.alongside.is_stopping();
     }
 }
@@ -189,8 +190,8 @@ impl<T, S> Taker for ThreadTaker<'_, T, S> {
         self.threads.stop(&self.home);
     }
 
-    fn cut(&mut self) {
-        self.threads.cut();
+    fn cut(&mut self, turn: &mut Turn) {
+        turn.tally.closed += self.threads.cut() as u64;
     }
 
     fn elsewhere(&self) -> usize {
@@ -360,8 +361,11 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
         self.family.terminate();
     }
 
-    fn cut(&mut self) {
-        self.family.kill();
+    fn cut(&mut self, turn: &mut Turn) {
+        let killed = self.family.kill();
+        if self.of_connections {
+            turn.tally.closed += killed as u64;
+        }
     }
 
     fn elsewhere(&self) -> usize {
