@@ -15,7 +15,7 @@ use process::{
     eventually, is_running, wait_at_gate,
 };
 use socketserver::{
-    Context, Error, Forking, Handler, HandlerResult, Lines, Mode, Peer, Server, handler_fn,
+    Context, Error, Forking, Handler, HandlerResult, Inline, Lines, Mode, Peer, Server, handler_fn,
 };
 
 const LOCAL: &str = "tcp://127.0.0.1:0";
@@ -90,6 +90,12 @@ fn serve(arguments: &[String]) {
             lines(&mut server, LOCAL, forking, &gate);
             lines(&mut server, LOCAL, forking, &gate);
             on_the_loop(&mut server);
+        }
+        "inline beside" => {
+            lines(&mut server, LOCAL, forking, &gate);
+            let inline = Server::listen(&LOCAL.parse().unwrap()).unwrap().dispatch(Inline);
+            let inline = inline.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+            server.add(inline.unwrap()).unwrap();
         }
         "slow to begin" => {
             let maker = Server::listen(&LOCAL.parse().unwrap()).unwrap().framing(Lines::default());
@@ -229,6 +235,19 @@ fn a_shutdown_asked_for_in_a_child_stops_the_parent() {
     idle.send("hello\n").expect("hello\n");
     server.connect().send("shutdown\n").expect("shall stop\n").expect_end();
     idle.expect_end();
+    server.expect_success();
+    assert_eq!(server.rest(), ["cut 0"]);
+}
+
+/// The parent waits for the client that it serves itself, and must hear it all the same.
+fn a_shutdown_asked_for_in_a_child_reaches_a_parent_that_serves_inline() {
+    let mut server = start(2, "inline beside");
+    let (mut asking, mut inline) = (server.connect(), connect(&server.urls[1]));
+    asking.send("hello\n").expect("hello\n");
+    inline.send("hello").expect("hello");
+    asking.send("shutdown\n").expect("shall stop\n");
+    inline.expect_end();
+    asking.expect_end();
     server.expect_success();
     assert_eq!(server.rest(), ["cut 0"]);
 }
@@ -408,6 +427,7 @@ fn main() -> ExitCode {
         a_foreign_childs_status_is_untouched,
         the_most_children_pause_the_listener_and_not_the_loop,
         a_shutdown_asked_for_in_a_child_stops_the_parent,
+        a_shutdown_asked_for_in_a_child_reaches_a_parent_that_serves_inline,
         on_sigterm_idle_children_end_and_busy_ones_finish,
         after_the_drain_deadline_a_busy_child_is_killed,
         a_stop_reaches_a_child_that_has_just_been_forked,

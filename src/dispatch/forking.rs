@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::conversation::Outgoing;
@@ -59,12 +60,12 @@ pub(crate) struct Family {
     /// Requests that are about to be forked for.
     expected: usize,
     /// Set by a child whose handler asks the server to stop.
-    shutdown: Wakeup,
+    shutdown: Arc<Wakeup>,
 }
 
 impl Family {
-    pub(crate) fn new(mode: Forking) -> std::io::Result<Self> {
-        Ok(Family { mode, children: Vec::new(), expected: 0, shutdown: Wakeup::new()? })
+    pub(crate) fn new(mode: Forking, shutdown: Arc<Wakeup>) -> Self {
+        Family { mode, children: Vec::new(), expected: 0, shutdown }
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -96,11 +97,6 @@ impl Family {
         before - self.children.len()
     }
 
-    /// Whether a child asks the server to stop.
-    pub(crate) fn take_shutdown(&self) -> bool {
-        self.shutdown.take()
-    }
-
     /// Asks all to finish what they are doing.
     pub(crate) fn terminate(&self) {
         self.children.iter().for_each(Child::terminate);
@@ -111,10 +107,9 @@ impl Family {
         self.children.drain(..).map(|mut child| child.kill()).count()
     }
 
-    /// What the loop is to watch: the ends of children, and their word that the server is to stop.
+    /// What the loop is to watch: the ends of children.
     pub(crate) fn watched(&self) -> Vec<RawFd> {
-        let exits = self.children.iter().map(|child| child.as_fd().as_raw_fd());
-        exits.chain([self.shutdown.as_raw_fd()]).collect()
+        self.children.iter().map(|child| child.as_fd().as_raw_fd()).collect()
     }
 
     /// In the child: serves its request, and is never heard of again.
@@ -138,6 +133,7 @@ impl Family {
             tally: &mut tally,
             waiting: Waiting::Alone(Alone {
                 wakeups: &wakeups,
+                asked: None,
                 is_stopping: &mut is_stopping,
                 // The parent sees to it that it does not take for ever.
                 drain: Duration::from_secs(365 * 24 * 3600),

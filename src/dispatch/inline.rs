@@ -19,6 +19,8 @@ pub(crate) struct Alongside<'a> {
     mailbox: Arc<Mailbox>,
     /// Readable when a signal says stop, if that is wanted.
     signals: Option<&'static Wakeup>,
+    /// Readable when a child process says stop, if there may be one.
+    asked_by_child: Option<Arc<Wakeup>>,
     /// Whether the server is to stop.
     is_stopping: Box<dyn FnMut() -> bool + 'a>,
     on_shutdown: Box<dyn Fn() + 'a>,
@@ -31,6 +33,7 @@ impl<'a> Alongside<'a> {
     pub(crate) fn new(
         mailbox: Arc<Mailbox>,
         signals: Option<&'static Wakeup>,
+        asked_by_child: Option<Arc<Wakeup>>,
         is_stopping: impl FnMut() -> bool + 'a,
         on_shutdown: impl Fn() + 'a,
         drain: Duration,
@@ -38,6 +41,7 @@ impl<'a> Alongside<'a> {
         Alongside {
             mailbox,
             signals,
+            asked_by_child,
             is_stopping: Box::new(is_stopping),
             on_shutdown: Box::new(on_shutdown),
             drain,
@@ -72,6 +76,7 @@ impl<'a> Alongside<'a> {
             tally,
             waiting: Waiting::Alone(Alone {
                 wakeups: &wakeups,
+                asked: self.asked_by_child.as_deref(),
                 is_stopping: &mut doze_and_ask,
                 drain: self.drain,
                 deadline: None,

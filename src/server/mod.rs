@@ -17,7 +17,7 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
 use crate::session::Overtaken;
-use crate::sys::{self, SignalWatch};
+use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
 
@@ -219,6 +219,14 @@ impl Server {
             .registry()
             .register(&mut SourceFd(&descriptor), Token::WAKE.into(), Interest::READABLE)
             .map_err(Error::Loop)?;
+        if service.driver.needs().one_thread && self.control.asked_by_child().is_none() {
+            let asked = Wakeup::new().map_err(Error::Loop)?;
+            self.poll
+                .registry()
+                .register(&mut SourceFd(&asked.as_raw_fd()), Token::WAKE.into(), Interest::READABLE)
+                .map_err(Error::Loop)?;
+            self.control.set_asked_by_child(asked);
+        }
         self.services.push(service);
         Ok(ListenerId(self.services.len() - 1))
     }

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::counters::{Counters, Published};
 use crate::mailbox::{Mail, Mailbox, lock};
+use crate::sys::Wakeup;
 
 /// How a stop went: what became of those who were connected when it began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(crate) struct Control {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
     stop: AtomicBool,
+    /// Set by a child process whose handler asks the server to stop; made for a server that forks.
+    asked_by_child: OnceLock<Arc<Wakeup>>,
     run: Mutex<Run>,
     ended: Condvar,
 }
@@ -43,6 +46,7 @@ impl Control {
             mailbox: Arc::new(Mailbox::new()?),
             published: Arc::default(),
             stop: AtomicBool::new(false),
+            asked_by_child: OnceLock::new(),
             run: Mutex::default(),
             ended: Condvar::new(),
         })
@@ -57,8 +61,23 @@ impl Control {
         }
     }
 
+    /// Whether a stop is asked for, be it by a child process.
     pub(crate) fn stop_requested(&self) -> bool {
+        if self.asked_by_child().is_some_and(|asked| asked.take()) {
+            self.request_stop();
+        }
         self.stop.load(SeqCst)
+    }
+
+    /// What a child process says by that the server is to stop, if this one forks.
+    pub(crate) fn asked_by_child(&self) -> Option<&Arc<Wakeup>> {
+        self.asked_by_child.get()
+    }
+
+    /// The server is one that forks.
+    pub(crate) fn set_asked_by_child(&self, wakeup: Wakeup) {
+        // The first one is everyone's.
+        let _ = self.asked_by_child.set(Arc::new(wakeup));
     }
 
     /// A loop begins; when the guard is dropped it has ended, and its stop with it.

@@ -36,6 +36,8 @@ pub(crate) enum Waiting<'a> {
 pub(crate) struct Alone<'a> {
     /// Becomes readable when there may be a reason to stop.
     pub(crate) wakeups: &'a [&'a Wakeup],
+    /// As those, but what it says is said by its being readable: only asking takes it back.
+    pub(crate) asked: Option<&'a Wakeup>,
     /// Whether to stop. It is asked before each wait.
     pub(crate) is_stopping: &'a mut dyn FnMut() -> bool,
     /// How long who is busy may go on then.
@@ -236,11 +238,12 @@ impl Alone<'_> {
             let now = Instant::now();
             let until = self.deadline.into_iter().chain(expiry).min();
             let left = until.map(|until| until.saturating_duration_since(now));
-            // The peer, and what there is beside it: two at the most.
-            let mut wanted = [peer; 3];
+            // The peer, and what there is beside it: three at the most.
+            let mut wanted = [peer; 4];
             let mut count = 1;
             if !was_stopping {
-                for (slot, wakeup) in wanted[1..].iter_mut().zip(self.wakeups) {
+                let wakeups = self.wakeups.iter().copied().chain(self.asked);
+                for (slot, wakeup) in wanted[1..].iter_mut().zip(wakeups) {
                     *slot = (wakeup.as_fd(), Want::Read);
                     count += 1;
                 }

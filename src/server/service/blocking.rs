@@ -62,6 +62,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
             alongside: Alongside::new(
                 ground.control.mailbox.clone(),
                 wakeup,
+                ground.control.asked_by_child().cloned(),
                 is_stopping,
                 move || asked.request_stop(),
                 ground.drain,
@@ -245,7 +246,7 @@ struct InChildren<T, S> {
     start: Box<dyn Start<T>>,
     serve: S,
     mode: Forking,
-    /// Made with the first run: it takes a descriptor.
+    /// Made with the first run.
     family: Option<Family>,
 }
 
@@ -259,11 +260,11 @@ pub(super) fn forking<T: 'static, S: Serve<T>>(
 
 impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(ForkTaker { of_connections: true, ..ForkTaker::new(self, ground)? }))
+        Ok(Box::new(ForkTaker { of_connections: true, ..ForkTaker::new(self, ground) }))
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        Ok(Box::new(ForkTaker::new(self, ground)?))
+        Ok(Box::new(ForkTaker::new(self, ground)))
     }
 
     fn needs(&self) -> Needs {
@@ -282,19 +283,21 @@ struct ForkTaker<'a, T, S> {
 }
 
 impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
-    fn new(driver: &'a mut InChildren<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
+    fn new(driver: &'a mut InChildren<T, S>, ground: &Ground<'_>) -> Self {
         let InChildren { start, serve, mode, family } = driver;
         if family.is_none() {
-            *family = Some(Family::new(*mode)?);
+            let asked = ground.control.asked_by_child();
+            let asked = asked.cloned().expect("made when a service that forks is added");
+            *family = Some(Family::new(*mode, asked));
         }
-        Ok(ForkTaker {
+        ForkTaker {
             make: start.start(),
             serve,
             family: family.as_mut().expect("just made"),
             door: ground.door.clone(),
             listener: ground.listener,
             of_connections: false,
-        })
+        }
     }
 
     fn fork_for(&mut self, request: Request, turn: &mut Turn) {
@@ -315,7 +318,6 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
             turn.tally.closed += reaped as u64;
         }
         turn.freed |= reaped > 0;
-        turn.shutdown |= self.family.take_shutdown();
     }
 
     fn watched(&self) -> Vec<RawFd> {
