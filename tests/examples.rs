@@ -4,8 +4,10 @@
 #[path = "support/programs.rs"]
 mod programs;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
@@ -102,6 +104,8 @@ fn unusable_arguments_are_one_line_and_code_2() {
         &["--drain", "-1"],
         &["--drain", "soon"],
         &["--nonsense"],
+        &["--help=1"],
+        &["-h1"],
         &["stray"],
     ];
     for arguments in unusable {
@@ -115,10 +119,22 @@ fn unusable_arguments_are_one_line_and_code_2() {
     }
     for name in ["sticky", "slow_client", "background"] {
         run(name, &["--nonsense"]).refuses(2);
+        run(name, &["--help=1"]).refuses(2);
     }
     for name in ["welcome", "nihao"] {
         run(name, &["--framing", "words"]).refuses(2);
     }
+}
+
+/// A URL is text, and a line that says where one listens is too.
+#[test]
+fn what_is_no_text_is_one_line_and_code_2() {
+    let path = OsStr::from_bytes(b"unix:///tmp/\xff");
+    for option in ["--listen", "--mode", "--drain"] {
+        let ended = run("echo", &[OsStr::new(option), path]);
+        assert!(ended.refuses(2).contains(r"unix:///tmp/\xFF"), "{ended:?}");
+    }
+    run("sticky", &[path]).refuses(2);
 }
 
 #[test]
@@ -630,7 +646,7 @@ fn chat_is_heard_by_all_others() {
 
 #[test]
 fn sticky_shows_the_stick_and_four_cures() {
-    let ended = run("sticky", &[]);
+    let ended = run("sticky", &[] as &[&str]);
     let said = ended.succeeds().stdout.join("\n");
     assert_eq!(said.matches("read \"firstsecond\"").count(), 1, "{said}");
     assert_eq!(said.matches("read \"first").count(), 5, "{said}");
@@ -640,7 +656,7 @@ fn sticky_shows_the_stick_and_four_cures() {
 
 #[test]
 fn background_is_answered_and_stops() {
-    let ended = run("background", &[]);
+    let ended = run("background", &[] as &[&str]);
     let said = ended.succeeds().stdout.join("\n");
     for name in ["ONE", "TWO", "THREE"] {
         assert!(said.contains(&format!("answered: HELLO FROM CLIENT {name}")), "{said}");
@@ -650,7 +666,7 @@ fn background_is_answered_and_stops() {
 
 #[test]
 fn slow_client_shows_who_waits_under_every_mode() {
-    let ended = run("slow_client", &[]);
+    let ended = run("slow_client", &[] as &[&str]);
     let said = &ended.succeeds().stdout;
     for mode in MODES {
         println!("under {mode}");

@@ -806,7 +806,7 @@ fn the_misprints_keep_programs_from_starting() {
     assert_eq!(ended.status.code(), Some(1));
     assert!(ended.stderr.last().unwrap().starts_with("SyntaxError"), "{ended:?}");
     // A server and its clients in one program, which in the tutorial never come to their turn.
-    run("background", &[]).succeeds();
+    run("background", &[] as &[&str]).succeeds();
 }
 
 #[test]

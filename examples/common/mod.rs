@@ -138,10 +138,7 @@ impl Options {
                     let seconds: f64 = parser.value()?.parse()?;
                     options.drain = Duration::try_from_secs_f64(seconds).map_err(other)?;
                 }
-                Long("help") | Short('h') => {
-                    let _ = io::stdout().write_all(about.help().as_bytes());
-                    exit(0);
-                }
+                Long("help") | Short('h') => help(&mut parser, &about.help())?,
                 Long(name) if about.flags.iter().any(|(flag, _)| *flag == name) => {
                     options.flags.push(name.to_owned());
                 }
@@ -214,13 +211,23 @@ pub(crate) fn no_options(name: &str, what: &str) {
     match parser.next() {
         Ok(None) => {}
         Ok(Some(Long("help") | Short('h'))) => {
-            let help = format!("{what}\n\nUsage: {name}\n\n  --help            show this\n");
-            let _ = io::stdout().write_all(help.as_bytes());
-            exit(0);
+            let text = format!("{what}\n\nUsage: {name}\n\n  --help            show this\n");
+            if let Err(error) = help(&mut parser, &text) {
+                fail(error, 2);
+            }
         }
         Ok(Some(other)) => fail(other.unexpected(), 2),
         Err(error) => fail(error, 2),
     }
+}
+
+/// Shows the help that was asked for, and ends; the option takes no value.
+fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
+    if let Some(value) = parser.optional_value() {
+        return Err(lexopt::Error::UnexpectedValue { option: "--help".to_owned(), value });
+    }
+    let _ = io::stdout().write_all(text.as_bytes());
+    exit(0)
 }
 
 /// One line on stderr, and the end.

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // each test file uses a part of it
 #![allow(unreachable_pub)] // a module of a test is public to nobody
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
@@ -145,7 +146,7 @@ pub fn spawn_reading(command: &mut Command, input: impl Into<Stdio>) -> Program 
 }
 
 /// Runs an example to its end.
-pub fn run(name: &str, arguments: &[&str]) -> Ended {
+pub fn run(name: &str, arguments: &[impl AsRef<OsStr>]) -> Ended {
     spawn(Command::new(example(name)).args(arguments)).end()
 }
 
