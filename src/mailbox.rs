@@ -249,6 +249,8 @@ pub(crate) enum Parcel {
 #[derive(Debug)]
 pub(crate) struct Outlet {
     inside: Mutex<Inside>,
+    /// How many senders there are.
+    senders: AtomicUsize,
     keeper: Keeper,
     /// How many bytes may wait here, beside what the connection itself keeps.
     limit: usize,
@@ -259,11 +261,13 @@ struct Inside {
     parcels: VecDeque<Parcel>,
     bytes: usize,
     closed: bool,
+    /// Nothing but senders can go on with the connection: it is told when they are all gone.
+    half_open: bool,
 }
 
 impl Outlet {
     pub(crate) fn new(keeper: Keeper, limit: usize) -> Self {
-        Outlet { inside: Mutex::default(), keeper, limit }
+        Outlet { inside: Mutex::default(), senders: AtomicUsize::new(0), keeper, limit }
     }
 
     /// Takes the oldest parcel.
@@ -303,12 +307,33 @@ impl Outlet {
             was_empty
         };
         if was_empty {
-            match &self.keeper {
-                Keeper::Loop(mailbox, token) => mailbox.post(Mail::Outlet(*token)),
-                Keeper::Thread(wakeup) => wakeup.wake(),
-            }
+            self.tell();
         }
         Ok(())
+    }
+
+    fn tell(&self) {
+        match &self.keeper {
+            Keeper::Loop(mailbox, token) => mailbox.post(Mail::Outlet(*token)),
+            Keeper::Thread(wakeup) => wakeup.wake(),
+        }
+    }
+
+    /// Whether nothing waits here and nobody is left who could send; if somebody is, the connection
+    /// is told when they are gone. Asked where the connection itself hands out no more senders.
+    ///
+    /// Who goes counts itself off first and looks second whether that matters; here it is said first
+    /// that it does.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let mut inside = lock(&self.inside);
+        inside.half_open = true;
+        inside.parcels.is_empty() && self.senders.load(SeqCst) == 0
+    }
+
+    fn sender_gone(&self) {
+        if self.senders.fetch_sub(1, SeqCst) == 1 && lock(&self.inside).half_open {
+            self.tell();
+        }
     }
 }
 
@@ -316,14 +341,29 @@ impl Outlet {
 /// [`Context::sender`](crate::Context::sender).
 ///
 /// It names this connection and no later one: when the connection is closed, every send says so.
-/// A handle does not keep the connection open.
-#[derive(Debug, Clone)]
+/// A handle does not keep the connection open; but where the peer has ended and the handler has
+/// left the connection open for its senders (see [`Handler::on_eof`](crate::Handler::on_eof)), it is
+/// closed when the last of them is dropped.
+#[derive(Debug)]
 pub struct Sender {
     outlet: Arc<Outlet>,
 }
 
+impl Clone for Sender {
+    fn clone(&self) -> Self {
+        Sender::new(self.outlet.clone())
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.outlet.sender_gone();
+    }
+}
+
 impl Sender {
     pub(crate) fn new(outlet: Arc<Outlet>) -> Self {
+        outlet.senders.fetch_add(1, SeqCst);
         Sender { outlet }
     }
 
@@ -424,6 +464,31 @@ mod tests {
         sender.outlet.close();
         assert_eq!(sender.send(b"x"), Err(SendError::Closed));
         assert!(sender.is_closed());
+    }
+
+    #[test]
+    fn that_all_senders_are_gone_is_told_to_who_waits_for_it() {
+        let (mailbox, sender) = outlet(1000);
+        let outlet = sender.outlet.clone();
+        let told = || {
+            let mut mail = VecDeque::new();
+            mailbox.collect(&mut mail, 8);
+            mail.len()
+        };
+        drop(sender);
+        assert_eq!(told(), 0, "nobody waits for it");
+        let sender = Sender::new(outlet.clone());
+        let other = sender.clone();
+        assert!(!outlet.is_abandoned());
+        drop(sender);
+        assert_eq!(told(), 0, "one is left");
+        other.send(b"last words").unwrap();
+        assert_eq!(told(), 1);
+        drop(other);
+        assert_eq!(told(), 1);
+        assert!(!outlet.is_abandoned(), "something waits");
+        assert!(outlet.take().is_some());
+        assert!(outlet.is_abandoned());
     }
 
     #[test]

@@ -201,6 +201,18 @@ fn who_has_ended_can_be_sent_to() {
         client.expect_reply("news\n");
         sender.close();
         client.expect_closed();
+        // Who can be sent to by nobody any more is not waited for.
+        let mut client = server.connect();
+        client.end();
+        let sender = given.recv_timeout(DEADLINE).unwrap();
+        let other = sender.clone();
+        drop(sender);
+        other.send(b"news").unwrap();
+        client.expect_reply("news\n");
+        other.send(b"last").unwrap();
+        drop(other);
+        client.expect_reply("last\n").expect_closed();
+        server.wait_for_no_connection();
     }
 }
 

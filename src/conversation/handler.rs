@@ -48,8 +48,9 @@ pub trait Handler {
 
     /// The peer will send no more, but may still read. Closes the connection unless overridden.
     ///
-    /// A handler that leaves it open goes on sending through a [`Sender`](crate::Sender); one that
-    /// has neither a sender nor a timeout is closed all the same, since nothing could follow.
+    /// A handler that leaves it open goes on sending through a [`Sender`](crate::Sender); where there
+    /// is neither a sender nor a timeout, or as soon as there is none any more, the connection is
+    /// closed all the same, since nothing could follow.
     ///
     /// # Errors
     ///

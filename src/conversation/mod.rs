@@ -266,11 +266,20 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 Err(error) => this.state.end(CloseReason::Error(error)),
                 Ok(()) => this.relabel(CloseReason::Eof),
             }
-            // Nothing could follow: no input, no sender, no timeout.
-            if this.state.outlet.is_none() && this.state.timeout.is_none() {
-                this.state.end(CloseReason::Eof);
-            }
+            this.end_if_nothing_follows();
         });
+    }
+
+    /// Ends it where nothing could follow: no input, no sender, no timeout. It is told when its last
+    /// sender goes, as it is of a parcel.
+    pub(crate) fn end_if_nothing_follows(&mut self) {
+        let State { input_ended, timeout, outlet, .. } = &self.state;
+        if *input_ended
+            && timeout.is_none()
+            && outlet.as_ref().is_none_or(|outlet| outlet.is_abandoned())
+        {
+            self.state.end(CloseReason::Eof);
+        }
     }
 
     /// Nothing has moved for the time the handler set.

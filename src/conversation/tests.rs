@@ -1023,6 +1023,35 @@ fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
 }
 
 #[test]
+fn a_half_open_conversation_ends_when_its_last_sender_is_gone_and_all_is_sent() {
+    let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+    let other = sender.clone();
+    stage.eof();
+    drop(sender);
+    stage.conversation.end_if_nothing_follows();
+    assert!(!stage.is_over());
+    other.send(b"afterwards").unwrap();
+    drop(other);
+    stage.conversation.end_if_nothing_follows();
+    assert!(!stage.is_over());
+    stage.push_parcels();
+    assert_eq!(stage.sent, b"afterwards");
+    stage.conversation.end_if_nothing_follows();
+    assert!(stage.is_over());
+    assert!(matches!(stage.close(), CloseReason::Eof));
+}
+
+#[test]
+fn a_sender_that_is_gone_before_the_end_keeps_nothing_open() {
+    let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+    drop(sender);
+    stage.conversation.end_if_nothing_follows();
+    assert!(!stage.is_over(), "its peer may go on");
+    stage.eof();
+    assert!(stage.is_over());
+}
+
+#[test]
 fn a_handler_can_stop_the_server() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         if matches!(told, Told::Message(_)) {

@@ -285,8 +285,14 @@ impl<T: Talk> Connection<T> {
         }
     }
 
-    /// Nothing more can be done now; a server that stops does not wait for who is idle.
+    /// Nothing more can be done now, or ever; a server that stops does not wait for who is idle.
     fn rest(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+        if let Some(conversation) = self.talk.home() {
+            conversation.end_if_nothing_follows();
+            if conversation.is_over() {
+                return self.close(buffer, desk);
+            }
+        }
         if desk.stopping
             && self.backlog.is_none()
             && let Some(conversation) = self.talk.home()

@@ -107,6 +107,10 @@ fn talk<H: Handler, F: Framing>(
             step(conversation, &[], place, &|conversation, env| conversation.receive(&[], env));
             continue;
         }
+        conversation.end_if_nothing_follows();
+        if conversation.is_over() {
+            break;
+        }
         let timeout = conversation.timeout();
         let idle = conversation.is_idle();
         let parcels = conversation.outlet().is_some();
