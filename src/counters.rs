@@ -54,6 +54,11 @@ macro_rules! counters {
                 $(publish(&self.$name, &mut tally.$name);)+
             }
 
+            /// A thread is woken.
+            pub(crate) fn worker_woken(&self) {
+                self.worker_wakes.fetch_add(1, Relaxed);
+            }
+
             pub(crate) fn snapshot(&self) -> Counters {
                 Counters { $($name: self.$name.load(Relaxed),)+ }
             }
@@ -102,6 +107,9 @@ counters! {
     turns,
     /// Times that another thread had to wake the loop.
     wakes,
+    /// Times that a thread which slept had to be woken for a request or for messages, under
+    /// `offload`, `threading` and `pool`. It is counted at once.
+    worker_wakes,
 }
 
 #[inline]

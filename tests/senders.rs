@@ -315,6 +315,59 @@ fn the_loop_is_woken_at_most_once_per_turn() {
     }
 }
 
+/// However many jobs a turn brings, and however many turns they take.
+#[test]
+fn no_more_workers_are_woken_than_sleep_and_none_that_is_awake() {
+    const WORKERS: usize = 4;
+    let (arrive, arrived) = mpsc::channel();
+    let (go, gate) = mpsc::channel::<()>();
+    let gate = Arc::new(Mutex::new(gate));
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
+    let builder = builder.dispatch(Offload::new(WORKERS));
+    let server = builder.serve(move |_: &Peer| {
+        let (arrive, gate) = (arrive.clone(), gate.clone());
+        handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
+            arrive.send(())?;
+            gate.lock().unwrap().recv_timeout(DEADLINE)?;
+            cx.send(message)
+        })
+    });
+    let server = start_server(server.unwrap());
+    let mut clients: Vec<_> = (0..3 * WORKERS).map(|_| server.connect()).collect();
+    // Their handlers have been opened when each has had an answer.
+    for client in &mut clients {
+        go.send(()).unwrap();
+        client.send("open\n").expect_reply("open\n");
+        arrived.recv_timeout(DEADLINE).unwrap();
+    }
+    for round in 1..=20 {
+        let before = server.counters();
+        for client in &mut clients {
+            client.send("wait\n");
+        }
+        for _ in 0..WORKERS {
+            arrived.recv_timeout(DEADLINE).expect("all workers are at work");
+        }
+        // The other jobs are there, and nobody who could be woken for them.
+        server.wait_for("all is read", |now| now.bytes_in == (1 + round) * 15 * WORKERS as u64);
+        let woken = server.counters().worker_wakes - before.worker_wakes;
+        assert!(woken <= WORKERS as u64, "{woken} wakes for {WORKERS} workers");
+        for _ in &clients {
+            go.send(()).unwrap();
+        }
+        for _ in WORKERS..clients.len() {
+            arrived.recv_timeout(DEADLINE).expect("the other jobs are begun");
+        }
+        // Who finishes a job takes the next.
+        let woken = server.counters().worker_wakes - before.worker_wakes;
+        assert!(woken <= WORKERS as u64, "{woken} wakes for {WORKERS} workers");
+        for client in &mut clients {
+            client.expect_reply("wait\n");
+        }
+    }
+    assert!(server.counters().worker_wakes > 0, "they sleep in between");
+}
+
 /// The messages that one read brought are one job, and come home by one wake.
 #[test]
 fn many_small_messages_go_to_a_worker_and_come_home_as_one() {

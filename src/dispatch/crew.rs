@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::counters::Published;
 use crate::mailbox::lock;
 
 /// How many threads all crews have ever started: a name is unique in the process, whichever
@@ -55,6 +56,8 @@ struct Queue<J> {
     /// Jobs that are being done.
     busy: usize,
     closed: bool,
+    /// Where wakes are counted, once a server has run.
+    published: Option<Arc<Published>>,
 }
 
 /// The threads and their queue. Dropped, it lets them end when their work is done.
@@ -80,8 +83,14 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
             starting: 0,
             busy: 0,
             closed: false,
+            published: None,
         });
         Crew { inside: Arc::new(Inside { queue, work: Condvar::new(), manning, labour }) }
+    }
+
+    /// Has wakes counted there from now on.
+    pub(crate) fn count_into(&self, published: &Arc<Published>) {
+        lock(&self.inside.queue).published = Some(published.clone());
     }
 
     /// Queues a job, for which [`call`](Crew::call) has yet to fetch someone.
@@ -124,6 +133,9 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
         if queue.asleep > 0 {
             queue.asleep -= 1;
             queue.woken += 1;
+            if let Some(published) = &queue.published {
+                published.worker_woken();
+            }
             self.work.notify_one();
         } else if queue.threads < self.manning.most {
             let inside = self.clone();

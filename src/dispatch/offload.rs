@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::crew::{Crew, Labour, Manning};
+use crate::counters::Published;
 use crate::mailbox::{Mail, Mailbox, Work, abandon};
 use crate::session::Workers;
 use crate::token::Token;
@@ -75,6 +76,11 @@ impl OffloadWorkers {
         let manning =
             Manning { name: "worker", most: mode.workers.get(), stay: None, stack_size: None };
         OffloadWorkers { crew: Crew::new(manning, Errands) }
+    }
+
+    /// Has wakes counted there from now on.
+    pub(crate) fn count_into(&self, published: &Arc<Published>) {
+        self.crew.count_into(published);
     }
 
     /// Sees to it that someone comes for what was queued: once per turn, however much it was.

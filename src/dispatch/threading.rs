@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Homeward;
 use super::crew::{Crew, Labour, Manning};
 use crate::conversation::Outgoing;
-use crate::counters::Tally;
+use crate::counters::{Published, Tally};
 use crate::error::Unsupported;
 use crate::session::{Place, READ_SIZE, Seats, Session, Taken, Waiting};
 
@@ -111,6 +111,11 @@ impl Threads {
     pub(super) fn new(manning: Manning, most: usize, when_full: When, left_alone: bool) -> Self {
         let crew = Crew::new(manning, Serving);
         Threads { crew, seats: Arc::default(), most, when_full, left_alone }
+    }
+
+    /// Has wakes counted there from now on.
+    pub(crate) fn count_into(&self, published: &Arc<Published>) {
+        self.crew.count_into(published);
     }
 
     /// Whether another request can be taken; if not, the loop is told when it can.

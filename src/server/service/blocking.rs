@@ -165,6 +165,7 @@ where
         let OnThreads { start, serve, threads } = driver;
         let home = homeward(ground);
         threads.seats.reopen();
+        threads.count_into(&ground.control.published);
         let door = ground.door.clone();
         ThreadTaker { make: start.start(), serve, threads, door, home: Arc::new(home) }
     }

@@ -113,12 +113,14 @@ where
 {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
         let OnWorkers { recipe: Recipe { start, framing, marks }, workers } = self;
+        workers.count_into(&ground.control.published);
         let (make, marks, listener) = (start.start(), *marks, ground.listener);
         let lender = Arc::new(Lender::new(workers.clone(), listener));
         Ok(Box::new(LendingAcceptor { make, framing, marks, listener, workers, lender }))
     }
 
-    fn answer<'a>(&'a mut self, _ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        self.workers.count_into(&ground.control.published);
         let make = self.recipe.start.start();
         Ok(Box::new(LendingAnswerer { make, workers: &self.workers, lent: 0 }))
     }
