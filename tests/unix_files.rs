@@ -5,7 +5,7 @@ mod process;
 #[path = "support/runner.rs"]
 mod runner;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -221,6 +221,58 @@ fn of_several_that_start_on_a_stale_file_one_wins() {
     }
 }
 
+/// Nobody who may only read a directory can hold up who binds there.
+fn a_lock_on_the_directory_holds_up_nobody() {
+    for make in KINDS {
+        let directory = Directory::new();
+        let theirs = File::open(directory.path()).unwrap();
+        theirs.lock().unwrap();
+        leave_stale(&directory.join("socket"));
+        bound(make, &directory.join("socket")).expect("a lock of somebody else's is none");
+    }
+}
+
+fn nothing_but_the_socket_is_left_beside_it() {
+    for make in KINDS {
+        let directory = Directory::new();
+        let path = directory.join("socket");
+        let names = || {
+            let entries = fs::read_dir(directory.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+        };
+        let server = bound(make, &path).unwrap();
+        assert_eq!(names(), ["socket"]);
+        bound(make, &path).unwrap_err();
+        assert_eq!(names(), ["socket"]);
+        drop(server);
+        assert!(names().is_empty());
+    }
+}
+
+/// What a server that was killed while it bound has left behind, or who still binds.
+fn a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of() {
+    for make in KINDS {
+        let directory = Directory::new();
+        let (path, lock) = (directory.join("socket"), directory.join(".socket.lock"));
+        let theirs = File::create(&lock).unwrap();
+        drop(bound(make, &path).unwrap());
+        assert!(!lock.exists());
+        drop(theirs);
+        let theirs = File::create(&lock).unwrap();
+        theirs.lock().unwrap();
+        let error = bound(make, &path).unwrap_err();
+        assert!(error.to_string().contains(".socket.lock"), "{error}");
+        assert!(!path.exists() && lock.exists());
+        drop(theirs);
+        bound(make, &path).unwrap();
+        // Nor is a link followed.
+        let elsewhere = directory.join("elsewhere");
+        symlink(&elsewhere, &lock).unwrap();
+        bound(make, &path).unwrap_err();
+        assert!(!elsewhere.exists());
+    }
+}
+
 // The server
 
 fn serve(arguments: &[String]) {
@@ -271,6 +323,9 @@ fn main() -> ExitCode {
         the_mode_is_as_asked,
         a_path_may_be_as_long_as_the_system_allows_and_no_longer,
         of_several_that_start_on_a_stale_file_one_wins,
+        a_lock_on_the_directory_holds_up_nobody,
+        nothing_but_the_socket_is_left_beside_it,
+        a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of,
     ];
     runner::run(tests, arguments.into_iter()).0
 }

@@ -121,6 +121,10 @@ impl Server {
 
     /// Begins a service on a Unix stream socket at `path`.
     ///
+    /// A socket file that nobody answers at is replaced, and its own file goes with the server. While
+    /// it binds, `.NAME.lock` stands beside the file NAME, so that of several servers that start at
+    /// the same moment one has the path and the others are told that it is in use.
+    ///
     /// # Errors
     ///
     /// [`Error::UnusableAddress`] when the path is longer than

@@ -1,6 +1,5 @@
 //! From what a user asked for to a socket that is bound, and, for a stream, listens.
 
-use std::fs::File;
 use std::io;
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::unix_file::{self, OwnFile};
+use super::unix_file::{self, Lock, OwnFile};
 use crate::address::{Address, Endpoint, checked_path};
 use crate::error::Error;
 use crate::sys;
@@ -140,7 +139,7 @@ pub(crate) struct Bound {
     /// Made elsewhere, and perhaps shared with others.
     adopted: bool,
     /// Held until a Unix stream socket answers.
-    lock: Option<File>,
+    lock: Option<Lock>,
 }
 
 /// What a socket brings.
@@ -291,7 +290,7 @@ fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result
         true => Address::UnixDatagram(Some(path)),
     };
     // A datagram socket answers as soon as it is bound.
-    let lock = (!family.is_datagram()).then_some(lock);
+    let lock = lock.filter(|_| !family.is_datagram());
     let mut bound = Bound::new(address, socket);
     (bound._file, bound.lock) = (Some(file), lock);
     Ok(bound)

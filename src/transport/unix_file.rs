@@ -2,11 +2,13 @@
 //! server is.
 //!
 //! **Invariant:** only a socket file is ever removed, and only one that nobody answers at (taken
-//! over, under the lock) or that this process made and still stands at its path (removed at close).
+//! over, under the lock) or that this process made and still stands at its path (removed at close);
+//! and the lock's own, by who holds it.
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,11 +27,11 @@ pub(super) fn bind(
     path: &Path,
     kind: Type,
     mode: Option<u32>,
-) -> io::Result<(OwnFile, File)> {
-    let lock = lock_directory(path)?;
+) -> io::Result<(OwnFile, Option<Lock>)> {
+    let lock = Lock::take(path)?;
     let address = SockAddr::unix(path)?;
     if let Err(error) = socket.bind(&address) {
-        if error.kind() != io::ErrorKind::AddrInUse {
+        if error.kind() != io::ErrorKind::AddrInUse || lock.is_none() {
             return Err(error);
         }
         remove_if_stale(path, kind, error)?;
@@ -43,27 +45,83 @@ pub(super) fn bind(
     Ok((own, lock))
 }
 
-/// Keeps other servers of this crate from binding in the same directory meanwhile: a lock on the
-/// directory itself leaves no file behind.
-fn lock_directory(path: &Path) -> io::Result<File> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = File::open(parent.unwrap_or(Path::new(".")))?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match directory.try_lock() {
-            Ok(()) => return Ok(directory),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                // Nobody tells when a file lock is free; a bind takes microseconds.
-                thread::sleep(Duration::from_millis(1));
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::WouldBlock,
-                    "another process keeps the directory locked",
-                ));
+/// Keeps other servers of this crate from binding to the same path meanwhile: a lock on a file
+/// beside it, which only who may write there can hold, and which goes with the lock.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes it; `None` where no such file can be had, and so none of the socket's could be removed
+    /// either.
+    fn take(path: &Path) -> io::Result<Option<Self>> {
+        let Some(name) = path.file_name() else { return Ok(None) };
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(".lock");
+        let path = std::path::absolute(path)?.with_file_name(hidden);
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let file = match Self::open(&path) {
+                Ok(file) => file,
+                Err(error) if is_refused(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            match file.try_lock() {
+                // Who had it before may have removed it: then it locks nothing any more.
+                Ok(()) if is_at(&file, &path) => return Ok(Some(Lock { file, path })),
+                Ok(()) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    // Nobody tells when a file lock is free; a bind takes microseconds.
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::WouldBlock,
+                        format!("another process keeps {} locked", path.display()),
+                    ));
+                }
             }
         }
+    }
+
+    fn open(path: &Path) -> io::Result<File> {
+        // A link there is somebody's trick.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(path)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
+}
+
+/// Whether a file still stands at its path.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(held), Ok(found)) => (held.dev(), held.ino()) == (found.dev(), found.ino()),
+        _ => false,
     }
 }
 
