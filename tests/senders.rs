@@ -5,6 +5,7 @@ mod support;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use socketserver::{
     Context, Forking, Handler, HandlerResult, Inline, Lines, Mode, Offload, Peer, SendError,
@@ -213,6 +214,50 @@ fn who_has_ended_can_be_sent_to() {
         drop(other);
         client.expect_reply("last\n").expect_closed();
         server.wait_for_no_connection();
+    }
+}
+
+/// With a timeout something can still follow, be it with nobody who sends.
+#[test]
+fn who_has_ended_can_still_time_out_in_every_mode() {
+    struct Patient(Duration);
+    impl Handler for Patient {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+            Ok(cx.set_timeout(self.0)?)
+        }
+        fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
+            Ok(())
+        }
+        fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+            cx.send(b"ended")
+        }
+        fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+            cx.send(b"timed out")?;
+            cx.close();
+            Ok(())
+        }
+    }
+    for mode in Mode::all() {
+        // The server of this test has threads beside it, none of which the child needs.
+        let mode = match mode {
+            Mode::Forking(forking) => Mode::Forking(forking.beside_threads(true)),
+            other => other,
+        };
+        let serve = |timeout| {
+            let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+            start_server(builder.serve(move |_: &Peer| Patient(timeout)).unwrap())
+        };
+        let server = serve(Duration::from_millis(50));
+        let mut client = server.connect();
+        client.end().expect_reply("ended\ntimed out\n").expect_closed();
+        drop(server);
+        // A stop waits for it no longer than for anybody idle.
+        let server = serve(2 * DEADLINE);
+        let mut client = server.connect();
+        client.end().expect_reply("ended\n");
+        let (_server, report) = server.stop();
+        assert_eq!(report.cut, 0, "{mode}");
+        client.expect_closed();
     }
 }
 

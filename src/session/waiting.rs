@@ -101,9 +101,13 @@ impl Waiting<'_> {
         }
     }
 
-    /// Waits, where the peer has ended, for what comes from elsewhere alone.
+    /// Waits, where the peer has ended, for what comes from elsewhere, or for the time to pass.
     pub(crate) fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
-        let Waiting::InThread(taken) = self else { return Ok(Input::Stopping) };
+        let taken = match self {
+            Waiting::InThread(taken) => taken,
+            Waiting::Alone(alone) => return alone.rest(timeout),
+            Waiting::Nobody => return Ok(Input::Stopping),
+        };
         let wakeup = taken.wakeup()?;
         if taken.is_stopping() {
             return Ok(Input::Stopping);
@@ -147,10 +151,12 @@ impl Waiting<'_> {
                     _ => Ok(()),
                 }
             }
-            Waiting::Alone(alone) => match alone.wait((socket.as_fd(), Want::Write), timeout)? {
-                Woken::Peer | Woken::Stop => Ok(()),
-                Woken::TimedOut | Woken::Deadline => Err(io::ErrorKind::TimedOut.into()),
-            },
+            Waiting::Alone(alone) => {
+                match alone.wait(Some((socket.as_fd(), Want::Write)), timeout)? {
+                    Woken::Peer | Woken::Stop => Ok(()),
+                    Woken::TimedOut | Woken::Deadline => Err(io::ErrorKind::TimedOut.into()),
+                }
+            }
         }
     }
 }
@@ -223,10 +229,11 @@ impl Alone<'_> {
         self.overtaken.or_else(|| self.is_stopping().then_some(Overtaken::Finished))
     }
 
-    /// Waits for the peer, and for a reason to stop while there is none yet.
+    /// Waits for the peer, if there is something to wait for, and for a reason to stop while there is
+    /// none yet.
     fn wait(
         &mut self,
-        peer: (BorrowedFd<'_>, Want),
+        peer: Option<(BorrowedFd<'_>, Want)>,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
         let expiry = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -239,16 +246,14 @@ impl Alone<'_> {
             let until = self.deadline.into_iter().chain(expiry).min();
             let left = until.map(|until| until.saturating_duration_since(now));
             // The peer, and what there is beside it: three at the most.
-            let mut wanted = [peer; 4];
-            let mut count = 1;
+            let mut wanted = [peer, None, None, None];
             if !was_stopping {
                 let wakeups = self.wakeups.iter().copied().chain(self.asked);
                 for (slot, wakeup) in wanted[1..].iter_mut().zip(wakeups) {
-                    *slot = (wakeup.as_fd(), Want::Read);
-                    count += 1;
+                    *slot = Some((wakeup.as_fd(), Want::Read));
                 }
             }
-            let ready = sys::wait_for(&wanted[..count], left)?;
+            let ready = sys::wait_for(&wanted, left)?;
             if ready & 1 != 0 {
                 return Ok(Woken::Peer);
             }
@@ -257,6 +262,27 @@ impl Alone<'_> {
             }
             if !(self.is_stopping)() {
                 self.wakeups.iter().for_each(|wakeup| wakeup.clear());
+            }
+        }
+    }
+
+    /// Nothing is begun, and the server is stopping. One that was busy when it heard of that has
+    /// finished since.
+    fn end_idle(&mut self, knew: bool) -> Input {
+        let how = if knew { Overtaken::Finished } else { Overtaken::Idle };
+        self.overtaken.get_or_insert(how);
+        Input::Stopping
+    }
+
+    /// Waits for the time to pass: its peer has ended, and nobody else can reach it.
+    fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
+        let knew = self.deadline.is_some();
+        loop {
+            if self.is_stopping() {
+                return Ok(self.end_idle(knew));
+            }
+            if let Woken::TimedOut = self.wait(None, timeout)? {
+                return Ok(Input::TimedOut);
             }
         }
     }
@@ -280,12 +306,9 @@ impl Alone<'_> {
                 Err(error) => return Err(error),
             }
             if self.is_stopping() && idle {
-                // One that was busy when it heard of the stop has finished since.
-                let how = if knew { Overtaken::Finished } else { Overtaken::Idle };
-                self.overtaken.get_or_insert(how);
-                return Ok(Input::Stopping);
+                return Ok(self.end_idle(knew));
             }
-            match self.wait((socket.as_fd(), Want::Read), timeout)? {
+            match self.wait(Some((socket.as_fd(), Want::Read)), timeout)? {
                 Woken::Peer | Woken::Stop => {}
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),

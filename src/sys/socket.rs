@@ -89,15 +89,16 @@ const MOST_WANTED: usize = 4;
 
 /// Waits until one of `wanted`, of which there are at most four, is so; for at most `timeout`. Bit
 /// `n` of the answer says that the `n`-th is so.
-pub(crate) fn wait_for(
-    wanted: &[(BorrowedFd<'_>, Want)],
+pub(crate) fn wait_for<'a>(
+    wanted: &[impl Into<Option<(BorrowedFd<'a>, Want)>> + Copy],
     timeout: Option<Duration>,
 ) -> io::Result<u32> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut polled = [libc::pollfd { fd: -1, events: 0, revents: 0 }; MOST_WANTED];
-    for (entry, (fd, want)) in polled.iter_mut().zip(wanted) {
+    for (entry, wanted) in polled.iter_mut().zip(wanted) {
+        let Some((fd, want)) = (*wanted).into() else { continue };
         entry.fd = fd.as_raw_fd();
-        entry.events = if *want == Want::Read { libc::POLLIN } else { libc::POLLOUT };
+        entry.events = if want == Want::Read { libc::POLLIN } else { libc::POLLOUT };
     }
     loop {
         let millis = deadline.map_or(-1, |deadline| {
