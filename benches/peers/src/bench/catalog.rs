@@ -38,9 +38,14 @@ const PYTHON: [&str; 3] = ["threading", "forking", "asyncio"];
 const OURS: [&str; 6] = ["reactor", "offload", "threading", "pool", "inline", "forking"];
 
 impl Server {
-    /// What all others are compared with.
-    pub(super) fn baseline() -> Self {
+    /// What all others are compared with, unless told otherwise.
+    pub(super) fn raw() -> Self {
         Server { name: "raw".into(), kind: Kind::Foundation(Foundation::Raw) }
+    }
+
+    /// Whether this is epoll by hand, the practical limit, which has to prove that it is.
+    pub(super) fn is_raw(&self) -> bool {
+        self.kind == Kind::Foundation(Foundation::Raw)
     }
 
     /// Whether the server runs on several threads or processes, so that pinning it to one CPU would
@@ -157,7 +162,29 @@ pub(super) struct Launcher {
 impl Launcher {
     /// Finds what the servers need, and leaves out those that cannot be started here, saying so.
     pub(super) fn new(args: &ServerArgs) -> Result<(Self, Vec<Server>)> {
-        let is_asked_for = |wanted: fn(&Kind) -> bool| args.servers.iter().any(|s| wanted(&s.kind));
+        Self::for_servers(args, args.servers.clone())
+    }
+
+    /// As [`Launcher::new`], for a server that all others are compared with: one of theirs by its
+    /// name, which is then taken out of them, or a further one.
+    pub(super) fn against(args: &ServerArgs, name: &str) -> Result<(Self, Server, Vec<Server>)> {
+        let named = args.servers.iter().find(|server| server.name == name);
+        let baseline = named.map_or_else(|| name.parse(), |server| Ok(server.clone()))?;
+        let others = args.servers.iter().filter(|server| **server != baseline);
+        let all = std::iter::once(&baseline).chain(others).cloned().collect();
+        let (launcher, mut servers) = Self::for_servers(args, all)?;
+        if servers[0] != baseline {
+            bail!("{baseline} cannot be started here, and all others are compared with it");
+        }
+        servers.remove(0);
+        if servers.is_empty() {
+            bail!("no server is left to compare with {baseline}");
+        }
+        Ok((launcher, baseline, servers))
+    }
+
+    fn for_servers(args: &ServerArgs, mut servers: Vec<Server>) -> Result<(Self, Vec<Server>)> {
+        let is_asked_for = |wanted: fn(&Kind) -> bool| servers.iter().any(|s| wanted(&s.kind));
         let ours = match &args.ours {
             Some(path) => Some(path.clone()),
             None if is_asked_for(|kind| matches!(kind, Kind::Ours(_))) => build_ours(),
@@ -174,7 +201,6 @@ impl Launcher {
             workers: args.workers,
             buffer: args.buffer,
         };
-        let mut servers = args.servers.clone();
         servers.retain(|server| {
             let missing = match server.kind {
                 Kind::Python(_) if launcher.python.is_none() => "there is no python3",

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::catalog::{Launcher, Server, ServerArgs};
-use super::outcome::{Outcome, Window, tell};
+use super::outcome::{Outcome, Side, Window, tell};
 use super::process::{Pin, ServerProcess, Start, load};
 use super::scenario::{SCENARIOS, Scenario};
 use super::{deterministic, progress, progress_in_place};
@@ -25,6 +25,9 @@ use crate::sys;
 pub struct CompareArgs {
     #[command(flatten)]
     servers: ServerArgs,
+    /// The baseline: any server, by its kind or by the name that it has in --servers
+    #[arg(long, value_name = "NAME", default_value = "raw")]
+    against: String,
     /// Scenarios, or `all`: tcp1, tcp64, tcp1000, pipe16, 16k, bulk, churn, slow, streams, open20k,
     /// unix1, unix64, unixpipe16, unixbulk, udp1, udp16
     #[arg(long, value_delimiter = ',', default_value = "tcp64,pipe16,churn,slow")]
@@ -38,7 +41,7 @@ pub struct CompareArgs {
     /// Which servers get CPU 0 for themselves, the load generator being on CPU 1
     #[arg(long, value_enum, default_value = "auto")]
     pin: PinChoice,
-    /// Print ratios without verifying that the baseline is one
+    /// Print ratios to raw without verifying that it is fit to be a baseline
     #[arg(long)]
     no_baseline_check: bool,
     /// Write every window to this file
@@ -63,24 +66,31 @@ const TRIES: usize = 3;
 /// Measures all scenarios and prints a table for each.
 pub fn run(args: &CompareArgs) -> Result<()> {
     let scenarios = scenarios(&args.scenarios)?;
-    let (launcher, servers) = Launcher::new(&args.servers)?;
-    if args.no_baseline_check {
+    let (launcher, baseline, servers) = Launcher::against(&args.servers, &args.against)?;
+    if !baseline.is_raw() {
+        println!(
+            "Baseline: {baseline}, which is no practical limit: these ratios compare the two."
+        );
+    } else if args.no_baseline_check {
         println!("Baseline: NOT checked (--no-baseline-check).");
     } else {
         deterministic::check_baseline()?;
     }
     println!(
-        "{} rounds of {} s; ratios to {} in the same round, median [95 % interval].\n",
-        args.rounds,
-        args.secs,
-        Server::baseline()
+        "{} rounds of {} s; ratios to {baseline} in the same round, median [95 % interval].\n",
+        args.rounds, args.secs,
     );
     let cpus = sys::cpus()?;
     let mut outcomes = Vec::new();
     for scenario in &scenarios {
-        let comparison = Comparison { args, launcher: &launcher, scenario, cpus: &cpus };
+        if let Some(reason) = baseline.refuses(scenario) {
+            progress(format_args!("without {}: {baseline}: {reason}", scenario.name));
+            continue;
+        }
+        let comparison =
+            Comparison { args, launcher: &launcher, baseline: &baseline, scenario, cpus: &cpus };
         let found = comparison.run(&servers);
-        println!("{}", tell(scenario, &found));
+        println!("{}", tell(scenario, &baseline, &found));
         outcomes.extend(found);
     }
     if let Some(path) = &args.json {
@@ -102,6 +112,7 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>> {
 struct Comparison<'a> {
     args: &'a CompareArgs,
     launcher: &'a Launcher,
+    baseline: &'a Server,
     scenario: &'a Scenario,
     cpus: &'a [usize],
 }
@@ -156,16 +167,16 @@ impl Comparison<'_> {
     ) {
         for attempt in 1..=TRIES {
             let before = before.and_then(|index| self.measure_entrant(entrants, index));
-            let Some(baseline) = self.measure(&Server::baseline()) else {
+            let Some(baseline) = self.measure(self.baseline) else {
                 return;
             };
             let after = after.and_then(|index| self.measure_entrant(entrants, index));
             let pairs = [before, after].into_iter().flatten();
             let pairs: Vec<(usize, Window)> = pairs
                 .map(|(index, report)| {
-                    let competes_with_itself = !self.is_pinned(entrants[index].server);
-                    let window = Window::new(report, baseline.clone(), competes_with_itself);
-                    (index, window)
+                    let server = Side::new(report, self.is_pinned(entrants[index].server));
+                    let baseline = Side::new(baseline.clone(), self.is_pinned(self.baseline));
+                    (index, Window::new(server, baseline))
                 })
                 .collect();
             if attempt == TRIES || !pairs.iter().any(|(_, window)| window.is_disturbed) {

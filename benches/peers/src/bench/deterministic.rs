@@ -112,7 +112,7 @@ pub fn run(args: &DeterministicArgs) -> Result<()> {
 /// found.
 pub(super) fn check_baseline() -> Result<()> {
     let launcher = Launcher::for_baseline()?;
-    let baseline = Server::baseline();
+    let baseline = Server::raw();
     progress(format_args!("checking the baseline"));
     let checks = [
         (

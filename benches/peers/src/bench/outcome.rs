@@ -37,15 +37,32 @@ pub(super) struct Window {
     pub(super) is_disturbed: bool,
 }
 
+/// One of the two in a window.
+pub(super) struct Side {
+    report: Report,
+    is_pinned: bool,
+}
+
+impl Side {
+    /// A server that is not pinned competes for the CPUs with its own load: when it waits for one,
+    /// that is no disturbance.
+    pub(super) fn new(report: Report, is_pinned: bool) -> Self {
+        Self { report, is_pinned }
+    }
+
+    fn is_disturbed(&self) -> bool {
+        let waited = self.report.waited_ns as f64 / 1e9 / self.report.seconds;
+        self.is_pinned && waited > MOST_WAITING
+    }
+}
+
 impl Window {
-    /// A pair of neighbours. A server that `competes_with_itself` for the CPUs waits by its own
-    /// fault.
-    pub(super) fn new(server: Report, baseline: Report, competes_with_itself: bool) -> Self {
-        let waits = |report: &Report| report.waited_ns as f64 / 1e9 / report.seconds > MOST_WAITING;
+    /// A pair of neighbours.
+    pub(super) fn new(server: Side, baseline: Side) -> Self {
         Self {
-            is_disturbed: waits(&baseline) || (!competes_with_itself && waits(&server)),
-            server,
-            baseline,
+            is_disturbed: server.is_disturbed() || baseline.is_disturbed(),
+            server: server.report,
+            baseline: baseline.report,
         }
     }
 }
@@ -81,7 +98,7 @@ fn price(report: &Report, cost: Cost) -> f64 {
 }
 
 /// The table of a scenario, and what must be said about it.
-pub(super) fn tell(scenario: &Scenario, outcomes: &[Outcome]) -> String {
+pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome]) -> String {
     let mut table = Table::new([
         scenario.name,
         "req/s ratio",
@@ -101,7 +118,7 @@ pub(super) fn tell(scenario: &Scenario, outcomes: &[Outcome]) -> String {
         .collect();
     table.row(cells(
         scenario,
-        "raw (baseline)",
+        &format!("{baseline} (baseline)"),
         ["1".into(), "1".into(), "1".into()],
         &all_baselines,
     ));
