@@ -31,9 +31,15 @@ pub(super) enum Kind {
     Python(&'static str),
     /// The example `echo` of socketserver, in this mode.
     Ours(&'static str),
+    /// The same in mode `reactor`, which looks for events a moment before each sleep.
+    OursSpinning,
 }
 
 const PYTHON: [&str; 3] = ["threading", "forking", "asyncio"];
+
+/// How long `ours-spin` looks for events before it sleeps, in microseconds: somewhat longer than a
+/// client that is awake takes to answer.
+const SPIN: u32 = 50;
 
 const OURS: [&str; 6] = ["reactor", "offload", "threading", "pool", "inline", "forking"];
 
@@ -56,6 +62,7 @@ impl Server {
             Kind::Foundation(_) => false,
             Kind::Python(style) => style != "asyncio",
             Kind::Ours(mode) => !matches!(mode, "reactor" | "inline"),
+            Kind::OursSpinning => false,
         }
     }
 
@@ -67,6 +74,12 @@ impl Server {
             Kind::Python("forking") => (500, "each costs it a process"),
             _ => (usize::MAX, ""),
         }
+    }
+
+    /// Why counts of what the server does say nothing, if so.
+    pub(super) fn refuses_counting(&self) -> Option<&'static str> {
+        let is_spinning = self.kind == Kind::OursSpinning;
+        is_spinning.then_some("how often it looks for events is a matter of time, and no count")
     }
 
     /// Why the server cannot take part in a scenario, if so.
@@ -99,6 +112,8 @@ impl FromStr for Server {
             Kind::Foundation(foundation)
         } else if let Some(style) = kind.strip_prefix("py-") {
             Kind::Python(known(&PYTHON, style).ok_or_else(|| unknown(kind))?)
+        } else if kind == "ours-spin" {
+            Kind::OursSpinning
         } else if kind == "ours" {
             Kind::Ours(OURS[0])
         } else if let Some(mode) = kind.strip_prefix("ours-") {
@@ -110,6 +125,10 @@ impl FromStr for Server {
     }
 }
 
+fn is_ours(kind: &Kind) -> bool {
+    matches!(kind, Kind::Ours(_) | Kind::OursSpinning)
+}
+
 fn known(names: &[&'static str], name: &str) -> Option<&'static str> {
     names.iter().copied().find(|known| *known == name)
 }
@@ -119,7 +138,7 @@ fn unknown(kind: &str) -> anyhow::Error {
     let names: Vec<String> = foundations
         .map(name_of)
         .chain(PYTHON.iter().map(|style| format!("py-{style}")))
-        .chain(std::iter::once("ours".to_owned()))
+        .chain(["ours".to_owned(), "ours-spin".to_owned()])
         .chain(OURS.iter().map(|mode| format!("ours-{mode}")))
         .collect();
     anyhow!("no server {kind:?}; there are {}", names.join(", "))
@@ -135,7 +154,7 @@ impl fmt::Display for Server {
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Servers, each KIND or NAME=KIND: raw, mio, tokio-ct, tokio-mt, message-io, may, std-threads,
-    /// py-threading, py-forking, py-asyncio, ours, ours-MODE
+    /// py-threading, py-forking, py-asyncio, ours, ours-MODE, ours-spin
     #[arg(long, value_delimiter = ',', default_value = "mio,tokio-ct,message-io,ours")]
     servers: Vec<Server>,
     /// The `echo` example of socketserver; built from ../.. when not given
@@ -187,7 +206,7 @@ impl Launcher {
         let is_asked_for = |wanted: fn(&Kind) -> bool| servers.iter().any(|s| wanted(&s.kind));
         let ours = match &args.ours {
             Some(path) => Some(path.clone()),
-            None if is_asked_for(|kind| matches!(kind, Kind::Ours(_))) => build_ours(),
+            None if is_asked_for(is_ours) => build_ours(),
             None => None,
         };
         let python = match is_asked_for(|kind| matches!(kind, Kind::Python(_))) {
@@ -204,7 +223,7 @@ impl Launcher {
         servers.retain(|server| {
             let missing = match server.kind {
                 Kind::Python(_) if launcher.python.is_none() => "there is no python3",
-                Kind::Ours(_) if launcher.ours.is_none() => {
+                kind if is_ours(&kind) && launcher.ours.is_none() => {
                     "the example `echo` of socketserver does not build"
                 }
                 _ => return true,
@@ -259,6 +278,10 @@ impl Launcher {
                 program(&self.python)?;
                 let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/echo.py");
                 arguments.extend([script, style, url].map(Into::into));
+            }
+            Kind::OursSpinning => {
+                program(&self.ours)?;
+                arguments.extend(["--listen", url, "--spin", &SPIN.to_string()].map(Into::into));
             }
             Kind::Ours(mode) => {
                 program(&self.ours)?;
@@ -321,6 +344,8 @@ mod tests {
             let server: Server = format!("ours-{mode}").parse().unwrap();
             assert_eq!(server.kind, Kind::Ours(mode));
         }
+        let server: Server = "ours-spin".parse().unwrap();
+        assert_eq!(server.kind, Kind::OursSpinning);
         assert!("ours-nonsense".parse::<Server>().is_err());
     }
 }

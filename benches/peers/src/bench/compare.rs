@@ -28,8 +28,8 @@ pub struct CompareArgs {
     /// The baseline: any server, by its kind or by the name that it has in --servers
     #[arg(long, value_name = "NAME", default_value = "raw")]
     against: String,
-    /// Scenarios, or `all`: tcp1, tcp64, tcp1000, pipe16, 16k, bulk, churn, slow, streams, open20k,
-    /// unix1, unix64, unixpipe16, unixbulk, udp1, udp16
+    /// Scenarios, or `all`: tcp1, spin1, tcp16, tcp64, tcp1000, pipe16, 16k, bulk, churn, slow,
+    /// streams, open20k, unix1, unix64, unixpipe16, unixbulk, udp1, udp16
     #[arg(long, value_delimiter = ',', default_value = "tcp64,pipe16,churn,slow")]
     scenarios: Vec<String>,
     /// Windows per server and scenario

@@ -83,6 +83,10 @@ pub fn run(args: &DeterministicArgs) -> Result<()> {
         "user instructions / request",
     ]);
     for server in &servers {
+        if let Some(reason) = server.refuses_counting() {
+            progress(format_args!("without {server}: {reason}"));
+            continue;
+        }
         progress(format_args!("counting {server}"));
         let per_connection = match args.transport {
             Transport::Udp => Ok(None), // has none

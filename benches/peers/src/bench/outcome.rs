@@ -126,7 +126,7 @@ pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome])
     for outcome in outcomes {
         let reports: Vec<&Report> = outcome.windows.iter().map(|w| &w.server).collect();
         let baselines: Vec<&Report> = outcome.windows.iter().map(|w| &w.baseline).collect();
-        let is_limited = busy(&reports).max(busy(&baselines)) > MOST_BUSY;
+        let is_limited = !scenario.spins && busy(&reports).max(busy(&baselines)) > MOST_BUSY;
         let rate = match outcome.rate {
             // In an open loop the rate is given, not found.
             Some(rate) if !is_limited && scenario.mode != Mode::Open => interval(rate),

@@ -23,6 +23,8 @@ pub(super) struct Scenario {
     pub(super) depth: usize,
     /// Arrivals per second, in an open loop.
     pub(super) rate: u64,
+    /// The clients look again and again instead of sleeping.
+    pub(super) spins: bool,
     pub(super) cost: Cost,
 }
 
@@ -48,15 +50,31 @@ const TCP: Scenario = Scenario {
     size: 64,
     depth: 1,
     rate: 1,
+    spins: false,
     cost: Cost::Server,
 };
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 16] = [
+pub(super) const SCENARIOS: [Scenario; 18] = [
     Scenario {
         name: "tcp1",
         about: "1 TCP connection, 64 B, one request at a time",
         clients: 1,
+        ..TCP
+    },
+    Scenario {
+        name: "spin1",
+        about: "1 TCP connection, 64 B, one request at a time, from a client that looks again and \
+                again instead of sleeping: \"load busy\" is 1 here, and no limit",
+        clients: 1,
+        spins: true,
+        ..TCP
+    },
+    Scenario {
+        name: "tcp16",
+        about: "16 TCP connections, 64 B, one request at a time each: `slow` and `streams` without \
+                their crowds",
+        clients: 16,
         ..TCP
     },
     Scenario {
@@ -188,7 +206,8 @@ impl Scenario {
             ("--depth", self.depth.to_string()),
             ("--rate", self.rate.to_string()),
         ];
-        options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+        let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        options.chain(self.spins.then(|| "--spin".to_owned())).collect()
     }
 }
 

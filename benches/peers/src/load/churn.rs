@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::Result;
 
@@ -81,7 +80,7 @@ impl Churn<'_> {
                 last_check = now;
                 self.give_up_on_the_silent(now)?;
             }
-            self.epoll.wait_for(&mut events, Duration::from_millis(5))?;
+            self.epoll.wait_for(&mut events, self.args.longest_sleep())?;
             for event in events.iter() {
                 self.turn(event.token as usize)?;
             }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use socket2::Socket;
@@ -91,7 +90,7 @@ impl<'a> Engine<'a> {
                 last_check = now;
                 self.give_up_on_the_lost(now);
             }
-            self.epoll.wait_for(&mut events, Duration::from_millis(5))?;
+            self.epoll.wait_for(&mut events, self.args.longest_sleep())?;
             for event in events.iter() {
                 self.turn(event.token as usize)?;
             }

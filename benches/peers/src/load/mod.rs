@@ -74,6 +74,10 @@ pub struct LoadArgs {
     /// Messages per second over all clients, for `open`
     #[arg(long, default_value_t = 20_000)]
     pub rate: u64,
+    /// Look for answers again and again instead of sleeping until they come: takes a whole CPU, and
+    /// the price of waking up out of the latency
+    #[arg(long)]
+    pub spin: bool,
     /// Length of the measured window in seconds
     #[arg(long, default_value_t = 1.0)]
     pub secs: f64,
@@ -89,6 +93,14 @@ pub struct LoadArgs {
     /// Report its context switches, too, which takes a while where it has many threads
     #[arg(long, requires = "watch")]
     pub switches: bool,
+}
+
+impl LoadArgs {
+    /// How long the load generator may sleep. Never long: the phases of the run are looked at
+    /// between waits.
+    fn longest_sleep(&self) -> Duration {
+        if self.spin { Duration::ZERO } else { Duration::from_millis(5) }
+    }
 }
 
 /// A server that does not answer every client within this time fails the run.

@@ -44,7 +44,7 @@ const EVENTS: usize = 1024;
 
 /// Runs all `groups` at once.
 pub(super) fn run(args: &LoadArgs, groups: &[Group]) -> Result<Report> {
-    let mut engine = Engine::connect(&args.to, groups, Recorder::new(args)?)?;
+    let mut engine = Engine::connect(args, groups)?;
     engine.start()?;
     engine.run()?;
     Ok(engine.recorder.report())
@@ -94,6 +94,7 @@ struct Engine<'a> {
     pattern: Pattern,
     buffer: Vec<u8>,
     recorder: Recorder,
+    longest_sleep: Duration,
     /// How many clients have had an answer.
     primed: usize,
     /// How many messages of the measured clients are under way.
@@ -101,14 +102,15 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn connect(endpoint: &Endpoint, groups: &'a [Group], recorder: Recorder) -> Result<Self> {
+    fn connect(args: &LoadArgs, groups: &'a [Group]) -> Result<Self> {
+        let recorder = Recorder::new(args)?;
         let epoll = Epoll::new()?;
         let mut clients = Vec::new();
         let mut schedules = Vec::new();
         for (group, Group { clients: count, size, pace }) in groups.iter().enumerate() {
             let first = clients.len();
             for index in first..first + count {
-                let socket = connect(endpoint)?;
+                let socket = connect(&args.to)?;
                 epoll.add(&socket, index as u64)?;
                 clients.push(Client::new(socket, group, index, *size));
             }
@@ -131,6 +133,7 @@ impl<'a> Engine<'a> {
             pattern: Pattern::new(),
             buffer: vec![0; BUFFER],
             recorder,
+            longest_sleep: args.longest_sleep(),
             primed: 0,
             unanswered: 0,
         })
@@ -174,12 +177,11 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// How long nothing is due. Never long: the phases of the run are looked at between waits.
+    /// How long nothing is due.
     fn until_next(&self, now: u64) -> Duration {
-        const PHASES: u64 = 5_000_000;
         let dues = self.schedules.iter().map(|schedule| schedule.due);
         let due = dues.min().unwrap_or(u64::MAX);
-        Duration::from_nanos(due.saturating_sub(now).min(PHASES))
+        Duration::from_nanos(due.saturating_sub(now)).min(self.longest_sleep)
     }
 
     fn send_what_is_due(&mut self, now: u64) {
