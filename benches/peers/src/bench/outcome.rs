@@ -128,11 +128,10 @@ pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome])
         let baselines: Vec<&Report> = outcome.windows.iter().map(|w| &w.baseline).collect();
         let is_limited = !scenario.spins && busy(&reports).max(busy(&baselines)) > MOST_BUSY;
         let rate = match outcome.rate {
-            // In an open loop the rate is given, not found.
-            Some(rate) if !is_limited && scenario.mode != Mode::Open => interval(rate),
+            Some(rate) if !is_limited && !scenario.is_open() => interval(rate),
             _ => "–".into(),
         };
-        if is_limited {
+        if is_limited && !scenario.is_open() {
             notes.push(outcome.server.as_str());
         }
         let told = |ratio: Option<Estimate>| ratio.map_or_else(|| "–".into(), interval);
@@ -152,6 +151,9 @@ pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome])
             MOST_BUSY * 100.0
         );
     }
+    if scenario.mode == Mode::StreamsBeside {
+        text += &format!("\nStreamed: {}.\n", streamed(baseline, &all_baselines, outcomes));
+    }
     let windows = outcomes.iter().flat_map(|outcome| &outcome.windows);
     let disturbed = windows.clone().filter(|window| window.is_disturbed).count();
     if disturbed > 0 {
@@ -163,6 +165,22 @@ pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome])
         );
     }
     text
+}
+
+/// How much went through each server beside the measured clients: one that streams less has it easier
+/// with them.
+fn streamed(baseline: &Server, baselines: &[&Report], outcomes: &[Outcome]) -> String {
+    let rate = |reports: &[&Report]| {
+        let rates = reports.iter().map(|report| report.beside as f64 / report.seconds);
+        median(rates).unwrap_or(0.0)
+    };
+    let of_outcome = |outcome: &Outcome| {
+        let reports: Vec<&Report> = outcome.windows.iter().map(|w| &w.server).collect();
+        format!("{} {:.0} MiB/s", outcome.server, rate(&reports))
+    };
+    let first = format!("{baseline} {:.0} MiB/s", rate(baselines));
+    let all: Vec<String> = std::iter::once(first).chain(outcomes.iter().map(of_outcome)).collect();
+    all.join(", ")
 }
 
 fn cells(

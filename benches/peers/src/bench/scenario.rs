@@ -72,8 +72,7 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
     },
     Scenario {
         name: "tcp16",
-        about: "16 TCP connections, 64 B, one request at a time each: `slow` and `streams` without \
-                their crowds",
+        about: "16 TCP connections, 64 B, one request at a time each: `slow` without its crowd",
         clients: 16,
         ..TCP
     },
@@ -126,8 +125,10 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
     },
     Scenario {
         name: "streams",
-        about: "16 quick TCP connections, 64 B, beside 3 that stream 1 MiB messages",
+        about: "8,000 requests/s over 16 TCP connections, 64 B, latency from when each was due, beside \
+                3 connections that stream 1 MiB messages from a process of their own",
         mode: Mode::StreamsBeside,
+        rate: 8_000,
         clients: 16,
         beside: 3,
         cost: Cost::None,
@@ -188,6 +189,11 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
 ];
 
 impl Scenario {
+    /// Whether the rate is given, and not found.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.mode, Mode::Open | Mode::StreamsBeside)
+    }
+
     /// How many connections stay open, and so keep whoever serves them.
     pub(super) fn connections(&self) -> usize {
         match (self.transport, self.mode) {

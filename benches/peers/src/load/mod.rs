@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   streams.rs     clients that stay connected: closed loops and fixed rates, side by side
+//!   beside.rs      streams beside the measured clients, in a process of their own
 //!   churn.rs       clients that connect, ask once and go
 //!   datagrams.rs   closed loops over UDP
 //!   hold.rs        clients that connect, ask once and stay idle
@@ -12,6 +13,7 @@
 //!
 //! It prints one line of JSON, a [`Report`], and ends.
 
+mod beside;
 mod churn;
 mod datagrams;
 mod hold;
@@ -45,7 +47,7 @@ pub enum Mode {
     Churn,
     /// `--conns` quick clients are measured beside `--beside` that send one byte now and then
     Slow,
-    /// `--conns` quick clients are measured beside `--beside` that stream messages of 1 MiB
+    /// as `open`, beside `--beside` clients that stream messages of 1 MiB
     StreamsBeside,
     /// connect, send, receive, then stay idle until stdin ends
     Hold,
@@ -71,7 +73,7 @@ pub struct LoadArgs {
     /// Messages under way per client
     #[arg(long, default_value_t = 1)]
     pub depth: usize,
-    /// Messages per second over all clients, for `open`
+    /// Messages per second over all clients, for `open` and `streams-beside`
     #[arg(long, default_value_t = 20_000)]
     pub rate: u64,
     /// Look for answers again and again instead of sleeping until they come: takes a whole CPU, and
@@ -87,6 +89,10 @@ pub struct LoadArgs {
     /// Instead of a window: exactly this many requests from start to end, in `--secs` at most
     #[arg(long)]
     pub requests: Option<u64>,
+    /// Instead of a window: from when every client has had its first answer, which a line on stdout
+    /// tells, until stdin, a pipe, ends; for streams
+    #[arg(long, conflicts_with_all = ["requests", "secs", "warmup"])]
+    pub until_eof: bool,
     /// Report the CPU time that this process uses in the window: the server
     #[arg(long, value_name = "PID")]
     pub watch: Option<u32>,
@@ -109,10 +115,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a trickling client sends its byte.
 const TRICKLE: Duration = Duration::from_millis(100);
 
-/// What a streaming client sends, and keeps under way.
-const STREAM_SIZE: usize = 1 << 20;
-const STREAM_DEPTH: usize = 2;
-
 /// Makes the load and prints what came of it.
 pub fn run(args: &LoadArgs) -> Result<()> {
     if args.conns == 0 || args.size == 0 || args.depth == 0 || args.rate == 0 {
@@ -122,10 +124,28 @@ pub fn run(args: &LoadArgs) -> Result<()> {
     if args.mode == Mode::Hold {
         return hold::run(args);
     }
-    let report = measure(args)?;
+    let report = match args.mode {
+        Mode::StreamsBeside => measure_beside_streams(args)?,
+        _ => measure(args)?,
+    };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(&report)?)?;
     Ok(())
+}
+
+/// The quick clients, while a process of its own makes the streams.
+fn measure_beside_streams(args: &LoadArgs) -> Result<Report> {
+    if args.beside == 0 {
+        return measure(args);
+    }
+    let streams = beside::Streams::start(args)?;
+    let quick = measure(args)?;
+    let streams = streams.end()?;
+    Ok(Report {
+        beside: (streams.rate * quick.seconds) as u64,
+        errors: quick.errors + streams.errors,
+        ..quick
+    })
 }
 
 fn measure(args: &LoadArgs) -> Result<Report> {
@@ -133,6 +153,8 @@ fn measure(args: &LoadArgs) -> Result<Report> {
 
     let quick =
         Group { clients: args.conns, size: args.size, pace: Pace::Closed { depth: args.depth } };
+    let open =
+        Group { pace: Pace::Every(Duration::from_secs(1).div_f64(args.rate as f64)), ..quick };
     let groups = match (args.to.transport(), args.mode) {
         (Transport::Udp, Mode::Echo) => return datagrams::run(args),
         (Transport::Udp, mode) => bail!("{mode:?} is for streams"),
@@ -140,24 +162,13 @@ fn measure(args: &LoadArgs) -> Result<Report> {
         (_, Mode::Churn) => return churn::run(args),
         (_, Mode::Echo) => vec![quick],
         (_, Mode::Lockstep) => vec![Group { pace: Pace::Together, ..quick }],
-        (_, Mode::Open) => vec![Group {
-            pace: Pace::Every(Duration::from_secs(1).div_f64(args.rate as f64)),
-            ..quick
-        }],
+        (_, Mode::Open | Mode::StreamsBeside) => vec![open],
         (_, Mode::Slow) => vec![
             quick,
             Group {
                 clients: args.beside,
                 size: 1,
                 pace: Pace::Every(TRICKLE / args.beside.max(1) as u32),
-            },
-        ],
-        (_, Mode::StreamsBeside) => vec![
-            quick,
-            Group {
-                clients: args.beside,
-                size: STREAM_SIZE,
-                pace: Pace::Closed { depth: STREAM_DEPTH },
             },
         ],
     };

@@ -1,6 +1,6 @@
 //! What is counted, and when: priming, warm-up, the measured window.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -15,7 +15,8 @@ use crate::sys;
 pub struct Report {
     /// Requests of the measured clients that were answered in the window.
     pub requests: u64,
-    /// Messages of all other clients that were answered in the window.
+    /// Messages of all other clients that were answered in the window; of streams, which have a
+    /// process of their own, as many as at their usual rate.
     pub beside: u64,
     /// Length of the window.
     pub seconds: f64,
@@ -27,7 +28,8 @@ pub struct Report {
     pub p99_us: f64,
     /// 99.9th percentile.
     pub p999_us: f64,
-    /// Share of the window in which the load generator was on the CPU. Near 1, it is the generator
+    /// Share of the window in which the load generator, that of the measured clients, was on the
+    /// CPU. Near 1, it is the generator
     /// that was measured.
     pub busy: f64,
     /// CPU time of the load generator in the window, in nanoseconds.
@@ -46,6 +48,9 @@ pub struct Report {
     /// Datagrams that were never answered.
     pub lost: u64,
 }
+
+/// With `--until-eof`, what is told when every client has had an answer.
+pub(super) const UNDER_WAY: &str = "under way";
 
 /// Where a run stands.
 enum Phase {
@@ -66,6 +71,8 @@ pub(super) struct Recorder {
     warmup: u64,
     /// With `--requests`: the number that may still be sent, and that may still be answered.
     quota: Option<Quota>,
+    /// With `--until-eof`: whoever started this wants to know when the window opens, and closes it.
+    is_held: bool,
     watched: Option<u32>,
     counts_switches: bool,
     opened: Snapshot,
@@ -86,6 +93,8 @@ struct Quota {
 struct Snapshot {
     at: u64,
     load_cpu: Duration,
+    /// Of the processes that make load beside this one.
+    beside_cpu: Duration,
     server_cpu: Duration,
     switches: Option<u64>,
     load_waited: Duration,
@@ -100,8 +109,9 @@ impl Recorder {
         let mut recorder = Self {
             began: Instant::now(),
             phase: Phase::Priming,
-            window: window.as_nanos() as u64,
+            window: if args.until_eof { u64::MAX } else { window.as_nanos() as u64 },
             warmup: warmup.as_nanos() as u64,
+            is_held: args.until_eof,
             quota: args.requests.map(|requests| Quota { unsent: requests, unanswered: requests }),
             watched: args.watch,
             counts_switches: args.switches,
@@ -178,8 +188,13 @@ impl Recorder {
     pub(super) fn error(&mut self) {
         self.errors += 1;
         if self.quota.is_some() {
-            self.phase = Phase::Measuring(0); // it can never be met: the run is over
+            self.end(); // it can never be met
         }
+    }
+
+    /// The run is over before its time.
+    pub(super) fn end(&mut self) {
+        self.phase = Phase::Measuring(0);
     }
 
     /// Datagrams that will not be answered any more.
@@ -215,7 +230,8 @@ impl Recorder {
                 .zip(self.opened.switches)
                 .map(|(closed, opened)| closed.saturating_sub(opened)),
             waited_ns: grown(|at| at.load_waited).max(grown(|at| at.server_waited)),
-            others_ns: grown(|at| at.machine).saturating_sub(load_cpu_ns + server_cpu_ns),
+            others_ns: grown(|at| at.machine)
+                .saturating_sub(load_cpu_ns + server_cpu_ns + grown(|at| at.beside_cpu)),
             errors: self.errors,
             lost: self.lost,
         }
@@ -224,7 +240,12 @@ impl Recorder {
     fn open(&mut self) -> io::Result<()> {
         let switches = self.switches()?; // first, as it takes longest
         self.opened = Snapshot { switches, ..self.snapshot()? };
-        self.phase = Phase::Measuring(self.opened.at + self.window);
+        self.phase = Phase::Measuring(self.opened.at.saturating_add(self.window));
+        if self.is_held {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{UNDER_WAY}")?;
+            out.flush()?;
+        }
         Ok(())
     }
 
@@ -247,10 +268,12 @@ impl Recorder {
             Some(pid) => clock(pid),
             None => Ok(Duration::ZERO),
         };
+        let beside = sys::children(std::process::id()).into_iter();
         Ok(Snapshot {
             server_cpu: of_server(sys::cpu_time)?,
             server_waited: of_server(sys::waiting_time)?,
             load_cpu: sys::own_cpu_time()?,
+            beside_cpu: beside.filter_map(|pid| sys::cpu_time(pid).ok()).sum(),
             load_waited: sys::waiting_time(std::process::id())?,
             machine: sys::busy_time()?,
             switches: None,

@@ -42,6 +42,9 @@ const BUFFER: usize = 256 << 10;
 
 const EVENTS: usize = 1024;
 
+/// No client has this number.
+const STDIN: u64 = u64::MAX;
+
 /// Runs all `groups` at once.
 pub(super) fn run(args: &LoadArgs, groups: &[Group]) -> Result<Report> {
     let mut engine = Engine::connect(args, groups)?;
@@ -105,6 +108,9 @@ impl<'a> Engine<'a> {
     fn connect(args: &LoadArgs, groups: &'a [Group]) -> Result<Self> {
         let recorder = Recorder::new(args)?;
         let epoll = Epoll::new()?;
+        if args.until_eof {
+            epoll.add(io::stdin(), STDIN).context("stdin is no pipe")?;
+        }
         let mut clients = Vec::new();
         let mut schedules = Vec::new();
         for (group, Group { clients: count, size, pace }) in groups.iter().enumerate() {
@@ -172,7 +178,10 @@ impl<'a> Engine<'a> {
             }
             self.epoll.wait_for(&mut events, self.until_next(now))?;
             for event in events.iter() {
-                self.turn(event)?;
+                match event.token {
+                    STDIN => self.recorder.end(), // nothing is ever written to it
+                    _ => self.turn(event)?,
+                }
             }
         }
     }

@@ -52,6 +52,15 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the calling thread, and whatever it starts from now on, run only when its CPU has nothing
+/// else to do: whoever wakes up there is let in at once.
+pub fn run_when_idle() -> io::Result<()> {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `none` outlives the call, which only reads it.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const none) })?;
+    Ok(())
+}
+
 /// Runs `prepare` in the child of `command`, between fork and exec.
 ///
 /// It must do nothing but system calls: in a copy of a process that has several threads, any lock

@@ -1,0 +1,72 @@
+//! The streams that run beside the measured clients, in a process of their own: the quick clients
+//! would otherwise wait for a generator that reads megabytes, and it is the server that they are to
+//! wait for.
+//!
+//! Where both share a CPU the streams have what is left: they run when nothing else wants to, so
+//! that the kernel lets the quick ones in as soon as their answer comes. That is nearly all of it,
+//! since the quick ones ask at a fixed rate; in closed loops they would leave nothing.
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::recorder::{Report, UNDER_WAY};
+use super::{LoadArgs, PATIENCE};
+use crate::sys;
+
+/// What a streaming client sends, and keeps under way.
+const SIZE: usize = 1 << 20;
+const DEPTH: usize = 2;
+
+/// Streaming clients in a process that ends when this does, or is dropped.
+pub(super) struct Streams {
+    process: Child,
+    told: BufReader<ChildStdout>,
+}
+
+impl Streams {
+    /// Starts `args.beside` of them, and waits until each has had an answer.
+    pub(super) fn start(args: &LoadArgs) -> Result<Self> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .args(["load", &args.to.to_string(), "--until-eof"])
+            .args(["--conns", &args.beside.to_string()])
+            .args(["--size", &SIZE.to_string(), "--depth", &DEPTH.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        sys::before_exec(&mut command, || {
+            sys::die_with_parent()?;
+            sys::run_when_idle()
+        });
+        let mut process = command.spawn().context("cannot start the streams")?;
+        let told = process.stdout.take().map(BufReader::new).context("no stdout")?;
+        let mut streams = Self { process, told };
+        let mut line = String::new();
+        if sys::wait_readable(streams.told.get_ref(), PATIENCE)? {
+            streams.told.read_line(&mut line)?;
+        }
+        if line.trim_end() != UNDER_WAY {
+            bail!("the streams were not all answered");
+        }
+        Ok(streams)
+    }
+
+    /// Ends them; what they did since all of them were under way.
+    pub(super) fn end(mut self) -> Result<Report> {
+        drop(self.process.stdin.take());
+        let mut report = String::new();
+        if sys::wait_readable(self.told.get_ref(), PATIENCE)? {
+            self.told.read_to_string(&mut report)?;
+        }
+        serde_json::from_str(&report).context("the streams have not told what they did")
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        let _ = self.process.kill(); // it may have ended
+        let _ = self.process.wait();
+    }
+}
