@@ -43,6 +43,10 @@ impl Server {
         Server { child, url: url.to_owned() }
     }
 
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn expect_right_answers_to(&self, load: &str) {
         let output = Command::new(PEERS)
             .args(["load", &self.url, "--secs", "0.1"])
@@ -118,6 +122,15 @@ fn may_echoes() {
 fn threads_echo() {
     serves_streams("std-threads", true);
     serves_datagrams("std-threads");
+}
+
+#[test]
+fn ours_echoes_lines() {
+    let server = Server::start("ours-lines", "tcp://127.0.0.1:0");
+    let gated = format!("--mode lockstep --conns 8 --gate --idle-stops 3 --watch {}", server.pid());
+    for load in ["--conns 8 --depth 16", "--mode churn --conns 8", &gated] {
+        server.expect_right_answers_to(&format!("{load} --lines"));
+    }
 }
 
 #[test]

@@ -88,6 +88,9 @@ impl Server {
             Kind::Foundation(foundation) if !foundation.supports(scenario.transport) => {
                 Some("it has no such transport")
             }
+            Kind::Foundation(Foundation::OursLines) if !scenario.sends_lines() => {
+                Some("it wants lines, and this load sends others")
+            }
             Kind::Python("forking") if scenario.transport == Transport::Unix => {
                 Some("Python has it since 3.12 only")
             }
@@ -154,7 +157,7 @@ impl fmt::Display for Server {
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Servers, each KIND or NAME=KIND: raw, mio, tokio-ct, tokio-mt, message-io, may, std-threads,
-    /// py-threading, py-forking, py-asyncio, ours, ours-MODE, ours-spin
+    /// py-threading, py-forking, py-asyncio, ours, ours-MODE, ours-spin, ours-lines
     #[arg(long, value_delimiter = ',', default_value = "mio,tokio-ct,message-io,ours")]
     servers: Vec<Server>,
     /// The `echo` example of socketserver; built from ../.. when not given

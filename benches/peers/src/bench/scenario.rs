@@ -202,6 +202,13 @@ impl Scenario {
         }
     }
 
+    /// Whether all that is sent are lines, for servers that want lines.
+    pub(super) fn sends_lines(&self) -> bool {
+        self.transport != Transport::Udp
+            && self.size <= TCP.size
+            && !matches!(self.mode, Mode::Slow | Mode::StreamsBeside)
+    }
+
     /// The arguments of the load generator.
     pub(super) fn arguments(&self) -> Vec<String> {
         let options = [
@@ -213,7 +220,9 @@ impl Scenario {
             ("--rate", self.rate.to_string()),
         ];
         let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        options.chain(self.spins.then(|| "--spin".to_owned())).collect()
+        let flags = [(self.spins, "--spin"), (self.sends_lines(), "--lines")];
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
+        options.chain(flags.map(|(_, flag)| flag.to_owned())).collect()
     }
 }
 

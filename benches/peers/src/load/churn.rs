@@ -24,7 +24,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<Report> {
         epoll: Epoll::new()?,
         clients: Vec::new(),
         sources: Sources::new(&args.to),
-        pattern: Pattern::new(),
+        pattern: args.pattern()?,
         buffer: vec![0; args.size + 1],
         recorder: Recorder::new(args)?,
         answered: 0,
@@ -109,7 +109,7 @@ impl Churn<'_> {
         }
         let socket = Socket::from_nonblocking(socket);
         self.epoll.add(&socket, place as u64)?;
-        let start = Pattern::start_of(place) + started;
+        let start = self.pattern.start_of(place, started);
         let client = self.clients[place].insert(Client {
             socket,
             started,

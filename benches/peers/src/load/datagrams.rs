@@ -188,7 +188,7 @@ impl<'a> Engine<'a> {
 fn compose(datagram: &mut [u8], number: u64, client: usize, pattern: &Pattern) {
     let (head, body) = datagram.split_at_mut(NUMBER);
     head.copy_from_slice(&number.to_le_bytes());
-    let position = position(number, client);
+    let position = position(number, client, pattern);
     body.copy_from_slice(pattern.slice(position..position + body.len() as u64));
 }
 
@@ -196,12 +196,13 @@ fn compose(datagram: &mut [u8], number: u64, client: usize, pattern: &Pattern) {
 fn verify(datagram: &[u8], size: usize, client: usize, pattern: &Pattern) -> Option<u64> {
     let (head, body) = datagram.split_first_chunk::<NUMBER>()?;
     let number = u64::from_le_bytes(*head);
-    let is_right = datagram.len() == size && pattern.matches(position(number, client), body);
+    let is_right =
+        datagram.len() == size && pattern.matches(position(number, client, pattern), body);
     is_right.then_some(number)
 }
 
-fn position(number: u64, client: usize) -> u64 {
-    Pattern::start_of(client).wrapping_add(number % (1 << 32))
+fn position(number: u64, client: usize, pattern: &Pattern) -> u64 {
+    pattern.start_of(client, number % (1 << 32))
 }
 
 fn is_full(error: &io::Error) -> bool {

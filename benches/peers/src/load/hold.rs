@@ -6,18 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::pattern::Pattern;
 use super::{LoadArgs, PATIENCE, streams};
 use crate::sys::{Socket, wait_readable};
 
 /// Connects all clients, prints `holding N`, waits for the end of stdin, and disconnects.
 pub(super) fn run(args: &LoadArgs) -> Result<()> {
-    let pattern = Pattern::new();
+    let pattern = args.pattern()?;
     let mut held = Vec::with_capacity(args.conns);
     for client in 0..args.conns {
         let mut socket =
             streams::connect(&args.to).with_context(|| format!("after {client} connections"))?;
-        let start = Pattern::start_of(client);
+        let start = pattern.start_of(client, 0);
         let message = pattern.slice(start..start + args.size as u64);
         socket.write_all(message)?;
         if receive(&mut socket, message.len())? != message {

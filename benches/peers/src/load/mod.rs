@@ -4,6 +4,7 @@
 //! ```text
 //!   streams.rs     clients that stay connected: closed loops and fixed rates, side by side
 //!   beside.rs      streams beside the measured clients, in a process of their own
+//!   gate.rs        keeps the server from looking while messages are sent
 //!   churn.rs       clients that connect, ask once and go
 //!   datagrams.rs   closed loops over UDP
 //!   hold.rs        clients that connect, ask once and stay idle
@@ -16,6 +17,7 @@
 mod beside;
 mod churn;
 mod datagrams;
+mod gate;
 mod hold;
 mod pattern;
 mod recorder;
@@ -29,6 +31,8 @@ use clap::{Args, ValueEnum};
 
 use crate::endpoint::{Endpoint, Transport};
 use crate::sys;
+
+use pattern::Pattern;
 
 pub use recorder::Report;
 
@@ -70,6 +74,9 @@ pub struct LoadArgs {
     /// Bytes of one message
     #[arg(long, default_value_t = 64)]
     pub size: usize,
+    /// Each message is a line, for servers that want lines
+    #[arg(long)]
+    pub lines: bool,
     /// Messages under way per client
     #[arg(long, default_value_t = 1)]
     pub depth: usize,
@@ -96,12 +103,24 @@ pub struct LoadArgs {
     /// Report the CPU time that this process uses in the window: the server
     #[arg(long, value_name = "PID")]
     pub watch: Option<u32>,
+    /// For `lockstep`: stop the watched process whenever all clients send, so that it finds all their
+    /// messages at once
+    #[arg(long, requires = "watch")]
+    pub gate: bool,
+    /// Before that, stop it so often with nothing sent: what that costs can then be subtracted
+    #[arg(long, value_name = "TIMES", default_value_t = 0, requires = "gate")]
+    pub idle_stops: u64,
     /// Report its context switches, too, which takes a while where it has many threads
     #[arg(long, requires = "watch")]
     pub switches: bool,
 }
 
 impl LoadArgs {
+    /// What to send.
+    fn pattern(&self) -> Result<Pattern> {
+        if self.lines { Pattern::lines(self.size) } else { Ok(Pattern::new()) }
+    }
+
     /// How long the load generator may sleep. Never long: the phases of the run are looked at
     /// between waits.
     fn longest_sleep(&self) -> Duration {

@@ -1,56 +1,93 @@
 //! The bytes on the wire: one long pseudo-random sequence, so that whatever is lost, doubled or
 //! exchanged is noticed.
 //!
-//! Sending is a slice of the sequence, verifying a comparison with one; neither copies.
+//! Sending is a slice of the sequence, verifying a comparison with one; neither copies. For servers
+//! that want lines each message can be one: it then ends in the only `\n` that it has.
 
 use std::ops::Range;
 
+use anyhow::{Result, bail};
+
 /// The sequence repeats after this many bytes: a prime, so that no message size hides a repetition.
+/// Lines do with the next lower multiple of their length.
 const PERIOD: usize = 65_521;
 
 /// The longest slice that can be asked for.
 pub(super) const LONGEST: usize = 256 << 10;
 
+/// So that there are some hundred different lines.
+const LONGEST_LINE: usize = 512;
+
 /// Neighbouring clients start this far from each other in the sequence.
 const STRIDE: u64 = 7_919;
 
 /// The sequence, long enough that a slice of [`LONGEST`] bytes may start anywhere in the period.
-pub(super) struct Pattern(Vec<u8>);
+pub(super) struct Pattern {
+    bytes: Vec<u8>,
+    period: usize,
+    /// Streams start at multiples of this: of the length of a line, if there are lines.
+    unit: u64,
+}
 
 impl Pattern {
+    /// Any bytes, and no message differs from another in kind.
     pub(super) fn new() -> Self {
-        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-        let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .take(PERIOD)
-        .collect();
-        while bytes.len() < PERIOD + LONGEST {
-            let more = PERIOD.min(PERIOD + LONGEST - bytes.len());
-            bytes.extend_from_within(..more);
-        }
-        Self(bytes)
+        Self::of(random_bytes(PERIOD), 1)
     }
 
-    /// Where the stream of the client with this number starts.
-    pub(super) fn start_of(client: usize) -> u64 {
-        client as u64 * STRIDE
+    /// Lines of `length` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where lines are so long that hardly any would fit into the sequence.
+    pub(super) fn lines(length: usize) -> Result<Self> {
+        if length > LONGEST_LINE {
+            bail!("a line has {LONGEST_LINE} bytes at most");
+        }
+        let mut bytes = random_bytes(PERIOD - PERIOD % length);
+        let is_end = |byte: &&mut u8| matches!(**byte, b'\n' | b'\r');
+        bytes.iter_mut().filter(is_end).for_each(|byte| *byte = b' ');
+        bytes.iter_mut().skip(length - 1).step_by(length).for_each(|byte| *byte = b'\n');
+        Ok(Self::of(bytes, length as u64))
+    }
+
+    fn of(mut bytes: Vec<u8>, unit: u64) -> Self {
+        let period = bytes.len();
+        while bytes.len() < period + LONGEST {
+            let more = period.min(period + LONGEST - bytes.len());
+            bytes.extend_from_within(..more);
+        }
+        Self { bytes, period, unit }
+    }
+
+    /// Where the stream of the client with this number starts; of many clients that have the same
+    /// number one after another, each is `later` than the one before.
+    pub(super) fn start_of(&self, client: usize, later: u64) -> u64 {
+        (client as u64 * STRIDE + later) * self.unit
     }
 
     /// The bytes at these positions of the endless sequence, or the first [`LONGEST`] of them.
     pub(super) fn slice(&self, positions: Range<u64>) -> &[u8] {
-        let start = (positions.start % PERIOD as u64) as usize;
+        let start = (positions.start % self.period as u64) as usize;
         let length = (positions.end - positions.start).min(LONGEST as u64) as usize;
-        &self.0[start..start + length]
+        &self.bytes[start..start + length]
     }
 
     /// Whether `bytes` are what stands at `position`.
     pub(super) fn matches(&self, position: u64, bytes: &[u8]) -> bool {
         self.slice(position..position + bytes.len() as u64) == bytes
     }
+}
+
+fn random_bytes(count: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let bytes = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    });
+    bytes.take(count).collect()
 }
 
 #[cfg(test)]
@@ -73,5 +110,15 @@ mod tests {
         let bytes = pattern.slice(100..164).to_vec();
         assert!(pattern.matches(100, &bytes));
         assert!(!pattern.matches(101, &bytes));
+    }
+
+    #[test]
+    fn a_line_ends_where_its_message_does_and_nowhere_else() {
+        let pattern = Pattern::lines(64).unwrap();
+        let start = pattern.start_of(3, 1_000_000_007);
+        for message in 0..2000 {
+            let line = pattern.slice(start + message * 64..start + (message + 1) * 64);
+            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(63));
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::gate::Gate;
 use super::pattern::{LONGEST, Pattern};
 use super::recorder::{Recorder, Report};
 use super::{LoadArgs, PATIENCE};
@@ -48,7 +49,8 @@ const STDIN: u64 = u64::MAX;
 /// Runs all `groups` at once.
 pub(super) fn run(args: &LoadArgs, groups: &[Group]) -> Result<Report> {
     let mut engine = Engine::connect(args, groups)?;
-    engine.start()?;
+    engine.stop_in_vain(args.idle_stops)?;
+    engine.start_all()?;
     engine.run()?;
     Ok(engine.recorder.report())
 }
@@ -98,6 +100,7 @@ struct Engine<'a> {
     buffer: Vec<u8>,
     recorder: Recorder,
     longest_sleep: Duration,
+    gate: Option<Gate>,
     /// How many clients have had an answer.
     primed: usize,
     /// How many messages of the measured clients are under way.
@@ -111,6 +114,7 @@ impl<'a> Engine<'a> {
         if args.until_eof {
             epoll.add(io::stdin(), STDIN).context("stdin is no pipe")?;
         }
+        let pattern = args.pattern()?;
         let mut clients = Vec::new();
         let mut schedules = Vec::new();
         for (group, Group { clients: count, size, pace }) in groups.iter().enumerate() {
@@ -118,7 +122,7 @@ impl<'a> Engine<'a> {
             for index in first..first + count {
                 let socket = connect(&args.to)?;
                 epoll.add(&socket, index as u64)?;
-                clients.push(Client::new(socket, group, index, *size));
+                clients.push(Client::new(socket, group, pattern.start_of(index, 0), *size));
             }
             if let Pace::Every(interval) = pace {
                 schedules.push(Schedule {
@@ -136,13 +140,34 @@ impl<'a> Engine<'a> {
             epoll,
             clients,
             schedules,
-            pattern: Pattern::new(),
+            pattern,
             buffer: vec![0; BUFFER],
             recorder,
             longest_sleep: args.longest_sleep(),
+            gate: args.watch.filter(|_| args.gate).map(Gate::new),
             primed: 0,
             unanswered: 0,
         })
+    }
+
+    /// Does nothing, as often, but stop and continue the server.
+    fn stop_in_vain(&self, times: u64) -> Result<()> {
+        if let Some(gate) = &self.gate {
+            for _ in 0..times {
+                gate.close()?;
+                gate.open()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All clients send, and the server cannot look meanwhile if there is a gate.
+    fn start_all(&mut self) -> Result<()> {
+        if let Some(gate) = &self.gate {
+            gate.close()?;
+        }
+        self.start()?;
+        self.gate.as_ref().map_or(Ok(()), Gate::open)
     }
 
     /// Every client sends its first messages: one where a schedule will send the others.
@@ -174,7 +199,7 @@ impl<'a> Engine<'a> {
             }
             self.send_what_is_due(now);
             if self.unanswered == 0 && matches!(self.groups[0].pace, Pace::Together) {
-                self.start()?;
+                self.start_all()?;
             }
             self.epoll.wait_for(&mut events, self.until_next(now))?;
             for event in events.iter() {
@@ -297,8 +322,7 @@ impl<'a> Engine<'a> {
 }
 
 impl Client {
-    fn new(socket: Socket, group: usize, index: usize, size: usize) -> Self {
-        let start = Pattern::start_of(index);
+    fn new(socket: Socket, group: usize, start: u64, size: usize) -> Self {
         Self {
             socket: Some(socket),
             group,

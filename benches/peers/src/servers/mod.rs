@@ -9,6 +9,7 @@
 //!   message-io   its own event loop on mio
 //!   may          stackful coroutines, one worker
 //!   std-threads  a thread per connection
+//!   ours-lines   socketserver, to which a message is a line
 //! ```
 //!
 //! Every server is written as its foundation's users would write it, on the sockets that
@@ -18,6 +19,7 @@ mod connection;
 mod may;
 mod message_io;
 mod mio;
+mod ours;
 mod raw;
 mod threads;
 mod tokio;
@@ -47,6 +49,8 @@ pub enum Foundation {
     May,
     /// a thread per connection
     StdThreads,
+    /// socketserver's reactor, to which a message is a line (TCP and Unix streams)
+    OursLines,
 }
 
 /// How to run one server.
@@ -82,13 +86,18 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         Foundation::MessageIo => message_io::serve(listen),
         Foundation::May => may::serve(listen, *buffer),
         Foundation::StdThreads => threads::serve(listen, *buffer),
+        Foundation::OursLines => ours::serve(listen),
     }
 }
 
 impl Foundation {
     /// Whether the foundation offers `transport` at all.
     pub fn supports(self, transport: Transport) -> bool {
-        self != Foundation::MessageIo || transport != Transport::Unix
+        match self {
+            Foundation::MessageIo => transport != Transport::Unix,
+            Foundation::OursLines => transport != Transport::Udp, // a datagram is a message already
+            _ => true,
+        }
     }
 }
 

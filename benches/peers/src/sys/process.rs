@@ -160,6 +160,17 @@ pub fn threads(pid: u32) -> io::Result<usize> {
     Ok(own + children.filter_map(|child| threads(child).ok()).sum::<usize>())
 }
 
+/// What the threads of the process `pid` do, each by the letter that `/proc` has for it.
+pub fn thread_states(pid: u32) -> io::Result<Vec<char>> {
+    let mut states = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may have ended since it was listed.
+        let stat = fs::read_to_string(thread?.path().join("stat")).unwrap_or_default();
+        states.extend(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()));
+    }
+    Ok(states)
+}
+
 /// How long all CPUs of this machine together have been busy, with whatever, in ticks of 10 ms.
 pub fn busy_time() -> io::Result<Duration> {
     const IDLE: [usize; 2] = [3, 4]; // idle, and waiting for a disk

@@ -1,0 +1,55 @@
+//! Keeps the server from looking while messages are sent, so that it finds all of them at once: how
+//! many events one wait reports is then no matter of who was faster.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::PATIENCE;
+use crate::sys;
+
+/// A process that is stopped and continued. It is left running whatever happens.
+///
+/// To be stopped interrupts the wait for events, which costs the server a turn without any. Whoever
+/// counts what a server does stops it as often in the run that is subtracted.
+pub(super) struct Gate {
+    pid: u32,
+}
+
+impl Gate {
+    pub(super) fn new(pid: u32) -> Self {
+        Self { pid }
+    }
+
+    /// Stops the server, once it has nothing left to do.
+    pub(super) fn close(&self) -> Result<()> {
+        self.await_state('S')?;
+        sys::signal(self.pid, libc::SIGSTOP)?;
+        self.await_state('T')
+    }
+
+    /// Lets it go on.
+    pub(super) fn open(&self) -> Result<()> {
+        Ok(sys::signal(self.pid, libc::SIGCONT)?)
+    }
+
+    /// Waits until every thread of the server is in this state: `S` sleeps, `T` is stopped.
+    fn await_state(&self, state: char) -> Result<()> {
+        const STEP: Duration = Duration::from_micros(20);
+        let deadline = Instant::now() + PATIENCE;
+        while sys::thread_states(self.pid)?.iter().any(|found| *found != state) {
+            if Instant::now() > deadline {
+                bail!("the server never comes to rest");
+            }
+            thread::sleep(STEP);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let _ = self.open(); // it may have ended
+    }
+}
