@@ -7,6 +7,7 @@
 //!   (nothing)     the same handler under all six modes, about two minutes
 //!   --full        everything, --smoke  a few seconds, --help  all options
 //!   allocations   allocations per message, counted
+//!   shutdown      how long shutdown() takes, in every mode
 //!   micro         framings, timers, hand-over and broadcast by themselves
 //! ```
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let (words, passed): (&[&str], _) = match first {
         Some("micro") => (&["bench", "--bench", "micro"], &arguments[1..]),
         Some("allocations") => (&["run", "--release", "--bin", "allocations"], &arguments[1..]),
+        Some("shutdown") => (&["run", "--release", "--bin", "shutdown"], &arguments[1..]),
         _ => (&["run", "--release", "--bin", "engines"], &arguments[..]),
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

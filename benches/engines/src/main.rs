@@ -10,6 +10,7 @@
 //!   plots.rs        SVG
 //!   serve.rs        the server that is measured
 //!   bin/allocations.rs  a program of its own, whose allocator counts
+//!   bin/shutdown.rs     another one, which stops servers
 //! ```
 //!
 //! The load generator, the statistics and the keeping of child processes are those of
