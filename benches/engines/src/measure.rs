@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use peers::bench::counts::{anonymous_kib, is_installed, sum_of_calls};
+use peers::bench::counts::{is_installed, sum_of_calls};
 use peers::bench::process::{IdleClients, Pin, Scratch, ServerProcess, Start, load};
 use peers::endpoint::Transport;
 use peers::load::Report;
-use peers::sys;
+use peers::sys::{self, anonymous_kib};
 use serde::Serialize;
 
 use crate::plan::{BLOCKING_WORKERS, Cell, Kind, POOL};
@@ -66,6 +66,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub(crate) struct Bench {
     itself: PathBuf,
     load_pin: Pin,
+    /// Workers of `offload`, instead of those that it has by default or where the handler blocks.
+    workers: Option<usize>,
     /// Where each side runs, in words.
     pub(crate) placement: String,
 }
@@ -73,7 +75,7 @@ pub(crate) struct Bench {
 impl Bench {
     /// With `pinned`, the load generator has the last CPU for itself, and every server all the
     /// others: the same for all modes.
-    pub(crate) fn new(pinned: bool) -> Result<Self> {
+    pub(crate) fn new(pinned: bool, workers: Option<usize>) -> Result<Self> {
         let cpus = sys::cpus()?;
         let (load_pin, placement) = match cpus.split_last() {
             Some((last, others)) if pinned && !others.is_empty() => {
@@ -86,7 +88,7 @@ impl Bench {
             }
             _ => (Pin(None), format!("server and load generator share {} CPUs", cpus.len())),
         };
-        Ok(Self { itself: env::current_exe()?, load_pin, placement })
+        Ok(Self { itself: env::current_exe()?, load_pin, workers, placement })
     }
 
     /// Measures.
@@ -104,7 +106,10 @@ impl Bench {
             words.extend(["serve", "--listen", url, "--mode", mode].map(Into::into));
             let workers = match (mode, cell.kind) {
                 ("pool", _) => Some(POOL),
-                ("offload", Kind::Blocking { .. }) => Some(BLOCKING_WORKERS),
+                ("offload", Kind::Blocking { .. }) => {
+                    Some(self.workers.unwrap_or(BLOCKING_WORKERS))
+                }
+                ("offload", _) => self.workers,
                 _ => None,
             };
             words.extend(workers.map(|workers| format!("--workers={workers}")));
@@ -127,6 +132,12 @@ impl Bench {
         load(&self.itself, server, &options, self.load_pin, limit)
     }
 
+    /// What the first requests of a server touch is no part of the memory that a connection takes.
+    fn touch(&self, server: &ServerProcess) -> Result<()> {
+        self.load(server, "--conns 1 --requests 100 --secs 10", PATIENCE)?;
+        Ok(())
+    }
+
     fn window(&self, cell: &Cell, mode: &str, seconds: f64) -> Result<Report> {
         let server = self.start(cell, mode, Vec::new())?;
         let how = match cell.kind {
@@ -139,11 +150,16 @@ impl Bench {
         let is_asked = cell.connections() <= MOST_ASKED
             && !(mode == "forking"
                 && (cell.kind == Kind::Churn || cell.transport == Transport::Udp));
+        let is_blocking = matches!(cell.kind, Kind::Blocking { .. });
+        if is_blocking {
+            self.touch(&server)?;
+        }
         let options = format!(
-            "{how} --conns {} --depth {} --secs {seconds} {}",
+            "{how} --conns {} --depth {} --secs {seconds} {} {}",
             cell.clients,
             cell.depth,
-            if is_asked { "--switches" } else { "" }
+            if is_asked { "--switches" } else { "" },
+            if is_blocking { "--memory" } else { "" }
         );
         let report = self.load(&server, &options, PATIENCE + Duration::from_secs_f64(seconds))?;
         server.stop()?;
@@ -152,8 +168,7 @@ impl Bench {
 
     fn idle(&self, cell: &Cell, mode: &str) -> Result<Sample> {
         let server = self.start(cell, mode, Vec::new())?;
-        // What the first requests of a server touch is no part of the price of a connection.
-        self.load(&server, "--conns 1 --requests 200 --secs 10", PATIENCE)?;
+        self.touch(&server)?;
         let before = anonymous_kib(server.pid())?;
         let clients = IdleClients::connect(&self.itself, &server, cell.clients)?;
         let after = anonymous_kib(server.pid())?;

@@ -25,6 +25,54 @@ pub(crate) enum Figure {
     LoadBusy,
 }
 
+impl Figure {
+    const ALL: [Figure; 10] = [
+        Figure::RequestsPerSecond,
+        Figure::P50Us,
+        Figure::P99Us,
+        Figure::P999Us,
+        Figure::ServerCpuUsPerRequest,
+        Figure::SwitchesPerRequest,
+        Figure::SystemCallsPerRequest,
+        Figure::KibPerConnection,
+        Figure::Threads,
+        Figure::LoadBusy,
+    ];
+
+    /// What one measurement says of it.
+    fn of(self, sample: &Sample, cell: &Cell) -> Option<f64> {
+        match (self, sample) {
+            (Figure::SystemCallsPerRequest, Sample::Calls(calls)) => Some(*calls),
+            (Figure::KibPerConnection, Sample::Idle { kib, .. }) => Some(*kib),
+            (Figure::Threads, Sample::Idle { threads, .. }) => Some(*threads as f64),
+            (_, Sample::Load(report)) => self.of_load(report, cell),
+            _ => None,
+        }
+    }
+
+    fn of_load(self, report: &Report, cell: &Cell) -> Option<f64> {
+        match self {
+            Figure::RequestsPerSecond => Some(report.rate),
+            Figure::P50Us => Some(report.p50_us),
+            Figure::P99Us => Some(report.p99_us),
+            Figure::P999Us => Some(report.p999_us),
+            Figure::ServerCpuUsPerRequest => {
+                Some(per_request(report, report.server_cpu_ns) / 1000.0)
+            }
+            // A crowd's bytes are no requests, and cost as much.
+            Figure::SwitchesPerRequest if matches!(cell.kind, Kind::Slow { .. }) => None,
+            Figure::SwitchesPerRequest => {
+                report.server_switches.map(|switches| per_request(report, switches))
+            }
+            Figure::KibPerConnection => {
+                report.server_grown_kib.map(|kib| kib as f64 / cell.clients as f64)
+            }
+            Figure::LoadBusy => Some(report.busy),
+            Figure::SystemCallsPerRequest | Figure::Threads => None,
+        }
+    }
+}
+
 /// Over this share of its CPU, the load generator is what was measured.
 const MOST_BUSY: f64 = 0.95;
 
@@ -55,66 +103,32 @@ impl Outcome {
     }
 
     /// Makes the figures of the samples.
-    pub(crate) fn conclude(&mut self, kind: Kind) {
-        let reports = |value: fn(&Report) -> f64| -> Vec<f64> {
-            let reports = self.samples.iter().filter_map(|sample| match sample {
-                Sample::Load(report) => Some(value(report)),
-                _ => None,
-            });
-            reports.collect()
-        };
-        let others = |value: fn(&Sample) -> Option<f64>| -> Vec<f64> {
-            self.samples.iter().filter_map(value).collect()
-        };
-        let found = [
-            (Figure::RequestsPerSecond, reports(|report| report.rate)),
-            (Figure::P50Us, reports(|report| report.p50_us)),
-            (Figure::P99Us, reports(|report| report.p99_us)),
-            (Figure::P999Us, reports(|report| report.p999_us)),
-            (Figure::LoadBusy, reports(|report| report.busy)),
-            (
-                Figure::ServerCpuUsPerRequest,
-                reports(|report| per_request(report, Some(report.server_cpu_ns)) / 1000.0),
-            ),
-            (
-                Figure::SwitchesPerRequest,
-                reports(|report| per_request(report, report.server_switches)),
-            ),
-            (
-                Figure::SystemCallsPerRequest,
-                others(|sample| match sample {
-                    Sample::Calls(calls) => Some(*calls),
-                    _ => None,
-                }),
-            ),
-            (
-                Figure::KibPerConnection,
-                others(|sample| match sample {
-                    Sample::Idle { kib, .. } => Some(*kib),
-                    _ => None,
-                }),
-            ),
-            (
-                Figure::Threads,
-                others(|sample| match sample {
-                    Sample::Idle { threads, .. } => Some(*threads as f64),
-                    _ => None,
-                }),
-            ),
-        ];
-        self.figures = found
+    pub(crate) fn conclude(&mut self, cell: &Cell) {
+        self.figures = Figure::ALL
             .into_iter()
-            .filter_map(|(figure, values)| Some((figure, estimate(&values)?)))
+            .filter_map(|figure| {
+                let values = self.samples.iter().filter_map(|sample| figure.of(sample, cell));
+                Some((figure, estimate(&values.collect::<Vec<_>>())?))
+            })
             .collect();
-        if let Kind::Slow { .. } = kind {
-            // The crowd's bytes are no requests, and cost as much.
-            self.figures.remove(&Figure::SwitchesPerRequest);
-        }
         let reports = self.samples.iter().filter_map(|sample| match sample {
             Sample::Load(report) => Some(report.errors + report.lost),
             _ => None,
         });
         self.errors = reports.sum();
+    }
+
+    /// This mode's figure over the other's, round by round.
+    pub(crate) fn ratio_to(
+        &self,
+        other: &Outcome,
+        figure: Figure,
+        cell: &Cell,
+    ) -> Option<Estimate> {
+        let rounds = self.samples.iter().zip(&other.samples);
+        let ratios = rounds
+            .filter_map(|(own, others)| Some(figure.of(own, cell)? / figure.of(others, cell)?));
+        estimate(&ratios.collect::<Vec<_>>())
     }
 
     pub(crate) fn median(&self, figure: Figure) -> Option<f64> {
@@ -128,7 +142,6 @@ impl Outcome {
 }
 
 /// Over all messages that were answered in the window.
-fn per_request(report: &Report, count: Option<u64>) -> f64 {
-    let requests = (report.requests + report.beside).max(1) as f64;
-    count.map_or(f64::NAN, |count| count as f64 / requests)
+fn per_request(report: &Report, count: u64) -> f64 {
+    count as f64 / (report.requests + report.beside).max(1) as f64
 }

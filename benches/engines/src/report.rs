@@ -7,7 +7,7 @@ use peers::bench::stats::Estimate;
 use peers::bench::table::Table;
 
 use crate::outcome::{Figure, Outcome, Row};
-use crate::plan::{Kind, POOL, thousands};
+use crate::plan::{BLOCKING_WORKERS, Kind, POOL, thousands};
 use crate::plots::Plot;
 use crate::run::Conditions;
 
@@ -42,7 +42,7 @@ const MATRICES: [Matrix; 7] = [
         with_spread: false,
     },
     Matrix {
-        title: "Memory per idle connection, KiB of user space",
+        title: "Memory per connection, KiB of user space",
         figure: Figure::KibPerConnection,
         with_spread: false,
     },
@@ -69,13 +69,20 @@ impl Notes {
     }
 }
 
-/// All of it for a terminal, and for whoever pastes it somewhere.
-pub(crate) fn markdown(conditions: &Conditions, rows: &[Row]) -> String {
+/// All of it for a terminal, and for whoever pastes it somewhere; load by load, if there are but a
+/// few of them.
+pub(crate) fn markdown(conditions: &Conditions, rows: &[Row], by_load: bool) -> String {
     let mut text = format!("# The same handler under all modes\n\n{}\n", about(conditions));
     let mut notes = Notes::default();
-    for matrix in &MATRICES {
-        if let Some(table) = table(matrix, rows, &mut notes) {
-            let _ = write!(text, "\n**{}**\n\n{table}", matrix.title);
+    if by_load {
+        for row in rows {
+            let _ = write!(text, "\n**{}**\n\n{}", row.name, by_mode(row, &mut notes));
+        }
+    } else {
+        for matrix in &MATRICES {
+            if let Some(table) = table(matrix, rows, &mut notes) {
+                let _ = write!(text, "\n**{}**\n\n{table}", matrix.title);
+            }
         }
     }
     let lines = notes.lines();
@@ -86,7 +93,7 @@ pub(crate) fn markdown(conditions: &Conditions, rows: &[Row]) -> String {
         });
     }
     text.push('\n');
-    for remark in remarks(rows) {
+    for remark in remarks(conditions, rows) {
         let _ = writeln!(text, "{remark}");
     }
     text
@@ -129,6 +136,35 @@ fn cell(matrix: &Matrix, row: &Row, outcome: &Outcome, notes: &mut Notes) -> Str
     text
 }
 
+/// All figures of one load: against modes, and of two modes their ratio, too.
+fn by_mode(row: &Row, notes: &mut Notes) -> Table {
+    let modes = row.outcomes.iter().map(|outcome| outcome.mode.to_owned());
+    let ratio = match &row.outcomes[..] {
+        [one, other] => Some((one, other)),
+        _ => None,
+    };
+    let head = std::iter::once(String::new()).chain(modes);
+    let mut table =
+        Table::new(head.chain(ratio.map(|(one, other)| format!("{} / {}", one.mode, other.mode))));
+    let told = |matrix: &&Matrix| {
+        row.outcomes.iter().any(|outcome| outcome.figures.contains_key(&matrix.figure))
+    };
+    for matrix in MATRICES.iter().filter(told) {
+        let cells = row.outcomes.iter().map(|outcome| cell(matrix, row, outcome, notes));
+        let cells = std::iter::once(matrix.title.to_owned()).chain(cells);
+        let ratio = ratio.map(|(one, other)| {
+            let ratio = one.ratio_to(other, matrix.figure, &row.cell);
+            ratio.map_or_else(|| "–".into(), interval)
+        });
+        table.row(cells.chain(ratio).collect::<Vec<_>>());
+    }
+    table
+}
+
+fn interval(Estimate { median, low, high }: Estimate) -> String {
+    if low == high { format!("{median:.2}") } else { format!("{median:.2} [{low:.2}..{high:.2}]") }
+}
+
 /// Half the width of the interval, in percent of the median.
 fn spread(estimate: &Estimate) -> f64 {
     50.0 * (estimate.high - estimate.low) / estimate.median.max(f64::MIN_POSITIVE)
@@ -158,12 +194,15 @@ fn about(conditions: &Conditions) -> String {
     )
 }
 
-fn remarks(rows: &[Row]) -> Vec<String> {
+fn remarks(conditions: &Conditions, rows: &[Row]) -> Vec<String> {
     let outcomes = || rows.iter().flat_map(|row| &row.outcomes);
+    let workers = match conditions.workers {
+        Some(workers) => format!("{workers} workers"),
+        None => format!("16 workers, and {BLOCKING_WORKERS} where the handler blocks"),
+    };
     let mut remarks = vec![format!(
         "±: half of the interval that holds the median with 95 % confidence (of three rounds, all \
-         of them). `pool` has {POOL} threads; `offload` 16 workers, and 64 where the handler \
-         blocks; all else is as it comes."
+         of them). `pool` has {POOL} threads; `offload` {workers}; all else is as it comes."
     )];
     let windows = || outcomes().flat_map(|outcome| &outcome.samples);
     let disturbed = windows().filter(|sample| sample.is_disturbed()).count();
@@ -190,7 +229,8 @@ fn remarks(rows: &[Row]) -> Vec<String> {
     }
     if has_counts(Figure::KibPerConnection) {
         remarks.push(
-            "Memory: growth of the anonymous memory (PSS, children included). The kernel takes \
+            "Memory: growth of the anonymous memory (PSS, children included), all clients being \
+             connected. The kernel takes \
              about 4 KiB more per TCP connection, and 16 KiB or more per thread."
                 .into(),
         );
@@ -232,7 +272,7 @@ pub(crate) fn html(conditions: &Conditions, rows: &[Row], plots: &[Plot], json: 
     }
     let items = notes.lines().into_iter().map(|line| format!("<li>{}</li>", escaped(&line)));
     let _ = writeln!(page, "<p>n/a:</p><ul>{}</ul>", items.collect::<String>());
-    for remark in remarks(rows) {
+    for remark in remarks(conditions, rows) {
         let _ = writeln!(page, "<p>{}</p>", escaped(&remark));
     }
     let _ = writeln!(page, "<h2>Every load by itself</h2>");
@@ -253,13 +293,14 @@ pub(crate) fn html(conditions: &Conditions, rows: &[Row], plots: &[Plot], json: 
 
 /// All figures of one load.
 fn details(row: &Row) -> Option<Table> {
-    const COLUMNS: [(&str, Figure); 7] = [
+    const COLUMNS: [(&str, Figure); 8] = [
         ("requests/s", Figure::RequestsPerSecond),
         ("p50 µs", Figure::P50Us),
         ("p99 µs", Figure::P99Us),
         ("p99.9 µs", Figure::P999Us),
         ("CPU µs/request", Figure::ServerCpuUsPerRequest),
         ("switches/request", Figure::SwitchesPerRequest),
+        ("KiB/connection", Figure::KibPerConnection),
         ("load busy", Figure::LoadBusy),
     ];
     if matches!(row.cell.kind, Kind::Idle | Kind::Calls) {

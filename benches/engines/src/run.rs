@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use peers::endpoint::Transport;
@@ -27,6 +27,13 @@ pub(crate) struct RunArgs {
     /// Only these modes
     #[arg(long, value_delimiter = ',', value_name = "MODES", value_parser = MODES)]
     modes: Vec<String>,
+    /// Only the loads whose names hold this text, such as "handler blocks"; may be given several
+    /// times
+    #[arg(long, value_name = "TEXT")]
+    load: Vec<String>,
+    /// Threads of `offload`, instead of 16, and 64 where the handler blocks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
     /// Rounds, instead of the setting's
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..1000))]
     rounds: Option<u32>,
@@ -55,6 +62,22 @@ impl RunArgs {
         MODES.into_iter().filter(is_wanted).collect()
     }
 
+    fn cells(&self) -> Result<Vec<Cell>> {
+        let mut cells = self.setting().cells();
+        let name = |cell: &Cell| cell.name().to_lowercase();
+        let is_wanted = |cell: &Cell| {
+            let mut texts = self.load.iter().map(|text| text.to_lowercase());
+            self.load.is_empty() || texts.any(|text| name(cell).contains(&text))
+        };
+        cells.retain(is_wanted);
+        if cells.is_empty() {
+            let all = self.setting().cells();
+            let names: Vec<String> = all.iter().map(Cell::name).collect();
+            bail!("no load is called that; there are\n  {}", names.join("\n  "));
+        }
+        Ok(cells)
+    }
+
     /// `target/engines` of the crate that is measured.
     fn out(&self) -> PathBuf {
         let target = || {
@@ -71,6 +94,8 @@ pub(crate) struct Conditions {
     pub(crate) setting: Setting,
     pub(crate) rounds: usize,
     pub(crate) seconds: f64,
+    /// Workers of `offload`, if not as usual.
+    pub(crate) workers: Option<u16>,
     pub(crate) placement: String,
     pub(crate) kernel: String,
     pub(crate) cpu: String,
@@ -86,17 +111,18 @@ pub(crate) fn run(args: &RunArgs, descriptors: u64) -> Result<()> {
     let out = args.out();
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
 
-    let bench = Bench::new(!args.share)?;
+    let bench = Bench::new(!args.share, args.workers.map(usize::from))?;
     let conditions = Conditions {
         setting,
         rounds,
         seconds,
+        workers: args.workers,
         placement: bench.placement.clone(),
         kernel: first_line("/proc/sys/kernel/osrelease"),
         cpu: cpu_model(),
     };
-    let mut rows: Vec<Row> = setting
-        .cells()
+    let mut rows: Vec<Row> = args
+        .cells()?
         .into_iter()
         .map(|cell| Row {
             name: cell.name(),
@@ -109,7 +135,7 @@ pub(crate) fn run(args: &RunArgs, descriptors: u64) -> Result<()> {
         .collect();
     measure(&bench, &mut rows, rounds, seconds);
 
-    let markdown = report::markdown(&conditions, &rows);
+    let markdown = report::markdown(&conditions, &rows, !args.load.is_empty());
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "{markdown}"); // a reader that has gone wants no more
     let write = |name: &str, text: &str| {
@@ -168,7 +194,7 @@ fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
                 bar.inc(price(cell));
             }
         }
-        outcomes.iter_mut().for_each(|outcome| outcome.conclude(cell.kind));
+        outcomes.iter_mut().for_each(|outcome| outcome.conclude(cell));
     }
     bar.finish_and_clear();
 }

@@ -1,11 +1,6 @@
-//! What the kernel and the tools that count have to say.
+//! What the tools that count have to say.
 
-use std::fs;
 use std::process::{Command, Stdio};
-
-use anyhow::{Context, Result};
-
-use crate::sys;
 
 /// Whether there is such a program.
 pub fn is_installed(tool: &str) -> bool {
@@ -36,23 +31,6 @@ pub fn sum_of_calls(summary: &str) -> u64 {
 pub fn total_of_profile(profile: &str) -> u64 {
     let totals = profile.lines().filter_map(|line| line.strip_prefix("totals: "));
     totals.filter_map(|total| total.trim().parse::<u64>().ok()).sum()
-}
-
-/// The anonymous memory of a process and its children, pages that they share counted once.
-pub fn anonymous_kib(pid: u32) -> Result<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .context("the kernel does not tell the memory of processes")?;
-    let own: u64 = rollup
-        .lines()
-        .filter_map(|line| {
-            let value = line.strip_prefix("Pss_Anon:").or(line.strip_prefix("Pss_Shmem:"))?;
-            value.trim().trim_end_matches(" kB").parse::<u64>().ok()
-        })
-        .sum();
-    let children = sys::children(pid).into_iter();
-    // A child that has just ended has no memory.
-    let children: u64 = children.filter_map(|child| anonymous_kib(child).ok()).sum();
-    Ok(own + children)
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use anyhow::Result;
 use clap::Args;
 
 use super::catalog::{Launcher, Server, ServerArgs};
-use super::counts::anonymous_kib;
 use super::process::{IdleClients, Pin, ServerProcess, Start, load};
 use super::progress;
 use super::table::Table;
 use crate::endpoint::Transport;
+use crate::sys::anonymous_kib;
 
 /// How many connections to hold.
 #[derive(Debug, Clone, Args)]

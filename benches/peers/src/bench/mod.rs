@@ -6,7 +6,7 @@
 //!   deterministic.rs  system calls and instructions per request                 (needs none)
 //!   memory.rs         what an idle connection costs
 //!   ───────────────
-//!   counts.rs         what the kernel, strace and callgrind have counted
+//!   counts.rs         what strace and callgrind have counted
 //!   catalog.rs        the servers by name, and how each is started
 //!   scenario.rs       the loads by name
 //!   process.rs        children: started, pinned, watched, always ended

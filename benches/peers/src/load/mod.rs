@@ -113,6 +113,9 @@ pub struct LoadArgs {
     /// Report its context switches, too, which takes a while where it has many threads
     #[arg(long, requires = "watch")]
     pub switches: bool,
+    /// Report how much memory it has gained by the end of the window, all clients being connected
+    #[arg(long, requires = "watch")]
+    pub memory: bool,
 }
 
 impl LoadArgs {

@@ -38,6 +38,9 @@ pub struct Report {
     pub server_cpu_ns: u64,
     /// Context switches of the watched process in the window, if asked for.
     pub server_switches: Option<u64>,
+    /// Growth of the anonymous memory of the watched process from before the first connection to the
+    /// end of the window, in KiB, if asked for.
+    pub server_grown_kib: Option<u64>,
     /// How long one of the two was ready to run in the window, but its CPU ran something else.
     pub waited_ns: u64,
     /// CPU time that everything else on this machine used in the window, in nanoseconds; exact to
@@ -75,6 +78,9 @@ pub(super) struct Recorder {
     is_held: bool,
     watched: Option<u32>,
     counts_switches: bool,
+    /// Before the first connection, if its growth is asked for.
+    memory_before: Option<u64>,
+    memory_grown: Option<u64>,
     opened: Snapshot,
     closed: Snapshot,
     latencies: Histogram<u64>,
@@ -115,6 +121,11 @@ impl Recorder {
             quota: args.requests.map(|requests| Quota { unsent: requests, unanswered: requests }),
             watched: args.watch,
             counts_switches: args.switches,
+            memory_before: match args.watch.filter(|_| args.memory) {
+                Some(pid) => Some(sys::anonymous_kib(pid)?),
+                None => None,
+            },
+            memory_grown: None,
             opened: Snapshot::default(),
             closed: Snapshot::default(),
             latencies: Histogram::new_with_max(60_000_000_000, 3)?,
@@ -229,6 +240,7 @@ impl Recorder {
                 .switches
                 .zip(self.opened.switches)
                 .map(|(closed, opened)| closed.saturating_sub(opened)),
+            server_grown_kib: self.memory_grown,
             waited_ns: grown(|at| at.load_waited).max(grown(|at| at.server_waited)),
             others_ns: grown(|at| at.machine)
                 .saturating_sub(load_cpu_ns + server_cpu_ns + grown(|at| at.beside_cpu)),
@@ -251,7 +263,10 @@ impl Recorder {
 
     fn close(&mut self) -> io::Result<()> {
         self.closed = self.snapshot()?;
-        self.closed.switches = self.switches()?; // last, as it takes longest
+        self.closed.switches = self.switches()?; // late, as it takes long
+        if let Some((before, pid)) = self.memory_before.zip(self.watched) {
+            self.memory_grown = Some(sys::anonymous_kib(pid)?.saturating_sub(before));
+        }
         self.phase = Phase::Over;
         Ok(())
     }

@@ -153,6 +153,22 @@ pub fn context_switches(pid: u32) -> io::Result<u64> {
     Ok(total + children.filter_map(|child| context_switches(child).ok()).sum::<u64>())
 }
 
+/// The anonymous memory of a process and its children in KiB, pages that they share counted once.
+pub fn anonymous_kib(pid: u32) -> io::Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let own: u64 = rollup
+        .lines()
+        .filter_map(|line| {
+            let value = line.strip_prefix("Pss_Anon:").or(line.strip_prefix("Pss_Shmem:"))?;
+            value.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        })
+        .sum();
+    let children = children(pid).into_iter();
+    // A child that has just ended has no memory.
+    let children: u64 = children.filter_map(|child| anonymous_kib(child).ok()).sum();
+    Ok(own + children)
+}
+
 /// How many threads the process `pid` and its children have.
 pub fn threads(pid: u32) -> io::Result<usize> {
     let own = fs::read_dir(format!("/proc/{pid}/task"))?.count();
