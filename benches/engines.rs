@@ -8,7 +8,7 @@
 //!   --full        everything, --smoke  a few seconds, --help  all options
 //!   allocations   allocations per message, counted
 //!   shutdown      how long shutdown() takes, in every mode
-//!   micro         framings, timers, hand-over and broadcast by themselves
+//!   micro         framings, timers, one among many, hand-over and broadcast by themselves
 //! ```
 
 use std::env;

@@ -1,11 +1,14 @@
-//! What single parts cost: telling messages apart, a message's way through the loop, a timer on it, a
-//! message from another thread, one message to many connections.
+//! What single parts cost: telling messages apart, putting them on the wire, a message's way through
+//! the loop, timers, one connection among many, a message from another thread, one message to many
+//! connections.
 //!
 //! All through the public API. What has a socket in it is mostly the kernel's time: compare the rows
 //! of a group, which differ in one thing alone.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use socketserver::{
     Context, Delimited, Endian, FixedSize, Framing, Handler, HandlerResult, LengthPrefixed, Lines,
-    Raw, Running, Sender, Server, Step, Width, broadcast,
+    Raw, Running, Sender, Server, Step, Width, broadcast, handler_fn,
 };
 
 fn main() {
@@ -30,6 +33,12 @@ fn line() -> [u8; SIZE] {
     let mut line = [b'x'; SIZE];
     line[SIZE - 1] = b'\n';
     line
+}
+
+fn delimited() -> [u8; SIZE] {
+    let mut message = [b'x'; SIZE];
+    message[SIZE - 2..].copy_from_slice(b"\r\n");
+    message
 }
 
 fn prefixed() -> [u8; SIZE] {
@@ -54,9 +63,7 @@ mod decode {
 
     #[divan::bench]
     fn delimited(bencher: Bencher<'_, '_>) {
-        let mut message = [b'x'; SIZE];
-        message[SIZE - 2..].copy_from_slice(b"\r\n");
-        run(bencher, Delimited::new(*b"\r\n"), message);
+        run(bencher, Delimited::new(*b"\r\n"), super::delimited());
     }
 
     #[divan::bench]
@@ -88,62 +95,272 @@ mod decode {
     }
 }
 
+/// One reactor with a handler of this kind, and streams to it that are connected already.
+struct Site {
+    clients: Vec<UnixStream>,
+    running: Running,
+}
+
+impl Site {
+    fn open<F, H>(connections: usize, framing: F, handler: fn() -> H) -> Self
+    where
+        F: Framing + Clone + Send + 'static,
+        H: Handler + 'static,
+    {
+        socketserver::raise_descriptor_limit().unwrap();
+        let mut server = Server::new().unwrap();
+        let service = Server::detached().unwrap().framing(framing);
+        let id = server.add(service.service(move |_peer| handler()).unwrap()).unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..connections {
+            let (client, served) = UnixStream::pair().unwrap();
+            server.hand_over(id, served).unwrap();
+            clients.push(client);
+        }
+        Site { clients, running: server.spawn().unwrap() }
+    }
+
+    fn close(self) {
+        drop(self.clients);
+        self.running.stop().unwrap();
+    }
+}
+
 /// 64 messages to the reactor and back over one Unix stream: the loop, the framing and a handler.
 mod round_trip {
     use super::*;
 
     #[divan::bench]
     fn raw(bencher: Bencher<'_, '_>) {
-        run(bencher, Raw, line(), false);
+        run(bencher, Raw, line());
     }
 
     #[divan::bench]
     fn lines(bencher: Bencher<'_, '_>) {
-        run(bencher, Lines::default(), line(), false);
+        run(bencher, Lines::default(), line());
+    }
+
+    #[divan::bench]
+    fn delimited(bencher: Bencher<'_, '_>) {
+        run(bencher, Delimited::new(*b"\r\n"), super::delimited());
     }
 
     #[divan::bench]
     fn length_prefixed(bencher: Bencher<'_, '_>) {
-        run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed(), false);
+        run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed());
     }
 
     #[divan::bench]
-    fn lines_and_a_timer_set_for_each(bencher: Bencher<'_, '_>) {
-        run(bencher, Lines::default(), line(), true);
+    fn fixed_size(bencher: Bencher<'_, '_>) {
+        run(bencher, FixedSize::new(SIZE), line());
     }
 
-    struct Echo {
-        sets_timer: bool,
-    }
+    struct Echo;
 
     impl Handler for Echo {
         fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-            if self.sets_timer {
-                cx.set_timeout(Duration::from_secs(60))?;
-            }
             cx.send(message)
         }
     }
 
-    fn run<F>(bencher: Bencher<'_, '_>, framing: F, message: [u8; SIZE], sets_timer: bool)
+    fn run<F>(bencher: Bencher<'_, '_>, framing: F, message: [u8; SIZE])
     where
         F: Framing + Clone + Send + 'static,
     {
-        let (client, served) = UnixStream::pair().unwrap();
-        let mut server = Server::new().unwrap();
-        let service = Server::detached().unwrap().framing(framing);
-        let service = service.service(move |_peer| Echo { sets_timer }).unwrap();
-        let id = server.add(service).unwrap();
-        server.hand_over(id, served).unwrap();
-        let running = server.spawn().unwrap();
+        let site = Site::open(1, framing, || Echo);
+        let mut client = &site.clients[0];
         let messages = message.repeat(PIPELINED);
         let mut answers = vec![0; messages.len()];
         bencher.counter(ItemsCount::new(PIPELINED)).bench_local(|| {
-            (&client).write_all(&messages).unwrap();
-            (&client).read_exact(&mut answers).unwrap();
+            client.write_all(&messages).unwrap();
+            client.read_exact(&mut answers).unwrap();
         });
-        drop(client);
+        site.close();
+    }
+}
+
+/// 64 messages of 64 bytes that a handler sends in answer to one: framing them, and one write.
+mod encode {
+    use super::*;
+
+    #[divan::bench]
+    fn raw(bencher: Bencher<'_, '_>) {
+        run(bencher, Raw, line());
+    }
+
+    #[divan::bench]
+    fn lines(bencher: Bencher<'_, '_>) {
+        run(bencher, Lines::default(), line());
+    }
+
+    #[divan::bench]
+    fn delimited(bencher: Bencher<'_, '_>) {
+        run(bencher, Delimited::new(*b"\r\n"), super::delimited());
+    }
+
+    #[divan::bench]
+    fn length_prefixed(bencher: Bencher<'_, '_>) {
+        run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed());
+    }
+
+    #[divan::bench]
+    fn fixed_size(bencher: Bencher<'_, '_>) {
+        run(bencher, FixedSize::new(SIZE), line());
+    }
+
+    /// What it sends is not what it got, which would be sent from where it was read.
+    struct Repeats;
+
+    impl Handler for Repeats {
+        fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+            let answer = [b'y'; SIZE];
+            for _ in 0..PIPELINED {
+                cx.send(&answer[..message.len()])?;
+            }
+            Ok(())
+        }
+    }
+
+    fn run<F>(bencher: Bencher<'_, '_>, framing: F, message: [u8; SIZE])
+    where
+        F: Framing + Clone + Send + 'static,
+    {
+        let site = Site::open(1, framing, || Repeats);
+        let mut client = &site.clients[0];
+        let mut answers = vec![0; SIZE * PIPELINED];
+        bencher.counter(ItemsCount::new(PIPELINED)).bench_local(|| {
+            client.write_all(&message).unwrap();
+            client.read_exact(&mut answers).unwrap();
+        });
+        site.close();
+    }
+}
+
+/// One message to each of so many connections, and back: without a timer, with one that is set, set
+/// anew, or set and taken back by each message, and answered only when its timer has run out.
+mod timers {
+    use super::*;
+
+    const CROWDS: [usize; 2] = [64, 4000];
+    const LATER: Duration = Duration::from_secs(60);
+
+    #[divan::bench(args = CROWDS)]
+    fn none(bencher: Bencher<'_, '_>, connections: usize) {
+        run(bencher, connections, || Clocked(|_| Ok(())));
+    }
+
+    #[divan::bench(args = CROWDS)]
+    fn set_anew(bencher: Bencher<'_, '_>, connections: usize) {
+        run(bencher, connections, || Clocked(|cx| Ok(cx.set_timeout(LATER)?)));
+    }
+
+    #[divan::bench(args = CROWDS)]
+    fn set_and_taken_back(bencher: Bencher<'_, '_>, connections: usize) {
+        run(bencher, connections, || {
+            Clocked(|cx| {
+                cx.set_timeout(LATER)?;
+                Ok(cx.set_timeout(None)?)
+            })
+        });
+    }
+
+    #[divan::bench(args = CROWDS)]
+    fn run_out_at_once(bencher: Bencher<'_, '_>, connections: usize) {
+        run(bencher, connections, || RunsOut);
+    }
+
+    /// Does something with its timer, and echoes.
+    struct Clocked(fn(&mut Context<'_>) -> HandlerResult);
+
+    impl Handler for Clocked {
+        fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+            self.0(cx)?;
+            cx.send(message)
+        }
+    }
+
+    /// Sets a timer, and answers when it has run out.
+    struct RunsOut;
+
+    impl Handler for RunsOut {
+        fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+            Ok(cx.set_timeout(Duration::ZERO)?)
+        }
+
+        fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+            cx.set_timeout(None)?; // or it would run out again
+            cx.send(&line())
+        }
+    }
+
+    fn run<H: Handler + 'static>(bencher: Bencher<'_, '_>, connections: usize, handler: fn() -> H) {
+        let site = Site::open(connections, Raw, handler);
+        let message = line();
+        let mut answer = [0; SIZE];
+        bencher.counter(ItemsCount::new(connections)).bench_local(|| {
+            for mut client in &site.clients {
+                client.write_all(&message).unwrap();
+            }
+            for mut client in &site.clients {
+                client.read_exact(&mut answer).unwrap();
+            }
+        });
+        site.close();
+    }
+}
+
+/// One message to the reactor and back, on one connection among so many that are idle.
+mod among {
+    use super::*;
+
+    #[divan::bench(args = crowds())]
+    fn idle_connections(bencher: Bencher<'_, '_>, count: usize) {
+        let echo = |_: &_| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
+        let running = Server::tcp("127.0.0.1:0").unwrap().serve(echo).unwrap().spawn().unwrap();
+        let crowd = Crowd::join(running.local_addr().to_string(), count);
+        let mut client = TcpStream::connect(running.local_addr().inet().unwrap()).unwrap();
+        client.set_nodelay(true).unwrap();
+        let message = line();
+        let mut answer = [0; SIZE];
+        bencher.bench_local(|| {
+            client.write_all(&message).unwrap();
+            client.read_exact(&mut answer).unwrap();
+        });
+        drop(crowd);
         running.stop().unwrap();
+    }
+
+    /// As many as a process may have descriptors for.
+    fn crowds() -> Vec<usize> {
+        const OTHERS: u64 = 100;
+        let limit = socketserver::raise_descriptor_limit().unwrap();
+        let all = [10, 1_000, 10_000].into_iter();
+        all.filter(|count| *count as u64 + OTHERS < limit).collect()
+    }
+
+    /// Idle clients, in a process of their own: it takes two descriptors to hold both ends.
+    struct Crowd(Child);
+
+    impl Crowd {
+        fn join(url: String, count: usize) -> Self {
+            let mut process = Command::new(env!("CARGO_BIN_EXE_engines"))
+                .args(["load", &url, "--mode", "hold", "--conns", &count.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut told = String::new();
+            BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut told).unwrap();
+            assert_eq!(told.trim_end(), format!("holding {count}"));
+            Crowd(process)
+        }
+    }
+
+    impl Drop for Crowd {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take()); // which ends it
+            self.0.wait().unwrap();
+        }
     }
 }
 
@@ -166,14 +383,15 @@ mod from_elsewhere {
         crowd.leave();
     }
 
-    /// 64 messages to one connection, posted while the loop may be awake already.
-    #[divan::bench]
-    fn send_64_to_one(bencher: Bencher<'_, '_>) {
+    /// So many messages to one connection: the first wakes the loop, the others are posted while it
+    /// may be awake already.
+    #[divan::bench(args = [1, 64])]
+    fn send_to_one(bencher: Bencher<'_, '_>, messages: usize) {
         let crowd = Crowd::gather(1);
         let message = line();
-        let mut received = [0; SIZE * PIPELINED];
-        bencher.counter(ItemsCount::new(PIPELINED)).bench_local(|| {
-            for _ in 0..PIPELINED {
+        let mut received = vec![0; SIZE * messages];
+        bencher.counter(ItemsCount::new(messages)).bench_local(|| {
+            for _ in 0..messages {
                 crowd.senders[0].send(&message).unwrap();
             }
             (&crowd.clients[0]).read_exact(&mut received).unwrap();

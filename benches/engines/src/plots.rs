@@ -15,6 +15,27 @@ pub(crate) struct Plot {
     pub(crate) svg: String,
 }
 
+/// How a mode is drawn. Where modes coincide, each is still to be seen beneath those after it.
+struct Style {
+    colour: RGBColor,
+    radius: i32,
+    width: u32,
+}
+
+const fn style(red: u8, green: u8, blue: u8, radius: i32, width: u32) -> Style {
+    Style { colour: RGBColor(red, green, blue), radius, width }
+}
+
+/// Told apart by those who see fewer colours, too.
+const STYLES: [Style; 6] = [
+    style(0, 114, 178, 12, 8),
+    style(230, 159, 0, 10, 4),
+    style(120, 120, 120, 9, 4),
+    style(213, 94, 0, 8, 7),
+    style(0, 158, 115, 6, 3),
+    style(204, 121, 167, 5, 4),
+];
+
 /// What a panel shows.
 #[derive(Clone, Copy)]
 struct Panel {
@@ -38,7 +59,7 @@ const PANELS: [Panel; 4] = [
         is_idle: false,
     },
     Panel {
-        title: "99th percentile of latency, µs",
+        title: "99 % of the answers came within",
         file: "p99.svg",
         figure: Figure::P99Us,
         is_idle: false,
@@ -51,29 +72,19 @@ const PANELS: [Panel; 4] = [
     },
 ];
 
-/// Told apart by those who see fewer colours, too.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(120, 120, 120),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-];
-
 /// A mode's points: connections, and the figure.
 type Line = (usize, Vec<(f64, f64)>);
 
 /// All beside each other, and each by itself.
 pub(crate) fn draw(rows: &[Row]) -> Result<Vec<Plot>> {
-    let together = picture((900, 640), (2, 2), &PANELS, rows)?;
+    let together = picture((1800, 1280), (2, 2), &PANELS, rows)?;
     let mut plots = vec![Plot {
         title: "Against the number of connections (TCP)",
         file: "engines.svg",
         svg: together,
     }];
     for panel in PANELS {
-        let svg = picture((720, 420), (1, 1), &[panel], rows)?;
+        let svg = picture((1440, 840), (1, 1), &[panel], rows)?;
         plots.push(Plot { title: panel.title, file: panel.file, svg });
     }
     Ok(plots)
@@ -86,16 +97,18 @@ fn picture(
     panels: &[Panel],
     rows: &[Row],
 ) -> Result<String> {
-    const LEGEND: u32 = 30;
+    const LEGEND: u32 = 60;
+    const DISTANCE: i32 = 210;
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE).map_err(refused)?;
         let (legend, charts) = root.split_vertically(LEGEND);
         for (index, mode) in MODES.iter().enumerate() {
-            let (x, y) = (60 + 105 * index as i32, LEGEND as i32 / 2);
-            let text = Text::new(*mode, (x + 10, y - 7), ("sans-serif", 14));
-            legend.draw(&Circle::new((x, y), 5, COLOURS[index].filled())).map_err(refused)?;
+            let (x, y) = (120 + DISTANCE * index as i32, LEGEND as i32 / 2);
+            let text = Text::new(*mode, (x + 20, y - 14), ("sans-serif", 30));
+            let colour = STYLES[index].colour;
+            legend.draw(&Circle::new((x, y), 10, colour.filled())).map_err(refused)?;
             legend.draw(&text).map_err(refused)?;
         }
         for (area, panel) in charts.split_evenly(grid).iter().zip(panels) {
@@ -139,15 +152,26 @@ fn draw_panel(
     let lowest = points().map(|(_, value)| *value).fold(f64::MAX, f64::min);
     let is_linear =
         matches!(panel.figure, Figure::RequestsPerSecond | Figure::ServerCpuUsPerRequest);
-    let bottom = if is_linear { 0.0 } else { 10_f64.powf(lowest.log10().floor()) };
-    let top = if is_linear { highest * 1.1 } else { 10_f64.powf(highest.log10().ceil()) };
+    let bottom = if is_linear { 0.0 } else { lowest / 1.5 };
+    let top = match is_linear {
+        true => highest * 1.1,
+        false => (highest * 1.5).max(bottom * 11.0), // there is a power of ten to be labelled
+    };
+    let mut counts: Vec<f64> = points().map(|(clients, _)| *clients).collect();
+    counts.sort_unstable_by(f64::total_cmp);
+    counts.dedup();
+    let label = match panel.figure {
+        Figure::P99Us => time,
+        _ => short,
+    };
     let mut builder = ChartBuilder::on(area);
     builder
-        .caption(panel.title, ("sans-serif", 15))
-        .margin(8)
-        .x_label_area_size(34)
-        .y_label_area_size(54);
-    let across = (1.0..(last * 1.2).max(2.0)).log_scale();
+        .caption(panel.title, ("sans-serif", 32))
+        .margin(16)
+        .x_label_area_size(72)
+        .y_label_area_size(112);
+    let first = counts[0];
+    let across = (first / 1.15..(last * 1.2).max(2.0)).log_scale().with_key_points(counts);
     // The two axes are of different types, so that the same is said twice.
     macro_rules! chart {
         ($up:expr) => {{
@@ -158,20 +182,17 @@ fn draw_panel(
                 .bold_line_style(RGBColor(225, 225, 225))
                 .x_desc("connections")
                 .x_label_formatter(&|count| short(*count))
-                .y_label_formatter(&|value| short(*value))
-                .x_labels(4)
+                .y_label_formatter(&|value| label(*value))
                 .y_labels(6)
-                .label_style(("sans-serif", 11))
+                .label_style(("sans-serif", 26))
                 .draw()
                 .map_err(refused)?;
             for (index, points) in lines {
-                let colour = COLOURS[*index];
-                chart
-                    .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))
-                    .map_err(refused)?;
-                chart
-                    .draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))
-                    .map_err(refused)?;
+                let Style { colour, radius, width } = &STYLES[*index];
+                let line = LineSeries::new(points.iter().copied(), colour.stroke_width(*width));
+                chart.draw_series(line).map_err(refused)?;
+                let circle = |point: &(f64, f64)| Circle::new(*point, *radius, colour.filled());
+                chart.draw_series(points.iter().map(circle)).map_err(refused)?;
             }
         }};
     }
@@ -192,6 +213,15 @@ fn short(number: f64) -> String {
     }
 }
 
+/// A time of so many microseconds as an axis has it.
+fn time(micros: f64) -> String {
+    match micros {
+        n if n >= 1e6 => format!("{} s", trimmed(n / 1e6)),
+        n if n >= 1e3 => format!("{} ms", trimmed(n / 1e3)),
+        n => format!("{} µs", trimmed(n)),
+    }
+}
+
 fn trimmed(number: f64) -> String {
     let text = format!("{number:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -203,7 +233,7 @@ fn refused<E: std::error::Error + Send + Sync>(error: E) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{short, time};
 
     #[test]
     fn axes_are_short() {
@@ -211,5 +241,7 @@ mod tests {
         assert_eq!(short(0.01), "0.01");
         assert_eq!(short(2_500_000.0), "2.5M");
         assert_eq!(short(100.0), "100");
+        assert_eq!(time(100.0), "100 µs");
+        assert_eq!(time(10_000.0), "10 ms");
     }
 }

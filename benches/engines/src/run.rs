@@ -18,7 +18,7 @@ use crate::{plots, report};
 /// What to measure.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Everything, with more rounds: about an hour
+    /// Everything, with more rounds: about 25 minutes
     #[arg(long, conflicts_with = "smoke")]
     full: bool,
     /// A few seconds, to see whether it works
