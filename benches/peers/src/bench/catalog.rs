@@ -29,6 +29,8 @@ pub(super) enum Kind {
     Foundation(Foundation),
     /// `python/echo.py`, with this argument.
     Python(&'static str),
+    /// `c/libuv_echo.c`.
+    Libuv,
     /// The example `echo` of socketserver, in this mode.
     Ours(&'static str),
     /// The same in mode `reactor`, which looks for events a moment before each sleep.
@@ -62,7 +64,7 @@ impl Server {
             Kind::Foundation(_) => false,
             Kind::Python(style) => style != "asyncio",
             Kind::Ours(mode) => !matches!(mode, "reactor" | "inline"),
-            Kind::OursSpinning => false,
+            Kind::Libuv | Kind::OursSpinning => false,
         }
     }
 
@@ -115,6 +117,8 @@ impl FromStr for Server {
             Kind::Foundation(foundation)
         } else if let Some(style) = kind.strip_prefix("py-") {
             Kind::Python(known(&PYTHON, style).ok_or_else(|| unknown(kind))?)
+        } else if kind == "libuv" {
+            Kind::Libuv
         } else if kind == "ours-spin" {
             Kind::OursSpinning
         } else if kind == "ours" {
@@ -141,7 +145,7 @@ fn unknown(kind: &str) -> anyhow::Error {
     let names: Vec<String> = foundations
         .map(name_of)
         .chain(PYTHON.iter().map(|style| format!("py-{style}")))
-        .chain(["ours".to_owned(), "ours-spin".to_owned()])
+        .chain(["libuv", "ours", "ours-spin"].map(str::to_owned))
         .chain(OURS.iter().map(|mode| format!("ours-{mode}")))
         .collect();
     anyhow!("no server {kind:?}; there are {}", names.join(", "))
@@ -157,7 +161,7 @@ impl fmt::Display for Server {
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Servers, each KIND or NAME=KIND: raw, mio, tokio-ct, tokio-mt, message-io, may, std-threads,
-    /// py-threading, py-forking, py-asyncio, ours, ours-MODE, ours-spin, ours-lines
+    /// libuv, py-threading, py-forking, py-asyncio, ours, ours-MODE, ours-spin, ours-lines
     #[arg(long, value_delimiter = ',', default_value = "mio,tokio-ct,message-io,ours")]
     servers: Vec<Server>,
     /// The `echo` example of socketserver; built from ../.. when not given
@@ -176,6 +180,7 @@ pub struct ServerArgs {
 pub(super) struct Launcher {
     itself: PathBuf,
     python: Option<PathBuf>,
+    libuv: Option<PathBuf>,
     ours: Option<PathBuf>,
     workers: Option<usize>,
     buffer: usize,
@@ -216,9 +221,12 @@ impl Launcher {
             true => find_python(),
             false => None,
         };
+        let is_wanted = is_asked_for(|kind| *kind == Kind::Libuv);
+        let libuv = is_wanted.then(build_libuv).flatten();
         let launcher = Self {
             itself: env::current_exe()?,
             python,
+            libuv,
             ours,
             workers: args.workers,
             buffer: args.buffer,
@@ -226,6 +234,9 @@ impl Launcher {
         servers.retain(|server| {
             let missing = match server.kind {
                 Kind::Python(_) if launcher.python.is_none() => "there is no python3",
+                Kind::Libuv if launcher.libuv.is_none() => {
+                    "it does not build: there is no cc, or no libuv with its headers"
+                }
                 kind if is_ours(&kind) && launcher.ours.is_none() => {
                     "the example `echo` of socketserver does not build"
                 }
@@ -245,6 +256,7 @@ impl Launcher {
         Ok(Self {
             itself: env::current_exe()?,
             python: None,
+            libuv: None,
             ours: None,
             workers: None,
             buffer: crate::servers::READ_BUFFER,
@@ -281,6 +293,10 @@ impl Launcher {
                 program(&self.python)?;
                 let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/echo.py");
                 arguments.extend([script, style, url].map(Into::into));
+            }
+            Kind::Libuv => {
+                program(&self.libuv)?;
+                arguments.extend([url.to_owned(), self.buffer.to_string()]);
             }
             Kind::OursSpinning => {
                 program(&self.ours)?;
@@ -320,6 +336,16 @@ fn build_ours() -> Option<PathBuf> {
         .filter_map(|message| message.ok()?.get("executable")?.as_str().map(PathBuf::from))
         .last();
     child.wait().ok()?.success().then_some(executable)?
+}
+
+/// Compiles the server on libuv, beside this program.
+fn build_libuv() -> Option<PathBuf> {
+    const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/c/libuv_echo.c");
+    let program = env::current_exe().ok()?.with_file_name("libuv_echo");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-o"]).arg(&program).args([SOURCE, "-luv"]);
+    let output = compiler.output().ok()?;
+    output.status.success().then_some(program)
 }
 
 /// The interpreter itself, behind any wrapper that only chooses one.
