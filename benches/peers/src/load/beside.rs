@@ -20,6 +20,10 @@ use crate::sys;
 const SIZE: usize = 1 << 20;
 const DEPTH: usize = 2;
 
+/// A kernel without preemption lets nobody in during a system call, so that these are short; with
+/// shorter ones still, the streams would be slower than the server.
+const CHUNK: usize = 128 << 10;
+
 /// Streaming clients in a process that ends when this does, or is dropped.
 pub(super) struct Streams {
     process: Child,
@@ -34,6 +38,7 @@ impl Streams {
             .args(["load", &args.to.to_string(), "--until-eof"])
             .args(["--conns", &args.beside.to_string()])
             .args(["--size", &SIZE.to_string(), "--depth", &DEPTH.to_string()])
+            .args(["--chunk", &CHUNK.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         sys::before_exec(&mut command, || {

@@ -32,7 +32,7 @@ use clap::{Args, ValueEnum};
 use crate::endpoint::{Endpoint, Transport};
 use crate::sys;
 
-use pattern::Pattern;
+use pattern::{LONGEST, Pattern};
 
 pub use recorder::Report;
 
@@ -83,6 +83,9 @@ pub struct LoadArgs {
     /// Messages per second over all clients, for `open` and `streams-beside`
     #[arg(long, default_value_t = 20_000)]
     pub rate: u64,
+    /// Bytes that one system call sends or receives at most
+    #[arg(long, value_name = "BYTES", default_value_t = LONGEST)]
+    pub chunk: usize,
     /// Look for answers again and again instead of sleeping until they come: takes a whole CPU, and
     /// the price of waking up out of the latency
     #[arg(long)]
@@ -141,6 +144,9 @@ const TRICKLE: Duration = Duration::from_millis(100);
 pub fn run(args: &LoadArgs) -> Result<()> {
     if args.conns == 0 || args.size == 0 || args.depth == 0 || args.rate == 0 {
         bail!("--conns, --size, --depth and --rate must not be 0");
+    }
+    if !(1..=LONGEST).contains(&args.chunk) {
+        bail!("--chunk must be within 1 and {LONGEST}"); // a read is compared with one slice
     }
     sys::precise_timers();
     if args.mode == Mode::Hold {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::gate::Gate;
-use super::pattern::{LONGEST, Pattern};
+use super::pattern::Pattern;
 use super::recorder::{Recorder, Report};
 use super::{LoadArgs, PATIENCE};
 use crate::endpoint::Endpoint;
@@ -37,9 +37,6 @@ pub(super) enum Pace {
 
 /// How often a client may fill the read buffer before others get their turn.
 const READS_PER_TURN: usize = 4;
-
-/// The read buffer, shared by all clients.
-const BUFFER: usize = 256 << 10;
 
 const EVENTS: usize = 1024;
 
@@ -97,6 +94,7 @@ struct Engine<'a> {
     clients: Vec<Client>,
     schedules: Vec<Schedule>,
     pattern: Pattern,
+    /// Shared by all clients; as long as what one system call may take.
     buffer: Vec<u8>,
     recorder: Recorder,
     longest_sleep: Duration,
@@ -141,7 +139,7 @@ impl<'a> Engine<'a> {
             clients,
             schedules,
             pattern,
-            buffer: vec![0; BUFFER],
+            buffer: vec![0; args.chunk],
             recorder,
             longest_sleep: args.longest_sleep(),
             gate: args.watch.filter(|_| args.gate).map(Gate::new),
@@ -304,7 +302,7 @@ impl<'a> Engine<'a> {
     }
 
     fn flush(&mut self, index: usize) {
-        if self.clients[index].flush(&self.pattern).is_err() {
+        if self.clients[index].flush(&self.pattern, self.buffer.len()).is_err() {
             self.fail(index);
         }
     }
@@ -335,13 +333,14 @@ impl Client {
         }
     }
 
-    /// Writes as much of what is queued as the socket takes.
-    fn flush(&mut self, pattern: &Pattern) -> io::Result<()> {
+    /// Writes as much of what is queued as the socket takes, `chunk` bytes at a time.
+    fn flush(&mut self, pattern: &Pattern, chunk: usize) -> io::Result<()> {
         let Some(socket) = &mut self.socket else {
             return Ok(());
         };
         while self.sent < self.queued {
-            match socket.write(pattern.slice(self.sent..self.queued)) {
+            let end = self.queued.min(self.sent + chunk as u64);
+            match socket.write(pattern.slice(self.sent..end)) {
                 Ok(written) => self.sent += written as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -377,5 +376,3 @@ impl Client {
         self.started.pop_front()
     }
 }
-
-const _: () = assert!(BUFFER <= LONGEST, "a read must be comparable with one slice");
