@@ -61,7 +61,7 @@ fn measure(launcher: &Launcher, server: &Server, connections: usize) -> Result<f
     })?;
     // What the first requests of a server touch is no part of the price of a connection.
     let first: Vec<String> =
-        ["--conns", "8", "--requests", "800", "--secs", "10"].map(Into::into).to_vec();
+        ["--lines", "--conns", "8", "--requests", "800", "--secs", "10"].map(Into::into).to_vec();
     load(launcher.load_generator(), &process, &first, Pin(None), Duration::from_secs(30))?;
     let before = anonymous_kib(process.pid())?;
     let clients = IdleClients::connect(launcher.load_generator(), &process, connections)?;

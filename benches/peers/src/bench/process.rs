@@ -193,11 +193,12 @@ pub fn load(
 pub struct IdleClients(Child);
 
 impl IdleClients {
-    /// Connects `count` of them, each of which has had one answer of 64 bytes when this returns.
+    /// Connects `count` of them, each of which has had one answer of 64 bytes, a line, when this
+    /// returns.
     pub fn connect(generator: &Path, server: &ServerProcess, count: usize) -> Result<Self> {
         let mut command = load_command(generator, server);
         command
-            .args(["--mode", "hold", "--conns", &count.to_string()])
+            .args(["--mode", "hold", "--lines", "--conns", &count.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut clients = Self(spawn(command, Pin(None))?);
