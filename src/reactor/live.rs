@@ -19,6 +19,9 @@ use crate::session::{Overtaken, Packet, READ_SIZE};
 use crate::sys::{Child, ChildProcess};
 use crate::token::Token;
 
+/// Who reads so much at once holds up those who wait beside it.
+const HEAVY_FROM: usize = 32 * 1024;
+
 /// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
 /// until an attempt shows that it no longer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +35,8 @@ impl Readiness {
     pub(crate) const ENDED: Readiness = Readiness(4);
     /// The peer takes no more output either.
     pub(crate) const GONE: Readiness = Readiness(8);
+    /// It moved much when it was last called: who moves little comes before it.
+    pub(crate) const HEAVY: Readiness = Readiness(16);
 
     #[inline]
     pub(crate) fn of(event: &mio::event::Event) -> Self {
@@ -175,6 +180,9 @@ impl Desk {
         self.tally.bytes_in += count as u64;
         if count < buffer && !self.readiness.has(Readiness::ENDED) {
             self.readiness.remove(Readiness::READABLE);
+        }
+        if count >= HEAVY_FROM {
+            self.readiness.add(Readiness::HEAVY);
         }
     }
 

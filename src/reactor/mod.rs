@@ -43,6 +43,10 @@ use timers::Timers;
 /// How many pieces of mail a turn takes.
 const MAIL_BUDGET: usize = 1024;
 
+/// How much those who could go on may read together, in bytes, before it is looked who else is
+/// ready.
+const LEFTOVER_BUDGET: u64 = 64 * 1024;
+
 /// How many events a turn takes from the poller.
 pub(crate) const EVENTS: usize = 1024;
 
@@ -177,6 +181,7 @@ impl<'a> Reactor<'a> {
         // Those that could have gone on after the last turn; who joins now comes in the next.
         let leftover = self.ready.len();
         self.serve_events();
+        let enough = self.turn.tally.bytes_in + LEFTOVER_BUDGET;
         for _ in 0..leftover {
             let Some(token) = self.ready.pop_front() else {
                 break;
@@ -184,6 +189,9 @@ impl<'a> Reactor<'a> {
             if let Some(entry) = entry_of(&mut self.slab, token) {
                 entry.listed = false;
                 self.call(token, |live, turn| live.ready(turn));
+            }
+            if self.turn.tally.bytes_in >= enough {
+                break;
             }
         }
         self.serve_mail();
@@ -312,10 +320,18 @@ impl<'a> Reactor<'a> {
         for event in &events {
             let token = Token::from(event.token());
             let readiness = Readiness::of(event);
-            let note = |entry: &mut Entry<'_>| {
+            let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                 entry.readiness.add(readiness);
                 // Who stands in the ready list is called from there.
-                !entry.listed
+                if entry.listed {
+                    return false;
+                }
+                let is_heavy = entry.readiness.has(Readiness::HEAVY);
+                if is_heavy {
+                    entry.listed = true;
+                    ready.push_back(token);
+                }
+                !is_heavy
             };
             self.visit(token, note, |live, turn| live.ready(turn));
         }
@@ -347,7 +363,7 @@ impl<'a> Reactor<'a> {
 
     /// Calls an entry, if it is still there, and does what follows from it.
     fn call(&mut self, token: Token, call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate) {
-        self.visit(token, |_| true, call);
+        self.visit(token, |_, _| true, call);
     }
 
     /// As [`call`](Self::call), if a first look at the entry says so.
@@ -355,13 +371,13 @@ impl<'a> Reactor<'a> {
     fn visit(
         &mut self,
         token: Token,
-        look: impl FnOnce(&mut Entry<'a>) -> bool,
+        look: impl FnOnce(&mut Entry<'a>, &mut VecDeque<Token>) -> bool,
         call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate,
     ) {
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
-        if !look(entry) {
+        if !look(entry, &mut self.ready) {
             return;
         }
         let turn = &mut self.turn;

@@ -200,6 +200,7 @@ impl<T: Talk> Connection<T> {
 
     #[inline(never)]
     fn run_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+        desk.readiness.remove(Readiness::HEAVY);
         desk.port.limit = self.marks.high();
         if self.linger.is_some() {
             return self.linger(buffer, desk);
