@@ -302,6 +302,45 @@ fn one_busy_client_does_not_keep_others_from_being_served() {
 }
 
 #[test]
+fn who_sends_little_is_served_before_who_sends_much() {
+    let gate = Arc::new(Barrier::new(2));
+    let waiting = gate.clone();
+    let (make, told) = tellers(move |told: &Told, _: &mut Context<'_>| {
+        if *told == Told::Message(b"hold".to_vec()) {
+            waiting.wait();
+            waiting.wait();
+        }
+        Ok(())
+    });
+    let server = start_server(Server::tcp(LOCAL).unwrap().serve(make).unwrap());
+    let mut holder = server.connect();
+    let mut transfers = [server.connect(), server.connect()];
+    let mut dialogue = server.connect();
+    for _ in 0..4 {
+        assert_eq!(expect_told(&told), Told::Open);
+    }
+    // Input gathers while the loop is held up.
+    let mut gather = |send: &mut dyn FnMut()| {
+        holder.send("hold");
+        gate.wait();
+        send();
+        gate.wait();
+        assert_eq!(expect_told(&told), Told::Message(b"hold".to_vec()));
+    };
+    gather(&mut || transfers.iter_mut().for_each(|each| _ = each.send([0; 40 << 10])));
+    for _ in 0..2 {
+        assert!(expect_told(&told) == Told::Message(vec![0; 40 << 10]), "in one read");
+    }
+    gather(&mut || {
+        transfers.iter_mut().for_each(|each| _ = each.send("much more"));
+        dialogue.send("little");
+    });
+    for expected in ["little", "much more", "much more"] {
+        assert_eq!(expect_told(&told), Told::Message(expected.into()));
+    }
+}
+
+#[test]
 fn a_thousand_idle_clients_cost_no_turn_of_the_loop() {
     raise_descriptor_limit();
     let server = start_echo();
