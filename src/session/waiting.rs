@@ -299,13 +299,14 @@ impl Alone<'_> {
             if self.is_overdue() {
                 return Ok(Input::Stopping);
             }
-            // What has arrived is answered, whether the server stops or not.
+            // Asked before it is looked: what has arrived before the stop is answered.
+            let is_stopping = self.is_stopping();
             match sys::receive_now(socket, buffer) {
                 Ok(count) => return Ok(Input::Bytes(count)),
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error),
             }
-            if self.is_stopping() && idle {
+            if is_stopping && idle {
                 return Ok(self.end_idle(knew));
             }
             match self.wait(Some((socket.as_fd(), Want::Read)), timeout)? {
@@ -313,6 +314,46 @@ impl Alone<'_> {
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// However late the stop is noticed.
+    #[test]
+    fn what_has_arrived_before_the_stop_is_answered() {
+        for noticed in 1..6 {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let socket = Socket::from(OwnedFd::from(ours));
+            let mut asked = 0;
+            let mut is_stopping = || {
+                asked += 1;
+                if asked == noticed {
+                    theirs.write_all(b"in time").unwrap();
+                }
+                asked >= noticed
+            };
+            let wakeup = Wakeup::new().unwrap();
+            wakeup.wake();
+            let mut alone = Alone {
+                wakeups: &[&wakeup],
+                asked: None,
+                is_stopping: &mut is_stopping,
+                drain: Duration::from_secs(20),
+                deadline: None,
+                overtaken: None,
+            };
+            let mut buffer = [0; 100];
+            let mut read = || alone.read(&socket, &mut buffer, None, true).unwrap();
+            assert!(matches!(read(), Input::Bytes(7)), "noticed when asked for the {noticed}. time");
+            assert!(matches!(read(), Input::Stopping));
         }
     }
 }
