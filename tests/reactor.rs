@@ -341,6 +341,42 @@ fn who_sends_little_is_served_before_who_sends_much() {
 }
 
 #[test]
+fn who_has_to_wait_for_others_does_not_time_out_meanwhile() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let gate = Arc::new(Barrier::new(2));
+    let waiting = gate.clone();
+    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
+        match told {
+            Told::Open => cx.set_timeout(TIMEOUT)?,
+            Told::Message(message) if message == b"hold" => {
+                cx.set_timeout(None)?;
+                waiting.wait();
+                waiting.wait();
+            }
+            Told::Message(_) => cx.send(b"heard")?,
+            Told::Timeout => cx.close(),
+            _ => {}
+        }
+        Ok(())
+    });
+    let server = start_server(Server::tcp(LOCAL).unwrap().serve(make).unwrap());
+    let (mut holder, mut transfer) = (server.connect(), server.connect());
+    holder.send("hold");
+    gate.wait();
+    transfer.send([0; 40 << 10]);
+    gate.wait();
+    transfer.expect_reply("heard");
+    holder.send("hold");
+    gate.wait();
+    transfer.send("in time");
+    // Its time passes while the loop is held up.
+    thread::sleep(TIMEOUT * 3 / 2);
+    gate.wait();
+    transfer.expect_reply("heard");
+    assert!(told.try_iter().all(|told| told != Told::Timeout));
+}
+
+#[test]
 fn a_thousand_idle_clients_cost_no_turn_of_the_loop() {
     raise_descriptor_limit();
     let server = start_echo();

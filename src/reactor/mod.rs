@@ -544,6 +544,14 @@ impl<'a> Reactor<'a> {
             return;
         };
         entry.armed = None;
+        if entry.listed {
+            // Its input may be there, and only has to wait for others: it is served before it is
+            // judged.
+            self.call(token, |live, turn| live.ready(turn));
+        }
+        let Some(entry) = entry_of(&mut self.slab, token) else {
+            return;
+        };
         let deadline = entry.live.deadline();
         if deadline.is_some_and(|deadline| deadline > now) {
             return self.timers.set(token, &mut entry.armed, deadline);

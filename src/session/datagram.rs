@@ -105,8 +105,16 @@ impl Answering {
                 Err(error) => return Err(error),
             };
             let now = Instant::now();
-            let deadline =
-                *deadline.get_or_insert_with(|| now + lock(&self.deaf).patience(&to.address, now));
+            let deadline = match deadline {
+                Some(deadline) => deadline,
+                None => {
+                    let patience = lock(&self.deaf).patience(&to.address, now);
+                    if patience.is_zero() {
+                        return Err(error);
+                    }
+                    *deadline.insert(now + patience)
+                }
+            };
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 let for_all = sys::is_send_buffer_full(&self.socket);

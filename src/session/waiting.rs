@@ -352,7 +352,10 @@ mod tests {
             };
             let mut buffer = [0; 100];
             let mut read = || alone.read(&socket, &mut buffer, None, true).unwrap();
-            assert!(matches!(read(), Input::Bytes(7)), "noticed when asked for the {noticed}. time");
+            assert!(
+                matches!(read(), Input::Bytes(7)),
+                "noticed when asked for the {noticed}. time"
+            );
             assert!(matches!(read(), Input::Stopping));
         }
     }
