@@ -174,14 +174,19 @@ fn a_nameless_unix_client_is_served_and_not_answered(mode: Mode) {
     assert_eq!(stop(server), "datagrams 21 truncated 0");
 }
 
+/// A client that does not read.
+fn fill_queue_of(deaf: &Datagrams) {
+    let path = deaf.path.as_ref().unwrap();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"noise", path).is_ok() {}
+}
+
 /// Its queue is full from its own doing, and stays so.
 fn a_deaf_unix_peer_is_its_own_trouble(mode: Mode) {
     let server = start(UNIX, mode, "default");
     let (deaf, client) = (server.datagrams(), server.datagrams());
-    let path = deaf.path.clone().unwrap();
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"noise", &path).is_ok() {}
+    fill_queue_of(&deaf);
     for _ in 0..5 {
         deaf.send("unheard");
     }
@@ -199,10 +204,7 @@ fn a_deaf_unix_peer_costs_one_wait(mode: Mode) {
     }
     let server = start(UNIX, mode, "default");
     let (deaf, client) = (server.datagrams(), server.datagrams());
-    let path = deaf.path.clone().unwrap();
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"noise", &path).is_ok() {}
+    fill_queue_of(&deaf);
     let start = Instant::now();
     for _ in 0..400 {
         deaf.send("unheard");
@@ -287,10 +289,8 @@ fn tests() -> Vec<Test> {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "--serve") {
-        serve(&arguments[1..]);
+    let Some(arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
-    }
+    };
     runner::run(tests(), arguments.into_iter()).0
 }

@@ -416,11 +416,9 @@ fn the_first_fork_of_a_process_with_threads_is_refused() {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "--serve") {
-        serve(&arguments[1..]);
+    let Some(arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
-    }
+    };
     let tests = tests![
         each_request_has_a_process_of_its_own,
         after_two_hundred_requests_no_child_is_left,

@@ -728,11 +728,9 @@ fn tests() -> Vec<Test> {
 }
 
 fn main() -> ExitCode {
-    let mut arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "--serve") {
-        serve(&arguments[1..]);
+    let Some(mut arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
-    }
+    };
     let wants_table = arguments.iter().any(|argument| argument == "table");
     arguments.retain(|argument| argument != "table");
     let (code, outcome) = runner::run(tests(), arguments.into_iter());

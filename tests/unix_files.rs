@@ -304,11 +304,9 @@ fn stop(mut server: Process, signal: i32) {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "--serve") {
-        serve(&arguments[1..]);
+    let Some(arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
-    }
+    };
     let tests = tests![
         a_stale_file_is_taken_over,
         the_file_of_a_server_that_lives_is_not,

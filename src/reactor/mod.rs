@@ -66,6 +66,16 @@ struct Entry<'a> {
     live: Box<dyn Live + 'a>,
 }
 
+impl Entry<'_> {
+    /// Puts it into the ready list, once.
+    #[inline]
+    fn line_up(&mut self, ready: &mut VecDeque<Token>) {
+        if !std::mem::replace(&mut self.listed, true) {
+            ready.push_back(self.token);
+        }
+    }
+}
+
 /// What a loop needs that outlives it.
 pub(crate) struct Ground<'a> {
     pub(crate) poll: &'a mut Poll,
@@ -136,7 +146,9 @@ impl<'a> Reactor<'a> {
         self.insert(token, token, descriptor, live);
         self.listeners.push(token);
         // Something may wait that brings no edge: a connection handed over.
-        self.list(token);
+        if let Some(entry) = entry_of(&mut self.slab, token) {
+            entry.line_up(&mut self.ready);
+        }
         Ok(())
     }
 
@@ -328,8 +340,7 @@ impl<'a> Reactor<'a> {
                 }
                 let is_heavy = entry.readiness.has(Readiness::HEAVY);
                 if is_heavy {
-                    entry.listed = true;
-                    ready.push_back(token);
+                    entry.line_up(ready);
                 }
                 !is_heavy
             };
@@ -387,11 +398,7 @@ impl<'a> Reactor<'a> {
         entry.readiness = turn.readiness;
         match fate {
             Fate::Wait => {}
-            Fate::Again => {
-                if !std::mem::replace(&mut entry.listed, true) {
-                    self.ready.push_back(token);
-                }
-            }
+            Fate::Again => entry.line_up(&mut self.ready),
             Fate::Done => {
                 entry.live.finish(turn);
                 entry.dead = true;
@@ -407,15 +414,6 @@ impl<'a> Reactor<'a> {
             }
             let parent = entry.parent;
             self.follow_up(parent);
-        }
-    }
-
-    /// Puts an entry into the ready list.
-    fn list(&mut self, token: Token) {
-        if let Some(entry) = entry_of(&mut self.slab, token)
-            && !std::mem::replace(&mut entry.listed, true)
-        {
-            self.ready.push_back(token);
         }
     }
 

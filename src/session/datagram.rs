@@ -125,3 +125,35 @@ impl Answering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::sys::Batch;
+
+    #[test]
+    fn only_a_wait_in_vain_is_remembered_and_not_each_reply_after_it() {
+        let directory = std::env::temp_dir().join(format!("deaf-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let server = UnixDatagram::bind(directory.join("server")).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let client = UnixDatagram::bind(directory.join("client")).unwrap();
+        client.send_to(b"hello", directory.join("server")).unwrap();
+        let socket = Arc::new(Socket::from(OwnedFd::from(server)));
+        let (mut batch, mut received) = (Batch::new(100), Vec::new());
+        batch.receive(&socket, 1, &mut received).unwrap();
+        let to = received.remove(0).from;
+        let (answering, mut tally) = (Answering::new(socket), Tally::default());
+        while tally.unsent == 0 {
+            answering.reply(&to, b"unread", &mut tally);
+        }
+        let remembered = format!("{:?}", answering.deaf);
+        answering.reply(&to, b"lost at once", &mut tally);
+        assert_eq!(tally.unsent, 2);
+        assert_eq!(format!("{:?}", answering.deaf), remembered);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

@@ -32,6 +32,16 @@ macro_rules! tests {
     };
 }
 
+/// The command line, unless it asks this program to be a server: then it has been one.
+pub fn arguments_unless_serving(serve: impl FnOnce(&[String])) -> Option<Vec<String>> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "--serve") {
+        serve(&arguments[1..]);
+        return None;
+    }
+    Some(arguments)
+}
+
 /// What the command line asks for.
 #[derive(Debug, Default)]
 struct Wanted {

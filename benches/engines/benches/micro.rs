@@ -47,34 +47,41 @@ fn prefixed() -> [u8; SIZE] {
     message
 }
 
+/// A benchmark per framing, each of which calls the `run` beside it.
+macro_rules! each_framing {
+    () => {
+        #[divan::bench]
+        fn raw(bencher: Bencher<'_, '_>) {
+            run(bencher, Raw, line());
+        }
+
+        #[divan::bench]
+        fn lines(bencher: Bencher<'_, '_>) {
+            run(bencher, Lines::default(), line());
+        }
+
+        #[divan::bench]
+        fn delimited(bencher: Bencher<'_, '_>) {
+            run(bencher, Delimited::new(*b"\r\n"), super::delimited());
+        }
+
+        #[divan::bench]
+        fn length_prefixed(bencher: Bencher<'_, '_>) {
+            run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed());
+        }
+
+        #[divan::bench]
+        fn fixed_size(bencher: Bencher<'_, '_>) {
+            run(bencher, FixedSize::new(SIZE), line());
+        }
+    };
+}
+
 /// 64 messages of 64 bytes in one buffer, told apart; to `Raw` they are one.
 mod decode {
     use super::*;
 
-    #[divan::bench]
-    fn raw(bencher: Bencher<'_, '_>) {
-        run(bencher, Raw, line());
-    }
-
-    #[divan::bench]
-    fn lines(bencher: Bencher<'_, '_>) {
-        run(bencher, Lines::default(), line());
-    }
-
-    #[divan::bench]
-    fn delimited(bencher: Bencher<'_, '_>) {
-        run(bencher, Delimited::new(*b"\r\n"), super::delimited());
-    }
-
-    #[divan::bench]
-    fn length_prefixed(bencher: Bencher<'_, '_>) {
-        run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed());
-    }
-
-    #[divan::bench]
-    fn fixed_size(bencher: Bencher<'_, '_>) {
-        run(bencher, FixedSize::new(SIZE), line());
-    }
+    each_framing!();
 
     fn run<F: Framing>(bencher: Bencher<'_, '_>, mut framing: F, message: [u8; SIZE]) {
         let buffer = message.repeat(PIPELINED);
@@ -130,30 +137,7 @@ impl Site {
 mod round_trip {
     use super::*;
 
-    #[divan::bench]
-    fn raw(bencher: Bencher<'_, '_>) {
-        run(bencher, Raw, line());
-    }
-
-    #[divan::bench]
-    fn lines(bencher: Bencher<'_, '_>) {
-        run(bencher, Lines::default(), line());
-    }
-
-    #[divan::bench]
-    fn delimited(bencher: Bencher<'_, '_>) {
-        run(bencher, Delimited::new(*b"\r\n"), super::delimited());
-    }
-
-    #[divan::bench]
-    fn length_prefixed(bencher: Bencher<'_, '_>) {
-        run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed());
-    }
-
-    #[divan::bench]
-    fn fixed_size(bencher: Bencher<'_, '_>) {
-        run(bencher, FixedSize::new(SIZE), line());
-    }
+    each_framing!();
 
     struct Echo;
 
@@ -183,30 +167,7 @@ mod round_trip {
 mod encode {
     use super::*;
 
-    #[divan::bench]
-    fn raw(bencher: Bencher<'_, '_>) {
-        run(bencher, Raw, line());
-    }
-
-    #[divan::bench]
-    fn lines(bencher: Bencher<'_, '_>) {
-        run(bencher, Lines::default(), line());
-    }
-
-    #[divan::bench]
-    fn delimited(bencher: Bencher<'_, '_>) {
-        run(bencher, Delimited::new(*b"\r\n"), super::delimited());
-    }
-
-    #[divan::bench]
-    fn length_prefixed(bencher: Bencher<'_, '_>) {
-        run(bencher, LengthPrefixed::new(Width::Two, Endian::Big), prefixed());
-    }
-
-    #[divan::bench]
-    fn fixed_size(bencher: Bencher<'_, '_>) {
-        run(bencher, FixedSize::new(SIZE), line());
-    }
+    each_framing!();
 
     /// What it sends is not what it got, which would be sent from where it was read.
     struct Repeats;

@@ -54,13 +54,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("engines: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    peers::ended("engines", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -15,9 +15,22 @@
 //!
 //! Linux only: it measures epoll, reads `/proc` and pins processes to CPUs.
 
+use std::process::ExitCode;
+
 pub mod bench;
 pub mod endpoint;
 pub mod load;
 #[cfg(feature = "foundations")]
 pub mod servers;
 pub mod sys;
+
+/// How a program ends: what went wrong, if anything did, is said on stderr.
+pub fn ended(program: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

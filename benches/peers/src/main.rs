@@ -38,13 +38,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("peers: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    peers::ended("peers", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -33,13 +33,7 @@ const WARM_UP: u32 = 1_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("allocations: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    peers::ended("allocations", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -55,13 +55,7 @@ enum Kind {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("shutdown: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    peers::ended("shutdown", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {
