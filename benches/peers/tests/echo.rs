@@ -31,11 +31,13 @@ struct Server {
 
 impl Server {
     fn start(foundation: &str, listen: &str) -> Self {
-        let mut child = Command::new(PEERS)
-            .args(["serve", foundation, "--listen", listen])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(PEERS);
+        command.args(["serve", foundation, "--listen", listen]);
+        Self::start_command(command)
+    }
+
+    fn start_command(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let stdout = child.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
@@ -126,7 +128,9 @@ fn threads_echo() {
 
 #[test]
 fn ours_echoes_lines() {
-    let server = Server::start("ours-lines", "tcp://127.0.0.1:0");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ours-lines"));
+    command.arg("tcp://127.0.0.1:0");
+    let server = Server::start_command(command);
     let gated = format!("--mode lockstep --conns 8 --gate --idle-stops 3 --watch {}", server.pid());
     for load in ["--conns 8 --depth 16", "--mode churn --conns 8", &gated] {
         server.expect_right_answers_to(&format!("{load} --lines"));

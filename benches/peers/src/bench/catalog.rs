@@ -35,6 +35,8 @@ pub(super) enum Kind {
     Ours(&'static str),
     /// The same in mode `reactor`, which looks for events a moment before each sleep.
     OursSpinning,
+    /// `src/bin/ours-lines.rs`.
+    OursLines,
 }
 
 const PYTHON: [&str; 3] = ["threading", "forking", "asyncio"];
@@ -64,7 +66,7 @@ impl Server {
             Kind::Foundation(_) => false,
             Kind::Python(style) => style != "asyncio",
             Kind::Ours(mode) => !matches!(mode, "reactor" | "inline"),
-            Kind::Libuv | Kind::OursSpinning => false,
+            Kind::Libuv | Kind::OursSpinning | Kind::OursLines => false,
         }
     }
 
@@ -90,7 +92,11 @@ impl Server {
             Kind::Foundation(foundation) if !foundation.supports(scenario.transport) => {
                 Some("it has no such transport")
             }
-            Kind::Foundation(Foundation::OursLines) if !scenario.sends_lines() => {
+            // A datagram is a message already.
+            Kind::OursLines if scenario.transport == Transport::Udp => {
+                Some("it has no such transport")
+            }
+            Kind::OursLines if !scenario.sends_lines() => {
                 Some("it wants lines, and this load sends others")
             }
             Kind::Python("forking") if scenario.transport == Transport::Unix => {
@@ -121,6 +127,8 @@ impl FromStr for Server {
             Kind::Libuv
         } else if kind == "ours-spin" {
             Kind::OursSpinning
+        } else if kind == "ours-lines" {
+            Kind::OursLines
         } else if kind == "ours" {
             Kind::Ours(OURS[0])
         } else if let Some(mode) = kind.strip_prefix("ours-") {
@@ -145,7 +153,7 @@ fn unknown(kind: &str) -> anyhow::Error {
     let names: Vec<String> = foundations
         .map(name_of)
         .chain(PYTHON.iter().map(|style| format!("py-{style}")))
-        .chain(["libuv", "ours", "ours-spin"].map(str::to_owned))
+        .chain(["libuv", "ours", "ours-spin", "ours-lines"].map(str::to_owned))
         .chain(OURS.iter().map(|mode| format!("ours-{mode}")))
         .collect();
     anyhow!("no server {kind:?}; there are {}", names.join(", "))
@@ -182,6 +190,7 @@ pub(super) struct Launcher {
     python: Option<PathBuf>,
     libuv: Option<PathBuf>,
     ours: Option<PathBuf>,
+    ours_lines: Option<PathBuf>,
     workers: Option<usize>,
     buffer: usize,
 }
@@ -190,6 +199,16 @@ impl Launcher {
     /// Finds what the servers need, and leaves out those that cannot be started here, saying so.
     pub(super) fn new(args: &ServerArgs) -> Result<(Self, Vec<Server>)> {
         Self::for_servers(args, args.servers.clone())
+    }
+
+    /// As [`Launcher::new`], for servers by their names; each of them must start.
+    pub(super) fn for_names(args: &ServerArgs, names: &[&str]) -> Result<(Self, Vec<Server>)> {
+        let wanted = names.iter().map(|name| name.parse()).collect::<Result<Vec<Server>>>()?;
+        let (launcher, servers) = Self::for_servers(args, wanted)?;
+        if servers.len() < names.len() {
+            bail!("not all of {} can be started here", names.join(", "));
+        }
+        Ok((launcher, servers))
     }
 
     /// As [`Launcher::new`], for a server that all others are compared with: one of theirs by its
@@ -214,9 +233,11 @@ impl Launcher {
         let is_asked_for = |wanted: fn(&Kind) -> bool| servers.iter().any(|s| wanted(&s.kind));
         let ours = match &args.ours {
             Some(path) => Some(path.clone()),
-            None if is_asked_for(is_ours) => build_ours(),
+            None if is_asked_for(is_ours) => build(SOCKETSERVER, &["--example", "echo"]),
             None => None,
         };
+        let is_wanted = is_asked_for(|kind| *kind == Kind::OursLines);
+        let ours_lines = is_wanted.then(|| build(PACKAGE, &["--bin", "ours-lines"])).flatten();
         let python = match is_asked_for(|kind| matches!(kind, Kind::Python(_))) {
             true => find_python(),
             false => None,
@@ -228,6 +249,7 @@ impl Launcher {
             python,
             libuv,
             ours,
+            ours_lines,
             workers: args.workers,
             buffer: args.buffer,
         };
@@ -240,6 +262,7 @@ impl Launcher {
                 kind if is_ours(&kind) && launcher.ours.is_none() => {
                     "the example `echo` of socketserver does not build"
                 }
+                Kind::OursLines if launcher.ours_lines.is_none() => "it does not build",
                 _ => return true,
             };
             progress(format_args!("{server} is left out: {missing}"));
@@ -258,6 +281,7 @@ impl Launcher {
             python: None,
             libuv: None,
             ours: None,
+            ours_lines: None,
             workers: None,
             buffer: crate::servers::READ_BUFFER,
         })
@@ -302,6 +326,10 @@ impl Launcher {
                 program(&self.ours)?;
                 arguments.extend(["--listen", url, "--spin", &SPIN.to_string()].map(Into::into));
             }
+            Kind::OursLines => {
+                program(&self.ours_lines)?;
+                arguments.push(url.to_owned());
+            }
             Kind::Ours(mode) => {
                 program(&self.ours)?;
                 arguments.extend(["--listen", url, "--mode", mode].map(Into::into));
@@ -319,14 +347,19 @@ impl Launcher {
     }
 }
 
-/// Builds the example that all our modes are run through, and finds where Cargo has put it.
-fn build_ours() -> Option<PathBuf> {
-    const CRATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    progress(format_args!("building the example `echo` of socketserver"));
+/// Where `socketserver` is, whose example `echo` all its modes are run through.
+const SOCKETSERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// Where this package is.
+const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Builds a program of the package in `directory`, and finds where Cargo has put it.
+fn build(directory: &str, target: &[&str]) -> Option<PathBuf> {
+    progress(format_args!("building {}", target.join(" ").trim_start_matches('-')));
     let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--example", "echo"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(CRATE)
+        .args(["build", "--release", "--message-format", "json-render-diagnostics"])
+        .args(target)
+        .current_dir(directory)
         .stdout(Stdio::piped())
         .spawn()
         .ok()?;
@@ -375,6 +408,8 @@ mod tests {
         }
         let server: Server = "ours-spin".parse().unwrap();
         assert_eq!(server.kind, Kind::OursSpinning);
+        let server: Server = "ours-lines".parse().unwrap();
+        assert_eq!(server.kind, Kind::OursLines);
         assert!("ours-nonsense".parse::<Server>().is_err());
     }
 }

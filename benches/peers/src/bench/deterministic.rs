@@ -2,7 +2,7 @@
 //! per request.
 //!
 //! Each is the difference of two runs that differ only in their number of requests, so that what
-//! starting and ending cost cancels out. Where instructions are counted the server is stopped while
+//! starting and ending cost cancels out. Where requests are counted the server is stopped while
 //! the clients send, as often in both runs: it always finds all their messages at once, however
 //! busy the machine is.
 
@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::bounds::{Check, Figure, bounded};
 use super::catalog::{Launcher, Server, ServerArgs};
 use super::counts::{is_installed, sum_of_calls, total_of_profile};
 use super::process::{Pin, Scratch, ServerProcess, Start, load};
@@ -31,6 +32,9 @@ pub struct DeterministicArgs {
     /// Leave out the instructions, which take longest
     #[arg(long)]
     no_instructions: bool,
+    /// Count what has a bound, and fail if a figure is over it
+    #[arg(long, conflicts_with_all = ["servers", "transport", "no_instructions"])]
+    check: bool,
 }
 
 /// What the baseline may cost at most per request: with more, it is no baseline.
@@ -54,7 +58,7 @@ const PER_REQUEST: Count = Count {
     mode: Mode::Lockstep,
     clients: 64,
     requests: [32 * 64, 256 * 64],
-    is_gated: false, // a tracer has its own way with processes that are stopped
+    is_gated: true,
 };
 
 const PER_CONNECTION: Count = Count {
@@ -78,6 +82,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Prints the table.
 pub fn run(args: &DeterministicArgs) -> Result<()> {
+    if args.check {
+        return check(args);
+    }
     let (launcher, servers) = Launcher::new(&args.servers)?;
     let over = |count: Count| Count {
         transport: args.transport,
@@ -122,6 +129,26 @@ pub fn run(args: &DeterministicArgs) -> Result<()> {
         PER_REQUEST.clients, PER_CONNECTION.clients, INSTRUCTIONS.clients
     );
     Ok(())
+}
+
+/// Counts the figures that have a bound, and fails if one is over it.
+fn check(args: &DeterministicArgs) -> Result<()> {
+    let figures =
+        [Figure::CallsPerRequest, Figure::CallsPerConnection, Figure::InstructionsPerRequest];
+    let (launcher, servers) = Launcher::for_names(&args.servers, &bounded(&figures))?;
+    let mut check = Check::new();
+    for server in &servers {
+        progress(format_args!("counting {server}"));
+        for figure in figures {
+            let counted = match figure {
+                Figure::CallsPerConnection => system_calls(&launcher, server, &PER_CONNECTION),
+                Figure::InstructionsPerRequest => instructions(&launcher, server, &INSTRUCTIONS),
+                _ => system_calls(&launcher, server, &PER_REQUEST),
+            };
+            check.add(&server.name, figure, counted?);
+        }
+    }
+    check.end()
 }
 
 /// Verifies that the baseline is one, as far as the tools for it are at hand, and prints what was

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use super::bounds::{Check, Figure, bounded};
 use super::catalog::{Launcher, Server, ServerArgs};
 use super::process::{IdleClients, Pin, ServerProcess, Start, load};
 use super::progress;
@@ -23,10 +24,16 @@ pub struct MemoryArgs {
     /// Idle connections
     #[arg(long, default_value_t = 5000)]
     conns: usize,
+    /// Measure what has a bound, and fail if it is over it
+    #[arg(long, conflicts_with_all = ["servers", "conns"])]
+    check: bool,
 }
 
 /// Prints the table.
 pub fn run(args: &MemoryArgs) -> Result<()> {
+    if args.check {
+        return check(args);
+    }
     let (launcher, servers) = Launcher::new(&args.servers)?;
     let mut table = Table::new(["server", "connections", "KiB / connection"]);
     for server in &servers {
@@ -49,6 +56,19 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
          The kernel's share is not in it."
     );
     Ok(())
+}
+
+/// Fails if an idle connection costs more than it may.
+fn check(args: &MemoryArgs) -> Result<()> {
+    let figure = Figure::BytesPerConnection;
+    let (launcher, servers) = Launcher::for_names(&args.servers, &bounded(&[figure]))?;
+    let mut check = Check::new();
+    for server in &servers {
+        progress(format_args!("{server}: {} idle connections", args.conns));
+        let kib = measure(&launcher, server, args.conns)?;
+        check.add(&server.name, figure, Some(kib * 1024.0));
+    }
+    check.end()
 }
 
 fn measure(launcher: &Launcher, server: &Server, connections: usize) -> Result<f64> {

@@ -5,6 +5,7 @@
 //!   outcome.rs        what came of it, as a table
 //!   deterministic.rs  system calls and instructions per request                 (needs none)
 //!   memory.rs         what an idle connection costs
+//!   bounds.rs         what the figures of the last two may be at most
 //!   ───────────────
 //!   counts.rs         what strace and callgrind have counted
 //!   catalog.rs        the servers by name, and how each is started
@@ -15,6 +16,8 @@
 //!   telling.rs        what is said on the way
 //! ```
 
+#[cfg(feature = "foundations")]
+mod bounds;
 #[cfg(feature = "foundations")]
 mod catalog;
 #[cfg(feature = "foundations")]

@@ -24,9 +24,9 @@ impl Gate {
 
     /// Stops the server, once it has nothing left to do.
     pub(super) fn close(&self) -> Result<()> {
-        self.await_state('S')?;
+        self.await_state(&['S'])?;
         sys::signal(self.pid, libc::SIGSTOP)?;
-        self.await_state('T')
+        self.await_state(&['T', 't'])
     }
 
     /// Lets it go on.
@@ -34,11 +34,12 @@ impl Gate {
         Ok(sys::signal(self.pid, libc::SIGCONT)?)
     }
 
-    /// Waits until every thread of the server is in this state: `S` sleeps, `T` is stopped.
-    fn await_state(&self, state: char) -> Result<()> {
+    /// Waits until every thread of the server is in one of these states: `S` sleeps, `T` is stopped,
+    /// and `t` as well, by a tracer that has been told of the signal.
+    fn await_state(&self, states: &[char]) -> Result<()> {
         const STEP: Duration = Duration::from_micros(20);
         let deadline = Instant::now() + PATIENCE;
-        while sys::thread_states(self.pid)?.iter().any(|found| *found != state) {
+        while sys::thread_states(self.pid)?.iter().any(|found| !states.contains(found)) {
             if Instant::now() > deadline {
                 bail!("the server never comes to rest");
             }

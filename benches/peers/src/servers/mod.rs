@@ -9,7 +9,6 @@
 //!   message-io   its own event loop on mio
 //!   may          stackful coroutines, one worker
 //!   std-threads  a thread per connection
-//!   ours-lines   socketserver, to which a message is a line
 //! ```
 //!
 //! Every server is written as its foundation's users would write it, on the sockets that
@@ -19,7 +18,6 @@ mod connection;
 mod may;
 mod message_io;
 mod mio;
-mod ours;
 mod raw;
 mod threads;
 mod tokio;
@@ -49,8 +47,6 @@ pub enum Foundation {
     May,
     /// a thread per connection
     StdThreads,
-    /// socketserver's reactor, to which a message is a line (TCP and Unix streams)
-    OursLines,
 }
 
 /// How to run one server.
@@ -86,7 +82,6 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         Foundation::MessageIo => message_io::serve(listen),
         Foundation::May => may::serve(listen, *buffer),
         Foundation::StdThreads => threads::serve(listen, *buffer),
-        Foundation::OursLines => ours::serve(listen),
     }
 }
 
@@ -95,7 +90,6 @@ impl Foundation {
     pub fn supports(self, transport: Transport) -> bool {
         match self {
             Foundation::MessageIo => transport != Transport::Unix,
-            Foundation::OursLines => transport != Transport::Udp, // a datagram is a message already
             _ => true,
         }
     }
