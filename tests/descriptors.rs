@@ -4,12 +4,13 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use socketserver::{Offload, Peer, Server, handler_fn};
+use socketserver::{Mode, Peer, Server, handler_fn};
 use support::*;
 
 /// Set where this program is to be a server.
@@ -86,11 +87,13 @@ fn be_a_server() {
             _ => cx.send(message),
         })
     };
-    let mut server = match role.as_str() {
-        "offload" => builder.dispatch(Offload::new(4)).serve(make),
-        _ => builder.serve(make),
+    let (mode, root) = role.split_once(' ').unwrap_or((&role, "/"));
+    let mode = mode.parse::<Mode>().unwrap().workers(4);
+    let mut server = builder.dispatch(mode).serve(make).unwrap();
+    if root != "/" {
+        std::os::unix::fs::chroot(root).unwrap();
+        std::env::set_current_dir("/").unwrap();
     }
-    .unwrap();
     let mut told = std::io::stdout().lock();
     use std::io::Write as _;
     writeln!(told, "listening on {}", server.local_addr().inet().unwrap()).unwrap();
@@ -118,6 +121,64 @@ fn a_server_without_descriptors_neither_dies_nor_spins_and_serves_again() {
         wait_until("the descriptors are free again", || server.descriptors() < 20);
         server.expect_alive();
     }
+}
+
+/// Whether the server answers, rather than close the connection.
+fn is_answered(client: &mut Client) -> bool {
+    matches!(client.send("x").stream.read(&mut [0]), Ok(1))
+}
+
+/// Connects until the server has no descriptor left; those that it serves.
+fn use_up_the_descriptors(server: &Process) -> Vec<Client> {
+    let mut served = Vec::new();
+    loop {
+        let mut client = connect(server.address);
+        if !is_answered(&mut client) {
+            return served;
+        }
+        served.push(client);
+    }
+}
+
+/// A listener without descriptors turns clients away, and pauses after that for longer each time, up
+/// to a second. Clients that come meanwhile wait.
+#[test]
+#[cfg(target_os = "linux")]
+fn clients_that_wait_for_a_descriptor_are_served_with_those_that_become_free() {
+    for role in ["reactor", "offload", "threading"] {
+        let server = start_process(role, 40);
+        let mut served = use_up_the_descriptors(&server);
+        let succeeded = (0..10).any(|_| {
+            for _ in 0..7 {
+                connect(server.address).expect_gone();
+            }
+            let waiting = [(); 3].map(|()| connect(server.address));
+            waiting.into_iter().all(|mut client| {
+                drop(served.remove(0));
+                let is_served = is_answered(&mut client);
+                served.push(client);
+                is_served
+            })
+        });
+        assert!(succeeded, "under {role}: each of three has the descriptor of one that went");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_server_without_descriptors_turns_clients_away_after_chroot_too() {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return; // chroot(2) takes a privilege.
+    }
+    let root = std::env::temp_dir().join(format!("sock-root-{}", std::process::id()));
+    fs::create_dir_all(&root).unwrap();
+    let server = start_process(&format!("reactor {}", root.display()), 40);
+    let served = use_up_the_descriptors(&server);
+    for _ in 0..4 {
+        connect(server.address).expect_gone();
+    }
+    drop((served, server));
+    fs::remove_dir(&root).unwrap();
 }
 
 /// Comes, and goes by a reset in one of the states that a connection can be in.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::live::{Backing, Fate, Gate, Live, Readiness, Taker, Turn, reserve_descriptor};
+use super::live::{Backing, Fate, Gate, Live, Readiness, Taker, Turn};
 use crate::address::{Address, Peer};
 use crate::sys;
 use crate::transport::peer_of;
@@ -17,6 +17,9 @@ const ACCEPT_BUDGET: usize = 64;
 
 /// How many clients are turned away each time that descriptors have run out.
 const SHED_BUDGET: usize = 16;
+
+/// How many accepts fail in a row, for reasons that should pass, before the listener pauses.
+const FAILURE_BUDGET: usize = 64;
 
 /// How long a listener waits when descriptors or memory have run out: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -43,6 +46,8 @@ pub(crate) struct Listener<'a> {
     /// Nothing is accepted until then, and then for twice as long if it fails again.
     paused_until: Option<Instant>,
     pause: Duration,
+    /// How many accepts have failed in a row.
+    failures: usize,
     trouble: Trouble,
     /// It can accept no more, or never could.
     closed: bool,
@@ -90,13 +95,16 @@ impl<'a> Listener<'a> {
             gate,
             paused_until: None,
             pause: FIRST_PAUSE,
+            failures: 0,
             trouble: Trouble::default(),
             closed,
             handed,
         }
     }
 
-    fn accept(&mut self, turn: &mut Turn) -> Fate {
+    /// Accepts those who wait. A listener that pauses until `pause` tries because something has
+    /// become free; where that is not enough for all, the others wait on and the pause with them.
+    fn accept(&mut self, pause: Option<Instant>, turn: &mut Turn) -> Fate {
         if self.closed && self.handed.is_empty() {
             return Fate::Wait;
         }
@@ -115,13 +123,16 @@ impl<'a> Listener<'a> {
             match sys::accept(self.socket, self.acceptor.nonblocking()) {
                 Ok((socket, address)) => self.accepted(socket, peer_of(&address), turn),
                 Err(error) => match classify(&error) {
-                    Verdict::Next => {}
+                    Verdict::Next if self.failures < FAILURE_BUDGET => self.failures += 1,
                     Verdict::Drained => {
-                        turn.readiness.remove(Readiness::READABLE);
+                        self.drained(turn);
                         return Fate::Wait;
                     }
-                    Verdict::Exhausted => {
-                        self.exhausted(&error, turn);
+                    Verdict::Next | Verdict::Exhausted => {
+                        match pause {
+                            Some(_) => self.paused_until = pause,
+                            None => self.exhausted(&error, turn),
+                        }
                         return Fate::Wait;
                     }
                     Verdict::Fatal => {
@@ -149,6 +160,7 @@ impl<'a> Listener<'a> {
 
     fn accepted(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
         self.pause = FIRST_PAUSE;
+        self.failures = 0;
         turn.tally.accepted += 1;
         turn.allowance = turn.allowance.saturating_sub(1);
         if self.gate.prepare(socket.as_fd(), &peer, turn) && self.gate.verify(&peer, turn) {
@@ -159,31 +171,42 @@ impl<'a> Listener<'a> {
         }
     }
 
+    /// Nobody waits: the next who comes is told of by the poller.
+    fn drained(&mut self, turn: &mut Turn) {
+        self.failures = 0;
+        turn.readiness.remove(Readiness::READABLE);
+        turn.keep_reserve();
+    }
+
     /// Turns some clients away with the descriptor kept for it, and waits a while.
     fn exhausted(&mut self, error: &io::Error, turn: &mut Turn) {
-        turn.tally.accept_pauses += 1;
+        // Where descriptors have run out, accept(2) says so before it looks whether anyone waits.
+        let mut nobody_waits = false;
         let mut shed = 0;
         if turn.reserve.take().is_some() {
-            while shed < SHED_BUDGET && sys::accept(self.socket, true).is_ok() {
-                shed += 1;
+            while shed < SHED_BUDGET && !nobody_waits {
+                match sys::accept(self.socket, true) {
+                    Ok(_) => shed += 1,
+                    Err(error) if matches!(classify(&error), Verdict::Drained) => {
+                        nobody_waits = true;
+                    }
+                    Err(_) => break,
+                }
             }
         }
-        turn.reserve = reserve_descriptor();
+        turn.keep_reserve();
         turn.tally.shed += shed as u64;
+        if nobody_waits && shed == 0 {
+            return self.drained(turn);
+        }
+        turn.tally.accept_pauses += 1;
         if let Some(times) = self.trouble.again(turn.now) {
             log::warn!("{} pauses ({times} times by now): {error}", self.address);
         }
         self.paused_until = Some(turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        turn.exhausted = true;
         turn.rearm();
-    }
-
-    fn resume(&mut self, turn: &mut Turn) -> Fate {
-        if self.paused_until.take().is_some() {
-            turn.rearm();
-            turn.readiness.add(Readiness::READABLE);
-        }
-        if turn.readiness.has(Readiness::READABLE) { self.accept(turn) } else { Fate::Wait }
     }
 }
 
@@ -196,7 +219,7 @@ impl Live for Listener<'_> {
         if self.paused_until.is_some() || !turn.readiness.has(Readiness::READABLE) {
             return Fate::Wait;
         }
-        self.accept(turn)
+        self.accept(None, turn)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -204,11 +227,19 @@ impl Live for Listener<'_> {
     }
 
     fn expired(&mut self, turn: &mut Turn) -> Fate {
-        self.resume(turn)
+        self.paused_until = None;
+        turn.rearm();
+        turn.readiness.add(Readiness::READABLE);
+        self.accept(None, turn)
     }
 
     fn freed(&mut self, turn: &mut Turn) -> Fate {
-        self.resume(turn)
+        let pause = self.paused_until.take();
+        if pause.is_some() {
+            turn.rearm();
+            turn.readiness.add(Readiness::READABLE);
+        }
+        if turn.readiness.has(Readiness::READABLE) { self.accept(pause, turn) } else { Fate::Wait }
     }
 
     fn stop(&mut self, turn: &mut Turn) -> Fate {

@@ -2,9 +2,8 @@
 //! length of a call.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -126,8 +125,10 @@ pub(crate) struct Desk {
     pub(crate) overtaken: Option<Overtaken>,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
+    /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
+    pub(crate) exhausted: bool,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
-    pub(crate) reserve: Option<File>,
+    pub(crate) reserve: Option<OwnedFd>,
 }
 
 /// How an entry is reached from elsewhere.
@@ -148,7 +149,7 @@ impl Home for Port {
 
 impl Turn {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
-        let desk = Desk {
+        let mut desk = Desk {
             now: Instant::now(),
             outgoing: Outgoing::default(),
             tally: Tally::default(),
@@ -165,8 +166,10 @@ impl Turn {
             allowance: usize::MAX,
             overtaken: None,
             failed: None,
-            reserve: reserve_descriptor(),
+            exhausted: false,
+            reserve: None,
         };
+        desk.keep_reserve();
         Turn { buffer: vec![0; READ_SIZE].into_boxed_slice(), desk }
     }
 }
@@ -189,6 +192,14 @@ impl Desk {
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
         !self.stopping && !self.shutdown && self.allowance > 0
+    }
+
+    /// Sees to it that there is a descriptor to be given up in need: another number for one that is
+    /// open anyway, for which no file has to be found.
+    pub(crate) fn keep_reserve(&mut self) {
+        if self.reserve.is_none() {
+            self.reserve = self.port.mailbox.wakeup().as_fd().try_clone_to_owned().ok();
+        }
     }
 
     /// The entry has another deadline than before.
@@ -230,11 +241,6 @@ impl DerefMut for Turn {
     fn deref_mut(&mut self) -> &mut Desk {
         &mut self.desk
     }
-}
-
-/// A descriptor to be given up in need.
-pub(crate) fn reserve_descriptor() -> Option<File> {
-    File::open("/dev/null").ok()
 }
 
 /// A connection on its way into the slab.
@@ -402,6 +408,10 @@ pub(crate) trait Taker {
         let _ = (request, fault);
         process.exit(1);
     }
+
+    /// Descriptors have run out: from now on the loop is told when a request that is served elsewhere
+    /// has ended.
+    fn tell_ends(&mut self) {}
 
     /// The server begins to stop: what is idle elsewhere ends.
     fn stop(&mut self) {}

@@ -211,6 +211,8 @@ impl<'a> Reactor<'a> {
             self.expire(token);
         }
         if std::mem::take(&mut self.turn.freed) {
+            // What was closed in this turn has its descriptor until it is dropped.
+            self.bury();
             self.tell_listeners(|live, turn| live.freed(turn));
         }
         self.end_turn();
@@ -272,6 +274,7 @@ impl<'a> Reactor<'a> {
         }
         let busy = !self.ready.is_empty()
             || self.turn.shutdown
+            || self.turn.freed
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
         if !busy && self.spin(timeout, signals)? {
@@ -433,6 +436,14 @@ impl<'a> Reactor<'a> {
         }
         while let Some(fork) = self.turn.forks.pop_front() {
             self.fork(fork);
+        }
+        if std::mem::take(&mut self.turn.exhausted) {
+            self.tell_listeners(|live, _| {
+                if let Some(Backing { taker, .. }) = live.backing() {
+                    taker.tell_ends();
+                }
+                Fate::Wait
+            });
         }
     }
 

@@ -188,6 +188,10 @@ impl<T, S> Taker for ThreadTaker<'_, T, S> {
         self.threads.when_full == When::Reject || self.threads.has_room(&self.home)
     }
 
+    fn tell_ends(&mut self) {
+        self.home.want();
+    }
+
     fn stop(&mut self) {
         self.threads.stop(&self.home);
     }
