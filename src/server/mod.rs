@@ -327,6 +327,9 @@ impl Server {
             }
         }
         let report = stop(&mut reactor, drain)?;
+        if let Some(signals) = signals {
+            signals.answer();
+        }
         Ok((report, false))
     }
 
@@ -362,6 +365,11 @@ impl Server {
 
     /// Makes SIGINT and SIGTERM stop this server, gracefully; a second one ends the process at once.
     /// Every server of the process that asked for it stops.
+    ///
+    /// A signal that the process was started to ignore stays ignored, as SIGINT is by Python's
+    /// `signal` module: a shell has its background jobs ignore SIGINT where they are not to be
+    /// stopped by Ctrl-C. When the last server that asked for it is dropped, the signals do what they
+    /// did before; one that came while none of them was serving is raised again then.
     ///
     /// # Errors
     ///

@@ -6,14 +6,21 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::checked;
 use super::wakeup::{Wakeup, wake_raw};
 
-/// How many stop signals have come since the process began to watch for them.
+/// How many stop signals have come while they were watched for, and the last one of them.
 static RECEIVED: AtomicUsize = AtomicUsize::new(0);
+static LAST: AtomicI32 = AtomicI32::new(0);
+
+/// How many had come when a watch was last begun: the second one after that ends the process.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
+
+/// How many have come that a watcher has acted on.
+static ANSWERED: AtomicUsize = AtomicUsize::new(0);
 
 /// What the handler writes to; -1 until there is something.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
@@ -24,17 +31,83 @@ static WAKEUP: OnceLock<Wakeup> = OnceLock::new();
 
 const STOP_SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
 
-/// One watcher's view: which signals it has not acted on yet.
+/// What is to be put back when nobody watches any more.
+static WATCHED: Mutex<Watched> = Mutex::new(Watched { watchers: 0, before: [None; 2] });
+
+struct Watched {
+    watchers: usize,
+    /// The action of each stop signal before it was watched for; `None` for one that is not.
+    before: [Option<libc::sigaction>; STOP_SIGNALS.len()],
+}
+
+fn watched() -> MutexGuard<'static, Watched> {
+    WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One watcher's view: which signals it has not acted on yet. The signals act as before when the
+/// last watcher is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct SignalWatch {
     seen: usize,
+    _watcher: Arc<Watcher>,
+}
+
+#[derive(Debug)]
+struct Watcher;
+
+impl Watcher {
+    fn new() -> Self {
+        let mut watched = watched();
+        let received = RECEIVED.load(SeqCst);
+        BEGUN.store(received, SeqCst);
+        if watched.watchers == 0 {
+            ANSWERED.store(received, SeqCst);
+        }
+        watched.watchers += 1;
+        Watcher
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut watched = watched();
+        watched.watchers -= 1;
+        if watched.watchers > 0 {
+            return;
+        }
+        for (signal, before) in STOP_SIGNALS.into_iter().zip(&mut watched.before) {
+            // Someone else may handle it by now.
+            if let Some(before) = before.take()
+                && action(signal).is_ok_and(|now| now.sa_sigaction == handler())
+            {
+                // It cannot fail for an action that was in force before.
+                let _ = replace_action(signal, &before);
+            }
+        }
+        drop(watched);
+        // One that came when no loop ran, and that none has run since to act on, is not lost.
+        let received = RECEIVED.load(SeqCst);
+        if ANSWERED.swap(received, SeqCst) != received {
+            // SAFETY: raise takes a number.
+            unsafe { libc::raise(LAST.load(SeqCst)) };
+        }
+    }
 }
 
 impl SignalWatch {
     /// Whether a stop signal has come since the last call that said so.
     pub(crate) fn take(&mut self) -> bool {
         let received = RECEIVED.load(SeqCst);
-        std::mem::replace(&mut self.seen, received) != received
+        let is_new = std::mem::replace(&mut self.seen, received) != received;
+        if is_new {
+            ANSWERED.fetch_max(received, SeqCst);
+        }
+        is_new
+    }
+
+    /// A loop has stopped: that is what the stop signals that came meanwhile have asked for.
+    pub(crate) fn answer(&self) {
+        ANSWERED.fetch_max(RECEIVED.load(SeqCst), SeqCst);
     }
 
     /// Whether a stop signal has come that [`take`](SignalWatch::take) has not told of.
@@ -48,8 +121,9 @@ impl SignalWatch {
     }
 }
 
-/// From now on SIGINT and SIGTERM are counted and wake whoever waits; the second one ends the
-/// process, as if it had never been watched for.
+/// From now on SIGINT and SIGTERM are counted and wake whoever waits, until the watch is dropped; the
+/// second one ends the process, as if it had never been watched for. One that the process was started
+/// to ignore stays ignored.
 pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
     if WAKEUP.get().is_none() {
         // Two threads here at once make two, of which one is dropped unused.
@@ -57,10 +131,19 @@ pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
     }
     let wakeup = WAKEUP.get().expect("just set");
     WAKE.store(wakeup.raw_write_end(), SeqCst);
-    for signal in STOP_SIGNALS {
-        set_action(signal, on_stop_signal as extern "C" fn(libc::c_int) as libc::sighandler_t)?;
+    let watcher = Arc::new(Watcher::new());
+    for (signal, before) in STOP_SIGNALS.into_iter().zip(&mut watched().before) {
+        let found = action(signal)?;
+        if found.sa_sigaction != libc::SIG_IGN && found.sa_sigaction != handler() {
+            set_action(signal, handler())?;
+            *before = Some(found);
+        }
     }
-    Ok(SignalWatch { seen: RECEIVED.load(SeqCst) })
+    Ok(SignalWatch { seen: RECEIVED.load(SeqCst), _watcher: watcher })
+}
+
+fn handler() -> libc::sighandler_t {
+    on_stop_signal as extern "C" fn(libc::c_int) as libc::sighandler_t
 }
 
 /// The process that a forked child was forked by.
@@ -115,7 +198,8 @@ extern "C" fn on_termination(_signal: libc::c_int) {
 }
 
 extern "C" fn on_stop_signal(signal: libc::c_int) {
-    if RECEIVED.fetch_add(1, SeqCst) > 0 {
+    LAST.store(signal, SeqCst);
+    if RECEIVED.fetch_add(1, SeqCst) > BEGUN.load(SeqCst) {
         // The default action, which ends the process, is taken when this handler returns: until
         // then the signal is blocked. Failure is impossible for a signal that was handled.
         let _ = set_action(signal, libc::SIG_DFL);
@@ -136,13 +220,26 @@ fn set_action(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: sigemptyset writes the set that it is given; sigaction reads the action. Both are
-    // async-signal-safe.
-    unsafe {
-        libc::sigemptyset(&mut action.sa_mask);
-        checked(libc::sigaction(signal, &action, std::ptr::null_mut()))?;
-    }
+    // SAFETY: sigemptyset writes the set that it is given, and is async-signal-safe.
+    unsafe { libc::sigemptyset(&mut action.sa_mask) };
+    replace_action(signal, &action)
+}
+
+fn replace_action(signal: libc::c_int, action: &libc::sigaction) -> io::Result<()> {
+    // SAFETY: sigaction reads the action, and is async-signal-safe. What it installs is a handler of
+    // this file, the default action, or what was installed before.
+    checked(unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) })?;
     Ok(())
+}
+
+/// What a signal does now.
+fn action(signal: libc::c_int) -> io::Result<libc::sigaction> {
+    // SAFETY: a sigaction of zeros is a valid one, see above; sigaction writes it.
+    unsafe {
+        let mut found: libc::sigaction = std::mem::zeroed();
+        checked(libc::sigaction(signal, std::ptr::null(), &mut found))?;
+        Ok(found)
+    }
 }
 
 #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]

@@ -35,6 +35,33 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
     Ok((socket, address))
 }
 
+/// How many connections wait to be accepted, where the system tells: of TCP on Linux, see
+/// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html).
+#[cfg(target_os = "linux")]
+pub(crate) fn waiting_connections(listener: &Socket) -> Option<usize> {
+    // SAFETY: a tcp_info of zeros is a valid one: it holds nothing but numbers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: getsockopt writes at most `length` bytes into `info`, and how many into `length`.
+    let result = checked(unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut length,
+        )
+    });
+    // Of a listener, this field is the length of the accept queue.
+    result.ok().map(|_| info.tcpi_unacked as usize)
+}
+
+/// As above.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn waiting_connections(_listener: &Socket) -> Option<usize> {
+    None
+}
+
 /// Sends what the kernel takes of `bytes` now, never raising SIGPIPE; 0 when it takes nothing.
 #[inline(always)]
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -212,20 +213,38 @@ impl Bound {
     }
 }
 
+/// How many clients that were never accepted a close lets in at most, and for how long: the others
+/// are reset.
+const CLOSE_BUDGET: usize = 4096;
+const CLOSE_PATIENCE: Duration = Duration::from_millis(100);
+
 impl Drop for Bound {
-    /// Clients that were never accepted would be reset by the close: they are let in and see the
-    /// end.
+    /// Clients that wait to be accepted would be reset by the close: they are let in and see the
+    /// end. Those that come from now on are not.
     fn drop(&mut self) {
         // Someone else who holds the socket may go on accepting.
         if self.kind != Kind::Stream || self.adopted {
             return;
         }
-        for _ in 0..u16::MAX {
-            let Ok((client, _)) = sys::accept(&self.socket, true) else { return };
-            let mut unread = [std::mem::MaybeUninit::uninit(); 4096];
-            // A failed call has nothing more to say: the client is gone.
-            let _ = client.shutdown(Shutdown::Write);
-            while client.recv(&mut unread).is_ok_and(|count| count > 0) {}
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        // Where the system does not tell: a Unix socket, whose file is gone, gets few new clients.
+        let waiting = sys::waiting_connections(&self.socket).unwrap_or(usize::MAX);
+        // Unread input would make the close of a connection a reset. One read takes nearly all that
+        // a client can have sent that nobody has read from.
+        let mut unread = vec![0; 64 * 1024];
+        for _ in 0..waiting.min(CLOSE_BUDGET) {
+            match sys::accept(&self.socket, true) {
+                Ok((client, _)) => {
+                    // A failed call has nothing more to say: the client is gone.
+                    let _ = client.shutdown(Shutdown::Write);
+                    let _ = sys::receive_now(&client, &mut unread);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
+            if Instant::now() >= deadline {
+                return;
+            }
         }
     }
 }

@@ -100,6 +100,7 @@ pub fn run(tests: Vec<Test>, arguments: impl Iterator<Item = String>) -> (ExitCo
         tests.iter().for_each(|test| println!("{}: test", test.name));
         return (ExitCode::SUCCESS, outcome);
     }
+    listen_to_interrupts();
     println!("\nrunning {} tests", tests.len());
     let begun = Instant::now();
     let next = AtomicUsize::new(0);
@@ -143,6 +144,13 @@ pub fn run(tests: Vec<Test>, arguments: impl Iterator<Item = String>) -> (ExitCo
     );
     let code = if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(101) };
     (code, outcome)
+}
+
+/// A shell starts its background jobs with SIGINT ignored, which servers would inherit and keep.
+#[allow(unsafe_code)] // the standard library handles no signals
+fn listen_to_interrupts() {
+    // SAFETY: signal takes a number and a constant.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
 }
 
 /// What came of a run.

@@ -1,0 +1,276 @@
+//! Listeners from the first client to the last: an accept that goes on failing, a close with clients
+//! in the queue, and the signals that stop a server. Servers that get signals are processes of their
+//! own.
+
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/runner.rs"]
+mod runner;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use process::{DEADLINE, Process, announce, connect, eventually, send_signal, try_connect};
+use socketserver::{Peer, Server, handler_fn};
+
+// The servers
+
+/// A server that echoes, and that stops on signals.
+fn server() -> Server {
+    let builder = Server::tcp("127.0.0.1:0").unwrap();
+    let serve = builder.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let mut server = serve.unwrap();
+    server.stop_on_signals().unwrap();
+    server
+}
+
+fn serve(arguments: &[String]) {
+    match arguments[0].as_str() {
+        "once" => announce_and_serve(server()),
+        "two at once" => {
+            let (first, mut second) = (server(), server());
+            announce(&[first.addresses(), second.addresses()].concat());
+            let first = first.spawn().unwrap();
+            second.serve_forever().unwrap();
+            first.join().unwrap();
+        }
+        "one beside one that is gone" => {
+            let (first, second) = (server(), server());
+            drop(first);
+            announce_and_serve(second);
+        }
+        "one after the other" => {
+            announce_and_serve(server());
+            announce_and_serve(server());
+        }
+        "one that is gone" => {
+            announce_and_drop(server());
+            wait_for_a_signal();
+        }
+        "one that is gone, in a process with a handler of its own" => {
+            handle_termination(exit_with_7);
+            announce_and_drop(server());
+            wait_for_a_signal();
+        }
+        "one that is dropped before it acts on a signal" => {
+            let server = server();
+            announce(&server.addresses());
+            send_signal(std::process::id() as i32, libc::SIGTERM);
+            drop(server);
+        }
+        "no accept" => {
+            env_logger::builder().filter_level(log::LevelFilter::Warn).init();
+            let server = server();
+            forbid_accept();
+            announce_and_serve(server);
+        }
+        other => panic!("what is {other:?}"),
+    }
+    println!("done");
+}
+
+fn announce_and_serve(mut server: Server) {
+    announce(&server.addresses());
+    server.serve_forever().unwrap();
+}
+
+fn announce_and_drop(server: Server) {
+    let addresses = server.addresses();
+    drop(server);
+    announce(&addresses);
+}
+
+fn wait_for_a_signal() {
+    thread::sleep(2 * DEADLINE);
+    println!("no signal has ended it");
+}
+
+extern "C" fn exit_with_7(_signal: libc::c_int) {
+    #[allow(unsafe_code)] // no crate of the tests has it
+    // SAFETY: _exit does not return, and may be called in a signal handler.
+    unsafe {
+        libc::_exit(7)
+    }
+}
+
+#[allow(unsafe_code)] // the standard library handles no signals
+fn handle_termination(handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: the handler does nothing but what may be done in one.
+    unsafe { libc::signal(libc::SIGTERM, handler as libc::sighandler_t) };
+}
+
+/// From now on accept4(2) fails with EPERM, as it can where a sandbox forbids it.
+#[allow(unsafe_code)] // no crate of the tests installs seccomp filters
+fn forbid_accept() {
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let accept = libc::SYS_accept4 as u32;
+    let mut program = [
+        // The number of the system call is the first thing that a filter sees.
+        instruction((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
+        instruction((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, accept),
+        instruction(libc::BPF_RET as u16, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        instruction(libc::BPF_RET as u16, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: prctl takes numbers, and reads the filter, which it copies.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let set = libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter);
+        assert_eq!(set, 0);
+    }
+}
+
+/// Starts a server in a process that ignores a signal from its beginning.
+fn start_ignoring(signal: &str, arguments: &[&str]) -> Process {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("trap '' {signal}; exec \"$0\" \"$@\"")]);
+    command.arg(std::env::current_exe().unwrap()).arg("--serve");
+    Process::start_command(command, 1, arguments)
+}
+
+fn expect_done(mut server: Process) {
+    server.expect_success();
+    assert_eq!(server.rest(), ["done"]);
+}
+
+fn expect_end_by(mut server: Process, signal: i32) {
+    assert_eq!(server.wait().signal(), Some(signal));
+}
+
+// Accepting
+
+/// How many clock ticks of processor time a process has used.
+fn ticks_of(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+fn a_listener_whose_accept_goes_on_failing_pauses_and_says_so_once() {
+    let server = Process::start(1, &["no accept"]);
+    let _waiting = server.connect();
+    eventually("it is told of", || server.errors().contains("pauses"));
+    let before = ticks_of(server.pid());
+    thread::sleep(Duration::from_secs(1));
+    let used = ticks_of(server.pid()) - before;
+    assert!(used <= 20, "{used} ticks of 100 in a second, for one client that waits");
+    assert_eq!(server.errors().matches("pauses").count(), 1, "{}", server.errors());
+    server.terminate();
+    expect_done(server);
+}
+
+// Closing
+
+fn clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_later_do_not() {
+    const CLIENTS: usize = 16;
+    for _ in 0..10 {
+        let server = Server::tcp("127.0.0.1:0").unwrap();
+        let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message))).unwrap();
+        let url = server.local_addr().to_string();
+        let (wait, waits) = mpsc::channel();
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let (wait, url) = (wait.clone(), url.clone());
+                thread::spawn(move || {
+                    let mut first = connect(&url);
+                    first.send("is anyone there");
+                    wait.send(()).unwrap();
+                    first.expect_end();
+                    // Those that come later are refused, or reset where the close is still under way.
+                    let mut let_in = 0;
+                    while let Ok(mut later) = try_connect(&url) {
+                        let_in += usize::from(later.socket.read(&mut [0]).is_ok());
+                    }
+                    let_in
+                })
+            })
+            .collect();
+        for _ in 0..CLIENTS {
+            waits.recv_timeout(DEADLINE).unwrap();
+        }
+        drop(server);
+        let let_in: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert_eq!(let_in, 0, "of those that came when the close had begun");
+    }
+}
+
+// Stopping on signals
+
+fn one_signal_stops_every_server_of_a_process() {
+    let server = Process::start(2, &["two at once"]);
+    server.terminate();
+    expect_done(server);
+}
+
+fn a_server_stops_on_signals_although_another_one_is_gone() {
+    let server = Process::start(1, &["one beside one that is gone"]);
+    server.terminate();
+    expect_done(server);
+}
+
+fn a_server_stops_on_a_signal_although_one_before_it_was_stopped_by_one() {
+    let mut server = Process::start(1, &["one after the other"]);
+    server.terminate();
+    assert!(server.line().starts_with("listening on "));
+    server.terminate();
+    expect_done(server);
+}
+
+fn when_the_server_is_gone_the_signals_end_the_process_as_by_default() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let server = Process::start(1, &["one that is gone"]);
+        server.signal(signal);
+        expect_end_by(server, signal);
+    }
+}
+
+fn when_the_server_is_gone_the_process_has_its_own_signal_handler_back() {
+    let mut server =
+        Process::start(1, &["one that is gone, in a process with a handler of its own"]);
+    server.terminate();
+    assert_eq!(server.wait().code(), Some(7));
+}
+
+fn a_signal_that_no_server_has_acted_on_is_not_lost_when_the_server_goes() {
+    let server = Process::start(1, &["one that is dropped before it acts on a signal"]);
+    expect_end_by(server, libc::SIGTERM);
+}
+
+fn a_signal_that_a_process_was_started_to_ignore_stays_ignored() {
+    for (name, ignored, other) in
+        [("INT", libc::SIGINT, libc::SIGTERM), ("TERM", libc::SIGTERM, libc::SIGINT)]
+    {
+        let server = start_ignoring(name, &["once"]);
+        let mut client = server.connect();
+        // Two of them would end a process that handles them.
+        server.signal(ignored);
+        client.send("once").expect("once");
+        server.signal(ignored);
+        client.send("twice").expect("twice");
+        server.signal(other);
+        expect_done(server);
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(arguments) = runner::arguments_unless_serving(serve) else {
+        return ExitCode::SUCCESS;
+    };
+    let tests = tests![
+        a_listener_whose_accept_goes_on_failing_pauses_and_says_so_once,
+        clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_later_do_not,
+        one_signal_stops_every_server_of_a_process,
+        a_server_stops_on_signals_although_another_one_is_gone,
+        a_server_stops_on_a_signal_although_one_before_it_was_stopped_by_one,
+        when_the_server_is_gone_the_signals_end_the_process_as_by_default,
+        when_the_server_is_gone_the_process_has_its_own_signal_handler_back,
+        a_signal_that_no_server_has_acted_on_is_not_lost_when_the_server_goes,
+        a_signal_that_a_process_was_started_to_ignore_stays_ignored,
+    ];
+    runner::run(tests, arguments.into_iter()).0
+}
