@@ -80,7 +80,8 @@ impl fmt::Display for Shown<'_> {
 ///
 /// The text form is a URL: `tcp://HOST:PORT`, `udp://HOST:PORT`, `unix://PATH`,
 /// `unixgram://PATH`. Port 0 asks the kernel for a free one, an IPv6 address stands in brackets,
-/// a path is taken literally and may be relative.
+/// a path is taken literally and may be relative. A host name is resolved when a server is made of
+/// it, see [`Server::tcp`](crate::Server::tcp).
 ///
 /// ```
 /// use socketserver::Endpoint;

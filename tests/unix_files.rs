@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
@@ -273,6 +273,21 @@ fn a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of() {
     }
 }
 
+/// A file that happens to be called like the lock is locked, and stays.
+fn a_file_of_somebody_elses_that_is_called_like_the_lock_is_left() {
+    for make in KINDS {
+        let directory = Directory::new();
+        let (path, lock) = (directory.join("socket"), directory.join(".socket.lock"));
+        fs::write(&lock, "precious").unwrap();
+        drop(bound(make, &path).unwrap());
+        assert_eq!(fs::read_to_string(&lock).unwrap(), "precious");
+        fs::remove_file(&lock).unwrap();
+        assert!(Command::new("mkfifo").arg(&lock).status().unwrap().success());
+        drop(bound(make, &path).unwrap());
+        assert!(fs::symlink_metadata(&lock).unwrap().file_type().is_fifo());
+    }
+}
+
 // The server
 
 fn serve(arguments: &[String]) {
@@ -324,6 +339,7 @@ fn main() -> ExitCode {
         a_lock_on_the_directory_holds_up_nobody,
         nothing_but_the_socket_is_left_beside_it,
         a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of,
+        a_file_of_somebody_elses_that_is_called_like_the_lock_is_left,
     ];
     runner::run(tests, arguments.into_iter()).0
 }

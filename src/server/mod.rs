@@ -100,8 +100,9 @@ impl Server {
         })
     }
 
-    /// Begins a service over TCP. The first of the addresses that binds is used; port 0 picks a
-    /// free one. `[::]` takes IPv6 alone unless [`Builder::dual_stack`] says otherwise.
+    /// Begins a service over TCP. The first of the addresses that binds is used, and of those of
+    /// `localhost` IPv4 comes first, the only one that Python's servers use; port 0 picks a free one.
+    /// `[::]` takes IPv6 alone unless [`Builder::dual_stack`] says otherwise.
     ///
     /// # Errors
     ///
@@ -122,8 +123,8 @@ impl Server {
     /// Begins a service on a Unix stream socket at `path`.
     ///
     /// A socket file that nobody answers at is replaced, and its own file goes with the server. While
-    /// it binds, `.NAME.lock` stands beside the file NAME, so that of several servers that start at
-    /// the same moment one has the path and the others are told that it is in use.
+    /// it binds, an empty file `.NAME.lock` stands beside the file NAME, so that of several servers
+    /// that start at the same moment one has the path and the others are told that it is in use.
     ///
     /// # Errors
     ///

@@ -51,18 +51,19 @@ impl Target {
         address: impl ToSocketAddrs,
         shown: impl std::fmt::Display,
     ) -> Result<Self, Error> {
-        let shown = format!("{}://{shown}", family.scheme());
+        let shown = shown.to_string();
+        let url = format!("{}://{shown}", family.scheme());
         let resolved: Vec<_> = address
             .to_socket_addrs()
             .map_err(|source| match source.kind() {
-                io::ErrorKind::InvalidInput => Error::unusable_address(&shown, source),
-                _ => Error::Resolve { address: shown.clone(), source },
+                io::ErrorKind::InvalidInput => Error::unusable_address(&url, source),
+                _ => Error::Resolve { address: url.clone(), source },
             })?
             .collect();
         if resolved.is_empty() {
-            return Err(Error::unusable_address(shown, "the name has no address"));
+            return Err(Error::unusable_address(url, "the name has no address"));
         }
-        Ok(Target::Inet(resolved))
+        Ok(Target::Inet(ordered(&shown, resolved)))
     }
 
     pub(crate) fn path(family: Family, path: PathBuf) -> Result<Self, Error> {
@@ -87,6 +88,17 @@ impl Target {
         let shown = SocketAddrText(host, port);
         Ok((family, Target::resolve(family, (host.as_str(), port), shown)?))
     }
+}
+
+/// The order in which addresses are tried: as they were given or resolved, but IPv4 first for
+/// `localhost`, whose clients otherwise find nobody where they expect 127.0.0.1.
+fn ordered(shown: &str, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    // `localhost:80` as text, `("localhost", 80)` as a pair.
+    let name = shown.trim_start_matches(['(', '"']).split([':', '"']).next().unwrap_or_default();
+    if name.eq_ignore_ascii_case("localhost") {
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+    }
+    addresses
 }
 
 struct SocketAddrText<'a>(&'a str, u16);
@@ -313,4 +325,34 @@ fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result
     let mut bound = Bound::new(address, socket);
     (bound._file, bound.lock) = (Some(file), lock);
     Ok(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: [&str; 3]) -> Vec<SocketAddr> {
+        texts.map(|text| text.parse().unwrap()).into()
+    }
+
+    #[test]
+    fn localhost_is_tried_as_ipv4_first_and_everything_else_in_its_own_order() {
+        let resolved = addresses(["[::1]:80", "127.0.0.1:80", "127.0.0.2:80"]);
+        let ipv4_first = addresses(["127.0.0.1:80", "127.0.0.2:80", "[::1]:80"]);
+        let tcp = |address: &dyn std::fmt::Debug| format!("{address:?}");
+        for shown in ["localhost:80", &tcp(&"LocalHost:80"), &tcp(&("localhost", 80))] {
+            assert_eq!(ordered(shown, resolved.clone()), ipv4_first, "{shown}");
+        }
+        for shown in ["example.org:80", "localhost.example:80", "[::1]:80", &tcp(&&resolved[..])] {
+            assert_eq!(ordered(shown, resolved.clone()), resolved, "{shown}");
+        }
+    }
+
+    #[test]
+    fn of_several_addresses_the_first_one_that_binds_is_used() {
+        // One of the addresses that are for documentation, which no host has.
+        let target = Target::Inet(addresses(["192.0.2.1:0", "127.0.0.1:0", "127.0.0.2:0"]));
+        let bound = bind(Family::Tcp, &target, &BindOptions::default()).unwrap();
+        assert_eq!(bound.address.inet().unwrap().ip().to_string(), "127.0.0.1");
+    }
 }

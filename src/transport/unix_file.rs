@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** only a socket file is ever removed, and only one that nobody answers at (taken
 //! over, under the lock) or that this process made and still stands at its path (removed at close);
-//! and the lock's own, by who holds it.
+//! and the lock's own, by who holds it, which is a regular file with nothing in it.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -104,7 +104,10 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if is_at(&self.file, &self.path)
+        // Somebody else's file may happen to be called so.
+        let is_lock = self.file.metadata().is_ok_and(|held| held.is_file() && held.len() == 0);
+        if is_lock
+            && is_at(&self.file, &self.path)
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("cannot remove {}: {error}", self.path.display());

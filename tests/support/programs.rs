@@ -134,6 +134,7 @@ pub fn spawn(command: &mut Command) -> Program {
 
 /// Starts a program with pipes on its outputs and this to read.
 pub fn spawn_reading(command: &mut Command, input: impl Into<Stdio>) -> Program {
+    listen_to_interrupts();
     let mut process = command
         .stdin(input)
         .stdout(Stdio::piped())
@@ -143,6 +144,13 @@ pub fn spawn_reading(command: &mut Command, input: impl Into<Stdio>) -> Program 
     let stdout = Lines::of(process.stdout.take().unwrap());
     let stderr = Lines::of(process.stderr.take().unwrap());
     Program { process, stdout, stderr, urls: Vec::new() }
+}
+
+/// A shell starts its background jobs with SIGINT ignored, which programs would inherit and keep.
+#[allow(unsafe_code)] // the standard library handles no signals
+fn listen_to_interrupts() {
+    // SAFETY: signal takes a number and a constant.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
 }
 
 /// Runs an example to its end.
