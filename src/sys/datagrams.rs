@@ -93,7 +93,8 @@ pub(crate) fn send_datagram(socket: &Socket, to: &Destination, bytes: &[u8]) -> 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux {
     use std::io;
-    use std::mem;
+    use std::mem::{self, MaybeUninit};
+    use std::net::Ipv6Addr;
     use std::os::fd::{AsFd, AsRawFd};
     use std::slice::ChunksMut;
     use std::time::Duration;
@@ -111,10 +112,23 @@ mod linux {
         V6([u8; 16], libc::c_uint),
     }
 
-    /// Room for the two control messages there can be, aligned as `cmsghdr` must be.
+    /// Room for the two control messages that are sent, aligned as `cmsghdr` must be.
     #[derive(Clone, Copy)]
     #[repr(C, align(8))]
     struct Control([u8; 64]);
+
+    // SAFETY: the macro only computes a size.
+    const _: () = unsafe {
+        let segment = libc::CMSG_SPACE(size_of::<u16>() as libc::c_uint);
+        let local = libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as libc::c_uint);
+        assert!((segment + local) as usize <= size_of::<Control>());
+    };
+
+    /// Room for the control messages that are received: those that are asked for here, and those that
+    /// whoever made the socket has asked for, such as timestamps. What does not fit the kernel cuts.
+    #[derive(Clone, Copy)]
+    #[repr(C, align(8))]
+    struct ReceivedControl(MaybeUninit<[u8; 256]>);
 
     /// Asks to be told which of this host's addresses a datagram was sent to.
     pub(crate) fn remember_asked_address(socket: &Socket, ipv6: bool) -> io::Result<()> {
@@ -188,7 +202,7 @@ mod linux {
         into: &mut Vec<Received>,
     ) -> io::Result<bool> {
         let mut names: [SockAddrStorage; MOST] = std::array::from_fn(|_| SockAddrStorage::zeroed());
-        let mut controls = [Control([0; 64]); MOST];
+        let mut controls = [ReceivedControl(MaybeUninit::uninit()); MOST];
         // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
         let (mut slices, mut headers) = unsafe {
             (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
@@ -203,7 +217,7 @@ mod linux {
             header.msg_iov = &raw mut slices[number];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut controls[number]).cast();
-            header.msg_controllen = size_of::<Control>();
+            header.msg_controllen = size_of::<ReceivedControl>() as _;
             count += 1;
         }
         // SAFETY: each header points to a buffer, an address storage and a control buffer of its
@@ -219,10 +233,11 @@ mod linux {
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         for (header, name) in headers.iter().zip(names).take(received) {
-            // SAFETY: the kernel has written an address of that length, and control messages of
-            // that length into a buffer that is aligned for them.
+            // SAFETY: the kernel has written an address of that length, and no longer than there was
+            // room for; and control messages of that length into a buffer that is aligned for them.
             let (address, local) = unsafe {
-                (SockAddr::new(name, header.msg_hdr.msg_namelen), asked_address(&header.msg_hdr))
+                let len = header.msg_hdr.msg_namelen.min(name.size_of());
+                (SockAddr::new(name, len), asked_address(&header.msg_hdr))
             };
             into.push(Received {
                 len: header.msg_len as usize,
@@ -233,32 +248,67 @@ mod linux {
         Ok(received < count as usize)
     }
 
-    /// Finds the address that was asked among the control messages.
+    /// Finds the address that was asked among the control messages. That of IPv4 is preferred: a
+    /// dual-stack socket tells an IPv4 datagram's address as one of IPv6, too.
     ///
     /// # Safety
     ///
-    /// The header's control messages are as the kernel has written them.
+    /// The header's control messages are as the kernel has written them; the last one may be cut.
     unsafe fn asked_address(header: &libc::msghdr) -> Option<Local> {
-        // SAFETY: the caller answers for the messages; the macros stay within them, and what a
-        // message of this level and type holds is what is read, wherever it lies.
-        unsafe {
-            let mut message = libc::CMSG_FIRSTHDR(header);
-            while !message.is_null() {
-                let data = libc::CMSG_DATA(message);
-                match ((*message).cmsg_level, (*message).cmsg_type) {
-                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                        let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+        let mut local = None;
+        // SAFETY: the caller answers for the messages, and the macros stay within them.
+        let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
+        while !message.is_null() {
+            // SAFETY: the macros return only messages whose header is whole and aligned.
+            match unsafe { ((*message).cmsg_level, (*message).cmsg_type) } {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    // SAFETY: as above; the kernel's words are plain numbers.
+                    if let Some(info) = unsafe { content::<libc::in_pktinfo>(message) } {
+                        // Where many were asked, the kernel has chosen one of ours here.
                         return Some(Local::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
                     }
-                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                        let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
-                        return Some(Local::V6(info.ipi6_addr.s6_addr, info.ipi6_ifindex));
-                    }
-                    _ => message = libc::CMSG_NXTHDR(header, message),
                 }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    // SAFETY: as above.
+                    if let Some(info) = unsafe { content::<libc::in6_pktinfo>(message) } {
+                        local = source(info.ipi6_addr.s6_addr.into(), info.ipi6_ifindex);
+                    }
+                }
+                _ => {}
             }
+            // SAFETY: the message is one of the header's, and the macro looks no further than that
+            // has control messages.
+            message = unsafe { libc::CMSG_NXTHDR(header, message) };
         }
-        None
+        local
+    }
+
+    /// The address a reply comes from when this one was asked. A group is not a source, so the kernel
+    /// chooses one on the interface that the datagram came by.
+    fn source(asked: Ipv6Addr, interface: libc::c_uint) -> Option<Local> {
+        match asked.to_ipv4_mapped() {
+            Some(mapped) if mapped.is_multicast() || mapped.is_broadcast() => None,
+            Some(_) => Some(Local::V6(asked.octets(), interface)),
+            None if asked.is_multicast() => {
+                Some(Local::V6(Ipv6Addr::UNSPECIFIED.octets(), interface))
+            }
+            None => Some(Local::V6(asked.octets(), interface)),
+        }
+    }
+
+    /// What a control message holds, if it holds as much: the kernel cuts a message for which there is
+    /// no room, and says so in its length.
+    ///
+    /// # Safety
+    ///
+    /// The message is as the kernel has written it, and any bytes are a valid `T`.
+    unsafe fn content<T: Copy>(message: *const libc::cmsghdr) -> Option<T> {
+        // SAFETY: the header is whole, by the caller's word; the macro computes a size.
+        let is_whole = unsafe {
+            (*message).cmsg_len as usize >= libc::CMSG_LEN(size_of::<T>() as libc::c_uint) as usize
+        };
+        // SAFETY: the message is long enough to hold it, wherever it lies.
+        is_whole.then(|| unsafe { libc::CMSG_DATA(message).cast::<T>().read_unaligned() })
     }
 
     /// Sends in order until the kernel refuses; how many it took. An error is the first one's.
@@ -309,7 +359,7 @@ mod linux {
     unsafe fn write_control(header: &mut libc::msghdr, segment: Option<u16>, local: Option<Local>) {
         let mut length = 0;
         let mut write = |level, kind, data: &[u8]| {
-            header.msg_controllen = size_of::<Control>();
+            header.msg_controllen = size_of::<Control>() as _;
             // SAFETY: the buffer has room for a header and data of the largest size, twice; the
             // message written is within it, at an offset that CMSG_SPACE keeps aligned.
             unsafe {
@@ -339,7 +389,7 @@ mod linux {
             }
             None => {}
         }
-        header.msg_controllen = length;
+        header.msg_controllen = length as _;
     }
 }
 
