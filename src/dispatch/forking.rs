@@ -69,7 +69,12 @@ impl Family {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.children.len() + self.expected < self.mode.max_children
+        self.room() > 0
+    }
+
+    /// How many more children there may be.
+    pub(crate) fn room(&self) -> usize {
+        self.mode.max_children.saturating_sub(self.children.len() + self.expected)
     }
 
     pub(crate) fn expect_one(&mut self) {

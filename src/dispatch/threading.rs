@@ -128,6 +128,15 @@ impl Threads {
         self.crew.load() < self.most
     }
 
+    /// How many more requests can be taken at once; at least one, for which
+    /// [`has_room`](Threads::has_room) answers. Those that are turned away take no room.
+    pub(crate) fn room(&self) -> usize {
+        if self.most == usize::MAX || self.when_full == When::Reject {
+            return usize::MAX;
+        }
+        self.most.saturating_sub(self.crew.load()).max(1)
+    }
+
     /// Hands a request to a thread; it is turned away if there is none to be had.
     pub(crate) fn assign(&self, assigned: Assigned) {
         self.crew.push(assigned);

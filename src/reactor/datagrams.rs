@@ -1,11 +1,12 @@
 //! A datagram socket in the slab: receives in batches, and sends the replies in batches.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
 use super::listener::Trouble;
 use super::live::{Backing, Desk, Fate, Gate, Live, Readiness, Taker, Turn};
@@ -13,7 +14,7 @@ use crate::address::{Address, Peer};
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::mailbox::Work;
-use crate::session::{Deaf, PATIENCE};
+use crate::session::{Answering, Aside, RETRY, charge};
 use crate::sys::{self, Batch, Destination, Received, Send};
 use crate::transport::peer_of;
 
@@ -23,14 +24,16 @@ const RECEIVE_BUDGET: usize = 128;
 /// How much of replies may wait, in bytes; above it nothing is received.
 const REPLIES_HIGH: usize = 4 << 20;
 
-/// What a reply that waits is charged for beside its bytes, so that empty ones are bounded too.
-const OVERHEAD: usize = 64;
+/// How long replies wait for room in a UDP socket's own send buffer in which not one of them can be
+/// sent; then they are lost.
+const STALL: Duration = Duration::from_secs(5);
 
-/// A Unix peer with a full queue does not show in the poller: it is tried again so often.
-const RETRY: Duration = Duration::from_millis(2);
+/// How long receiving pauses when memory has run out: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How much may be put aside for such peers, in bytes; what is over it is lost.
-const ASIDE_HIGH: usize = 1 << 20;
+/// How many receives may fail one after the other before receiving pauses.
+const FAILURES: u32 = 16;
 
 /// Who answers datagrams.
 pub(crate) trait Answerer: Taker {
@@ -40,6 +43,11 @@ pub(crate) trait Answerer: Taker {
     /// What was lent comes home: where its replies go, and what they refer to.
     fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(Destination, Vec<u8>)> {
         let _ = (work, turn);
+        None
+    }
+
+    /// Whoever sends replies beside the loop, and leaves to it those that are put aside.
+    fn answering(&self) -> Option<Arc<Answering>> {
         None
     }
 }
@@ -53,7 +61,14 @@ pub(crate) struct Datagrams<'a> {
     gate: Box<dyn Gate + 'a>,
     received: Vec<Received>,
     replies: Replies,
+    /// What is sent beside the loop; the loop retries what it has put aside.
+    answering: Option<Arc<Answering>>,
     trouble: Trouble,
+    /// How many receives have failed one after the other.
+    failures: u32,
+    /// Nothing is received until then, and then for twice as long if it fails again.
+    paused_until: Option<Instant>,
+    pause: Duration,
 }
 
 impl<'a> Datagrams<'a> {
@@ -64,6 +79,7 @@ impl<'a> Datagrams<'a> {
         answerer: Box<dyn Answerer + 'a>,
         gate: Box<dyn Gate + 'a>,
     ) -> Self {
+        let answering = answerer.answering();
         Datagrams {
             socket,
             address,
@@ -72,7 +88,11 @@ impl<'a> Datagrams<'a> {
             gate,
             received: Vec::new(),
             replies: Replies::new(matches!(address, Address::Udp(_)) && sys::joins_replies(socket)),
+            answering,
             trouble: Trouble::default(),
+            failures: 0,
+            paused_until: None,
+            pause: FIRST_PAUSE,
         }
     }
 
@@ -81,7 +101,8 @@ impl<'a> Datagrams<'a> {
         let mut budget = RECEIVE_BUDGET;
         while turn.readiness.has(Readiness::READABLE) {
             if !turn.may_accept()
-                || self.replies.pending >= REPLIES_HIGH
+                || self.paused_until.is_some()
+                || self.replies.charge() >= REPLIES_HIGH
                 || !self.answerer.has_room()
             {
                 return Fate::Wait;
@@ -93,19 +114,21 @@ impl<'a> Datagrams<'a> {
             match self.batch.receive(self.socket, most, &mut self.received) {
                 // Unlike a stream, a datagram socket has been drained only when it says so itself;
                 // but a batch that was not filled is as good: the next edge is for the next one.
-                Ok(true) => turn.readiness.remove(Readiness::READABLE),
-                Ok(false) => {}
+                Ok(drained) => {
+                    if drained {
+                        turn.readiness.remove(Readiness::READABLE);
+                    }
+                    self.failures = 0;
+                    self.pause = FIRST_PAUSE;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     turn.readiness.remove(Readiness::READABLE);
+                    self.failures = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What the network says of an earlier reply; the next call goes on.
                 Err(error) => {
-                    turn.tally.unsent += 1;
                     budget = budget.saturating_sub(1);
-                    if let Some(times) = self.trouble.again(turn.now) {
-                        log::debug!("{} ({times} times by now): {error}", self.address);
-                    }
+                    self.not_received(&error, turn);
                 }
             }
             budget = budget.saturating_sub(self.received.len());
@@ -116,6 +139,30 @@ impl<'a> Datagrams<'a> {
             }
         }
         Fate::Wait
+    }
+
+    /// A receive has failed. What the network says of an earlier reply is said once, and the next
+    /// call goes on; for what may stay, such as a want of memory, receiving pauses.
+    fn not_received(&mut self, error: &io::Error, turn: &mut Turn) {
+        turn.tally.unsent += u64::from(is_of_a_reply(error));
+        self.failures += 1;
+        if !is_exhaustion(error) && self.failures < FAILURES {
+            return log::debug!("{}: {error}", self.address);
+        }
+        turn.tally.accept_pauses += 1;
+        if let Some(times) = self.trouble.again(turn.now) {
+            log::warn!("{} pauses ({times} times by now): {error}", self.address);
+        }
+        self.paused_until = Some(turn.now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        turn.rearm();
+    }
+
+    /// Receives again after a pause.
+    fn resume(&mut self, turn: &mut Turn) {
+        if self.paused_until.take().is_some() {
+            turn.rearm();
+        }
     }
 
     fn answer_all(&mut self, turn: &mut Turn) {
@@ -153,17 +200,55 @@ impl Live for Datagrams<'_> {
         self.run(turn)
     }
 
+    /// Something has been put aside by whoever sends beside the loop.
+    fn parcels(&mut self, turn: &mut Turn) -> Fate {
+        if self.replies.retry_at.is_none() {
+            self.replies.retry_at = Some(turn.now + RETRY);
+            turn.rearm();
+        }
+        Fate::Wait
+    }
+
     fn deadline(&self) -> Option<Instant> {
-        self.replies.retry_at
+        let Replies { retry_at, stalled_until, .. } = self.replies;
+        retry_at.into_iter().chain(stalled_until).chain(self.paused_until).min()
     }
 
     fn expired(&mut self, turn: &mut Turn) -> Fate {
-        self.replies.retry(self.socket, turn);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= turn.now);
+        let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
+        let stalled = is_due(self.replies.stalled_until);
+        if retry {
+            let answering = self.answering.as_ref();
+            let beside = answering
+                .is_some_and(|answering| answering.retry(turn.desk.now, &mut turn.desk.tally));
+            self.replies.retry(self.socket, beside, turn);
+        }
+        if stalled {
+            self.replies.try_once_more(self.socket, turn);
+        }
+        if resume {
+            self.resume(turn);
+        }
         self.run(turn)
     }
 
     fn freed(&mut self, turn: &mut Turn) -> Fate {
+        self.resume(turn);
         self.run(turn)
+    }
+
+    fn undelivered(&self) -> usize {
+        let beside = self.answering.as_ref().map_or(0, |answering| answering.undelivered());
+        self.replies.waiting.len() + self.replies.aside.len() + beside
+    }
+
+    /// What could not be delivered by the end of a run is lost.
+    fn finish(&mut self, turn: &mut Turn) {
+        self.replies.give_up(&mut turn.tally);
+        if let Some(answering) = &self.answering {
+            answering.desert(&mut turn.tally);
+        }
     }
 
     fn stop(&mut self, turn: &mut Turn) -> Fate {
@@ -182,41 +267,55 @@ impl Live for Datagrams<'_> {
     }
 }
 
+/// Whether the network says that an earlier reply has not come to its peer, see icmp(7).
+fn is_of_a_reply(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::ECONNRESET
+                | libc::EHOSTUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENETUNREACH
+                | libc::ENETDOWN
+                | libc::EMSGSIZE
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+        )
+    )
+}
+
+/// Whether memory or descriptors have run out.
+fn is_exhaustion(error: &io::Error) -> bool {
+    let exhausted = [libc::ENOMEM, libc::ENOBUFS, libc::EMFILE, libc::ENFILE];
+    error.raw_os_error().is_some_and(|errno| exhausted.contains(&errno))
+}
+
 /// Replies on their way out, in order.
 #[derive(Debug)]
 struct Replies {
-    /// Their bytes, one after the other; emptied when all have gone, and kept for the next.
+    /// Their bytes, one after the other. Those of replies that have gone are dropped when nothing
+    /// waits any more, or when they are more than those of replies that wait.
     bytes: Vec<u8>,
     waiting: VecDeque<Reply>,
-    /// How much waits, what is put aside included.
+    /// How much waits in order, what is put aside not included.
     pending: usize,
     /// Whether the kernel cuts one send into several datagrams.
     joins: bool,
+    /// How many of the first replies are not joined, because the kernel has refused them joined.
+    alone: usize,
+    /// When those that wait for room in the socket's own buffer are tried for the last time.
+    stalled_until: Option<Instant>,
     /// For Unix peers whose queues are full.
-    aside: HashMap<SockAddr, Aside>,
-    /// How much that is.
-    aside_charge: usize,
+    aside: Aside,
     /// When to try those again; the poller will not say.
     retry_at: Option<Instant>,
-    /// Peers for which nothing is put aside.
-    deaf: Deaf,
 }
 
 #[derive(Debug)]
 struct Reply {
     to: Destination,
     range: Range<usize>,
-}
-
-/// What is put aside for one peer, in order, and since when.
-#[derive(Debug)]
-struct Aside {
-    to: Destination,
-    replies: VecDeque<(Instant, Box<[u8]>)>,
-}
-
-fn charge(bytes: usize) -> usize {
-    bytes + OVERHEAD
 }
 
 /// How many datagrams may be joined, and how large each may be: what passes any IPv6 path.
@@ -231,11 +330,16 @@ impl Replies {
             waiting: VecDeque::new(),
             pending: 0,
             joins,
-            aside: HashMap::new(),
-            aside_charge: 0,
+            alone: 0,
+            stalled_until: None,
+            aside: Aside::default(),
             retry_at: None,
-            deaf: Deaf::default(),
         }
+    }
+
+    /// How much waits, in bytes.
+    fn charge(&self) -> usize {
+        self.pending + self.aside.charge()
     }
 
     fn keep(
@@ -247,12 +351,12 @@ impl Replies {
         tally: &mut Tally,
     ) {
         // A peer's datagrams keep their order.
-        let aside = !self.aside.is_empty() && self.aside.contains_key(&to.address);
+        let aside = self.aside.has(&to.address);
         for part in outgoing.parts(input) {
-            self.pending += charge(part.len());
             if aside {
-                self.put_aside(to.clone(), part.into(), now, tally);
+                self.aside.put(to.clone(), part.into(), now, tally);
             } else {
+                self.pending += charge(part.len());
                 let start = self.bytes.len();
                 self.bytes.extend_from_slice(part);
                 let range = start..self.bytes.len();
@@ -272,14 +376,39 @@ impl Replies {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.no_room(&error, turn)
                 }
-                // The device may not be able to, whatever the kernel said: from now on, one by one.
-                Err(_) if self.run_at(0) > 1 => self.joins = false,
+                Err(error) if self.run_at(0) > 1 => self.part(&error),
                 Err(error) => self.drop_first(&error, &mut turn.tally),
             }
         }
-        if self.waiting.is_empty() {
+        self.let_go_of_bytes();
+    }
+
+    /// The kernel has refused joined replies: they go one by one. Mostly that is for this peer's sake
+    /// alone (it has an address that cannot be sent to, or a path of small packets), and others'
+    /// replies are joined as before. Where a device or a route cannot do it, whatever the kernel said
+    /// before, none are any more.
+    fn part(&mut self, error: &io::Error) {
+        self.alone = self.run_at(0);
+        if matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) {
+            log::debug!("replies are no longer joined: {error}");
+            self.joins = false;
+        }
+    }
+
+    /// Drops the bytes of what has gone, as soon as they are most of them.
+    fn let_go_of_bytes(&mut self) {
+        let Some(first) = self.waiting.front() else {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT);
+            self.waiting.shrink_to(KEPT_REPLIES);
+            return;
+        };
+        let gone = first.range.start;
+        if gone > KEPT && gone > self.bytes.len() / 2 {
+            self.bytes.drain(..gone);
+            for Reply { range, .. } in &mut self.waiting {
+                *range = range.start - gone..range.end - gone;
+            }
         }
     }
 
@@ -288,7 +417,7 @@ impl Replies {
     fn run_at(&self, first: usize) -> usize {
         let reply = &self.waiting[first];
         let size = reply.range.len();
-        if !self.joins || size == 0 || size > JOINED_SIZE {
+        if !self.joins || first < self.alone || size == 0 || size > JOINED_SIZE {
             return 1;
         }
         let most = JOINED.min(JOINED_TOTAL / size);
@@ -309,9 +438,11 @@ impl Replies {
 
     /// The first so many sends have gone.
     fn forget(&mut self, sends: usize, tally: &mut Tally) {
+        self.stalled_until = None;
         for _ in 0..sends {
             let run = self.run_at(0);
-            self.deaf.went(&self.waiting[0].to.address);
+            self.alone = self.alone.saturating_sub(run);
+            self.aside.deaf.went(&self.waiting[0].to.address);
             for reply in self.waiting.drain(..run) {
                 self.pending -= charge(reply.range.len());
                 tally.replies += 1;
@@ -322,6 +453,7 @@ impl Replies {
 
     fn drop_first(&mut self, error: &io::Error, tally: &mut Tally) {
         if let Some(reply) = self.waiting.pop_front() {
+            self.alone = self.alone.saturating_sub(1);
             self.pending -= charge(reply.range.len());
             tally.unsent += 1;
             log::debug!("a reply to {} was not sent: {error}", peer_of(&reply.to.address));
@@ -332,17 +464,22 @@ impl Replies {
     /// a Unix socket it is mostly the peer's queue: this peer waits, and the others go on.
     fn no_room(&mut self, error: &io::Error, turn: &mut Turn) {
         let Some(reply) = self.waiting.front().filter(|reply| reply.to.address.is_unix()) else {
+            if self.stalled_until.is_none() {
+                self.stalled_until = Some(turn.now + STALL);
+                turn.rearm();
+            }
             return turn.readiness.remove(Readiness::WRITABLE);
         };
-        if self.deaf.patience(&reply.to.address, turn.now).is_zero() {
+        if self.aside.deaf.patience(&reply.to.address, turn.now).is_zero() {
             return self.drop_first(error, &mut turn.tally);
         }
         let (to, now) = (reply.to.clone(), turn.now);
         // Those behind it are not to overtake it.
         for reply in std::mem::take(&mut self.waiting) {
             if reply.to == to {
+                self.pending -= charge(reply.range.len());
                 let bytes = self.bytes[reply.range].into();
-                self.put_aside(reply.to, bytes, now, &mut turn.tally);
+                self.aside.put(reply.to, bytes, now, &mut turn.tally);
             } else {
                 self.waiting.push_back(reply);
             }
@@ -353,65 +490,46 @@ impl Replies {
         }
     }
 
-    /// Puts a reply aside to be tried again soon; with too much aside it is lost, as datagrams are.
-    fn put_aside(&mut self, to: Destination, bytes: Box<[u8]>, now: Instant, tally: &mut Tally) {
-        let charge = charge(bytes.len());
-        if self.aside_charge >= ASIDE_HIGH {
-            self.pending -= charge;
-            tally.unsent += 1;
-            return;
-        }
-        self.aside_charge += charge;
-        let aside = self.aside.entry(to.address.clone());
-        let aside = aside.or_insert_with(|| Aside { to, replies: VecDeque::new() });
-        aside.replies.push_back((now, bytes));
+    /// Tries those again that were put aside; `beside` says that others are to be tried again too.
+    fn retry(&mut self, socket: &Socket, beside: bool, turn: &mut Turn) {
+        self.aside.retry(socket, turn.now, &mut turn.desk.tally);
+        self.retry_at = (beside || !self.aside.is_empty()).then(|| turn.now + RETRY);
+        turn.rearm();
     }
 
-    /// Tries those again that were put aside. One that has waited too long is lost.
-    fn retry(&mut self, socket: &Socket, turn: &mut Turn) {
-        let now = turn.now;
-        let mut nobody = false;
-        let mut aside = std::mem::take(&mut self.aside);
-        aside.retain(|peer, Aside { to, replies }| {
-            let mut full = nobody;
-            while let Some((since, bytes)) = replies.front() {
-                let sent = if full {
-                    Err(io::ErrorKind::WouldBlock.into())
-                } else {
-                    sys::send_datagram(socket, to, bytes)
-                };
-                match sent {
-                    Ok(()) => {
-                        self.deaf.went(peer);
-                        turn.tally.replies += 1;
-                        turn.tally.bytes_out += bytes.len() as u64;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        full = true;
-                        nobody = nobody || sys::is_send_buffer_full(socket);
-                        if now.duration_since(*since) < PATIENCE {
-                            return true;
-                        }
-                        self.deaf.in_vain(peer, now, nobody);
-                        turn.tally.unsent += 1;
-                    }
-                    Err(_) => turn.tally.unsent += 1,
-                }
-                let charge = charge(bytes.len());
-                self.pending -= charge;
-                self.aside_charge -= charge;
-                replies.pop_front();
-            }
-            false
-        });
-        self.aside = aside;
-        self.retry_at = (!self.aside.is_empty()).then(|| now + RETRY);
+    /// The socket's own buffer has had no room for long: if not one reply can be sent now, those that
+    /// wait are lost.
+    fn try_once_more(&mut self, socket: &Socket, turn: &mut Turn) {
+        let before = self.waiting.len();
+        self.stalled_until = None;
         turn.rearm();
+        turn.readiness.add(Readiness::WRITABLE);
+        self.send(socket, turn);
+        if !self.waiting.is_empty() && self.waiting.len() == before {
+            log::debug!("{before} replies were not sent: there is no room for them");
+            self.lose_waiting(&mut turn.tally);
+            self.let_go_of_bytes();
+        }
+    }
+
+    fn lose_waiting(&mut self, tally: &mut Tally) {
+        tally.unsent += self.waiting.len() as u64;
+        self.waiting.clear();
+        (self.pending, self.alone, self.stalled_until) = (0, 0, None);
+    }
+
+    /// Nobody will send what waits any more.
+    fn give_up(&mut self, tally: &mut Tally) {
+        self.lose_waiting(tally);
+        self.aside.give_up(tally);
     }
 }
 
 /// What is kept of a large batch's buffer, in bytes.
 const KEPT: usize = 1 << 20;
+
+/// For how many replies there stays room when none waits any more.
+const KEPT_REPLIES: usize = 4096;
 
 /// The replies that wait, as sends.
 struct Runs<'a> {
@@ -437,13 +555,19 @@ impl<'a> Iterator for Runs<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::BorrowedFd;
     use std::os::unix::net::UnixDatagram;
     use std::path::PathBuf;
-    use std::sync::Arc;
+
+    use socket2::{Domain, Type};
 
     use super::*;
     use crate::conversation::Output;
+    use crate::error::CloseReason;
     use crate::mailbox::Mailbox;
+    use crate::session::{ASIDE_HIGH, OVERHEAD, PATIENCE};
 
     /// A socket with two clients, and where their replies go.
     struct Stand {
@@ -493,7 +617,7 @@ mod tests {
         }
 
         fn retry(&mut self) {
-            self.replies.retry(&self.socket, &mut self.turn);
+            self.replies.retry(&self.socket, false, &mut self.turn);
         }
 
         /// Makes the first client's queue full, and one more reply wait.
@@ -521,13 +645,13 @@ mod tests {
         for _ in 0..3 * ASIDE_HIGH / OVERHEAD {
             stand.keep(0, b"");
         }
-        let aside: usize = stand.replies.aside.values().map(|aside| aside.replies.len()).sum();
+        let aside = stand.replies.aside.len();
         assert!(aside <= ASIDE_HIGH / OVERHEAD, "{aside} replies");
         assert_eq!(stand.turn.tally.unsent as usize, 3 * ASIDE_HIGH / OVERHEAD + 1 - aside);
-        assert!(stand.replies.pending <= ASIDE_HIGH + OVERHEAD);
+        assert!(stand.replies.charge() <= ASIDE_HIGH + OVERHEAD);
         stand.turn.now += PATIENCE;
         stand.retry();
-        assert_eq!((stand.replies.pending, stand.replies.aside_charge), (0, 0));
+        assert_eq!((stand.replies.charge(), stand.replies.aside.len()), (0, 0));
     }
 
     #[test]
@@ -535,8 +659,7 @@ mod tests {
         let mut stand = stand("order");
         stand.fill();
         // As if the room had just gone: several for one, and one for another between them.
-        stand.replies.aside.clear();
-        (stand.replies.aside_charge, stand.replies.pending) = (0, 0);
+        stand.replies.aside = Aside::default();
         stand.keep(0, b"first");
         stand.keep(1, b"for another");
         stand.keep(0, b"second");
@@ -547,7 +670,7 @@ mod tests {
         assert!(stand.received(0).iter().all(|each| each == b"unread"));
         stand.retry();
         assert_eq!(stand.received(0), [&b"first"[..], b"second", b"third"]);
-        assert_eq!(stand.replies.pending, 0);
+        assert_eq!(stand.replies.charge(), 0);
     }
 
     #[test]
@@ -559,12 +682,210 @@ mod tests {
         assert_eq!(stand.turn.tally.unsent, 1);
         stand.keep(0, b"lost at once");
         stand.send();
-        assert_eq!((stand.turn.tally.unsent, stand.replies.pending), (2, 0));
+        assert_eq!((stand.turn.tally.unsent, stand.replies.charge() as u64), (2, 0));
         stand.received(0);
         stand.keep(0, b"heard");
         stand.send();
         assert_eq!(stand.received(0), [b"heard"]);
         stand.fill();
         assert_eq!(stand.turn.tally.unsent, 2, "there is patience again");
+    }
+
+    /// A socket whose send buffer can be full, and stays so until its peer reads: a TCP connection,
+    /// which takes no notice of where a reply is to go.
+    struct Narrow {
+        socket: Socket,
+        peer: TcpStream,
+        to: Destination,
+        turn: Turn,
+        replies: Replies,
+    }
+
+    fn narrow() -> Narrow {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
+        turn.readiness.add(Readiness::WRITABLE);
+        let (_, _, to) = udp();
+        Narrow { socket: Socket::from(client), peer, to, turn, replies: Replies::new(false) }
+    }
+
+    impl Narrow {
+        fn keep(&mut self, bytes: &[u8]) {
+            let Desk { outgoing, tally, now, .. } = &mut self.turn.desk;
+            Output::new(&[], outgoing).put_datagram(bytes);
+            self.replies.keep(outgoing, &[], self.to.clone(), *now, tally);
+        }
+
+        fn send(&mut self) {
+            self.turn.readiness.add(Readiness::WRITABLE);
+            self.replies.send(&self.socket, &mut self.turn);
+        }
+    }
+
+    /// A UDP socket, a client of its, and where the client's replies go.
+    fn udp() -> (Socket, UdpSocket, Destination) {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+        let (mut batch, mut received) = (Batch::new(100), Vec::new());
+        let socket = Socket::from(server);
+        while batch.receive(&socket, 1, &mut received).is_err() {}
+        (socket, client, received.remove(0).from)
+    }
+
+    #[test]
+    fn replies_that_have_gone_take_no_memory_while_others_wait() {
+        let mut narrow = narrow();
+        let mut read = vec![0; 256 << 10];
+        let mut largest = 0;
+        // Several times what may wait, and always something does.
+        for _ in 0..32 << 20 >> 18 {
+            while narrow.replies.charge() < REPLIES_HIGH {
+                narrow.keep(&[b'x'; 1200]);
+            }
+            narrow.send();
+            assert!(!narrow.replies.waiting.is_empty());
+            largest = largest.max(narrow.replies.bytes.capacity());
+            narrow.peer.read_exact(&mut read).unwrap();
+        }
+        assert!(largest <= 4 * REPLIES_HIGH, "{largest} bytes for what waits");
+    }
+
+    #[test]
+    fn a_reply_that_waits_is_the_same_after_those_before_it_have_gone() {
+        let mut narrow = narrow();
+        for number in 0..2000 {
+            narrow.keep(&[number as u8; 1000]);
+        }
+        narrow.replies.forget(1500, &mut narrow.turn.desk.tally);
+        narrow.replies.let_go_of_bytes();
+        assert_eq!(narrow.replies.bytes.len(), 500 * 1000);
+        for (number, send) in (1500..2000).zip(Runs { replies: &narrow.replies, next: 0 }) {
+            assert_eq!(send.bytes, [number as u8; 1000]);
+        }
+    }
+
+    #[test]
+    fn replies_for_which_there_is_no_room_for_long_are_lost() {
+        let mut narrow = narrow();
+        while narrow.replies.waiting.is_empty() {
+            narrow.keep(&[b'x'; 1200]);
+            narrow.send();
+        }
+        narrow.keep(b"one more");
+        assert_eq!(narrow.replies.stalled_until, Some(narrow.turn.now + STALL));
+        let mut read = vec![0; 8 << 20];
+        narrow.peer.set_nonblocking(true).unwrap();
+        // Some can go: the rest goes on waiting.
+        while narrow.replies.waiting.len() == 2 {
+            let _ = narrow.peer.read(&mut read);
+            narrow.replies.try_once_more(&narrow.socket, &mut narrow.turn);
+        }
+        assert_eq!(narrow.turn.tally.unsent, 0);
+        while narrow.replies.waiting.len() < 3 {
+            narrow.keep(&[b'x'; 1200]);
+            narrow.send();
+        }
+        narrow.replies.try_once_more(&narrow.socket, &mut narrow.turn);
+        assert_eq!((narrow.turn.tally.unsent, narrow.replies.charge()), (3, 0));
+        assert_eq!(narrow.replies.stalled_until, None);
+    }
+
+    #[test]
+    fn a_peer_that_cannot_be_sent_to_leaves_the_replies_of_others_joined() {
+        let (socket, client, to) = udp();
+        let mut nowhere = to.clone();
+        nowhere.address = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        let joins = sys::joins_replies(&socket);
+        let mut replies = Replies::new(joins);
+        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
+        turn.readiness.add(Readiness::WRITABLE);
+        for _ in 0..2 {
+            for to in [&nowhere, &to] {
+                let Desk { outgoing, tally, now, .. } = &mut turn.desk;
+                for _ in 0..3 {
+                    Output::new(&[], outgoing).put_datagram(b"reply");
+                }
+                replies.keep(outgoing, &[], to.clone(), *now, tally);
+            }
+            replies.send(&socket, &mut turn);
+        }
+        assert_eq!((turn.tally.replies, turn.tally.unsent), (6, 6));
+        for _ in 0..6 {
+            assert_eq!(client.recv(&mut [0; 10]).unwrap(), 5);
+        }
+        assert_eq!((replies.joins, replies.alone), (joins, 0));
+        let refused = io::Error::from_raw_os_error(libc::EIO);
+        let Desk { outgoing, tally, now, .. } = &mut turn.desk;
+        Output::new(&[], outgoing).put_datagram(b"a device that cannot do it");
+        replies.keep(outgoing, &[], to, *now, tally);
+        replies.part(&refused);
+        assert!(!replies.joins);
+    }
+
+    /// Nobody, and no hooks.
+    struct Nobody;
+
+    impl Taker for Nobody {}
+
+    impl Answerer for Nobody {
+        fn answer(&mut self, _: &[u8], _: Peer, _: &Received, _: &mut Turn) {}
+    }
+
+    impl Gate for Nobody {
+        fn prepare(&mut self, _: BorrowedFd<'_>, _: &Peer, _: &mut Turn) -> bool {
+            true
+        }
+
+        fn verify(&mut self, _: &Peer, _: &mut Turn) -> bool {
+            true
+        }
+
+        fn fault(&mut self, _: &Peer, _: &CloseReason, _: &mut Turn) {}
+
+        fn is_attentive(&self) -> bool {
+            false
+        }
+
+        fn turned(&mut self, _: &mut Turn) {}
+    }
+
+    #[test]
+    fn a_socket_that_goes_on_failing_is_paused_longer_each_time_and_no_reply_is_called_unsent() {
+        // It is not connected, and a receive always says so.
+        let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let mut batch = Batch::new(100);
+        let (answerer, gate) = (Box::new(Nobody), Box::new(Nobody));
+        let mut datagrams = Datagrams::new(&broken, &address, &mut batch, answerer, gate);
+        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
+        turn.readiness.add(Readiness::READABLE);
+        let mut pause = FIRST_PAUSE;
+        for times in 1..=10 {
+            assert_eq!(datagrams.ready(&mut turn), Fate::Wait);
+            assert_eq!(datagrams.deadline(), Some(turn.now + pause));
+            assert_eq!((turn.tally.accept_pauses, turn.tally.unsent), (times, 0));
+            // Nothing is tried before it is over.
+            assert_eq!(datagrams.ready(&mut turn), Fate::Wait);
+            assert_eq!(turn.tally.accept_pauses, times);
+            turn.desk.now += pause;
+            datagrams.resume(&mut turn);
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    #[test]
+    fn memory_that_has_run_out_pauses_and_what_the_network_says_of_a_reply_does_not() {
+        for errno in [libc::ENOMEM, libc::ENOBUFS] {
+            assert!(is_exhaustion(&io::Error::from_raw_os_error(errno)));
+        }
+        for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert!(is_of_a_reply(&error) && !is_exhaustion(&error));
+        }
     }
 }

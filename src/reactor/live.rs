@@ -312,7 +312,8 @@ pub(crate) trait Live {
         Fate::Wait
     }
 
-    /// It is over, by its own [`Fate::Done`] or because the time for stopping is up.
+    /// It is over, by its own [`Fate::Done`] or because the time for stopping is up; a listener, with
+    /// its run.
     fn finish(&mut self, turn: &mut Turn) {
         let _ = turn;
     }
@@ -326,6 +327,12 @@ pub(crate) trait Live {
     /// The time for stopping is up: ends what it serves elsewhere.
     fn cut(&mut self, turn: &mut Turn) {
         let _ = turn;
+    }
+
+    /// How many replies wait for room in the kernel, of those that no connection holds: datagrams. A
+    /// run does not end before they are sent or lost, which each is after a while.
+    fn undelivered(&self) -> usize {
+        0
     }
 
     /// Who stands behind it, if it is a listener; a connection has nobody.
@@ -370,7 +377,8 @@ pub(crate) trait Taker {
         true
     }
 
-    /// How many requests it takes before others come first, at most.
+    /// How many requests it takes before others come first, at most and at least one: no more than
+    /// there is room for.
     fn burst(&self) -> usize {
         usize::MAX
     }

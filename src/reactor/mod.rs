@@ -173,6 +173,11 @@ impl<'a> Reactor<'a> {
         elsewhere
     }
 
+    /// How many datagrams wait to be sent, see [`Live::undelivered`].
+    pub(crate) fn undelivered(&self) -> usize {
+        self.listeners.iter().map(|token| self.slab[token.slot()].live.undelivered()).sum()
+    }
+
     /// How many jobs have not come home, those of connections that are gone included.
     pub(crate) fn unfinished(&self) -> usize {
         self.ground.mailbox.lent()
@@ -475,6 +480,8 @@ impl<'a> Reactor<'a> {
                 self.turn.tally.rejected += 1;
                 let is_connection = matches!(request, Request::Stream(..));
                 self.turn.tally.closed += u64::from(is_connection);
+                // Nobody will end to say that there is room.
+                self.turn.freed = true;
                 match error {
                     Error::Mode(_) => self.turn.failed = Some(error),
                     error => log::error!("a request is turned away: {error}"),
@@ -621,7 +628,12 @@ impl Drop for Reactor<'_> {
             }
         }
         self.end_connections();
+        self.tell_listeners(|live, turn| {
+            live.finish(turn);
+            Fate::Wait
+        });
         self.bury();
+        self.ground.published.add(&mut self.turn.tally);
         self.ground.mailbox.desert();
     }
 }

@@ -309,7 +309,7 @@ impl Server {
                 break;
             }
             let served = requests != usize::MAX && reactor.turn().allowance == 0;
-            if served && reactor.connections() == 0 {
+            if served && reactor.connections() + reactor.undelivered() == 0 {
                 return Ok((StopReport::default(), true));
             }
             let left = deadline
@@ -478,7 +478,7 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
     let before = reactor.connections() + reactor.elsewhere();
     reactor.stop();
     let busy = reactor.connections() + reactor.elsewhere();
-    while reactor.connections() + reactor.elsewhere() > 0 {
+    while reactor.connections() + reactor.elsewhere() + reactor.undelivered() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;

@@ -1,19 +1,21 @@
 //! One datagram, served to its end on this thread, and its replies sent.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use socket2::Socket;
 
-use super::deaf::Deaf;
+use super::aside::Aside;
 use super::{Place, Served, Session};
 use crate::address::Peer;
 use crate::conversation::{Env, Handler, Home, serve_datagram};
 use crate::counters::Tally;
 use crate::error::Unsupported;
-use crate::mailbox::{Outlet, lock};
+use crate::mailbox::{Mail, Mailbox, Outlet, lock};
 use crate::sys::{self, Destination, Received};
+use crate::token::Token;
 
 /// A datagram that has come, and where it came from.
 #[derive(Debug)]
@@ -67,24 +69,61 @@ impl<H: Handler> Session for DatagramSession<H> {
 }
 
 /// A socket on which datagrams are answered, by whichever thread.
+///
+/// Where a loop runs beside, nobody waits for a Unix peer with a full queue: its replies are put
+/// aside, and the loop tries them again.
 #[derive(Debug)]
 pub(crate) struct Answering {
     pub(crate) socket: Arc<Socket>,
-    deaf: Mutex<Deaf>,
+    aside: Mutex<Aside>,
+    /// The loop that tries again what is put aside. It is told when there is something.
+    retried_by: OnceLock<(Arc<Mailbox>, Token)>,
+    /// That loop has ended. Changed only while `aside` is locked.
+    deserted: AtomicBool,
 }
 
 impl Answering {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        Answering { socket, deaf: Mutex::default() }
+        Answering {
+            socket,
+            aside: Mutex::default(),
+            retried_by: OnceLock::new(),
+            deserted: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on what finds no room is tried again by this loop, as this entry's.
+    pub(crate) fn retried_by(&self, mailbox: &Arc<Mailbox>, token: Token) {
+        let _ = self.retried_by.set((mailbox.clone(), token));
+    }
+
+    /// Tries those again that were put aside; whether some are left.
+    pub(crate) fn retry(&self, now: Instant, tally: &mut Tally) -> bool {
+        let mut aside = lock(&self.aside);
+        aside.retry(&self.socket, now, tally);
+        !aside.is_empty()
+    }
+
+    /// How many replies are put aside.
+    pub(crate) fn undelivered(&self) -> usize {
+        lock(&self.aside).len()
+    }
+
+    /// The loop ends: what is put aside is lost, and nothing is any more.
+    pub(crate) fn desert(&self, tally: &mut Tally) {
+        let mut aside = lock(&self.aside);
+        self.deserted.store(true, SeqCst);
+        aside.give_up(tally);
     }
 
     /// Sends one datagram; a peer that has gone, or has no address, is counted and no error.
     pub(super) fn reply(&self, to: &Destination, bytes: &[u8], tally: &mut Tally) {
-        match self.send(to, bytes) {
-            Ok(()) => {
+        match self.send(to, bytes, tally) {
+            Ok(true) => {
                 tally.replies += 1;
                 tally.bytes_out += bytes.len() as u64;
             }
+            Ok(false) => {}
             Err(error) => {
                 tally.unsent += 1;
                 log::debug!("a datagram could not be sent: {error}");
@@ -92,23 +131,60 @@ impl Answering {
         }
     }
 
-    fn send(&self, to: &Destination, bytes: &[u8]) -> io::Result<()> {
+    /// Leaves a reply to the loop, if there is one: whether it did. A peer's replies keep their order,
+    /// so where `only_behind_others` says so it is left only if others for the same peer are.
+    fn put_aside(
+        &self,
+        to: &Destination,
+        bytes: &[u8],
+        only_behind_others: bool,
+        tally: &mut Tally,
+    ) -> bool {
+        let Some((mailbox, token)) = self.retried_by.get().filter(|_| to.address.is_unix()) else {
+            return false;
+        };
+        let mut aside = lock(&self.aside);
+        let first = aside.is_empty();
+        if self.deserted.load(SeqCst) || only_behind_others && !aside.has(&to.address) {
+            return false;
+        }
+        let now = Instant::now();
+        if aside.deaf.patience(&to.address, now).is_zero() {
+            tally.unsent += 1;
+            return true;
+        }
+        aside.put(to.clone(), bytes.into(), now, tally);
+        drop(aside);
+        if first {
+            mailbox.post(Mail::Outlet(*token));
+        }
+        true
+    }
+
+    /// Sends one datagram (true), or leaves it to the loop.
+    fn send(&self, to: &Destination, bytes: &[u8], tally: &mut Tally) -> io::Result<bool> {
+        if self.put_aside(to, bytes, true, tally) {
+            return Ok(false);
+        }
         let mut deadline = None;
         loop {
             let error = match sys::send_datagram(&self.socket, to, bytes) {
                 Ok(()) => {
-                    lock(&self.deaf).went(&to.address);
-                    return Ok(());
+                    lock(&self.aside).deaf.went(&to.address);
+                    return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => error,
                 Err(error) => return Err(error),
             };
+            if self.put_aside(to, bytes, false, tally) {
+                return Ok(false);
+            }
             let now = Instant::now();
             let deadline = match deadline {
                 Some(deadline) => deadline,
                 None => {
-                    let patience = lock(&self.deaf).patience(&to.address, now);
+                    let patience = lock(&self.aside).deaf.patience(&to.address, now);
                     if patience.is_zero() {
                         return Err(error);
                     }
@@ -118,7 +194,7 @@ impl Answering {
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 let for_all = sys::is_send_buffer_full(&self.socket);
-                lock(&self.deaf).in_vain(&to.address, now, for_all);
+                lock(&self.aside).deaf.in_vain(&to.address, now, for_all);
                 return Err(error);
             }
             sys::wait_for_room(&self.socket, to, left)?;
@@ -150,10 +226,10 @@ mod tests {
         while tally.unsent == 0 {
             answering.reply(&to, b"unread", &mut tally);
         }
-        let remembered = format!("{:?}", answering.deaf);
+        let remembered = format!("{:?}", lock(&answering.aside).deaf);
         answering.reply(&to, b"lost at once", &mut tally);
         assert_eq!(tally.unsent, 2);
-        assert_eq!(format!("{:?}", answering.deaf), remembered);
+        assert_eq!(format!("{:?}", lock(&answering.aside).deaf), remembered);
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

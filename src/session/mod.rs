@@ -10,6 +10,7 @@ use crate::error::{CloseReason, Unsupported};
 use crate::mailbox::{Mailbox, Work};
 use crate::token::Token;
 
+mod aside;
 mod datagram;
 mod deaf;
 mod request;
@@ -17,8 +18,12 @@ mod seats;
 mod stream;
 mod waiting;
 
+#[cfg(test)]
+pub(crate) use aside::{ASIDE_HIGH, OVERHEAD};
+pub(crate) use aside::{Aside, RETRY, charge};
 pub(crate) use datagram::{Answering, DatagramSession, Nowhere, Packet};
-pub(crate) use deaf::{Deaf, PATIENCE};
+#[cfg(test)]
+pub(crate) use deaf::PATIENCE;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
 pub(crate) use seats::{Seats, Taken};

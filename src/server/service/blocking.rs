@@ -14,7 +14,7 @@ use crate::dispatch::{
 };
 use crate::error::CloseReason;
 use crate::reactor::{Acceptor, Answerer, Fork, Request, Taker, Turn};
-use crate::session::{self, Packet, Session};
+use crate::session::{self, Answering, Packet, Session};
 use crate::sys::{Child, ChildProcess, Received};
 use crate::token::Token;
 
@@ -34,6 +34,7 @@ impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        ground.door.answering.retried_by(&ground.control.mailbox, ground.listener);
         Ok(Box::new(InlineTaker::new(self, ground)))
     }
 }
@@ -105,6 +106,10 @@ impl<T: 'static, S: Serve<T>> Answerer for InlineTaker<'_, T, S> {
         let session = self.serve.datagram(answerer, &self.door, Packet::new(bytes, peer, received));
         self.serve(session, turn);
     }
+
+    fn answering(&self) -> Option<Arc<Answering>> {
+        Some(self.door.answering.clone())
+    }
 }
 
 /// Each request in a thread of its own, while it lasts.
@@ -140,6 +145,7 @@ where
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
+        ground.door.answering.retried_by(&ground.control.mailbox, ground.listener);
         Ok(Box::new(ThreadTaker::new(self, ground)))
     }
 
@@ -190,6 +196,10 @@ impl<T, S> Taker for ThreadTaker<'_, T, S> {
 
     fn tell_ends(&mut self) {
         self.home.want();
+    }
+
+    fn burst(&self) -> usize {
+        self.threads.room()
     }
 
     fn stop(&mut self) {
@@ -243,6 +253,10 @@ where
         let packet = Packet::new(bytes, peer, received);
         let session = Box::new(self.serve.datagram(answerer, &self.door, packet));
         self.threads.assign(Assigned { session, seat: None, home: self.home.clone() });
+    }
+
+    fn answering(&self) -> Option<Arc<Answering>> {
+        Some(self.door.answering.clone())
     }
 }
 
@@ -315,6 +329,10 @@ impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
 impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
     fn has_room(&mut self) -> bool {
         self.family.has_room()
+    }
+
+    fn burst(&self) -> usize {
+        self.family.room().max(1)
     }
 
     fn look(&mut self, turn: &mut Turn) {

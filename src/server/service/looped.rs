@@ -183,6 +183,10 @@ impl<H> Taker for LendingAnswerer<'_, H> {
         self.lent < LENT_DATAGRAMS
     }
 
+    fn burst(&self) -> usize {
+        LENT_DATAGRAMS.saturating_sub(self.lent).max(1)
+    }
+
     fn is_attentive(&self) -> bool {
         true
     }
