@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -133,7 +133,8 @@ impl FromStr for Endpoint {
     }
 }
 
-fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
+/// Splits `HOST:PORT`; an IPv6 address stands in brackets, and comes without them.
+pub(crate) fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
     // Digits alone: Rust's own reading of a number takes a sign too.
     let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
@@ -180,7 +181,10 @@ impl fmt::Display for Endpoint {
 /// Who talks: the other end of a connection, or the sender of a datagram. Python's
 /// `client_address`.
 ///
-/// An IPv4 client of a dual-stack listener is shown as IPv4, not as `::ffff:a.b.c.d`.
+/// An IPv4 client of a dual-stack listener is shown as IPv4, not as `::ffff:a.b.c.d`. A link-local
+/// IPv6 client keeps the interface it is reached by, and is shown as `[fe80::1%2]:port`: the same
+/// address on two interfaces means two clients, see
+/// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Peer {
@@ -207,7 +211,13 @@ impl Peer {
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Self {
-        Peer::Inet(SocketAddr::new(address.ip().to_canonical(), address.port()))
+        Peer::Inet(match address {
+            SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => {
+                // A flow label is of a packet, and not of who has sent it.
+                SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into()
+            }
+            mapped => SocketAddr::new(mapped.ip().to_canonical(), mapped.port()),
+        })
     }
 }
 
@@ -273,5 +283,23 @@ mod tests {
     fn a_mapped_peer_is_shown_as_ipv4() {
         let mapped: SocketAddr = "[::ffff:192.0.2.7]:80".parse().unwrap();
         assert_eq!(Peer::from(mapped).to_string(), "192.0.2.7:80");
+    }
+
+    #[test]
+    fn a_link_local_peer_keeps_its_interface() {
+        let on = |interface| {
+            let address: SocketAddr = SocketAddrV6::new(
+                "fe80::1".parse().unwrap(),
+                80,
+                // A flow label of its own.
+                7,
+                interface,
+            )
+            .into();
+            Peer::from(address)
+        };
+        assert_eq!(on(2).to_string(), "[fe80::1%2]:80");
+        assert_ne!(on(2), on(3));
+        assert_eq!(on(2).inet(), Some("[fe80::1%2]:80".parse().unwrap()));
     }
 }

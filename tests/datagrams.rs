@@ -7,15 +7,21 @@ mod process;
 #[path = "support/runner.rs"]
 mod runner;
 
+use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::Read;
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use process::{Datagrams, Process, announce, eventually};
+use process::{DEADLINE, Datagrams, Gate, Process, announce, eventually, wait_at_gate};
 use runner::{Test, test};
 use socket2::SockAddr;
-use socketserver::{Context, Endpoint, Handler, HandlerResult, Mode, Peer, Server};
+use socketserver::{Context, Endpoint, Forking, Handler, HandlerResult, Mode, Peer, Pool, Server};
 
 const UDP: &str = "udp://127.0.0.1:0";
 const UNIX: &str = "unixgram://{dir}/socket";
@@ -44,6 +50,14 @@ impl Handler for Asked {
                 cx.send(format!("{error:?}").as_bytes())
             }
             b"!peer" => cx.send(cx.peer().to_string().as_bytes()),
+            b"!print" => {
+                println!("{:?} is shown as {}", cx.peer(), cx.peer());
+                Ok(())
+            }
+            _ if message.starts_with(b"!gate ") => {
+                wait_at_gate(Path::new(OsStr::from_bytes(&message[b"!gate ".len()..])));
+                Ok(())
+            }
             _ if cx.is_truncated() => cx.send(format!("cut to {}", message.len()).as_bytes()),
             _ => cx.send(message),
         }
@@ -51,13 +65,32 @@ impl Handler for Asked {
 }
 
 fn serve(arguments: &[String]) {
-    let [url, mode, size] = arguments else { panic!("what to serve") };
+    let [url, mode, size, options @ ..] = arguments else { panic!("what to serve") };
+    if url == NAMESPACE {
+        return in_a_namespace(mode.parse().unwrap());
+    }
     let mut server = Server::new().unwrap();
     let mut builder = Server::listen(&url.parse().unwrap()).unwrap();
     if let Ok(size) = size.parse() {
         builder = builder.max_packet_size(size);
     }
-    let service = builder.dispatch(mode.parse::<Mode>().unwrap()).service(|_: &Peer| Asked);
+    let mut mode: Mode = mode.parse().unwrap();
+    let mut stamped = false;
+    for option in options {
+        match option.as_str() {
+            "asked address" => builder = builder.reply_from_asked_address(true),
+            "dual stack" => builder = builder.dual_stack(true),
+            "stamped" => stamped = true,
+            "two children" => mode = Mode::Forking(Forking::default().max_children(2)),
+            "one thread" => mode = Mode::Pool(Pool::new(1)),
+            other => panic!("not an option: {other}"),
+        }
+    }
+    let builder = builder.bind().unwrap();
+    if stamped {
+        stamp(builder.socket().unwrap().as_raw_fd());
+    }
+    let service = builder.dispatch(mode).service(|_: &Peer| Asked);
     server.add(service.unwrap()).unwrap();
     server.stop_on_signals().unwrap();
     announce(&server.addresses());
@@ -68,8 +101,26 @@ fn serve(arguments: &[String]) {
     println!("unsent {}", counters.unsent);
 }
 
+/// Has the kernel tell when each datagram came, in a control message of its own.
+#[allow(unsafe_code)] // the standard library sets no such option
+fn stamp(socket: RawFd) {
+    let on: libc::c_int = 1;
+    let size = size_of_val(&on) as libc::socklen_t;
+    for option in [libc::SO_TIMESTAMP, libc::SO_RXQ_OVFL] {
+        // SAFETY: setsockopt reads the one integer that it is given.
+        let set = unsafe {
+            libc::setsockopt(socket, libc::SOL_SOCKET, option, (&raw const on).cast(), size)
+        };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
 fn start(url: &str, mode: Mode, size: &str) -> Process {
     Process::start(1, &[url, mode.name(), size])
+}
+
+fn start_with(url: &str, mode: Mode, options: &[&str]) -> Process {
+    Process::start(1, &[&[url, mode.name(), "default"], options].concat())
 }
 
 /// Stops it; what it has counted of datagrams. A datagram is no connection, whatever becomes of it.
@@ -165,13 +216,33 @@ fn three_hundred_peers_that_vanish_change_nothing(url: &str, mode: Mode) {
 }
 
 fn a_nameless_unix_client_is_served_and_not_answered(mode: Mode) {
-    let server = start(UNIX, mode, "default");
+    let mut server = start(UNIX, mode, "default");
     let (nameless, client) = (Datagrams::unbound(server.url()), server.datagrams());
     for _ in 0..20 {
         nameless.send("to nobody");
     }
     client.send("hello").expect("hello");
-    assert_eq!(stop(server), "datagrams 21 truncated 0");
+    nameless.send("!print");
+    assert_eq!(server.line(), "Unnamed is shown as unnamed");
+    server.terminate();
+    server.expect_success();
+    let lines = server.rest();
+    assert_eq!(lines[0], "datagrams 22 truncated 0");
+    // Children do not count.
+    if mode.name() != "forking" {
+        assert_eq!(lines[2], "unsent 20");
+    }
+}
+
+fn a_unix_stream_client_without_a_name_is_unnamed(mode: Mode) {
+    let mut server = start("unix://{dir}/socket", mode, "default");
+    let mut client = server.connect();
+    client.send("!print");
+    assert_eq!(server.line(), "Unnamed is shown as unnamed");
+    client.send("!peer").expect("unnamed");
+    client.end().expect_end();
+    server.terminate();
+    server.expect_success();
 }
 
 /// A client that does not read.
@@ -192,6 +263,141 @@ fn a_deaf_unix_peer_is_its_own_trouble(mode: Mode) {
     }
     for _ in 0..20 {
         client.send("hello").expect("hello");
+    }
+    stop(server);
+}
+
+/// Their queues are full, and they go on asking.
+fn fourteen_deaf_unix_peers_hold_up_nobody_else(mode: Mode) {
+    let options: &[&str] = if mode.name() == "pool" { &["one thread"] } else { &[] };
+    let server = start_with(UNIX, mode, options);
+    let client = server.datagrams();
+    let deaf: Vec<_> = (0..14).map(|_| server.datagrams()).collect();
+    deaf.iter().for_each(fill_queue_of);
+    let start = Instant::now();
+    deaf.iter().for_each(|each| {
+        each.send("unheard");
+    });
+    client.send("hello").expect("hello");
+    assert!(start.elapsed() < 7 * WAIT, "{:?} for fourteen deaf peers", start.elapsed());
+    stop(server);
+}
+
+fn there_are_no_more_children_than_there_may_be(url: &str) {
+    let server = start_with(url, Mode::Forking(Forking::default()), &["two children"]);
+    let gate = Gate::at(&server.directory.join("gate"));
+    let client = server.datagrams();
+    let message = format!("!gate {}", server.directory.join("gate").display());
+    // All are there at once when it looks.
+    server.signal(libc::SIGSTOP);
+    for _ in 0..8 {
+        client.send(&message);
+    }
+    server.signal(libc::SIGCONT);
+    let mut held = VecDeque::new();
+    for _ in 0..8 {
+        held.push_back(gate.expect_arrival());
+        assert!(server.children().len() <= 2, "{:?} are children", server.children());
+        if held.len() == 2 {
+            held.pop_front().unwrap().let_go();
+        }
+    }
+    drop(held);
+    assert_eq!(stop(server), "datagrams 8 truncated 0");
+}
+
+/// A client that takes replies from the address it has asked alone.
+fn connected(from: &str, to: SocketAddr) -> UdpSocket {
+    let client = UdpSocket::bind((from, 0)).unwrap();
+    client.connect(to).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client
+}
+
+fn expect_echo(client: &UdpSocket) {
+    client.send(b"hello").unwrap();
+    let mut reply = [0; 100];
+    assert_eq!(client.recv(&mut reply).expect("a reply"), 5);
+}
+
+fn port_of(server: &Process) -> u16 {
+    server.url().rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+fn a_reply_comes_from_the_address_that_was_asked(mode: Mode) {
+    let server = start_with("udp://0.0.0.0:0", mode, &["asked address"]);
+    let port = port_of(&server);
+    for asked in ["127.0.0.2", "127.0.0.1"] {
+        expect_echo(&connected("127.0.0.1", SocketAddr::new(asked.parse().unwrap(), port)));
+    }
+    // A broadcast address is not a source: any of the host's will do.
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_broadcast(true).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.send_to(b"all of you", ("127.255.255.255", port)).unwrap();
+    client.recv(&mut [0; 100]).expect("a reply");
+    stop(server);
+}
+
+fn a_dual_stack_socket_replies_from_the_address_that_was_asked(mode: Mode) {
+    let server = start_with("udp://[::]:0", mode, &["asked address", "dual stack"]);
+    let port = port_of(&server);
+    expect_echo(&connected("127.0.0.1", SocketAddr::new([127, 0, 0, 2].into(), port)));
+    expect_echo(&connected("::1", SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_broadcast(true).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.send_to(b"all of you", ("127.255.255.255", port)).unwrap();
+    client.recv(&mut [0; 100]).expect("a reply");
+    stop(server);
+}
+
+/// They stand before what tells the address, and are longer than it is.
+fn a_reply_comes_from_the_address_that_was_asked_on_a_socket_with_timestamps(mode: Mode) {
+    let server = start_with("udp://[::]:0", mode, &["asked address", "stamped"]);
+    let client = connected("::1", SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port_of(&server)));
+    for _ in 0..32 {
+        expect_echo(&client);
+    }
+    stop(server);
+}
+
+/// As an address to serve at: a network of its own, with two interfaces that are joined, and two
+/// addresses on one of them.
+const NAMESPACE: &str = "namespace";
+
+const NETWORK: &str = "ip link set lo up && ip link add near type veth peer name far \
+    && ip link set near up && ip link set far up \
+    && ip -6 address add fd00::1/64 dev near nodad && ip -6 address add fd00::2/64 dev near nodad";
+
+fn in_a_network_of_its_own_a_reply_comes_from_the_ipv6_address_that_was_asked(mode: Mode) {
+    let can = Command::new("unshare").args(["-n", "sh", "-c", NETWORK]).output();
+    if !can.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: there is no network to be had for it: {can:?}");
+        return;
+    }
+    let script = format!("{NETWORK} && exec \"$0\" --serve {NAMESPACE} {} default", mode.name());
+    let output = Command::new("unshare")
+        .args(["-n", "sh", "-c", &script])
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn in_a_namespace(mode: Mode) {
+    let server = start_with("udp://[::]:0", mode, &["asked address"]);
+    let port = port_of(&server);
+    for asked in ["fd00::1", "fd00::2"] {
+        expect_echo(&connected("::", SocketAddr::new(asked.parse().unwrap(), port)));
+    }
+    // A group is not a source: any of the host's addresses will do.
+    for group in ["ff01::1", "ff02::1"] {
+        let to = (format!("{group}%near"), port).to_socket_addrs().unwrap().next().unwrap();
+        let client = UdpSocket::bind("[::]:0").unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        client.send_to(b"all of you", to).unwrap();
+        client.recv(&mut [0; 100]).expect("a reply");
     }
     stop(server);
 }
@@ -263,7 +469,33 @@ fn tests() -> Vec<Test> {
             three_hundred_peers_that_vanish_change_nothing,
         ),
     ];
-    let unix: [(&str, OfUnix); 4] = [
+    let udp: [(&str, OfUnix); 4] = [
+        (
+            "a_reply_comes_from_the_address_that_was_asked",
+            a_reply_comes_from_the_address_that_was_asked,
+        ),
+        (
+            "a_dual_stack_socket_replies_from_the_address_that_was_asked",
+            a_dual_stack_socket_replies_from_the_address_that_was_asked,
+        ),
+        (
+            "a_reply_comes_from_the_address_that_was_asked_on_a_socket_with_timestamps",
+            a_reply_comes_from_the_address_that_was_asked_on_a_socket_with_timestamps,
+        ),
+        (
+            "in_a_network_of_its_own_a_reply_comes_from_the_ipv6_address_that_was_asked",
+            in_a_network_of_its_own_a_reply_comes_from_the_ipv6_address_that_was_asked,
+        ),
+    ];
+    let unix: [(&str, OfUnix); 6] = [
+        (
+            "fourteen_deaf_unix_peers_hold_up_nobody_else",
+            fourteen_deaf_unix_peers_hold_up_nobody_else,
+        ),
+        (
+            "a_unix_stream_client_without_a_name_is_unnamed",
+            a_unix_stream_client_without_a_name_is_unnamed,
+        ),
         (
             "a_nameless_unix_client_is_served_and_not_answered",
             a_nameless_unix_client_is_served_and_not_answered,
@@ -281,9 +513,18 @@ fn tests() -> Vec<Test> {
             tests.push(test(format!("udp::{mode}::{name}"), move || check(UDP, mode)));
             tests.push(test(format!("unixgram::{mode}::{name}"), move || check(UNIX, mode)));
         }
+        for (name, check) in udp {
+            tests.push(test(format!("udp::{mode}::{name}"), move || check(mode)));
+        }
         for (name, check) in unix {
             tests.push(test(format!("unixgram::{mode}::{name}"), move || check(mode)));
         }
+    }
+    for (family, url) in [("udp", UDP), ("unixgram", UNIX)] {
+        tests.push(test(
+            format!("{family}::forking::there_are_no_more_children_than_there_may_be"),
+            move || there_are_no_more_children_than_there_may_be(url),
+        ));
     }
     tests
 }

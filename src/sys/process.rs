@@ -2,7 +2,7 @@
 //! parent and its child owe each other.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::checked;
@@ -155,11 +155,10 @@ impl Child {
             }
         };
         loop {
-            // SAFETY: waitpid may write no status to a null pointer.
-            let reaped = unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) };
-            // Negative where someone else has reaped it, or SIGCHLD is ignored: gone all the same.
-            if reaped != 0 || patience == 0 {
-                return reaped != 0;
+            // An error where someone else has reaped it, or SIGCHLD is ignored: gone all the same.
+            let gone = self.wait(libc::WNOHANG).unwrap_or(true);
+            if gone || patience == 0 {
+                return gone;
             }
             patience -= 1;
             std::thread::sleep(Duration::from_millis(1));
@@ -174,16 +173,51 @@ impl Child {
     /// Ends it at once and reaps it.
     pub(crate) fn kill(&mut self) {
         self.signal(libc::SIGKILL);
-        // SAFETY: waitpid may write no status to a null pointer. The child is as good as dead, so
-        // this takes no longer than its exit.
-        while unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) } == -1
-            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-        {}
+        // It is as good as dead, so this takes no longer than its exit.
+        while self.wait(0).is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {}
     }
 
+    /// Waits for its end; whether it has been reaped. It is named by its descriptor where there is
+    /// one: its number may be another process's, once someone else has reaped it.
+    fn wait(&self, options: libc::c_int) -> io::Result<bool> {
+        #[cfg(target_os = "linux")]
+        if let Exit::Pidfd(fd) = &self.exit {
+            // SAFETY: a siginfo of zeros is a valid one.
+            let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            let (id, options) = (fd.as_raw_fd() as libc::id_t, options | libc::WEXITED);
+            // SAFETY: waitid writes one siginfo.
+            match checked(unsafe { libc::waitid(libc::P_PIDFD, id, &mut info, options) }) {
+                // SAFETY: what waitid has filled in, or left at zero, is a pid.
+                Ok(_) => return Ok(unsafe { info.si_pid() } != 0),
+                // A kernel that knows such descriptors, but not here: Linux 5.3.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // SAFETY: waitpid may write no status to a null pointer.
+        checked(unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), options) })
+            .map(|reaped| reaped != 0)
+    }
+
+    /// Signals it, by its descriptor where there is one, see
+    /// [pidfd_send_signal(2)](https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html).
     fn signal(&self, signal: libc::c_int) {
-        // SAFETY: kill takes two numbers. The pid is a child of ours that is not reaped, so it
-        // names no other process.
+        #[cfg(target_os = "linux")]
+        if let Exit::Pidfd(fd) = &self.exit {
+            let no_info = std::ptr::null::<libc::siginfo_t>();
+            // SAFETY: pidfd_send_signal takes numbers, and reads nothing from a null pointer.
+            let sent = checked(unsafe {
+                libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, no_info, 0)
+            } as libc::c_int);
+            // Known wherever pidfd_open is; a sandbox may forbid it all the same.
+            let refused = [libc::ENOSYS, libc::EPERM];
+            if !sent.is_err_and(|error| error.raw_os_error().is_some_and(|e| refused.contains(&e)))
+            {
+                return;
+            }
+        }
+        // SAFETY: kill takes two numbers. The pid is a child of ours that is not reaped here, so as
+        // long as nobody else reaps it, it names no other process.
         unsafe { libc::kill(self.pid, signal) };
     }
 }

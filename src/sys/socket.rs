@@ -62,6 +62,17 @@ pub(crate) fn waiting_connections(_listener: &Socket) -> Option<usize> {
     None
 }
 
+/// Has the file that a Unix socket will be bound to made with no more than these permissions: Linux
+/// takes those of the socket, less the umask, see unix(7). Elsewhere nothing is known to have this
+/// effect, and the file is made as the umask says.
+pub(crate) fn restrict_socket_file(socket: &Socket, mode: u32) -> io::Result<()> {
+    if cfg!(any(target_os = "linux", target_os = "android")) {
+        // SAFETY: fchmod takes two numbers.
+        checked(unsafe { libc::fchmod(socket.as_raw_fd(), mode as libc::mode_t) })?;
+    }
+    Ok(())
+}
+
 /// Sends what the kernel takes of `bytes` now, never raising SIGPIPE; 0 when it takes nothing.
 #[inline(always)]
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {

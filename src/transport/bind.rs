@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::unix_file::{self, Lock, OwnFile};
-use crate::address::{Address, Endpoint, checked_path};
+use crate::address::{Address, Endpoint, checked_path, host_and_port};
 use crate::error::Error;
 use crate::sys;
 
@@ -55,11 +55,12 @@ impl Target {
         let url = format!("{}://{shown}", family.scheme());
         let resolved: Vec<_> = address
             .to_socket_addrs()
+            .map(Vec::from_iter)
+            .or_else(|error| resolve_with_interface(&shown).unwrap_or(Err(error)))
             .map_err(|source| match source.kind() {
                 io::ErrorKind::InvalidInput => Error::unusable_address(&url, source),
                 _ => Error::Resolve { address: url.clone(), source },
-            })?
-            .collect();
+            })?;
         if resolved.is_empty() {
             return Err(Error::unusable_address(url, "the name has no address"));
         }
@@ -99,6 +100,13 @@ fn ordered(shown: &str, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
         addresses.sort_by_key(SocketAddr::is_ipv6);
     }
     addresses
+}
+
+/// Resolves an IPv6 address with the name of an interface, which the standard library does not read
+/// in one piece: `[fe80::1%eth0]:80`. `None` when it is none.
+fn resolve_with_interface(text: &str) -> Option<io::Result<Vec<SocketAddr>>> {
+    let (host, port) = host_and_port(text).ok().filter(|(host, _)| host.contains('%'))?;
+    Some((host.as_str(), port).to_socket_addrs().map(Iterator::collect))
 }
 
 struct SocketAddrText<'a>(&'a str, u16);

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::sys;
+
 /// How long another process may take to bind beside us before we give up waiting for it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -30,6 +32,12 @@ pub(super) fn bind(
 ) -> io::Result<(OwnFile, Option<Lock>)> {
     let lock = Lock::take(path)?;
     let address = SockAddr::unix(path)?;
+    if let Some(mode) = mode {
+        // The file is never more open than it is to be, not even before its mode is set below.
+        if let Err(error) = sys::restrict_socket_file(socket, mode) {
+            log::debug!("{}: its mode is set only after it is made: {error}", path.display());
+        }
+    }
     if let Err(error) = socket.bind(&address) {
         if error.kind() != io::ErrorKind::AddrInUse || lock.is_none() {
             return Err(error);
@@ -177,5 +185,28 @@ impl Drop for OwnFile {
         if ours && let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_socket_that_is_restricted_makes_a_file_of_no_more_than_its_mode() {
+        let directory = std::env::temp_dir().join(format!("restricted-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        for (kind, name) in [(Type::STREAM, "stream"), (Type::DGRAM, "datagram")] {
+            for mode in [0o600, 0o000] {
+                let path = directory.join(format!("{name}-{mode}"));
+                let socket = Socket::new(Domain::UNIX, kind, None).unwrap();
+                sys::restrict_socket_file(&socket, mode).unwrap();
+                socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+                let made = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+                assert_eq!(made, mode, "{name}: {made:o}");
+            }
+        }
+        fs::remove_dir_all(directory).unwrap();
     }
 }
