@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::Unsupported;
-use crate::session::{Alone, Place, READ_SIZE, Served, Session, Waiting};
+use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
 use crate::sys::{self, Child, ChildProcess, Wakeup};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
@@ -52,6 +52,10 @@ impl Default for Forking {
     }
 }
 
+/// The exit code of a child that a stop has ended while it was idle. One whose request has failed
+/// exits with 1, all others with 0.
+const EXIT_IDLE: i32 = 90;
+
 /// The children of one service.
 #[derive(Debug)]
 pub(crate) struct Family {
@@ -59,13 +63,23 @@ pub(crate) struct Family {
     children: Vec<Child>,
     /// Requests that are about to be forked for.
     expected: usize,
+    /// They have been asked to finish.
+    stopping: bool,
+    /// How many of them have ended since, and were idle when they were asked.
+    ended_idle: usize,
     /// Set by a child whose handler asks the server to stop.
     shutdown: Arc<Wakeup>,
 }
 
 impl Family {
     pub(crate) fn new(mode: Forking, shutdown: Arc<Wakeup>) -> Self {
-        Family { mode, children: Vec::new(), expected: 0, shutdown }
+        let (children, stopping) = (Vec::new(), false);
+        Family { mode, children, expected: 0, stopping, ended_idle: 0, shutdown }
+    }
+
+    /// A run begins.
+    pub(crate) fn begin(&mut self) {
+        (self.stopping, self.ended_idle) = (false, 0);
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -98,12 +112,26 @@ impl Family {
     /// Reaps those that have ended; how many that were.
     pub(crate) fn reap(&mut self) -> usize {
         let before = self.children.len();
-        self.children.retain_mut(|child| !child.reap());
+        let mut idle = 0;
+        self.children.retain_mut(|child| {
+            let gone = child.reap();
+            idle += usize::from(gone && child.exit_code() == Some(EXIT_IDLE));
+            !gone
+        });
+        if self.stopping {
+            self.ended_idle += idle;
+        }
         before - self.children.len()
     }
 
+    /// How many have ended since they were asked to, and were idle then.
+    pub(crate) fn ended_idle(&self) -> usize {
+        self.ended_idle
+    }
+
     /// Asks all to finish what they are doing.
-    pub(crate) fn terminate(&self) {
+    pub(crate) fn terminate(&mut self) {
+        self.stopping = true;
         self.children.iter().for_each(Child::terminate);
     }
 
@@ -149,7 +177,12 @@ impl Family {
             on_shutdown: &|| self.shutdown.wake(),
         };
         let served = session.run(&mut place);
-        let code = i32::from(served.reason.is_fault());
+        let idle = match &mut place.waiting {
+            Waiting::Alone(alone) => alone.overtaken() == Some(Overtaken::Idle),
+            _ => false,
+        };
+        let fault_or_not = i32::from(served.reason.is_fault());
+        let code = if idle && fault_or_not == 0 { EXIT_IDLE } else { fault_or_not };
         if served.reason.is_fault() {
             fault(&served);
         }

@@ -155,6 +155,11 @@ impl Threads {
         if self.left_alone { 0 } else { self.crew.load() }
     }
 
+    /// How many requests have ended that the stop found idle.
+    pub(crate) fn ended_idle(&self) -> usize {
+        self.seats.ended_idle()
+    }
+
     /// Ends who is idle.
     pub(crate) fn stop(&self, home: &Homeward) {
         if self.left_alone {

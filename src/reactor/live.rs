@@ -433,4 +433,9 @@ pub(crate) trait Taker {
     fn elsewhere(&self) -> usize {
         0
     }
+
+    /// How many requests have ended elsewhere that the stop found idle.
+    fn ended_idle(&self) -> usize {
+        0
+    }
 }

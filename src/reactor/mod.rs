@@ -164,13 +164,22 @@ impl<'a> Reactor<'a> {
 
     /// How many requests are served outside the slab.
     pub(crate) fn elsewhere(&mut self) -> usize {
-        let mut elsewhere = 0;
+        self.sum_of_takers(|taker| taker.elsewhere())
+    }
+
+    /// How many requests have ended outside the slab that the stop found idle.
+    pub(crate) fn ended_idle(&mut self) -> usize {
+        self.sum_of_takers(|taker| taker.ended_idle())
+    }
+
+    fn sum_of_takers(&mut self, number: impl Fn(&dyn Taker) -> usize) -> usize {
+        let mut sum = 0;
         for token in &self.listeners {
             if let Some(Backing { taker, .. }) = self.slab[token.slot()].live.backing() {
-                elsewhere += taker.elsewhere();
+                sum += number(taker);
             }
         }
-        elsewhere
+        sum
     }
 
     /// How many datagrams wait to be sent, see [`Live::undelivered`].

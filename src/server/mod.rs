@@ -475,9 +475,10 @@ impl AsRawFd for Server {
 fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
     let overtaken = reactor.turn().overtaken.take();
-    let before = reactor.connections() + reactor.elsewhere();
+    let (connections, elsewhere) = (reactor.connections(), reactor.elsewhere());
     reactor.stop();
-    let busy = reactor.connections() + reactor.elsewhere();
+    // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
+    let idle = connections.saturating_sub(reactor.connections());
     while reactor.connections() + reactor.elsewhere() + reactor.undelivered() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -486,6 +487,8 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
         reactor.turn().shutdown = false;
         reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
+    // Elsewhere it shows only at its end that a request was idle.
+    let ended_idle = reactor.ended_idle();
     let cut = reactor.cut();
     // Those who have ended and are still being told so, by workers.
     while reactor.unfinished() > 0 {
@@ -498,8 +501,9 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
     }
     // What they have left in the mailbox.
     reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-    let mut report =
-        StopReport { idle: before.saturating_sub(busy), finished: busy.saturating_sub(cut), cut };
+    let ended = (connections + elsewhere).saturating_sub(idle + cut);
+    let ended_idle = ended_idle.min(ended);
+    let mut report = StopReport { idle: idle + ended_idle, finished: ended - ended_idle, cut };
     match overtaken {
         Some(Overtaken::Idle) => report.idle += 1,
         Some(Overtaken::Finished) => report.finished += 1,

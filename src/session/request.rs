@@ -131,6 +131,10 @@ struct Stream<'a> {
     input: Vec<u8>,
     at: usize,
     ended: bool,
+    /// Its handler says that nothing is in progress.
+    idle: bool,
+    /// A stop has ended a read.
+    stopped: bool,
     /// How many written bytes are gathered before they go out.
     write_buffer: usize,
 }
@@ -142,6 +146,7 @@ trait Wait {
         socket: &Socket,
         buffer: &mut [u8],
         timeout: Option<Duration>,
+        idle: bool,
     ) -> io::Result<Input>;
 
     fn write_all(
@@ -158,9 +163,9 @@ impl Wait for Waiting<'_> {
         socket: &Socket,
         buffer: &mut [u8],
         timeout: Option<Duration>,
+        idle: bool,
     ) -> io::Result<Input> {
-        // A request is in progress until its handler returns.
-        Waiting::read(self, socket, buffer, timeout, false, false)
+        Waiting::read(self, socket, buffer, timeout, idle, false)
     }
 
     fn write_all(
@@ -187,7 +192,10 @@ impl Stream<'_> {
         self.at = 0;
         let start = self.input.len();
         self.input.resize(start + READ_STEP, 0);
-        let read = self.waiting.read(&self.socket, &mut self.input[start..], self.timeout);
+        // A request is in progress until its handler returns, unless that says otherwise; what has
+        // come in part is in progress all the same.
+        let idle = self.idle && start == 0;
+        let read = self.waiting.read(&self.socket, &mut self.input[start..], self.timeout, idle);
         self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
         match read? {
             Input::Bytes(0) => {
@@ -199,10 +207,15 @@ impl Stream<'_> {
                 Ok(true)
             }
             Input::TimedOut | Input::Parcels => Err(io::ErrorKind::TimedOut.into()),
-            Input::Stopping => Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the server is stopping and its time for that is up",
-            )),
+            Input::Stopping => {
+                self.stopped = true;
+                let reason = if idle {
+                    "the server is stopping and the request is idle"
+                } else {
+                    "the server is stopping and its time for that is up"
+                };
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason))
+            }
         }
     }
 }
@@ -230,7 +243,8 @@ impl Request<'_> {
         self.server_address
     }
 
-    /// Asks the server to stop, and returns at once; the stop waits for this request.
+    /// Asks the server to stop, and returns at once; the stop waits for this request, unless it is
+    /// [idle](Request::set_idle).
     pub fn shutdown(&self) {
         (self.on_shutdown)();
     }
@@ -302,6 +316,41 @@ impl Request<'_> {
         }
     }
 
+    /// Says whether the request is idle: whether its handler, when it next reads, waits for something
+    /// new, as a server of HTTP does between two requests of a connection. False by default, so that a
+    /// stop of the server takes the request to be in progress until the handler returns.
+    ///
+    /// While it is idle, a stop ends a read that waits and has nothing buffered: the read returns
+    /// [`io::ErrorKind::ConnectionAborted`] at once, and the request is counted in
+    /// [`StopReport::idle`](crate::StopReport::idle). Input that came before the stop is read all the
+    /// same. The setting stays until it is changed: say false when a request has begun, so that the
+    /// reads of its rest are not ended. A datagram never waits, and is never idle.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Answers commands of two lines each.
+    /// struct Commands;
+    ///
+    /// impl RequestHandler for Commands {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         loop {
+    ///             request.set_idle(true); // a stop need not wait for a command that has not begun
+    ///             let Some(name) = request.read_line()? else { return Ok(()) };
+    ///             request.set_idle(false);
+    ///             let Some(argument) = request.read_line()? else { return Ok(()) };
+    ///             request.write_all(&[&name, &b" "[..], &argument, b"\n"].concat())?;
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn set_idle(&mut self, idle: bool) {
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.idle = idle;
+        }
+    }
+
     /// Sends small writes at once (true: Python's `disable_nagle_algorithm`, and here the default),
     /// or gathers them into full segments. Nothing on a Unix socket or a datagram.
     ///
@@ -337,6 +386,11 @@ impl Request<'_> {
             Channel::Stream(stream) => stream.read_more(self.tally),
             Channel::Datagram { .. } => Ok(false),
         }
+    }
+
+    /// Whether a stop has ended a read.
+    fn is_stopped(&self) -> bool {
+        matches!(self.channel, Channel::Stream(Stream { stopped: true, .. }))
     }
 
     /// Sends what is due: the rest of a stream's output, a datagram's reply.
@@ -462,6 +516,8 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
                 input: Vec::new(),
                 at: 0,
                 ended: false,
+                idle: false,
+                stopped: false,
                 write_buffer: 0,
             }),
             peer,
@@ -536,6 +592,12 @@ fn guarded(
                 CloseReason::Error(error) => {
                     request.tally.handler_errors += 1;
                     CloseReason::Error(error)
+                }
+                // It is the stop that has ended it, and not the peer.
+                CloseReason::Disconnected(error)
+                    if error.kind() == io::ErrorKind::ConnectionAborted && request.is_stopped() =>
+                {
+                    CloseReason::Shutdown
                 }
                 reason => {
                     request.tally.disconnects += 1;

@@ -4,14 +4,14 @@
 use std::cell::OnceCell;
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use slab::Slab;
 use socket2::Socket;
 
 use crate::mailbox::lock;
-use crate::sys::Wakeup;
+use crate::sys::{self, Wakeup};
 
 thread_local! {
     /// What wakes this thread when something comes for the connection it serves; made when first
@@ -24,6 +24,8 @@ thread_local! {
 pub(crate) struct Seats {
     taken: Mutex<Slab<Arc<Seat>>>,
     stopping: AtomicBool,
+    /// How many requests have ended that the stop found idle.
+    ended_idle: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -31,11 +33,23 @@ struct Seat {
     socket: Arc<Socket>,
     /// Its thread waits for the peer, with nothing begun.
     idle: AtomicBool,
+    /// A stop has found it idle.
+    found_idle: AtomicBool,
+    /// A stop has shut its socket down, or is about to: an end of its input is the stop's doing.
+    shut: AtomicBool,
     /// What wakes its thread, if it waits for more than its socket.
     wakeup: OnceLock<Arc<Wakeup>>,
 }
 
 impl Seat {
+    /// Shuts its socket down. One that is closed by its peer already has what it needs, so an error
+    /// says nothing.
+    fn shut_down(&self, how: Shutdown) {
+        // Said first: its thread asks when it sees the end.
+        self.shut.store(true, SeqCst);
+        let _ = self.socket.shutdown(how);
+    }
+
     fn wake(&self) {
         if let Some(wakeup) = self.wakeup.get() {
             wakeup.wake();
@@ -46,18 +60,26 @@ impl Seat {
 impl Seats {
     /// Takes a seat, until the guard is dropped.
     pub(crate) fn take(self: &Arc<Self>, socket: Arc<Socket>) -> Taken {
-        let seat = Arc::new(Seat { socket, idle: AtomicBool::new(false), wakeup: OnceLock::new() });
+        let seat = Arc::new(Seat {
+            socket,
+            idle: AtomicBool::new(false),
+            found_idle: AtomicBool::new(false),
+            shut: AtomicBool::new(false),
+            wakeup: OnceLock::new(),
+        });
         let number = lock(&self.taken).insert(seat.clone());
         Taken { seats: self.clone(), seat, number }
     }
 
     /// From now on who is idle ends; its thread sees the end of its input.
+    ///
+    /// Where input waits, or the peer's end, the thread is about to see that, and the stop after it.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, SeqCst);
         for (_, seat) in lock(&self.taken).iter() {
-            if seat.idle.load(SeqCst) {
-                // One that is closed already has what it needs.
-                let _ = seat.socket.shutdown(Shutdown::Read);
+            if seat.idle.load(SeqCst) && !sys::has_input(&seat.socket) {
+                seat.found_idle.store(true, SeqCst);
+                seat.shut_down(Shutdown::Read);
             }
             seat.wake();
         }
@@ -67,7 +89,7 @@ impl Seats {
     pub(crate) fn cut(&self) {
         self.stopping.store(true, SeqCst);
         for (_, seat) in lock(&self.taken).iter() {
-            let _ = seat.socket.shutdown(Shutdown::Both);
+            seat.shut_down(Shutdown::Both);
             seat.wake();
         }
     }
@@ -75,6 +97,12 @@ impl Seats {
     /// Opens again, for another run.
     pub(crate) fn reopen(&self) {
         self.stopping.store(false, SeqCst);
+        self.ended_idle.store(0, SeqCst);
+    }
+
+    /// How many requests have ended that the stop found idle.
+    pub(crate) fn ended_idle(&self) -> usize {
+        self.ended_idle.load(SeqCst)
     }
 }
 
@@ -89,6 +117,11 @@ pub(crate) struct Taken {
 impl Taken {
     pub(crate) fn is_stopping(&self) -> bool {
         self.seats.stopping.load(SeqCst)
+    }
+
+    /// Whether a stop has shut this socket down.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.seat.shut.load(SeqCst)
     }
 
     /// What wakes this thread; from now on a stop does, too.
@@ -114,5 +147,8 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         lock(&self.seats.taken).remove(self.number);
+        if self.seat.found_idle.load(SeqCst) {
+            self.seats.ended_idle.fetch_add(1, SeqCst);
+        }
     }
 }

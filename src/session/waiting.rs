@@ -76,16 +76,19 @@ impl Waiting<'_> {
                 if idle && taken.is_stopping() {
                     // What has arrived is answered, whether the server stops or not.
                     return match sys::receive_now(socket, buffer) {
-                        Ok(count @ 1..) => Ok(Input::Bytes(count)),
-                        _ => Ok(Input::Stopping),
+                        Ok(0) if taken.is_shut() => Ok(Input::Stopping),
+                        Ok(count) => Ok(Input::Bytes(count)),
+                        Err(error) if is_passing(&error) => Ok(Input::Stopping),
+                        Err(error) => Err(error),
                     };
                 }
                 let wakeup = if parcels { Some(taken.wakeup()?) } else { None };
                 let read = read_in_thread(socket, buffer, timeout, wakeup);
                 taken.set_idle(false);
                 match read {
-                    // The stop has shut the socket down; what came before it has been read.
-                    Ok(Input::Bytes(0)) if taken.is_stopping() => Ok(Input::Stopping),
+                    // The stop has shut this socket down; what came before it has been read. Where it
+                    // has not, this is the peer's own end.
+                    Ok(Input::Bytes(0)) if taken.is_shut() => Ok(Input::Stopping),
                     other => other,
                 }
             }
@@ -144,6 +147,7 @@ impl Waiting<'_> {
     }
 
     fn wait_writable(&mut self, socket: &Socket, timeout: Option<Duration>) -> io::Result<()> {
+        let expiry = expiry(timeout);
         match self {
             Waiting::InThread(_) | Waiting::Nobody => {
                 match sys::wait_for(&[(socket.as_fd(), Want::Write)], timeout)? {
@@ -151,29 +155,35 @@ impl Waiting<'_> {
                     _ => Ok(()),
                 }
             }
-            Waiting::Alone(alone) => {
-                match alone.wait(Some((socket.as_fd(), Want::Write)), timeout)? {
-                    Woken::Peer | Woken::Stop => Ok(()),
-                    Woken::TimedOut | Woken::Deadline => Err(io::ErrorKind::TimedOut.into()),
+            Waiting::Alone(alone) => loop {
+                match alone.wait(Some((socket.as_fd(), Want::Write)), expiry)? {
+                    Woken::Peer => return Ok(()),
+                    Woken::Stop => {}
+                    Woken::TimedOut | Woken::Deadline => {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
                 }
-            }
+            },
         }
     }
 }
 
-/// Waits in the read itself where nothing but the peer matters.
+/// Waits in the read itself where nothing but the peer matters, and the socket waits.
 fn read_in_thread(
     mut socket: &Socket,
     buffer: &mut [u8],
     timeout: Option<Duration>,
     parcels: Option<&Arc<Wakeup>>,
 ) -> io::Result<Input> {
+    let expiry = expiry(timeout);
+    let mut polls = timeout.is_some() || parcels.is_some();
     loop {
-        if timeout.is_some() || parcels.is_some() {
+        if polls {
             let peer = (socket.as_fd(), Want::Read);
+            let left = expiry.map(|expiry| expiry.saturating_duration_since(Instant::now()));
             let ready = match parcels {
-                None => sys::wait_for(&[peer], timeout)?,
-                Some(parcels) => sys::wait_for(&[peer, (parcels.as_fd(), Want::Read)], timeout)?,
+                None => sys::wait_for(&[peer], left)?,
+                Some(parcels) => sys::wait_for(&[peer, (parcels.as_fd(), Want::Read)], left)?,
             };
             match ready {
                 0 => return Ok(Input::TimedOut),
@@ -184,12 +194,21 @@ fn read_in_thread(
                 _ => {}
             }
         }
-        match socket.read(buffer) {
+        // What the poll has seen may be gone: another process can have the socket, too.
+        let read = if polls { sys::receive_now(socket, buffer) } else { socket.read(buffer) };
+        match read {
             Ok(count) => return Ok(Input::Bytes(count)),
+            // A socket that was made non-blocking by someone else does not wait in the read.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => polls = true,
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// When a wait is over that begins now; never, where that is too far to be told.
+fn expiry(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
 fn is_passing(error: &io::Error) -> bool {
@@ -234,9 +253,8 @@ impl Alone<'_> {
     fn wait(
         &mut self,
         peer: Option<(BorrowedFd<'_>, Want)>,
-        timeout: Option<Duration>,
+        expiry: Option<Instant>,
     ) -> io::Result<Woken> {
-        let expiry = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let was_stopping = self.deadline.is_some();
             if self.is_stopping() && !was_stopping {
@@ -258,7 +276,15 @@ impl Alone<'_> {
                 return Ok(Woken::Peer);
             }
             if ready == 0 {
-                return Ok(if self.is_overdue() { Woken::Deadline } else { Woken::TimedOut });
+                let now = Instant::now();
+                // Which of the two comes first counts, however late this is noticed.
+                if expiry.is_some_and(|expiry| until == Some(expiry) && expiry <= now) {
+                    return Ok(Woken::TimedOut);
+                }
+                if self.is_overdue() {
+                    return Ok(Woken::Deadline);
+                }
+                continue;
             }
             if !(self.is_stopping)() {
                 self.wakeups.iter().for_each(|wakeup| wakeup.clear());
@@ -277,11 +303,12 @@ impl Alone<'_> {
     /// Waits for the time to pass: its peer has ended, and nobody else can reach it.
     fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
         let knew = self.deadline.is_some();
+        let expiry = expiry(timeout);
         loop {
             if self.is_stopping() {
                 return Ok(self.end_idle(knew));
             }
-            if let Woken::TimedOut = self.wait(None, timeout)? {
+            if let Woken::TimedOut = self.wait(None, expiry)? {
                 return Ok(Input::TimedOut);
             }
         }
@@ -295,6 +322,8 @@ impl Alone<'_> {
         idle: bool,
     ) -> io::Result<Input> {
         let knew = self.deadline.is_some();
+        // Of this read as a whole: to be woken by the stop is no reason to begin again.
+        let expiry = expiry(timeout);
         loop {
             if self.is_overdue() {
                 return Ok(Input::Stopping);
@@ -309,7 +338,7 @@ impl Alone<'_> {
             if is_stopping && idle {
                 return Ok(self.end_idle(knew));
             }
-            match self.wait(Some((socket.as_fd(), Want::Read)), timeout)? {
+            match self.wait(Some((socket.as_fd(), Want::Read)), expiry)? {
                 Woken::Peer | Woken::Stop => {}
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),
@@ -325,6 +354,36 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    /// It would end later than the drain deadline if it began again when the stop comes.
+    #[test]
+    fn a_read_that_a_stop_wakes_keeps_its_timeout() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let socket = Socket::from(OwnedFd::from(ours));
+        let timeout = Duration::from_millis(500);
+        let expiry = Instant::now() + timeout;
+        let mut asked = 0;
+        let mut is_stopping = || {
+            asked += 1;
+            if asked == 3 {
+                let early = expiry - Duration::from_millis(50);
+                std::thread::sleep(early.saturating_duration_since(Instant::now()));
+            }
+            asked >= 3
+        };
+        let wakeup = Wakeup::new().unwrap();
+        wakeup.wake();
+        let mut alone = Alone {
+            wakeups: &[&wakeup],
+            asked: None,
+            is_stopping: &mut is_stopping,
+            drain: Duration::from_millis(300),
+            deadline: None,
+            overtaken: None,
+        };
+        let read = alone.read(&socket, &mut [0; 100], Some(timeout), false).unwrap();
+        assert!(matches!(read, Input::TimedOut), "{read:?}");
+    }
 
     /// However late the stop is noticed.
     #[test]

@@ -22,8 +22,8 @@ pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, ChildProcess, Forked, fork, thread_count};
 pub(crate) use signals::{SignalWatch, child_is_terminated, watch_stop_signals};
 pub(crate) use socket::{
-    Want, accept, receive_now, restrict_socket_file, send, send_now, send_vectored, wait_for,
-    waiting_connections,
+    Want, accept, has_input, receive_now, restrict_socket_file, send, send_now, send_vectored,
+    wait_for, waiting_connections,
 };
 pub(crate) use wakeup::Wakeup;
 

@@ -29,6 +29,8 @@ pub(crate) struct ChildProcess {
 pub(crate) struct Child {
     pid: libc::pid_t,
     exit: Exit,
+    /// Once it is reaped, and has exited by itself.
+    exit_code: Option<i32>,
 }
 
 /// What becomes readable when a child ends.
@@ -68,7 +70,7 @@ pub(crate) fn fork() -> io::Result<Forked> {
     restore_mask(&mask);
     let pid = forked?;
     let exit = pidfd(pid).map_or(Exit::Pipe(exit), Exit::Pidfd);
-    Ok(Forked::Parent(Child { pid, exit }))
+    Ok(Forked::Parent(Child { pid, exit, exit_code: None }))
 }
 
 /// A descriptor of a child, see
@@ -165,6 +167,12 @@ impl Child {
         }
     }
 
+    /// What it has exited with; `None` while it is not reaped, and where it did not exit by itself or
+    /// someone else has reaped it.
+    pub(crate) fn exit_code(&self) -> Option<i32> {
+        self.exit_code
+    }
+
     /// Asks it to finish what it is doing.
     pub(crate) fn terminate(&self) {
         self.signal(libc::SIGTERM);
@@ -179,7 +187,7 @@ impl Child {
 
     /// Waits for its end; whether it has been reaped. It is named by its descriptor where there is
     /// one: its number may be another process's, once someone else has reaped it.
-    fn wait(&self, options: libc::c_int) -> io::Result<bool> {
+    fn wait(&mut self, options: libc::c_int) -> io::Result<bool> {
         #[cfg(target_os = "linux")]
         if let Exit::Pidfd(fd) = &self.exit {
             // SAFETY: a siginfo of zeros is a valid one.
@@ -187,16 +195,26 @@ impl Child {
             let (id, options) = (fd.as_raw_fd() as libc::id_t, options | libc::WEXITED);
             // SAFETY: waitid writes one siginfo.
             match checked(unsafe { libc::waitid(libc::P_PIDFD, id, &mut info, options) }) {
-                // SAFETY: what waitid has filled in, or left at zero, is a pid.
-                Ok(_) => return Ok(unsafe { info.si_pid() } != 0),
+                Ok(_) => {
+                    // SAFETY: what waitid has filled in, or left at zero, is a pid and a status.
+                    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+                    if pid != 0 && info.si_code == libc::CLD_EXITED {
+                        self.exit_code = Some(status);
+                    }
+                    return Ok(pid != 0);
+                }
                 // A kernel that knows such descriptors, but not here: Linux 5.3.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
             }
         }
-        // SAFETY: waitpid may write no status to a null pointer.
-        checked(unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), options) })
-            .map(|reaped| reaped != 0)
+        let mut status = 0;
+        // SAFETY: waitpid writes one number.
+        let reaped = checked(unsafe { libc::waitpid(self.pid, &mut status, options) })? != 0;
+        if reaped && libc::WIFEXITED(status) {
+            self.exit_code = Some(libc::WEXITSTATUS(status));
+        }
+        Ok(reaped)
     }
 
     /// Signals it, by its descriptor where there is one, see

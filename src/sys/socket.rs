@@ -98,6 +98,15 @@ pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usiz
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether a read would not wait: something has come, be it an end or an error. Takes nothing.
+pub(crate) fn has_input(socket: &Socket) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: recv writes at most the one byte that the array has.
+    let peeked = unsafe { libc::recv(socket.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
+    peeked >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+}
+
 /// macOS has no such flag; there Rust's runtime ignores the signal for the whole process.
 const SEND_FLAGS: libc::c_int =
     if cfg!(any(target_os = "macos", target_os = "ios")) { 0 } else { libc::MSG_NOSIGNAL };

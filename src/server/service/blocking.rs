@@ -213,6 +213,10 @@ impl<T, S> Taker for ThreadTaker<'_, T, S> {
     fn elsewhere(&self) -> usize {
         self.threads.load()
     }
+
+    fn ended_idle(&self) -> usize {
+        self.threads.ended_idle()
+    }
 }
 
 impl<T, S> Acceptor for ThreadTaker<'_, T, S>
@@ -309,10 +313,12 @@ impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
             let asked = asked.cloned().expect("made when a service that forks is added");
             *family = Some(Family::new(*mode, asked));
         }
+        let family = family.as_mut().expect("just made");
+        family.begin();
         ForkTaker {
             make: start.start(),
             serve,
-            family: family.as_mut().expect("just made"),
+            family,
             door: ground.door.clone(),
             listener: ground.listener,
             of_connections: false,
@@ -395,6 +401,10 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
 
     fn elsewhere(&self) -> usize {
         self.family.len()
+    }
+
+    fn ended_idle(&self) -> usize {
+        self.family.ended_idle()
     }
 }
 
