@@ -20,8 +20,8 @@ use std::time::Duration;
 use process::{DEADLINE, Gate, Process, Stream, announce, connect, eventually, wait_at_gate};
 use socket2::SockRef;
 use socketserver::{
-    BlockingMode, Context, Handler, HandlerResult, Hooks, Lines, Mode, Peer, Request,
-    RequestHandler, Server,
+    BlockingMode, Context, Framing, FramingError, Handler, HandlerResult, Hooks, Lines, Mode,
+    Output, Peer, Request, RequestHandler, Server, Step,
 };
 
 const ALL: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
@@ -31,6 +31,24 @@ const BLOCKING: [&str; 4] = ["inline", "threading", "pool", "forking"];
 const CONCURRENT: [&str; 5] = ["reactor", "offload", "threading", "pool", "forking"];
 
 // The servers
+
+/// Lines, of which the last may end with the input.
+#[derive(Clone, Default)]
+struct LinesToTheEnd(Lines);
+
+impl Framing for LinesToTheEnd {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        self.0.decode(input)
+    }
+
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        Ok(Step::Frame { body: 0..input.len(), consumed: input.len() })
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        self.0.encode(message, output)
+    }
+}
 
 /// Lines come back; some are commands.
 struct ByLine {
@@ -116,7 +134,7 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
     let builder = Server::tcp("127.0.0.1:0").unwrap();
     let act = match what {
         "lines" | "nonblocking lines" => {
-            let builder = builder.framing(Lines::default()).dispatch(mode);
+            let builder = builder.framing(LinesToTheEnd::default()).dispatch(mode);
             let make = move |_: &Peer| ByLine { gate: gate.clone(), lines: 0 };
             let service = match what {
                 "lines" => builder.service(make),
@@ -271,7 +289,8 @@ fn one_stop_counts_idle_finished_and_cut_requests_apart() {
     for (what, mode) in by_message.chain(by_request) {
         let mut server = start(what, mode, Duration::from_secs(1));
         let mut clients = [(); 6].map(|()| server.connect());
-        let [idle, idle_too, idle_three, finishes, finishes_too, stays] = &mut clients;
+        // In this order they are told of the stop.
+        let [finishes, finishes_too, stays, idle, idle_too, idle_three] = &mut clients;
         for client in [&mut *idle, idle_too, idle_three] {
             client.send("hello\n").expect("hello\n");
         }
