@@ -97,7 +97,7 @@ counters! {
     timeouts,
     /// Requests that `verify_request` refused.
     refused,
-    /// Requests rejected because the mode had no room for them.
+    /// Requests rejected because the mode had no room for them, or the system no thread or process.
     rejected,
     /// Times that a listener was paused for want of descriptors or memory.
     accept_pauses,

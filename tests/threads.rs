@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use process::{DEADLINE, Gate, Process, Stream, announce, connect, eventually, wa
 use socket2::SockRef;
 use socketserver::{
     BlockingMode, Context, Framing, FramingError, Handler, HandlerResult, Hooks, Lines, Mode,
-    Output, Peer, Request, RequestHandler, Server, Step,
+    Output, Peer, Pool, Request, RequestHandler, Server, Step, Threading,
 };
 
 const ALL: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
@@ -165,8 +165,37 @@ fn serve(arguments: &[String]) {
     add(&mut server, what, mode.parse().unwrap(), Path::new(gate));
     add(&mut server, "lines", Mode::default(), Path::new(gate));
     announce(&server.addresses());
+    let may_have_two_threads = std::env::var_os(STACK_VARIABLE).is_some();
+    if may_have_two_threads {
+        env_logger::Builder::new().filter_level(log::LevelFilter::Warn).init();
+        leave_room_for_two_stacks();
+    }
     let report = server.serve_forever().unwrap();
+    if may_have_two_threads {
+        let counters = server.counters();
+        let open = counters.accepted - counters.closed;
+        println!("rejected {} open {open}", counters.rejected);
+        return;
+    }
     println!("idle {} finished {} cut {}", report.idle, report.finished, report.cut);
+}
+
+/// The size of a thread's stack, where a server may have two threads beside its own.
+const STACK: u64 = 256 << 20;
+const STACK_VARIABLE: &str = "RUST_MIN_STACK";
+
+/// Lets this process have no more memory than two more stacks take.
+#[allow(unsafe_code)] // no crate of the tests can do it
+fn leave_room_for_two_stacks() {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
+    // SAFETY: sysconf takes a number; setrlimit reads one rlimit.
+    unsafe {
+        let size = pages * libc::sysconf(libc::_SC_PAGESIZE) as u64;
+        let most = size + 2 * STACK + STACK / 2;
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &limit), 0);
+    }
 }
 
 // The tests
@@ -372,6 +401,198 @@ fn a_connection_that_someone_made_non_blocking_is_waited_for_without_a_spin() {
     }
 }
 
+/// Starts a server of lines that may have two threads beside its own.
+fn start_with_two_threads(mode: &str) -> Process {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg("--serve").env(STACK_VARIABLE, STACK.to_string()).env("MALLOC_ARENA_MAX", "1");
+    Process::start_command(command, 2, &["lines", mode, "30000", "{dir}/gate"])
+}
+
+fn stop_and_expect(mut server: Process, counted: &str) {
+    server.terminate();
+    server.expect_success();
+    assert_eq!(server.rest(), [counted]);
+    let errors = server.errors();
+    assert_eq!(errors.matches("can be started").count(), 1, "told once per period: {errors}");
+}
+
+fn where_no_more_threads_can_be_started_threading_turns_requests_away() {
+    let server = start_with_two_threads("threading");
+    let mut served = [server.connect(), server.connect()];
+    for client in &mut served {
+        client.send("hello\n").expect("hello\n");
+    }
+    for _ in 0..5 {
+        server.connect().expect_gone();
+    }
+    let [first, second] = &mut served;
+    first.send("still here\n").expect("still here\n").end().read_to_end();
+    wait_until_asleep(&server);
+    // Its thread serves the next one.
+    server.connect().send("hello\n").expect("hello\n");
+    second.send("still here\n").expect("still here\n");
+    stop_and_expect(server, "rejected 5 open 0");
+}
+
+fn where_no_more_threads_can_be_started_a_pool_lets_requests_wait() {
+    let server = start_with_two_threads("pool");
+    let mut served = [server.connect(), server.connect()];
+    for client in &mut served {
+        client.send("hello\n").expect("hello\n");
+    }
+    let mut waiting: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    for client in &mut waiting {
+        client.send("hello\n").end();
+    }
+    let [first, _second] = &mut served;
+    first.end().read_to_end();
+    for client in &mut waiting {
+        client.expect("hello\n1 lines\n").expect_end();
+    }
+    stop_and_expect(server, "rejected 0 open 0");
+}
+
+fn where_no_more_workers_can_be_started_messages_wait() {
+    let server = start_with_two_threads("offload");
+    let gate = Gate::at(&server.directory.join("gate"));
+    let mut held = [server.connect(), server.connect()];
+    let arrivals = held.each_mut().map(|client| {
+        client.send("hold\n");
+        gate.expect_arrival()
+    });
+    let mut waiting: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    for client in &mut waiting {
+        client.send("hello\n");
+    }
+    // The loop goes on.
+    connect(&server.urls[1]).send("hello\n").expect("hello\n");
+    drop(arrivals);
+    for client in held.iter_mut() {
+        client.expect("held\n");
+    }
+    for client in &mut waiting {
+        client.expect("hello\n");
+    }
+    stop_and_expect(server, "rejected 0 open 0");
+}
+
+// Options; these servers are threads of this process
+
+/// Starts a server of lines in this process; what waits at the gate waits for the directory's.
+fn start_here(mode: impl Into<Mode>, directory: &process::Directory) -> support::TestServer {
+    let mut server = Server::new().unwrap();
+    add(&mut server, "lines", mode.into(), &directory.join("gate"));
+    support::start_server(server)
+}
+
+/// Connects somebody who holds a thread.
+fn hold(server: &support::TestServer, gate: &Gate) -> (support::Client, process::Arrival) {
+    let mut client = server.connect();
+    client.send("hold\n");
+    (client, gate.expect_arrival())
+}
+
+/// As many requests as may be are accepted, and no more for a while.
+fn expect_accepted(server: &support::TestServer, count: u64) {
+    server.wait_for("they are accepted", |counters| counters.accepted == count);
+    thread::sleep(support::A_WHILE);
+    assert_eq!(server.counters().accepted, count);
+}
+
+fn above_the_limit_of_threading_clients_wait_in_the_kernel() {
+    let directory = process::Directory::new();
+    let gate = Gate::at(&directory.join("gate"));
+    let server = start_here(Mode::Threading(Threading::default().limit(2)), &directory);
+    let (mut first, arrival) = hold(&server, &gate);
+    let (_second, _arrival) = hold(&server, &gate);
+    let mut third = server.connect();
+    third.send("hello\n");
+    expect_accepted(&server, 2);
+    arrival.let_go();
+    first.expect_reply("held\n").end().read_to_end();
+    third.expect_reply("hello\n");
+    assert_eq!((server.counters().accepted, server.counters().rejected), (3, 0));
+}
+
+fn above_its_queue_a_pools_clients_wait_in_the_kernel() {
+    for queue in [0, 1, 3] {
+        let directory = process::Directory::new();
+        let gate = Gate::at(&directory.join("gate"));
+        let server = start_here(Mode::Pool(Pool::new(1).queue(queue)), &directory);
+        let (mut first, arrival) = hold(&server, &gate);
+        let mut others: Vec<_> = (0..queue + 2).map(|_| server.connect()).collect();
+        for client in &mut others {
+            client.send("hello\n").end();
+        }
+        expect_accepted(&server, 1 + queue as u64);
+        arrival.let_go();
+        first.expect_reply("held\n").end().read_to_end();
+        for client in &mut others {
+            client.expect_reply("hello\n1 lines\n").expect_closed();
+        }
+        assert_eq!(server.counters().rejected, 0);
+    }
+}
+
+fn above_its_queue_a_pool_that_rejects_turns_clients_away() {
+    for queue in [0, 2] {
+        let directory = process::Directory::new();
+        let gate = Gate::at(&directory.join("gate"));
+        let pool = Pool::new(1).queue(queue).reject_when_full(true);
+        let server = start_here(Mode::Pool(pool), &directory);
+        let (mut first, arrival) = hold(&server, &gate);
+        let mut queued: Vec<_> = (0..queue).map(|_| server.connect()).collect();
+        server.wait_for("they are queued", |counters| counters.accepted == 1 + queue as u64);
+        for _ in 0..3 {
+            server.connect().expect_gone();
+        }
+        server.wait_for("they are counted", |counters| counters.rejected == 3);
+        arrival.let_go();
+        first.expect_reply("held\n").end().read_to_end();
+        for client in &mut queued {
+            client.send("hello\n").expect_reply("hello\n").end().read_to_end();
+        }
+        server.wait_for_no_connection();
+    }
+}
+
+fn a_thread_has_a_stack_of_the_size_that_was_asked_for() {
+    let size = 64 << 20;
+    for mode in [
+        Mode::Threading(Threading::default().stack_size(size)),
+        Mode::Pool(Pool::new(1).stack_size(size)),
+    ] {
+        let server = start_here(mode, &process::Directory::new());
+        server.connect().send("recurse\n").expect_reply("1024 frames\n");
+    }
+}
+
+fn a_stack_larger_than_there_is_memory_for_turns_requests_away() {
+    for size in [usize::MAX, usize::MAX / 8] {
+        for mode in [
+            Mode::Threading(Threading::default().stack_size(size)),
+            Mode::Pool(Pool::new(1).stack_size(size)),
+        ] {
+            let server = start_here(mode, &process::Directory::new());
+            server.connect().expect_gone();
+            server.connect().expect_gone();
+            server.wait_for("both are counted", |counters| counters.rejected == 2);
+            server.wait_for_no_connection();
+        }
+    }
+}
+
+fn threads_are_named_after_their_mode_and_numbered() {
+    for (mode, name) in [("threading", "thread-"), ("pool", "pool-"), ("offload", "worker-")] {
+        let server = start_here(mode.parse::<Mode>().unwrap(), &process::Directory::new());
+        let mut client = server.connect();
+        client.send("thread\n").end();
+        let told = String::from_utf8(client.read_to_end()).unwrap();
+        let number = told.lines().next().and_then(|told| told.strip_prefix(name));
+        assert!(number.is_some_and(|number| number.parse::<u32>().is_ok()), "{mode}: {told}");
+    }
+}
+
 fn main() -> ExitCode {
     let Some(arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
@@ -386,6 +607,15 @@ fn main() -> ExitCode {
         a_request_handler_that_never_says_that_it_is_idle_may_use_the_whole_drain,
         what_has_come_before_the_stop_is_read_by_an_idle_request_handler,
         a_connection_that_someone_made_non_blocking_is_waited_for_without_a_spin,
+        where_no_more_threads_can_be_started_threading_turns_requests_away,
+        where_no_more_threads_can_be_started_a_pool_lets_requests_wait,
+        where_no_more_workers_can_be_started_messages_wait,
+        above_the_limit_of_threading_clients_wait_in_the_kernel,
+        above_its_queue_a_pools_clients_wait_in_the_kernel,
+        above_its_queue_a_pool_that_rejects_turns_clients_away,
+        a_thread_has_a_stack_of_the_size_that_was_asked_for,
+        a_stack_larger_than_there_is_memory_for_turns_requests_away,
+        threads_are_named_after_their_mode_and_numbered,
     ];
     runner::run(tests, arguments.into_iter()).0
 }

@@ -2,13 +2,18 @@
 //!
 //! **Invariant:** nobody is woken who is awake, and no one more while one is on the way: who comes
 //! for work calls the next if there is more than its own. A thread is started only when none sleeps.
+//!
+//! **No thread to be had.** The system may refuse to start one: RLIMIT_NPROC, a limit on the pids of a
+//! control group, memory. Then the jobs wait for the threads that there are, or are
+//! [refused](Labour::refuse): if the crew has none at all, or if [`Manning::waits`] says that a job
+//! never waits for another one's end. It is logged, once per period.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::counters::Published;
 use crate::mailbox::lock;
@@ -16,6 +21,9 @@ use crate::mailbox::lock;
 /// How many threads all crews have ever started: a name is unique in the process, whichever
 /// listener its thread works for.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
+
+/// How often it is logged that threads cannot be started.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a thread does with a job.
 pub(crate) trait Labour<J>: Send + Sync + 'static {
@@ -28,6 +36,10 @@ pub(crate) trait Labour<J>: Send + Sync + 'static {
 
     /// The job no longer counts in the crew's [`load`](Crew::load).
     fn after(&self, after: Self::After);
+
+    /// No thread comes for the job: it is dealt with here, on a thread that has other things to do. It
+    /// no longer counts, and it never panics.
+    fn refuse(&self, job: J);
 }
 
 /// How a crew is manned.
@@ -37,6 +49,8 @@ pub(crate) struct Manning {
     pub(crate) name: &'static str,
     /// The most threads there may be.
     pub(crate) most: usize,
+    /// Where no more threads can be started, a job waits for one of those that there are.
+    pub(crate) waits: bool,
     /// How long a thread without work stays; for good, if `None`.
     pub(crate) stay: Option<Duration>,
     /// The size of a thread's stack, in bytes; the standard library's, if `None`.
@@ -58,6 +72,9 @@ struct Queue<J> {
     closed: bool,
     /// Where wakes are counted, once a server has run.
     published: Option<Arc<Published>>,
+    /// How often a thread could not be started, and when that was last logged.
+    failures: u64,
+    logged: Option<Instant>,
 }
 
 /// The threads and their queue. Dropped, it lets them end when their work is done.
@@ -84,6 +101,8 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
             busy: 0,
             closed: false,
             published: None,
+            failures: 0,
+            logged: None,
         });
         Crew { inside: Arc::new(Inside { queue, work: Condvar::new(), manning, labour }) }
     }
@@ -98,18 +117,12 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
         lock(&self.inside.queue).jobs.push_back(job);
     }
 
-    /// Sees to it that someone comes for what was queued.
-    ///
-    /// # Errors
-    ///
-    /// When the system has no thread left and the crew has none either: the jobs, which nobody would
-    /// ever come for, are given back.
-    pub(crate) fn call(&self) -> Result<(), (io::Error, VecDeque<J>)> {
+    /// Sees to it that someone comes for what was queued, or that it is refused.
+    pub(crate) fn call(&self) {
         let mut queue = lock(&self.inside.queue);
-        match self.inside.call_one(&mut queue) {
-            Err(error) if queue.threads == 0 => Err((error, std::mem::take(&mut queue.jobs))),
-            _ => Ok(()),
-        }
+        let refused = self.inside.call_one(&mut queue);
+        drop(queue);
+        self.inside.refuse(refused);
     }
 
     /// How many jobs are not done.
@@ -125,10 +138,13 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
 }
 
 impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
-    fn call_one(self: &Arc<Self>, queue: &mut Queue<J>) -> io::Result<()> {
+    /// Calls someone for the next job. The jobs that nobody will come for are to be refused by the
+    /// caller, when it has let go of the queue.
+    #[must_use]
+    fn call_one(self: &Arc<Self>, queue: &mut Queue<J>) -> VecDeque<J> {
         // Who is on the way calls the next itself.
         if queue.jobs.is_empty() || queue.woken + queue.starting > 0 {
-            return Ok(());
+            return VecDeque::new();
         }
         if queue.asleep > 0 {
             queue.asleep -= 1;
@@ -138,18 +154,47 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
             }
             self.work.notify_one();
         } else if queue.threads < self.manning.most {
-            let inside = self.clone();
-            let number = STARTED.fetch_add(1, Relaxed) + 1;
-            let mut builder =
-                thread::Builder::new().name(format!("{}-{number}", self.manning.name));
-            if let Some(size) = self.manning.stack_size {
-                builder = builder.stack_size(size);
+            match self.start_one() {
+                Ok(()) => {
+                    queue.threads += 1;
+                    queue.starting += 1;
+                }
+                Err(error) => return self.unmanned(queue, &error),
             }
-            builder.spawn(move || inside.work())?;
-            queue.threads += 1;
-            queue.starting += 1;
         }
-        Ok(())
+        VecDeque::new()
+    }
+
+    fn start_one(self: &Arc<Self>) -> io::Result<()> {
+        let inside = self.clone();
+        let number = STARTED.fetch_add(1, Relaxed) + 1;
+        let mut builder = thread::Builder::new().name(format!("{}-{number}", self.manning.name));
+        if let Some(size) = self.manning.stack_size {
+            builder = builder.stack_size(size);
+        }
+        builder.spawn(move || inside.work()).map(drop)
+    }
+
+    /// No thread could be started; the jobs that are to be refused.
+    fn unmanned(&self, queue: &mut Queue<J>, error: &io::Error) -> VecDeque<J> {
+        let waits = self.manning.waits && queue.threads > 0;
+        queue.failures += 1;
+        let now = Instant::now();
+        if queue.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_PERIOD) {
+            queue.logged = Some(now);
+            log::warn!(
+                "no {} thread can be started beside the {} there are ({} times by now), {}: {error}",
+                self.manning.name,
+                queue.threads,
+                queue.failures,
+                if waits { "so work waits for them" } else { "so requests are turned away" },
+            );
+        }
+        if waits { VecDeque::new() } else { std::mem::take(&mut queue.jobs) }
+    }
+
+    fn refuse(&self, jobs: VecDeque<J>) {
+        jobs.into_iter().for_each(|job| self.labour.refuse(job));
     }
 
     /// A thread's life.
@@ -160,10 +205,9 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 queue.busy += 1;
-                if let Err(error) = self.call_one(&mut queue) {
-                    log::error!("a thread could not be started, its work waits: {error}");
-                }
+                let refused = self.call_one(&mut queue);
                 drop(queue);
+                self.refuse(refused);
                 let after = self.labour.run(job);
                 lock(&self.queue).busy -= 1;
                 self.labour.after(after);
@@ -216,9 +260,9 @@ impl<J: Send + 'static, L: Labour<J>> Drop for Place<'_, J, L> {
         let mut queue = lock(&self.0.queue);
         queue.threads -= 1;
         queue.busy -= 1;
-        if let Err(error) = self.0.call_one(&mut queue) {
-            log::error!("a thread could not be replaced: {error}");
-        }
+        let refused = self.0.call_one(&mut queue);
+        drop(queue);
+        self.0.refuse(refused);
     }
 }
 
@@ -248,10 +292,32 @@ mod tests {
         }
 
         fn after(&self, (): ()) {}
+
+        /// Done as well, by whoever refuses it.
+        fn refuse(&self, job: J) {
+            (self.0)(job);
+        }
     }
 
     fn manning(most: usize) -> Manning {
-        Manning { name: "test", most, stay: None, stack_size: None }
+        Manning { name: "test", most, waits: true, stay: None, stack_size: None }
+    }
+
+    #[test]
+    fn a_job_is_refused_where_no_thread_can_be_started() {
+        for stack_size in [usize::MAX, usize::MAX / 8] {
+            for waits in [true, false] {
+                let (done, results) = mpsc::channel();
+                let crew = Crew::new(
+                    Manning { stack_size: Some(stack_size), waits, ..manning(3) },
+                    Do(move |()| done.send(thread::current().id()).unwrap()),
+                );
+                crew.push(());
+                crew.call();
+                assert_eq!(results.try_recv(), Ok(thread::current().id()));
+                assert_eq!(crew.load(), 0);
+            }
+        }
     }
 
     #[test]
@@ -269,7 +335,7 @@ mod tests {
         for number in 0..5 {
             crew.push(number);
         }
-        assert!(crew.call().is_ok());
+        crew.call();
         let first: Vec<_> = (0..3).map(|_| starts.recv_timeout(PATIENCE).unwrap()).collect();
         assert_eq!(first, [0, 1, 2]);
         assert_eq!(crew.load(), 5);
@@ -292,7 +358,7 @@ mod tests {
         );
         crew.push(0);
         crew.push(1);
-        assert!(crew.call().is_ok());
+        crew.call();
         assert_eq!(results.recv_timeout(PATIENCE), Ok(1));
     }
 
@@ -304,14 +370,14 @@ mod tests {
             Do(move |()| done.send(thread::current().name().map(str::to_owned)).unwrap()),
         );
         crew.push(());
-        assert!(crew.call().is_ok());
+        crew.call();
         let first = results.recv_timeout(PATIENCE).unwrap();
         // It is idle again when its load says so.
         while lock(&crew.inside.queue).asleep == 0 {
             thread::yield_now();
         }
         crew.push(());
-        assert!(crew.call().is_ok());
+        crew.call();
         assert_eq!(results.recv_timeout(PATIENCE).unwrap(), first);
     }
 }

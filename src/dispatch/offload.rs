@@ -15,6 +15,10 @@ use crate::token::Token;
 /// brought, a connection is lent to one worker, so a peer's messages are handled in order, one after
 /// the other; while it is lent its socket is not read, and the peer's own send buffer is the
 /// back-pressure. An idle connection costs no thread.
+///
+/// Where the system starts no more workers (`RLIMIT_NPROC`, a control group's limit on pids, memory)
+/// messages wait for those that there are, and a warning is logged, once in ten seconds; where there
+/// is none, the loop runs the handlers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offload {
     workers: NonZeroUsize,
@@ -64,6 +68,11 @@ impl Labour<Job> for Errands {
             home.post(Mail::Nudge);
         }
     }
+
+    /// Not one worker can be had: done here and now, slowly, rather than never.
+    fn refuse(&self, job: Job) {
+        self.after(self.run(job));
+    }
 }
 
 /// The workers of one service.
@@ -73,8 +82,8 @@ pub(crate) struct OffloadWorkers {
 
 impl OffloadWorkers {
     pub(crate) fn new(mode: Offload) -> Self {
-        let manning =
-            Manning { name: "worker", most: mode.workers.get(), stay: None, stack_size: None };
+        let most = mode.workers.get();
+        let manning = Manning { name: "worker", most, waits: true, stay: None, stack_size: None };
         OffloadWorkers { crew: Crew::new(manning, Errands) }
     }
 
@@ -85,11 +94,7 @@ impl OffloadWorkers {
 
     /// Sees to it that someone comes for what was queued: once per turn, however much it was.
     pub(crate) fn call(&self) {
-        if let Err((error, jobs)) = self.crew.call() {
-            // Not one worker can be had: done here and now, slowly, rather than never.
-            log::error!("no worker can be started, the loop does its work: {error}");
-            jobs.into_iter().for_each(|job| Errands.after(Errands.run(job)));
-        }
+        self.crew.call();
     }
 }
 

@@ -8,6 +8,11 @@ use super::threading::{Threads, When};
 ///
 /// With a client that stays connected a thread is taken for as long; for many clients that are
 /// mostly idle, see [`Offload`](crate::Offload).
+///
+/// Where the system starts no more threads (`RLIMIT_NPROC`, a control group's limit on pids, memory)
+/// requests wait in the queue for those that there are, and a warning is logged, once in ten seconds;
+/// where there is none, they are turned away and counted in
+/// [`Counters::rejected`](crate::Counters::rejected).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
     threads: usize,
@@ -63,8 +68,9 @@ impl Default for Pool {
 
 impl Threads {
     pub(crate) fn pooled(mode: Pool) -> Self {
+        let stack_size = mode.stack_size;
         let manning =
-            Manning { name: "pool", most: mode.threads, stay: None, stack_size: mode.stack_size };
+            Manning { name: "pool", most: mode.threads, waits: true, stay: None, stack_size };
         let when_full = if mode.reject { When::Reject } else { When::Pause };
         Threads::new(manning, mode.threads.saturating_add(mode.queue), when_full, false)
     }

@@ -1,12 +1,13 @@
 //! A thread per request, and what `pool` shares with it: sessions that a crew of threads serves.
 
 use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Homeward;
 use super::crew::{Crew, Labour, Manning};
-use crate::conversation::Outgoing;
+use crate::conversation::{Outgoing, panic_message};
 use crate::counters::{Published, Tally};
 use crate::error::Unsupported;
 use crate::session::{Place, READ_SIZE, Seats, Session, Taken, Waiting};
@@ -16,6 +17,11 @@ const STAY: Duration = Duration::from_secs(5);
 
 /// A thread for each request: Python's `ThreadingMixIn`. A thread that has served its request is
 /// used again for the next one, and ends after some seconds without any.
+///
+/// Where the system starts no more threads (`RLIMIT_NPROC`, a control group's limit on pids, memory) a
+/// request for which none is free is turned away at once, as in Python: it is counted in
+/// [`Counters::rejected`](crate::Counters::rejected), and a warning is logged, once in ten seconds. A
+/// [`limit`](Threading::limit) below what the system allows lets clients wait instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Threading {
     limit: Option<usize>,
@@ -102,9 +108,8 @@ pub(crate) struct Threads {
 
 impl Threads {
     pub(crate) fn for_each_request(mode: Threading) -> Self {
-        let most = mode.limit.unwrap_or(usize::MAX);
-        let manning =
-            Manning { name: "thread", most, stay: Some(STAY), stack_size: mode.stack_size };
+        let (most, stack_size) = (mode.limit.unwrap_or(usize::MAX), mode.stack_size);
+        let manning = Manning { name: "thread", most, waits: false, stay: Some(STAY), stack_size };
         Self::new(manning, most, When::Pause, mode.is_left_alone())
     }
 
@@ -137,17 +142,10 @@ impl Threads {
         self.most.saturating_sub(self.crew.load()).max(1)
     }
 
-    /// Hands a request to a thread; it is turned away if there is none to be had.
+    /// Hands a request to a thread; it may be turned away if there is none to be had.
     pub(crate) fn assign(&self, assigned: Assigned) {
         self.crew.push(assigned);
-        if let Err((error, jobs)) = self.crew.call() {
-            for job in jobs {
-                log::error!("no thread can be started, a request is turned away: {error}");
-                let closed = u64::from(job.seat.is_some());
-                let mut tally = Tally { rejected: 1, closed, ..Tally::default() };
-                job.home.published.add(&mut tally);
-            }
-        }
+        self.crew.call();
     }
 
     /// How many requests a stop has to wait for.
@@ -223,6 +221,21 @@ impl Labour<Assigned> for Serving {
     }
 
     fn after(&self, home: Arc<Homeward>) {
+        home.freed();
+    }
+
+    /// Turns it away.
+    fn refuse(&self, job: Assigned) {
+        let Assigned { session, seat, home } = job;
+        let mut tally =
+            Tally { rejected: 1, closed: u64::from(seat.is_some()), ..Tally::default() };
+        // With it goes its handler, whose destructor is the user's.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(session))) {
+            tally.panics += 1;
+            log::error!("a destructor panicked: {}", panic_message(panic));
+        }
+        drop(seat);
+        home.published.add(&mut tally);
         home.freed();
     }
 }
