@@ -93,7 +93,8 @@ impl std::error::Error for Error {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The handler closed it; a datagram's always ends so.
+    /// The handler closed it, or a [`Sender`](crate::Sender) of the connection; a datagram's always
+    /// ends so.
     Handler,
     /// The peer had said all it will say, and the handler left it at that.
     Eof,

@@ -1,11 +1,22 @@
 //! What comes to a loop, or to a connection, from other threads.
 //!
-//! **Invariant:** a loop that is awake is never woken. A producer puts its mail down first and looks
-//! second whether the loop sleeps; the loop says that it sleeps first and looks for mail second.
+//! **Invariant:** a loop that is awake is not woken, and a loop that sleeps is woken by what is
+//! posted. Each side does two things, in this order:
+//!
+//! * A producer adds its mail to `waiting`. Then it swaps `asleep` to false, and where it was true, it
+//!   wakes the loop.
+//! * The loop swaps `asleep` to true. Then it reads `waiting`, and where that is not 0, it does not
+//!   sleep.
+//!
+//! `asleep` is only ever changed by a swap. So one of the two swaps comes second and sees the first,
+//! with all that was done before it: where the producer's comes second, it finds true and wakes the
+//! loop; where the loop's comes second, the loop then finds the mail in `waiting`. Swaps that
+//! acquire and release are enough for that.
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -23,6 +34,9 @@ pub(crate) type Payload = Arc<[u8]>;
 /// What a message waiting in an outlet is charged for beside its bytes, so that many small ones
 /// are bounded too.
 const OVERHEAD: usize = 64;
+
+/// How many places for messages an outlet keeps when it has been emptied.
+const KEPT: usize = 32;
 
 /// Takes a lock whose data no panic can leave in between.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -53,7 +67,7 @@ pub(crate) fn abandon(mut work: Box<dyn Work>) {
 
 /// What a loop can find in its mailbox.
 pub(crate) enum Mail {
-    /// Something waits in this connection's outlet.
+    /// Something waits in this connection's outlet. Each has one such piece at the most.
     Outlet(Token),
     /// What this connection had lent comes home.
     Returned(Token, Box<dyn Work>),
@@ -78,7 +92,8 @@ pub(crate) struct Ended {
 /// A loop's mailbox, and what wakes the loop to look into it.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    mail: Mutex<VecDeque<Mail>>,
+    mail: Mutex<Pile>,
+    /// How much mail there is.
     waiting: AtomicUsize,
     /// Jobs that were lent out and are not back, nor abandoned.
     lent: AtomicUsize,
@@ -86,6 +101,26 @@ pub(crate) struct Mailbox {
     /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
     deserted: AtomicBool,
     wakeup: Wakeup,
+}
+
+/// The mail itself.
+#[derive(Debug, Default)]
+struct Pile {
+    mail: VecDeque<Mail>,
+    /// Which notices are in it, each a bit: a second one would say nothing new.
+    notices: u8,
+}
+
+impl Mail {
+    /// The bit of what says the same however often it is said; 0 for all else.
+    fn notice(&self) -> u8 {
+        match self {
+            Mail::Freed => 1,
+            Mail::Shutdown => 2,
+            Mail::Nudge => 4,
+            Mail::Outlet(_) | Mail::Returned(..) | Mail::Ended(_) => 0,
+        }
+    }
 }
 
 impl fmt::Debug for Mail {
@@ -115,32 +150,38 @@ impl Mailbox {
 
     /// Puts mail down, and wakes the loop if it sleeps.
     pub(crate) fn post(&self, mail: Mail) {
-        let mut waiting = lock(&self.mail);
+        let mut pile = lock(&self.mail);
         let deserted = self.deserted.load(SeqCst);
         let mail = match mail {
             Mail::Returned(_, work) if deserted => {
-                drop(waiting);
+                drop(pile);
                 self.returned();
                 return abandon(work);
             }
             other => other,
         };
-        waiting.push_back(mail);
-        drop(waiting);
+        let notice = mail.notice();
+        if pile.notices & notice != 0 {
+            // The loop has yet to find the same one, and is woken for that.
+            return;
+        }
+        pile.notices |= notice;
+        pile.mail.push_back(mail);
+        drop(pile);
         self.waiting.fetch_add(1, SeqCst);
         self.wake();
     }
 
     /// A loop has ended: whatever comes home from now on, or has not been taken in, is abandoned.
     pub(crate) fn desert(&self) {
-        let mut mail = lock(&self.mail);
+        let mut pile = lock(&self.mail);
         self.deserted.store(true, SeqCst);
-        let all = std::mem::take(&mut *mail);
+        let all = std::mem::take(&mut pile.mail);
         let (returned, rest): (VecDeque<_>, _) =
             all.into_iter().partition(|mail| matches!(mail, Mail::Returned(..)));
-        *mail = rest;
+        pile.mail = rest;
         self.waiting.fetch_sub(returned.len(), SeqCst);
-        drop(mail);
+        drop(pile);
         for mail in returned {
             if let Mail::Returned(_, work) = mail {
                 self.returned();
@@ -181,13 +222,13 @@ impl Mailbox {
     /// Says that the loop is about to sleep; false when there is mail and it must not.
     #[inline]
     pub(crate) fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, SeqCst);
+        self.asleep.swap(true, SeqCst);
         self.waiting.load(SeqCst) == 0
     }
 
     /// Says that the loop's thread is about to wait elsewhere, mail or no mail.
     pub(crate) fn doze(&self) {
-        self.asleep.store(true, SeqCst);
+        self.asleep.swap(true, SeqCst);
     }
 
     /// Says that the loop is awake; true when another thread woke it.
@@ -201,9 +242,10 @@ impl Mailbox {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
-        let mut mail = lock(&self.mail);
+        let mut pile = lock(&self.mail);
+        let Pile { mail, notices } = &mut *pile;
         let count = mail.len().min(budget);
-        into.extend(mail.drain(..count));
+        into.extend(mail.drain(..count).inspect(|mail| *notices &= !mail.notice()));
         self.waiting.fetch_sub(count, SeqCst);
     }
 
@@ -216,7 +258,7 @@ impl Mailbox {
     /// thread to look while it waits elsewhere.
     pub(crate) fn asks_shutdown(&self) -> bool {
         self.waiting.load(SeqCst) != 0
-            && lock(&self.mail).iter().any(|mail| match mail {
+            && lock(&self.mail).mail.iter().any(|mail| match mail {
                 Mail::Shutdown => true,
                 Mail::Returned(_, work) => work.asks_shutdown(),
                 _ => false,
@@ -242,7 +284,25 @@ pub(crate) enum Keeper {
 #[derive(Debug)]
 pub(crate) enum Parcel {
     Message(Payload),
+    /// It is to be closed; nothing follows.
     Close,
+    /// It is to be reset; nothing follows.
+    Abort,
+}
+
+/// How far a connection's end has come, as far as its senders have to do with it; each of these
+/// comes after those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ending {
+    /// Not begun.
+    #[default]
+    Open,
+    /// A sender has closed it: what was sent before still goes out.
+    Closing,
+    /// A sender has aborted it: nothing goes out any more.
+    Aborted,
+    /// It is closed.
+    Closed,
 }
 
 /// The way into one connection from other threads; made when first asked for.
@@ -258,11 +318,21 @@ pub(crate) struct Outlet {
 
 #[derive(Debug, Default)]
 struct Inside {
-    parcels: VecDeque<Parcel>,
+    messages: VecDeque<Payload>,
+    /// What the messages are charged for.
     bytes: usize,
-    closed: bool,
+    ending: Ending,
     /// Nothing but senders can go on with the connection: it is told when they are all gone.
     half_open: bool,
+    /// The keeper has been told of something, or is awake, and has not looked since: it is not told
+    /// again.
+    told: bool,
+}
+
+impl Inside {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty() && matches!(self.ending, Ending::Open | Ending::Closed)
+    }
 }
 
 impl Outlet {
@@ -270,49 +340,87 @@ impl Outlet {
         Outlet { inside: Mutex::default(), senders: AtomicUsize::new(0), keeper, limit }
     }
 
-    /// Takes the oldest parcel.
-    pub(crate) fn take(&self) -> Option<Parcel> {
+    /// From now on the keeper is told, once, of what comes; whether there is something to
+    /// [`take`](Outlet::take) already. A thread calls it before it waits, a loop when it has taken the
+    /// mail that told it.
+    pub(crate) fn listen(&self) -> bool {
         let mut inside = lock(&self.inside);
-        let parcel = inside.parcels.pop_front();
-        if let Some(Parcel::Message(message)) = &parcel {
-            inside.bytes -= message.len() + OVERHEAD;
-        }
-        parcel
+        inside.told = false;
+        !inside.is_empty()
     }
 
+    /// Takes what comes first: the oldest message, or what is to be done when there is none.
+    pub(crate) fn take(&self) -> Option<Parcel> {
+        let mut inside = lock(&self.inside);
+        if inside.ending == Ending::Aborted {
+            return Some(Parcel::Abort);
+        }
+        let Some(message) = inside.messages.pop_front() else {
+            return (inside.ending == Ending::Closing).then_some(Parcel::Close);
+        };
+        inside.bytes -= message.len() + OVERHEAD;
+        if inside.messages.is_empty() && inside.messages.capacity() > KEPT {
+            inside.messages = VecDeque::new();
+        }
+        Some(Parcel::Message(message))
+    }
+
+    /// Whether there is nothing to [`take`](Outlet::take).
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.inside).parcels.is_empty()
+        lock(&self.inside).is_empty()
+    }
+
+    /// How far the connection's end has come.
+    pub(crate) fn ending(&self) -> Ending {
+        lock(&self.inside).ending
     }
 
     /// From now on every send is told that the connection is closed.
     pub(crate) fn close(&self) {
-        *lock(&self.inside) = Inside { closed: true, ..Inside::default() };
+        let closed = Inside { ending: Ending::Closed, ..Inside::default() };
+        let before = std::mem::replace(&mut *lock(&self.inside), closed);
+        drop(before);
     }
 
-    fn push(&self, parcel: Parcel) -> Result<(), SendError> {
-        let was_empty = {
-            let mut inside = lock(&self.inside);
-            if inside.closed {
-                return Err(SendError::Closed);
-            }
-            let was_empty = inside.parcels.is_empty();
-            if let Parcel::Message(message) = &parcel {
-                let charge = message.len() + OVERHEAD;
-                if inside.bytes > 0 && inside.bytes + charge > self.limit {
-                    return Err(SendError::Full);
-                }
-                inside.bytes += charge;
-            }
-            inside.parcels.push_back(parcel);
-            was_empty
-        };
-        if was_empty {
-            self.tell();
+    fn push(&self, message: Payload) -> Result<(), SendError> {
+        let charge = message.len() + OVERHEAD;
+        let mut inside = lock(&self.inside);
+        if inside.ending != Ending::Open {
+            return Err(SendError::Closed);
+        }
+        if inside.bytes > 0 && inside.bytes + charge > self.limit {
+            return Err(SendError::Full);
+        }
+        inside.bytes += charge;
+        inside.messages.push_back(message);
+        if inside.messages.len() == 1 {
+            self.tell(inside);
         }
         Ok(())
     }
 
-    fn tell(&self) {
+    /// Brings the connection's end as far as that, if it is not there yet.
+    fn end(&self, ending: Ending) {
+        let mut inside = lock(&self.inside);
+        if inside.ending >= ending {
+            return;
+        }
+        inside.ending = ending;
+        let mut dropped = VecDeque::new();
+        if ending == Ending::Aborted {
+            inside.bytes = 0;
+            dropped = std::mem::take(&mut inside.messages);
+        }
+        self.tell(inside);
+        drop(dropped);
+    }
+
+    /// Tells the keeper that there is something to look at, unless it will look in any case.
+    fn tell(&self, mut inside: MutexGuard<'_, Inside>) {
+        if std::mem::replace(&mut inside.told, true) {
+            return;
+        }
+        drop(inside);
         match &self.keeper {
             Keeper::Loop(mailbox, token) => mailbox.post(Mail::Outlet(*token)),
             Keeper::Thread(wakeup) => wakeup.wake(),
@@ -327,12 +435,15 @@ impl Outlet {
     pub(crate) fn is_abandoned(&self) -> bool {
         let mut inside = lock(&self.inside);
         inside.half_open = true;
-        inside.parcels.is_empty() && self.senders.load(SeqCst) == 0
+        inside.is_empty() && self.senders.load(SeqCst) == 0
     }
 
     fn sender_gone(&self) {
-        if self.senders.fetch_sub(1, SeqCst) == 1 && lock(&self.inside).half_open {
-            self.tell();
+        if self.senders.fetch_sub(1, SeqCst) == 1 {
+            let inside = lock(&self.inside);
+            if inside.half_open {
+                self.tell(inside);
+            }
         }
     }
 }
@@ -375,7 +486,7 @@ impl Sender {
     /// for its peer as the high mark allows (see
     /// [`Builder::output_marks`](crate::Builder::output_marks)); the message is then not sent.
     pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
-        self.outlet.push(Parcel::Message(message.into()))
+        self.outlet.push(message.into())
     }
 
     /// Sends a message that several connections share: see [`broadcast`].
@@ -384,23 +495,56 @@ impl Sender {
     ///
     /// As for [`send`](Sender::send).
     pub fn send_shared(&self, message: &Arc<[u8]>) -> Result<(), SendError> {
-        self.outlet.push(Parcel::Message(message.clone()))
+        self.outlet.push(message.clone())
     }
 
-    /// Closes the connection when all that was sent before has gone out.
+    /// Closes the connection when all that was sent before has gone out, as
+    /// [`Context::close`](crate::Context::close) does. It does not wait.
+    ///
+    /// From this call on every send is told that the connection is closed, and a second call does
+    /// nothing. The connection sees it whatever waits for its peer; a handler that is at work
+    /// finishes first. A peer that then takes nothing for 30 seconds is reset, and what was left for
+    /// it is dropped. The handler is told [`CloseReason::Handler`].
     pub fn close(&self) {
-        // A connection that is closed already is what was asked for.
-        let _ = self.outlet.push(Parcel::Close);
+        self.outlet.end(Ending::Closing);
     }
 
-    /// Whether the connection is closed.
+    /// Closes the connection at once with a reset, as [`Context::abort`](crate::Context::abort) does;
+    /// what has not gone out is dropped, what waits in this handle's queue included. It does not
+    /// wait.
+    ///
+    /// The connection sees it whatever it waits for, and also after [`close`](Sender::close); a
+    /// handler that is at work finishes first. The handler is told [`CloseReason::Handler`]. On a
+    /// Unix socket, which has no reset, the peer sees the end of the stream.
+    pub fn abort(&self) {
+        self.outlet.end(Ending::Aborted);
+    }
+
+    /// Whether the connection is closed, or a handle to it has been asked to close or to abort it:
+    /// whether a send is answered with [`SendError::Closed`].
     pub fn is_closed(&self) -> bool {
-        lock(&self.outlet.inside).closed
+        self.outlet.ending() != Ending::Open
     }
 
     /// Whether both are handles to the same connection.
     pub fn is_same(&self, other: &Sender) -> bool {
         Arc::ptr_eq(&self.outlet, &other.outlet)
+    }
+}
+
+/// Handles to the same connection are equal, as [`is_same`](Sender::is_same) says.
+impl PartialEq for Sender {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other)
+    }
+}
+
+impl Eq for Sender {}
+
+/// By the connection, as [`Eq`] compares.
+impl Hash for Sender {
+    fn hash<S: Hasher>(&self, state: &mut S) {
+        Arc::as_ptr(&self.outlet).hash(state);
     }
 }
 

@@ -2,16 +2,20 @@
 
 mod support;
 
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read as _};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socketserver::{
     Context, Forking, Handler, HandlerResult, Inline, Lines, Mode, Offload, Peer, SendError,
     Sender, Server, broadcast, handler_fn,
 };
-use support::{Client, DEADLINE, TestServer, connect, start_server};
+use support::{
+    A_WHILE, Client, DEADLINE, TestServer, Told, connect, echo, expect_close, start_server, tellers,
+};
 
 const LOCAL: &str = "127.0.0.1:0";
 
@@ -176,6 +180,190 @@ fn a_sender_closes_after_what_was_sent_before() {
         sender.close();
         client.expect_reply("last words\n").expect_closed();
     }
+}
+
+/// Sends until nothing more is taken for a while, as by a peer that does not read; what was taken.
+fn send_until_stalled(sender: &Sender) -> Vec<u8> {
+    let mut sent = Vec::new();
+    let mut refused_since = None;
+    loop {
+        let line = format!("{:0>999}", sent.len());
+        match sender.send(line.as_bytes()) {
+            Ok(()) => {
+                sent.extend_from_slice(line.as_bytes());
+                sent.push(b'\n');
+                refused_since = None;
+            }
+            Err(error) => {
+                assert_eq!(error, SendError::Full);
+                if refused_since.get_or_insert_with(Instant::now).elapsed() > A_WHILE {
+                    return sent;
+                }
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+/// A server whose handlers give their senders away when they open, and what they are told.
+fn start_telling(mode: Mode) -> (TestServer, Receiver<Told>, Receiver<Sender>) {
+    let (give, given) = mpsc::channel();
+    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
+        if *told == Told::Open {
+            give.send(cx.sender()?)?;
+        }
+        echo(told, cx)
+    });
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+    (start_server(builder.serve(make).unwrap()), told, given)
+}
+
+/// The peer is cut off by a reset, after what had reached it.
+fn expect_cut(client: &mut Client) {
+    let error = std::io::copy(&mut client.stream, &mut std::io::sink()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_close_is_seen_behind_a_full_queue_and_what_was_sent_before_it_arrives() {
+    for mode in modes_with_senders() {
+        let (server, told, given) = start_telling(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        let sent = send_until_stalled(&sender);
+        assert!(!sender.is_closed());
+        for _ in 0..3 {
+            sender.close();
+            assert_eq!(sender.send(b"late"), Err(SendError::Closed), "{mode}");
+            assert!(sender.is_closed());
+        }
+        assert!(client.expect_reply(&sent).read_to_end().is_empty(), "{mode}");
+        assert_eq!(expect_close(&told), "closed by the handler", "{mode}");
+    }
+}
+
+/// The one test that takes as long as the patience it is about.
+#[test]
+fn a_connection_that_a_sender_closed_is_reset_when_its_peer_takes_nothing_for_30_seconds() {
+    let patience = Duration::from_secs(30);
+    thread::scope(|scope| {
+        for mode in modes_with_senders() {
+            scope.spawn(move || {
+                let (server, told, given) = start_telling(mode);
+                let (mut client, sender) = arrival(&server, &given);
+                let sent = send_until_stalled(&sender);
+                sender.close();
+                assert_eq!(told.recv_timeout(DEADLINE), Ok(Told::Open));
+                let reason = told.recv_timeout(patience + DEADLINE);
+                assert_eq!(reason, Ok(Told::Close("closed by the handler".into())), "{mode}");
+                let mut received = Vec::new();
+                let error = client.stream.read_to_end(&mut received).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{mode}");
+                assert!(sent.starts_with(&received) && sent != received);
+                server.wait_for_no_connection();
+            });
+        }
+    });
+}
+
+#[test]
+fn an_abort_resets_a_connection_whose_peer_does_not_read() {
+    for mode in modes_with_senders() {
+        for closed_before in [false, true] {
+            let (server, told, given) = start_telling(mode);
+            let (mut client, sender) = arrival(&server, &given);
+            send_until_stalled(&sender);
+            if closed_before {
+                sender.close();
+            }
+            for _ in 0..3 {
+                sender.abort();
+                assert_eq!(sender.send(b"late"), Err(SendError::Closed), "{mode}");
+            }
+            assert_eq!(expect_close(&told), "closed by the handler", "{mode}");
+            expect_cut(&mut client);
+            server.wait_for_no_connection();
+        }
+    }
+}
+
+#[test]
+fn an_abort_resets_a_connection_that_waits_for_input() {
+    for mode in modes_with_senders() {
+        let (server, told, given) = start_telling(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        client.send("hello\n").expect_reply("hello\n");
+        sender.abort();
+        client.expect_reset();
+        assert_eq!(expect_close(&told), "closed by the handler", "{mode}");
+    }
+}
+
+/// It is dropped in the same moment, be it in the queue or in the hands of whoever frames it.
+#[test]
+fn an_abort_drops_what_waits() {
+    for mode in modes_with_senders() {
+        let (server, told, given) = start_telling(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        send_until_stalled(&sender);
+        let payload: Arc<[u8]> = vec![b'x'; 10].into();
+        while sender.send_shared(&payload).is_ok() {}
+        sender.abort();
+        expect_close(&told);
+        server.wait_for_no_connection();
+        assert_eq!(Arc::strong_count(&payload), 1, "{mode}");
+        expect_cut(&mut client);
+    }
+}
+
+#[test]
+fn an_abort_resets_a_connection_whose_peer_has_ended() {
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
+            if *told == Told::Eof {
+                give.send(cx.sender()?)?;
+            }
+            Ok(())
+        });
+        let server = start_server(Server::tcp(LOCAL).unwrap().dispatch(mode).serve(make).unwrap());
+        let mut client = server.connect();
+        client.end();
+        given.recv_timeout(DEADLINE).unwrap().abort();
+        client.expect_reset();
+        assert_eq!(expect_close(&told), "closed by the handler", "{mode}");
+    }
+}
+
+#[test]
+fn a_stop_waits_no_longer_than_its_drain_deadline_for_a_closed_connection_that_is_not_read() {
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let mut server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
+        server.drain(A_WHILE);
+        let server = start_server(server);
+        let (mut client, sender) = arrival(&server, &given);
+        send_until_stalled(&sender);
+        sender.close();
+        let (_server, report) = server.stop();
+        assert_eq!(report.cut, 1, "{mode}");
+        client.expect_gone();
+        // There is nothing left to abort.
+        sender.abort();
+    }
+}
+
+#[test]
+fn senders_are_equal_by_their_connection_and_are_keys_of_a_map() {
+    let (server, given) = start_giving(Mode::default());
+    let (_one, first) = arrival(&server, &given);
+    let (_two, second) = arrival(&server, &given);
+    assert_eq!(first, first.clone());
+    assert_ne!(first, second);
+    let mut names = HashMap::from([(first.clone(), "first"), (second.clone(), "second")]);
+    assert_eq!(names.insert(first.clone(), "again"), Some("first"));
+    assert_eq!(names[&second], "second");
+    assert_eq!(names.len(), 2);
 }
 
 /// The peer has said all it will say, and is still sent to.

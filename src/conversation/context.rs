@@ -97,8 +97,7 @@ impl Context<'_> {
 
     /// Closes the connection at once with a reset; what has not gone out is dropped.
     pub fn abort(&mut self) {
-        self.state.end(CloseReason::Handler);
-        self.state.aborted = true;
+        self.state.abort();
     }
 
     /// Asks for [`on_timeout`](crate::Handler::on_timeout) when no byte has moved either way for

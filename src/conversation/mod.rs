@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::address::Peer;
 use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
-use crate::mailbox::{Outlet, Parcel};
+use crate::mailbox::{Ending, Outlet, Parcel};
 
 mod context;
 mod framing;
@@ -117,6 +117,13 @@ impl State {
             self.ending = Some(Box::new(reason));
         }
         self.special = true;
+    }
+
+    /// Notes that it ends by a reset, and that no output goes out any more.
+    #[cold]
+    fn abort(&mut self) {
+        self.end(CloseReason::Handler);
+        self.aborted = true;
     }
 }
 
@@ -304,6 +311,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 };
                 match parcel {
                     Parcel::Close => this.state.end(CloseReason::Handler),
+                    Parcel::Abort => this.state.abort(),
                     Parcel::Message(message) => {
                         let mut output = Output::sharing(&message, env.outgoing);
                         if let Err(error) = this.framing.encode(&message, &mut output) {
@@ -318,6 +326,23 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// Ends it for a reason of the driver's: the peer is gone, the server stops.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         self.state.end(reason);
+    }
+
+    /// Ends it by a reset: a sender has asked for that.
+    pub(crate) fn abort(&mut self) {
+        self.state.abort();
+    }
+
+    /// The mail that told of its outlet has been taken: it is told of what comes from now on.
+    pub(crate) fn listen(&self) {
+        if let Some(outlet) = &self.state.outlet {
+            outlet.listen();
+        }
+    }
+
+    /// How far its senders have brought its end.
+    pub(crate) fn ending(&self) -> Ending {
+        self.state.outlet.as_ref().map_or(Ending::Open, |outlet| outlet.ending())
     }
 
     /// Tells the handler that it is over, and why; returns the reason. Nothing follows.

@@ -10,14 +10,12 @@ use super::backlog::{Backlog, SLICES};
 use super::live::{Desk, Fate, Live, Readiness, Turn};
 use crate::conversation::{Conversation, Env, Framing, Handler};
 use crate::error::CloseReason;
-use crate::mailbox::Work;
+use crate::mailbox::{Ending, Work};
+use crate::session::CLOSING_PATIENCE;
 use crate::sys;
 
 /// How much a connection may read before others come first.
 const READ_BUDGET: usize = 64 * 1024;
-
-/// How long a peer that is being closed may take nothing of its last output.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long, and how much of, a closed peer's input is thrown away so that no reset cuts its reply.
 const LINGER: Duration = Duration::from_secs(2);
@@ -144,6 +142,8 @@ pub(crate) struct Connection<T> {
     paused: bool,
     /// The conversation has been closed.
     told: bool,
+    /// Mail of its outlet came while the conversation was out.
+    missed_mail: bool,
 }
 
 impl<T: Talk> Connection<T> {
@@ -158,6 +158,7 @@ impl<T: Talk> Connection<T> {
             broken: None,
             paused: false,
             told: false,
+            missed_mail: false,
         }
     }
 
@@ -218,8 +219,20 @@ impl<T: Talk> Connection<T> {
             let Some(conversation) = self.talk.home() else {
                 return Fate::Wait;
             };
+            // Whatever waits for the peer, and even if it is being closed.
+            let ending = conversation.ending();
+            if ending == Ending::Aborted {
+                conversation.abort();
+            }
             if conversation.is_over() {
                 return self.close(buffer, desk);
+            }
+            if ending == Ending::Closing {
+                // What was sent before goes behind what waits. No more can come, so that it is
+                // bounded, and from now on the peer has so long to take some of it.
+                self.last_moved = desk.now;
+                self.push_parcels(usize::MAX, desk);
+                continue;
             }
             // One that only listens is read no more: what else tells that it is gone must end it.
             if conversation.input_ended() {
@@ -240,7 +253,7 @@ impl<T: Talk> Connection<T> {
             }
             self.paused = false;
             if conversation.outlet().is_some_and(|outlet| !outlet.is_empty()) {
-                self.push_parcels(desk);
+                self.push_parcels(self.room(), desk);
                 continue;
             }
             if conversation.is_stuffed() {
@@ -325,8 +338,7 @@ impl<T: Talk> Connection<T> {
         self.step(Step::Receive(fresh), self.room(), fresh, desk);
     }
 
-    fn push_parcels(&mut self, desk: &mut Desk) {
-        let room = self.room();
+    fn push_parcels(&mut self, room: usize, desk: &mut Desk) {
         let Some(conversation) = self.talk.home() else {
             return;
         };
@@ -460,12 +472,21 @@ impl<T: Talk> Live for Connection<T> {
     }
 
     fn parcels(&mut self, turn: &mut Turn) -> Fate {
+        match self.talk.home() {
+            Some(conversation) => conversation.listen(),
+            None => self.missed_mail = true,
+        }
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
         self.talk.take_back(work, &mut turn.desk);
         turn.rearm();
+        if std::mem::take(&mut self.missed_mail)
+            && let Some(conversation) = self.talk.home()
+        {
+            conversation.listen();
+        }
         if self.settle(&[], &mut turn.desk) {
             self.last_moved = turn.now;
         }
@@ -490,6 +511,8 @@ impl<T: Talk> Live for Connection<T> {
             return Fate::Wait;
         };
         if conversation.is_over() {
+            // The peer took nothing: the kernel is to drop what it has for it, too.
+            let _ = self.socket.set_linger(Some(Duration::ZERO));
             return Fate::Done;
         }
         self.last_moved = turn.now;

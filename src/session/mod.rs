@@ -2,6 +2,7 @@
 //! serving one is the reactor's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::address::Peer;
 use crate::conversation::Outgoing;
@@ -32,6 +33,9 @@ pub(crate) use waiting::{Alone, Overtaken, Waiting};
 
 /// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
+
+/// How long a peer that is being closed may take nothing of its last output.
+pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who does the work that a loop lends out.
 ///

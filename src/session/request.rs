@@ -174,7 +174,7 @@ impl Wait for Waiting<'_> {
         bytes: &[u8],
         timeout: Option<Duration>,
     ) -> io::Result<()> {
-        Waiting::write_all(self, socket, bytes, timeout)
+        Waiting::write_all(self, socket, bytes, timeout, None)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Place, Served, Session};
 use crate::address::Peer;
 use crate::conversation::{Conversation, Env, Framing, Handler, Home};
 use crate::error::{CloseReason, Unsupported};
-use crate::mailbox::{Keeper, Outlet};
+use crate::mailbox::{Ending, Keeper, Outlet};
 use crate::sys;
 
 /// How long, and how much of, a closed peer's input is thrown away so that no reset cuts its reply.
@@ -86,12 +86,17 @@ fn talk<H: Handler, F: Framing>(
             (place.on_shutdown)();
         }
         if !conversation.is_aborted() {
-            let input = conversation.input(fresh);
-            if let Err(error) = send(socket, input, conversation.timeout(), place) {
-                conversation.end(match error.kind() {
-                    io::ErrorKind::TimedOut => CloseReason::Timeout,
-                    _ => CloseReason::Disconnected(error),
-                });
+            let (input, outlet) = (conversation.input(fresh), conversation.outlet());
+            let sent =
+                send(socket, input, conversation.timeout(), outlet.map(|outlet| &**outlet), place);
+            if let Err(error) = sent {
+                match (conversation.ending(), error.kind()) {
+                    (Ending::Aborted, _) | (Ending::Closing, io::ErrorKind::TimedOut) => {
+                        conversation.abort();
+                    }
+                    (_, io::ErrorKind::TimedOut) => conversation.end(CloseReason::Timeout),
+                    _ => conversation.end(CloseReason::Disconnected(error)),
+                }
             }
         }
         place.outgoing.clear();
@@ -105,6 +110,10 @@ fn talk<H: Handler, F: Framing>(
         }
         if conversation.is_stuffed() {
             step(conversation, &[], place, &|conversation, env| conversation.receive(&[], env));
+            continue;
+        }
+        // Something may have come since it was last looked.
+        if conversation.outlet().is_some_and(|outlet| outlet.listen()) {
             continue;
         }
         conversation.end_if_nothing_follows();
@@ -144,6 +153,7 @@ fn send(
     socket: &Socket,
     input: &[u8],
     timeout: Option<Duration>,
+    outlet: Option<&Outlet>,
     place: &mut Place<'_>,
 ) -> io::Result<()> {
     if place.outgoing.is_empty() {
@@ -151,9 +161,10 @@ fn send(
     }
     place.tally.bytes_out += place.outgoing.len() as u64;
     if let Some(bytes) = place.outgoing.contiguous(input) {
-        return place.waiting.write_all(socket, bytes, timeout);
+        return place.waiting.write_all(socket, bytes, timeout, outlet);
     }
-    place.outgoing.parts(input).try_for_each(|part| place.waiting.write_all(socket, part, timeout))
+    let mut parts = place.outgoing.parts(input);
+    parts.try_for_each(|part| place.waiting.write_all(socket, part, timeout, outlet))
 }
 
 /// Sees to it that a reply already sent is not cut by the reset that unread input would cause.

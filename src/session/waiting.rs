@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::CLOSING_PATIENCE;
 use super::seats::Taken;
+use crate::mailbox::{Ending, Outlet};
 use crate::sys::{self, Wakeup, Want};
 
 /// What came of waiting for input.
@@ -124,12 +126,14 @@ impl Waiting<'_> {
         })
     }
 
-    /// Sends all of it, waiting as long as it takes; for no longer than `timeout` at a time.
+    /// Sends all of it, waiting as long as it takes; for no longer than `timeout` at a time. Where it
+    /// waits, it also sees what others ask of the connection through `outlet`.
     pub(crate) fn write_all(
         &mut self,
         socket: &Socket,
         mut bytes: &[u8],
         timeout: Option<Duration>,
+        outlet: Option<&Outlet>,
     ) -> io::Result<()> {
         while !bytes.is_empty() {
             if let Waiting::Alone(alone) = self
@@ -140,22 +144,30 @@ impl Waiting<'_> {
             let sent = sys::send_now(socket, bytes)?;
             bytes = &bytes[sent..];
             if sent == 0 {
-                self.wait_writable(socket, timeout)?;
+                self.wait_writable(socket, timeout, outlet)?;
             }
         }
         Ok(())
     }
 
-    fn wait_writable(&mut self, socket: &Socket, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait_writable(
+        &mut self,
+        socket: &Socket,
+        timeout: Option<Duration>,
+        outlet: Option<&Outlet>,
+    ) -> io::Result<()> {
         let expiry = expiry(timeout);
-        match self {
-            Waiting::InThread(_) | Waiting::Nobody => {
+        match (self, outlet) {
+            (Waiting::InThread(taken), Some(outlet)) => {
+                wait_writable_or_ended(socket, timeout, outlet, taken.wakeup()?)
+            }
+            (Waiting::InThread(_) | Waiting::Nobody, _) => {
                 match sys::wait_for(&[(socket.as_fd(), Want::Write)], timeout)? {
                     0 => Err(io::ErrorKind::TimedOut.into()),
                     _ => Ok(()),
                 }
             }
-            Waiting::Alone(alone) => loop {
+            (Waiting::Alone(alone), _) => loop {
                 match alone.wait(Some((socket.as_fd(), Want::Write)), expiry)? {
                     Woken::Peer => return Ok(()),
                     Woken::Stop => {}
@@ -164,6 +176,41 @@ impl Waiting<'_> {
                     }
                 }
             },
+        }
+    }
+}
+
+/// Waits until the peer takes output, for no longer than `timeout`; where a sender closes the
+/// connection, for as long as a peer that is being closed has. One that is aborted is an error.
+fn wait_writable_or_ended(
+    socket: &Socket,
+    timeout: Option<Duration>,
+    outlet: &Outlet,
+    wakeup: &Wakeup,
+) -> io::Result<()> {
+    let after = |timeout| Instant::now().checked_add(timeout);
+    let mut is_closing = false;
+    let mut until = timeout.and_then(after);
+    loop {
+        outlet.listen();
+        match outlet.ending() {
+            Ending::Open => {}
+            Ending::Closing if is_closing => {}
+            Ending::Closing => {
+                is_closing = true;
+                until = after(CLOSING_PATIENCE);
+            }
+            Ending::Aborted | Ending::Closed => {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let wanted = [(socket.as_fd(), Want::Write), (wakeup.as_fd(), Want::Read)];
+        match sys::wait_for(&wanted, left)? {
+            0 => return Err(io::ErrorKind::TimedOut.into()),
+            // What else it is woken for is looked at when the output has gone.
+            0b10 => wakeup.clear(),
+            _ => return Ok(()),
         }
     }
 }
