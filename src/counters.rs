@@ -77,7 +77,8 @@ counters! {
     truncated,
     /// Datagrams sent.
     replies,
-    /// Datagrams that could not be sent: the peer has gone, has no address, or does not read.
+    /// Datagrams that could not be sent: the peer has gone, has no address, or does not read. And
+    /// messages taken by a [`Sender`](crate::Sender) that the framing then could not encode.
     unsent,
     /// Messages handed to handlers.
     messages,

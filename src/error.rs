@@ -215,14 +215,25 @@ pub enum SendError {
     Closed,
     /// The peer reads too slowly: as much waits for it as the high mark allows.
     Full,
+    /// The message is longer than the framing can send.
+    TooLong {
+        /// The longest message that it can, in bytes.
+        limit: usize,
+    },
+    /// The framing cannot send such a message, as one that holds its own delimiter.
+    Unencodable(&'static str),
 }
 
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SendError::Closed => "the connection is closed",
-            SendError::Full => "the peer reads too slowly: its output is at the high mark",
-        })
+        match self {
+            SendError::Closed => f.write_str("the connection is closed"),
+            SendError::Full => {
+                f.write_str("the peer reads too slowly: its output is at the high mark")
+            }
+            SendError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
+            SendError::Unencodable(reason) => f.write_str(reason),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::address::Peer;
+use crate::conversation::Encodable;
 use crate::counters::Tally;
 use crate::error::{CloseReason, SendError};
 use crate::sys::Wakeup;
@@ -161,14 +162,16 @@ impl Mailbox {
             other => other,
         };
         let notice = mail.notice();
-        if pile.notices & notice != 0 {
-            // The loop has yet to find the same one, and is woken for that.
-            return;
+        let is_new = pile.notices & notice == 0;
+        if is_new {
+            pile.notices |= notice;
+            pile.mail.push_back(mail);
         }
-        pile.notices |= notice;
-        pile.mail.push_back(mail);
         drop(pile);
-        self.waiting.fetch_add(1, SeqCst);
+        if is_new {
+            self.waiting.fetch_add(1, SeqCst);
+        }
+        // Also for one that is not new: a loop that dozes has not taken the other.
         self.wake();
     }
 
@@ -314,6 +317,8 @@ pub(crate) struct Outlet {
     keeper: Keeper,
     /// How many bytes may wait here, beside what the connection itself keeps.
     limit: usize,
+    /// What the connection's framing can send.
+    encodable: Encodable,
 }
 
 #[derive(Debug, Default)]
@@ -336,8 +341,9 @@ impl Inside {
 }
 
 impl Outlet {
-    pub(crate) fn new(keeper: Keeper, limit: usize) -> Self {
-        Outlet { inside: Mutex::default(), senders: AtomicUsize::new(0), keeper, limit }
+    pub(crate) fn new(keeper: Keeper, limit: usize, encodable: Encodable) -> Self {
+        let (inside, senders) = (Mutex::default(), AtomicUsize::new(0));
+        Outlet { inside, senders, keeper, limit, encodable }
     }
 
     /// From now on the keeper is told, once, of what comes; whether there is something to
@@ -383,6 +389,7 @@ impl Outlet {
     }
 
     fn push(&self, message: Payload) -> Result<(), SendError> {
+        self.encodable.check(&message)?;
         let charge = message.len() + OVERHEAD;
         let mut inside = lock(&self.inside);
         if inside.ending != Ending::Open {
@@ -563,7 +570,7 @@ mod tests {
     fn outlet(limit: usize) -> (Arc<Mailbox>, Sender) {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let keeper = Keeper::Loop(mailbox.clone(), Token::new(3, 1));
-        (mailbox, Sender::new(Arc::new(Outlet::new(keeper, limit))))
+        (mailbox, Sender::new(Arc::new(Outlet::new(keeper, limit, Encodable::Any))))
     }
 
     #[test]
@@ -611,12 +618,78 @@ mod tests {
     }
 
     #[test]
+    fn a_notice_waits_once_however_often_it_is_posted() {
+        let mailbox = Mailbox::new().unwrap();
+        let mut mail = VecDeque::new();
+        for _ in 0..3 {
+            for _ in 0..1000 {
+                mailbox.post(Mail::Nudge);
+                mailbox.post(Mail::Freed);
+                mailbox.post(Mail::Shutdown);
+            }
+            assert!(mailbox.asks_shutdown());
+            mailbox.collect(&mut mail, 8);
+            assert_eq!(mail.drain(..).count(), 3);
+            assert!(mailbox.fall_asleep(), "nothing is left");
+        }
+    }
+
+    #[test]
+    fn however_often_it_is_closed_or_aborted_the_loop_has_one_piece_of_mail_to_take() {
+        let (mailbox, sender) = outlet(1000);
+        sender.send(b"one").unwrap();
+        for _ in 0..1000 {
+            sender.close();
+        }
+        let take = || sender.outlet.take();
+        assert!(matches!(take(), Some(Parcel::Message(_))));
+        assert!(matches!(take(), Some(Parcel::Close)));
+        for _ in 0..1000 {
+            sender.abort();
+            sender.close();
+        }
+        assert!(matches!(take(), Some(Parcel::Abort)));
+        assert_eq!(sender.send(b"x"), Err(SendError::Closed));
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+    }
+
+    /// A loop empties an outlet also when something else has called it.
+    #[test]
+    fn an_outlet_that_is_emptied_before_its_mail_is_taken_posts_no_second_piece() {
+        let (mailbox, sender) = outlet(1000);
+        let mut mail = VecDeque::new();
+        for _ in 0..3 {
+            for _ in 0..1000 {
+                sender.send(b"one").unwrap();
+                assert!(sender.outlet.take().is_some());
+            }
+            mailbox.collect(&mut mail, 8);
+            assert_eq!(mail.drain(..).count(), 1);
+            assert!(!sender.outlet.listen());
+        }
+    }
+
+    #[test]
+    fn an_outlet_gives_back_the_room_of_a_burst() {
+        let (_mailbox, sender) = outlet(1 << 20);
+        for _ in 0..10_000 {
+            sender.send(b"").unwrap();
+        }
+        while sender.outlet.take().is_some() {}
+        assert!(lock(&sender.outlet.inside).messages.capacity() <= KEPT);
+        assert_eq!(lock(&sender.outlet.inside).bytes, 0);
+    }
+
+    #[test]
     fn that_all_senders_are_gone_is_told_to_who_waits_for_it() {
         let (mailbox, sender) = outlet(1000);
         let outlet = sender.outlet.clone();
         let told = || {
             let mut mail = VecDeque::new();
             mailbox.collect(&mut mail, 8);
+            outlet.listen();
             mail.len()
         };
         drop(sender);

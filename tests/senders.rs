@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socketserver::{
-    Context, Forking, Handler, HandlerResult, Inline, Lines, Mode, Offload, Peer, SendError,
-    Sender, Server, broadcast, handler_fn,
+    Context, FixedSize, Forking, Framing, FramingError, Handler, HandlerResult, Inline, Lines,
+    Mode, Offload, Output, Peer, Raw, SendError, Sender, Server, Step, broadcast, handler_fn,
 };
 use support::{
     A_WHILE, Client, DEADLINE, TestServer, Told, connect, echo, expect_close, start_server, tellers,
@@ -350,6 +350,56 @@ fn a_stop_waits_no_longer_than_its_drain_deadline_for_a_closed_connection_that_i
         client.expect_gone();
         // There is nothing left to abort.
         sender.abort();
+    }
+}
+
+#[test]
+fn a_message_that_cannot_be_framed_is_refused_and_the_connection_stays_open() {
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let builder = Server::tcp(LOCAL).unwrap().framing(FixedSize::new(4)).dispatch(mode);
+        let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
+        let server = start_server(server);
+        let (mut client, sender) = arrival(&server, &given);
+        let error = sender.send(b"three").unwrap_err();
+        assert_eq!(error.to_string(), "the message is not of the fixed size", "{mode}");
+        assert_eq!(broadcast([&sender], b"three"), 0);
+        sender.send(b"four").unwrap();
+        client.expect_reply("four").send("echo").expect_reply("echo");
+    }
+}
+
+/// Nothing tells beforehand what it refuses.
+#[derive(Clone)]
+struct Picky;
+
+impl Framing for Picky {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        Raw.decode(input)
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        if message == b"bad" {
+            return Err(FramingError::Unencodable("it is bad"));
+        }
+        Raw.encode(message, output)
+    }
+}
+
+#[test]
+fn a_message_that_only_the_framing_refuses_is_dropped_and_the_connection_stays_open() {
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let builder = Server::tcp(LOCAL).unwrap().framing(Picky).dispatch(mode);
+        let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
+        let server = start_server(server);
+        let (mut client, sender) = arrival(&server, &given);
+        for message in ["good", "bad", "good"] {
+            sender.send(message.as_bytes()).unwrap();
+        }
+        client.expect_reply("goodgood").send("echo").expect_reply("echo");
+        client.end().expect_closed();
+        server.wait_for("the dropped one is counted", |counters| counters.unsent == 1);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::State;
-use super::framing::Framing;
+use super::framing::{Encodable, Framing};
 use super::output::Output;
 use crate::address::Peer;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, Unsupported};
@@ -15,7 +15,7 @@ use crate::mailbox::{Outlet, Payload, Sender};
 /// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
 pub(crate) trait Home {
     /// A way in for messages from other threads.
-    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported>;
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported>;
 }
 
 /// What a [`Handler`](crate::Handler) is given to answer with.
@@ -147,7 +147,7 @@ impl Context<'_> {
         let outlet = match &self.state.outlet {
             Some(outlet) => outlet.clone(),
             None => {
-                let outlet = self.home.outlet()?;
+                let outlet = self.home.outlet(self.framing.encodable())?;
                 self.state.special = true;
                 self.state.outlet.insert(outlet).clone()
             }

@@ -2,9 +2,10 @@
 //! it holds no bytes of its own and never scans the same byte twice.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::output::Output;
-use crate::error::FramingError;
+use crate::error::{FramingError, SendError};
 use crate::sys;
 
 /// What a framing found at the start of the input.
@@ -30,7 +31,7 @@ pub enum Step {
 /// cloned from the one given to [`Builder::framing`](crate::Builder::framing).
 ///
 /// ```
-/// use socketserver::{Framing, FramingError, Output, Step};
+/// use socketserver::{Encodable, Framing, FramingError, Output, Step};
 ///
 /// /// `5:hello,`: Bernstein's netstrings, up to 999 bytes.
 /// #[derive(Clone)]
@@ -54,10 +55,17 @@ pub enum Step {
 ///     }
 ///
 ///     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+///         if message.len() > 999 {
+///             return Err(FramingError::TooLong { limit: 999 });
+///         }
 ///         output.put(format!("{}:", message.len()).as_bytes());
 ///         output.put(message);
 ///         output.put(b",");
 ///         Ok(())
+///     }
+///
+///     fn encodable(&self) -> Encodable {
+///         Encodable::AtMost(999)
 ///     }
 /// }
 /// ```
@@ -88,7 +96,63 @@ pub trait Framing {
     /// # Errors
     ///
     /// [`FramingError`] where the message cannot be framed: too long, or holding its own delimiter.
+    /// Nothing should have been put on the output then.
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError>;
+
+    /// Tells which messages [`encode`](Framing::encode) takes, so that a [`Sender`](crate::Sender)
+    /// can refuse others in the thread that sends them. Asked once, when the connection's first
+    /// sender is made. By default [`Encodable::Any`].
+    ///
+    /// Where a sender has taken a message that `encode` then refuses, the message is dropped, logged
+    /// and counted as [`unsent`](crate::Counters::unsent), and the connection stays open.
+    fn encodable(&self) -> Encodable {
+        Encodable::Any
+    }
+}
+
+/// Which messages a [`Framing`] can encode.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encodable {
+    /// All of them, as far as can be told.
+    #[default]
+    Any,
+    /// Those of at most this many bytes.
+    AtMost(usize),
+    /// Those of exactly this many bytes.
+    Exactly(usize),
+    /// Those that do not hold this delimiter, nor end in the beginning of one.
+    Without(Arc<[u8]>),
+}
+
+impl Encodable {
+    /// Checks a message.
+    pub(crate) fn check(&self, message: &[u8]) -> Result<(), SendError> {
+        match self {
+            Encodable::AtMost(limit) if message.len() > *limit => {
+                Err(SendError::TooLong { limit: *limit })
+            }
+            Encodable::Exactly(size) if message.len() != *size => {
+                Err(SendError::Unencodable(OTHER_SIZE))
+            }
+            Encodable::Without(delimiter) if holds_delimiter(message, delimiter) => {
+                Err(SendError::Unencodable(HOLDS_DELIMITER))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+const OTHER_SIZE: &str = "the message is not of the fixed size";
+const HOLDS_DELIMITER: &str =
+    "the message holds its own delimiter, or ends in the beginning of one";
+
+/// Whether a delimiter begins in the message, be it that it ends in the delimiter that follows it.
+fn holds_delimiter(message: &[u8], delimiter: &[u8]) -> bool {
+    let overlap = delimiter.len().saturating_sub(1);
+    let tail = &message[message.len().saturating_sub(overlap)..];
+    let straddles = overlap > 0 && find(&[tail, delimiter].concat(), delimiter) != Some(tail.len());
+    straddles || find(message, delimiter).is_some()
 }
 
 impl<F: Framing + ?Sized> Framing for Box<F> {
@@ -102,6 +166,10 @@ impl<F: Framing + ?Sized> Framing for Box<F> {
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         (**self).encode(message, output)
+    }
+
+    fn encodable(&self) -> Encodable {
+        (**self).encodable()
     }
 }
 
@@ -227,7 +295,7 @@ impl Framing for Lines {
 #[derive(Debug, Clone)]
 pub struct Delimited {
     scan: Scan,
-    delimiter: Box<[u8]>,
+    delimiter: Arc<[u8]>,
 }
 
 impl Delimited {
@@ -240,7 +308,7 @@ impl Delimited {
     ///
     /// If the delimiter is empty.
     pub fn new(delimiter: impl Into<Vec<u8>>) -> Self {
-        let delimiter = delimiter.into().into_boxed_slice();
+        let delimiter: Arc<[u8]> = delimiter.into().into();
         assert!(!delimiter.is_empty(), "a delimiter has at least one byte");
         Delimited { scan: Scan::new(Self::DEFAULT_MAX_LEN), delimiter }
     }
@@ -265,19 +333,16 @@ impl Framing for Delimited {
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
-        // Nor may a delimiter begin in the message and end in the delimiter that follows it.
-        let overlap = self.delimiter.len() - 1;
-        let tail = &message[message.len().saturating_sub(overlap)..];
-        let straddles = overlap > 0
-            && find(&[tail, &self.delimiter].concat(), &self.delimiter) != Some(tail.len());
-        if straddles || find(message, &self.delimiter).is_some() {
-            return Err(FramingError::Unencodable(
-                "the message holds its own delimiter, or ends in the beginning of one",
-            ));
+        if holds_delimiter(message, &self.delimiter) {
+            return Err(FramingError::Unencodable(HOLDS_DELIMITER));
         }
         output.put(message);
         output.put(&self.delimiter);
         Ok(())
+    }
+
+    fn encodable(&self) -> Encodable {
+        Encodable::Without(self.delimiter.clone())
     }
 }
 
@@ -423,6 +488,13 @@ impl LengthPrefixed {
         self
     }
 
+    /// The longest message that can be sent.
+    fn limit(&self) -> usize {
+        let width = self.width as usize;
+        let most = if width == 8 { u64::MAX } else { (1 << (8 * width)) - 1 };
+        usize::try_from(most).unwrap_or(usize::MAX).min(self.max_len)
+    }
+
     fn length(&self, prefix: &[u8]) -> u64 {
         let fold = |sum: u64, &byte: &u8| sum << 8 | u64::from(byte);
         match self.endian {
@@ -457,9 +529,7 @@ impl Framing for LengthPrefixed {
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
-        let width = self.width as usize;
-        let most = if width == 8 { u64::MAX } else { (1 << (8 * width)) - 1 };
-        let limit = usize::try_from(most).unwrap_or(usize::MAX).min(self.max_len);
+        let (width, limit) = (self.width as usize, self.limit());
         if message.len() > limit {
             return Err(FramingError::TooLong { limit });
         }
@@ -470,6 +540,10 @@ impl Framing for LengthPrefixed {
         }
         output.put(message);
         Ok(())
+    }
+
+    fn encodable(&self) -> Encodable {
+        Encodable::AtMost(self.limit())
     }
 }
 
@@ -502,9 +576,13 @@ impl Framing for FixedSize {
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         if message.len() != self.size {
-            return Err(FramingError::Unencodable("the message is not of the fixed size"));
+            return Err(FramingError::Unencodable(OTHER_SIZE));
         }
         output.put(message);
         Ok(())
+    }
+
+    fn encodable(&self) -> Encodable {
+        Encodable::Exactly(self.size)
     }
 }

@@ -26,7 +26,8 @@ mod tests;
 pub use context::Context;
 pub(crate) use context::Home;
 pub use framing::{
-    Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong, Raw, Step, Width,
+    Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong, Raw, Step,
+    Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
@@ -313,9 +314,14 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                     Parcel::Close => this.state.end(CloseReason::Handler),
                     Parcel::Abort => this.state.abort(),
                     Parcel::Message(message) => {
+                        let before = env.outgoing.position();
                         let mut output = Output::sharing(&message, env.outgoing);
                         if let Err(error) = this.framing.encode(&message, &mut output) {
-                            this.state.end(CloseReason::Framing(error));
+                            // Its sender is elsewhere by now, and the peer has no part in it.
+                            env.outgoing.cut_back(before);
+                            env.tally.unsent += 1;
+                            let peer = &this.state.peer;
+                            log::debug!("{peer}: a message of a sender is dropped: {error}");
                         }
                     }
                 }

@@ -23,6 +23,12 @@ enum Segment {
 }
 
 impl Segment {
+    /// Cuts it to its first `len` bytes.
+    fn shorten(&mut self, len: usize) {
+        let (Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range)) = self;
+        range.end = range.end.min(range.start + len);
+    }
+
     fn len(&self) -> usize {
         match self {
             Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
@@ -30,6 +36,15 @@ impl Segment {
             }
         }
     }
+}
+
+/// How far an [`Outgoing`] is filled.
+pub(crate) struct Position {
+    segments: usize,
+    /// The length of the last segment.
+    last: usize,
+    scratch: usize,
+    len: usize,
 }
 
 /// The buffers behind [`Output`], kept by a thread from turn to turn so that none is allocated
@@ -49,6 +64,25 @@ impl Outgoing {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// How far it is filled, for [`cut_back`](Outgoing::cut_back).
+    pub(crate) fn position(&mut self) -> Position {
+        self.list();
+        let Outgoing { segments, scratch, len, .. } = self;
+        let last = segments.last().map_or(0, Segment::len);
+        Position { segments: segments.len(), last, scratch: scratch.len(), len: *len }
+    }
+
+    /// Takes back all that was added since.
+    pub(crate) fn cut_back(&mut self, to: Position) {
+        self.list();
+        self.segments.truncate(to.segments);
+        if let Some(last) = self.segments.last_mut() {
+            last.shorten(to.last);
+        }
+        self.scratch.truncate(to.scratch);
+        self.len = to.len;
     }
 
     /// Whether there is nothing to send; a datagram may be empty and yet be one.
@@ -360,6 +394,29 @@ mod tests {
             Rest::Bytes(bytes) => rest.extend_from_slice(bytes),
         });
         assert_eq!(rest, [&[7; 12][..], b"\n"].concat());
+    }
+
+    #[test]
+    fn what_is_cut_back_leaves_what_was_there_before() {
+        let payload: Payload = vec![7; SHARED_FROM].into();
+        let input = b"input".to_vec();
+        for first in [&b""[..], b"copied", &input, &payload] {
+            for second in [&b"more"[..], &input, &payload] {
+                let mut outgoing = Outgoing::default();
+                let put = |outgoing: &mut Outgoing, bytes: &[u8]| {
+                    let mut output = Output::new(&input, outgoing);
+                    output.share(&payload, |output| output.put(bytes));
+                };
+                put(&mut outgoing, first);
+                let before = outgoing.position();
+                put(&mut outgoing, second);
+                put(&mut outgoing, b"and more");
+                outgoing.cut_back(before);
+                assert_eq!(outgoing.len(), first.len());
+                put(&mut outgoing, b"!");
+                assert_eq!(sent(&mut outgoing, &input), [first, b"!"].concat());
+            }
+        }
     }
 
     #[test]

@@ -77,9 +77,9 @@ impl Handler for Echo {
 struct Nowhere(Arc<Mailbox>);
 
 impl Home for Nowhere {
-    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
         let keeper = Keeper::Loop(self.0.clone(), Token::new(1, 1));
-        Ok(Arc::new(Outlet::new(keeper, 64 * 1024)))
+        Ok(Arc::new(Outlet::new(keeper, 64 * 1024, encodable)))
     }
 }
 
@@ -1269,11 +1269,68 @@ fn others_can_close_after_what_they_sent() {
 }
 
 #[test]
-fn what_others_send_and_cannot_be_framed_ends_the_conversation() {
-    let (mut stage, sender) = with_sender(FixedSize::new(4), echo);
-    sender.send(b"three").unwrap();
+fn what_others_send_and_cannot_be_framed_is_refused_where_that_can_be_told() {
+    let refused_by = |framing: LengthPrefixed, message: &[u8]| {
+        let (_stage, sender) = with_sender(framing, echo);
+        sender.send(message).unwrap_err()
+    };
+    let short = LengthPrefixed::default().max_len(4);
+    assert_eq!(refused_by(short, b"three"), SendError::TooLong { limit: 4 });
+    let narrow = LengthPrefixed::new(Width::One, Endian::Big);
+    assert_eq!(refused_by(narrow, &[0; 256]), SendError::TooLong { limit: 255 });
+    let (_stage, sender) = with_sender(FixedSize::new(4), echo);
+    assert!(matches!(sender.send(b"three"), Err(SendError::Unencodable(_))));
+    let (_stage, sender) = with_sender(Delimited::new(b"#-#"), echo);
+    for message in ["a#-#b", "a#-"] {
+        assert!(matches!(sender.send(message.as_bytes()), Err(SendError::Unencodable(_))));
+    }
+    assert_eq!(sender.send(b"a-#-b"), Ok(()));
+}
+
+/// Puts half of what it then refuses.
+#[derive(Clone)]
+struct Picky;
+
+impl Framing for Picky {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        Raw.decode(input)
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(message);
+        if message == b"bad" { Err(FramingError::Unencodable("bad")) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn what_others_send_and_only_the_framing_can_refuse_is_dropped_and_counted() {
+    let (mut stage, sender) = with_sender(Picky, echo);
+    for message in ["one", "bad", "two", "bad"] {
+        sender.send(message.as_bytes()).unwrap();
+    }
     stage.push_parcels();
-    assert!(matches!(stage.close(), CloseReason::Framing(FramingError::Unencodable(_))));
+    assert!(!stage.is_over());
+    assert_eq!(stage.sent, b"onetwo");
+    assert_eq!(stage.tally.unsent, 2);
+}
+
+#[test]
+fn a_boxed_framing_tells_what_it_can_encode() {
+    let boxed: Box<dyn Framing> = Box::new(FixedSize::new(4));
+    assert_eq!(boxed.encodable(), Encodable::Exactly(4));
+}
+
+#[test]
+fn others_can_abort_whatever_they_sent() {
+    let (mut stage, sender) = with_sender(Raw, echo);
+    sender.send(b"last").unwrap();
+    sender.close();
+    sender.abort();
+    assert_eq!(stage.conversation.ending(), Ending::Aborted);
+    stage.push_parcels();
+    assert!(stage.conversation.is_aborted());
+    assert_eq!(stage.sent, b"");
+    assert!(matches!(stage.close(), CloseReason::Handler));
 }
 
 /// Serves a datagram, and returns the answers, why it ended and what the handler was told.

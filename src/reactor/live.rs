@@ -10,7 +10,7 @@ use std::time::Instant;
 use socket2::Socket;
 
 use crate::address::Peer;
-use crate::conversation::{Home, Outgoing};
+use crate::conversation::{Encodable, Home, Outgoing};
 use crate::counters::Tally;
 use crate::error::{CloseReason, Error, Unsupported};
 use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
@@ -141,9 +141,9 @@ pub(crate) struct Port {
 }
 
 impl Home for Port {
-    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
         let keeper = Keeper::Loop(self.mailbox.clone(), self.token);
-        Ok(Arc::new(Outlet::new(keeper, self.limit)))
+        Ok(Arc::new(Outlet::new(keeper, self.limit, encodable)))
     }
 }
 

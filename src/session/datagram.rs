@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::aside::Aside;
 use super::{Place, Served, Session};
 use crate::address::Peer;
-use crate::conversation::{Env, Handler, Home, serve_datagram};
+use crate::conversation::{Encodable, Env, Handler, Home, serve_datagram};
 use crate::counters::Tally;
 use crate::error::Unsupported;
 use crate::mailbox::{Mail, Mailbox, Outlet, lock};
@@ -45,7 +45,7 @@ pub(crate) struct DatagramSession<H> {
 pub(crate) struct Nowhere;
 
 impl Home for Nowhere {
-    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, _encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
         Err(Unsupported::DatagramSender)
     }
 }

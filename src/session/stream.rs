@@ -12,7 +12,7 @@ use super::seats::Taken;
 use super::waiting::{Input, Waiting};
 use super::{Place, Served, Session};
 use crate::address::Peer;
-use crate::conversation::{Conversation, Env, Framing, Handler, Home};
+use crate::conversation::{Conversation, Encodable, Env, Framing, Handler, Home};
 use crate::error::{CloseReason, Unsupported};
 use crate::mailbox::{Ending, Keeper, Outlet};
 use crate::sys;
@@ -37,10 +37,10 @@ struct ThreadHome<'a> {
 }
 
 impl Home for ThreadHome<'_> {
-    fn outlet(&self) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
         let Some(taken) = self.taken else { return Err(self.unsupported) };
         let wakeup = taken.wakeup().map_err(|_| Unsupported::NoDescriptor)?;
-        Ok(Arc::new(Outlet::new(Keeper::Thread(wakeup.clone()), self.limit)))
+        Ok(Arc::new(Outlet::new(Keeper::Thread(wakeup.clone()), self.limit, encodable)))
     }
 }
 
