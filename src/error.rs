@@ -211,9 +211,10 @@ impl std::error::Error for Unsupported {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closed; what is sent to it goes nowhere.
+    /// The connection is closed, or is being closed; what is sent to it goes nowhere.
     Closed,
-    /// The peer reads too slowly: as much waits for it as the high mark allows.
+    /// As much waits for the peer as the high mark allows: it reads too slowly, or the connection's
+    /// loop or thread has not come for it yet.
     Full,
     /// The message is longer than the framing can send.
     TooLong {
@@ -228,9 +229,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SendError::Closed => f.write_str("the connection is closed"),
-            SendError::Full => {
-                f.write_str("the peer reads too slowly: its output is at the high mark")
-            }
+            SendError::Full => f.write_str("as much waits for the peer as the high mark allows"),
             SendError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
             SendError::Unencodable(reason) => f.write_str(reason),
         }

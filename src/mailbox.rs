@@ -487,11 +487,23 @@ impl Sender {
 
     /// Sends a message, framed as the handler's own are. It does not wait.
     ///
+    /// The message is queued until the connection's loop, or its thread under `threading` and
+    /// `pool`, comes for it. That takes all that waits at once, and takes no more while as much as the
+    /// high mark of [`Builder::output_marks`](crate::Builder::output_marks) waits for the peer. In the
+    /// queue there may be as much again: each message counts as its bytes and 64 more, and one message
+    /// always fits. With the default of 64 KiB these are 61 messages of 1,000 bytes. So a sender that
+    /// is faster than the loop or the thread is refused also where the peer reads well; many threads
+    /// on few processors come late more often than one loop does. Where bursts are to be taken whole,
+    /// raise the high mark.
+    ///
     /// # Errors
     ///
-    /// [`SendError::Closed`] when the connection is closed, [`SendError::Full`] when as much waits
-    /// for its peer as the high mark allows (see
-    /// [`Builder::output_marks`](crate::Builder::output_marks)); the message is then not sent.
+    /// The message is not sent, and the connection stays as it is:
+    ///
+    /// * [`SendError::Closed`] when the connection is closed, or was asked to by a handle to it,
+    /// * [`SendError::Full`] when the queue is full,
+    /// * [`SendError::TooLong`] and [`SendError::Unencodable`] when the framing says beforehand that
+    ///   it cannot send such a message (see [`Framing::encodable`](crate::Framing::encodable)).
     pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
         self.outlet.push(message.into())
     }
@@ -548,7 +560,8 @@ impl PartialEq for Sender {
 
 impl Eq for Sender {}
 
-/// By the connection, as [`Eq`] compares.
+/// By the connection, as [`Eq`] compares. Nothing that changes is hashed, so that it can be a key of a
+/// map; Clippy's `mutable_key_type` cannot know that, and wants to be allowed.
 impl Hash for Sender {
     fn hash<S: Hasher>(&self, state: &mut S) {
         Arc::as_ptr(&self.outlet).hash(state);
@@ -669,6 +682,29 @@ mod tests {
             assert_eq!(mail.drain(..).count(), 1);
             assert!(!sender.outlet.listen());
         }
+    }
+
+    #[test]
+    fn a_thread_is_woken_once_for_all_that_comes_before_it_waits_again() {
+        let wakeup = Arc::new(Wakeup::new().unwrap());
+        let keeper = Keeper::Thread(wakeup.clone());
+        let outlet = Outlet::new(keeper, 1 << 20, Encodable::Any);
+        let sender = Sender::new(Arc::new(outlet));
+        for _ in 0..3 {
+            assert!(!sender.outlet.listen());
+            for number in 0..1000 {
+                sender.send(b"one").unwrap();
+                assert!(sender.outlet.take().is_some());
+                assert_eq!(wakeup.take(), number == 0);
+            }
+        }
+        sender.send(b"one").unwrap();
+        assert!(sender.outlet.listen(), "it must not wait");
+        sender.close();
+        assert!(wakeup.take());
+        assert!(sender.outlet.listen());
+        sender.abort();
+        assert!(wakeup.take());
     }
 
     #[test]

@@ -298,6 +298,27 @@ fn an_abort_resets_a_connection_that_waits_for_input() {
     }
 }
 
+/// What it waits to send is the handler's own, and not a sender's.
+#[test]
+fn an_abort_resets_a_connection_whose_peer_does_not_read_its_reply() {
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| match told {
+            Told::Open => Ok(give.send(cx.sender()?)?),
+            Told::Message(_) => cx.send(&[b'x'; 32 << 20]),
+            _ => Ok(()),
+        });
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let server = start_server(builder.serve(make).unwrap());
+        let (mut client, sender) = arrival(&server, &given);
+        // The reply has begun, and is more than the kernel takes.
+        client.send("much\n").expect_reply("xxxx");
+        sender.abort();
+        assert_eq!(expect_close(&told), "closed by the handler", "{mode}");
+        expect_cut(&mut client);
+    }
+}
+
 /// It is dropped in the same moment, be it in the queue or in the hands of whoever frames it.
 #[test]
 fn an_abort_drops_what_waits() {
@@ -404,6 +425,7 @@ fn a_message_that_only_the_framing_refuses_is_dropped_and_the_connection_stays_o
 }
 
 #[test]
+#[allow(clippy::mutable_key_type)] // what changes in it is neither compared nor hashed
 fn senders_are_equal_by_their_connection_and_are_keys_of_a_map() {
     let (server, given) = start_giving(Mode::default());
     let (_one, first) = arrival(&server, &given);
