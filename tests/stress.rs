@@ -1,0 +1,384 @@
+//! Clients of every kind at once, and every byte checked: sizes from nothing to 1.5 MB, written and
+//! read in pieces of any size, by readers that are slow, that half-close, reset or go in the middle,
+//! over TCP and Unix streams with three framings, answered by the handler itself or through a
+//! `Sender`. Each mode has a server of its own, in a process of its own, which must tell as many ends
+//! as beginnings and leave no descriptor, thread or child behind.
+//!
+//! `cargo test --test stress` takes a few seconds. Longer, of one mode, with other choices:
+//! `cargo test --test stress -- --seconds 60 --seed 7 --mode offload`. A seed decides what every client
+//! does; how these meet in time is the kernel's choice.
+
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/runner.rs"]
+mod runner;
+
+use std::fmt::Debug;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::Shutdown;
+use std::panic::resume_unwind;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc;
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use process::{Belongings, Process, announce, try_connect};
+use socket2::Socket;
+use socketserver::{
+    Builder, CloseReason, Context, Framing, Handler, HandlerResult, LengthPrefixed, Lines, Mode,
+    Raw, SendError, Sender, Server,
+};
+
+/// Clients of a server at a time.
+const CLIENTS: u64 = 8;
+
+/// The longest message.
+const LONGEST: u64 = 1_500_000;
+
+/// The most bytes that one client sends.
+const MOST: usize = 3_000_000;
+
+const FRAMINGS: [&str; 3] = ["raw", "lines", "prefixed"];
+
+/// What is drawn from a seed: xorshift64*.
+struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for each of these numbers.
+    fn of(numbers: &[u64]) -> Self {
+        let mix = |state: u64, number: &u64| (state ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut random = Random(numbers.iter().fold(0x5DEE_CE66, mix) | 1);
+        random.next();
+        random
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// A size up to `most`: small ones as often as large ones.
+    fn size(&mut self, most: u64) -> usize {
+        let bits = self.below(22);
+        (self.next() % (1 << bits)).min(most) as usize
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
+
+// The server, in a process of its own
+
+static OPENED: AtomicU64 = AtomicU64::new(0);
+static CLOSED: AtomicU64 = AtomicU64::new(0);
+
+/// Answers each message with itself: at once, or through a thread that has a [`Sender`].
+struct Echo {
+    through_sender: bool,
+    thread: Option<mpsc::Sender<Vec<u8>>>,
+}
+
+impl Handler for Echo {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        OPENED.fetch_add(1, SeqCst);
+        if self.through_sender {
+            let (give, given) = mpsc::channel();
+            self.thread = Some(give);
+            let sender = cx.sender()?;
+            thread::spawn(move || given.iter().all(|message| is_sent(&sender, &message)));
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        match &self.thread {
+            // A thread that has ended has found the connection closed.
+            Some(thread) => _ = thread.send(message.to_vec()),
+            None => cx.send(message)?,
+        }
+        Ok(())
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        if self.thread.take().is_none() {
+            cx.close();
+        }
+        Ok(()) // otherwise the connection is closed when the thread has sent everything
+    }
+
+    fn on_close(&mut self, _: &CloseReason) {
+        CLOSED.fetch_add(1, SeqCst);
+    }
+}
+
+/// Sends as soon as there is room; false where the connection is closed.
+fn is_sent(sender: &Sender, message: &[u8]) -> bool {
+    loop {
+        match sender.send(message) {
+            Ok(()) => return true,
+            Err(SendError::Full) => thread::sleep(Duration::from_micros(200)),
+            Err(_) => return false,
+        }
+    }
+}
+
+fn serve(arguments: &[String]) {
+    let [mode, urls @ ..] = arguments else { panic!("what to serve") };
+    let mode: Mode = mode.parse().unwrap();
+    // The watch for signals lives as long as the process.
+    drop(Server::new().unwrap().stop_on_signals());
+    let belongings = Belongings::of_this_process();
+    let mut server = Server::new().unwrap();
+    for (number, url) in urls.iter().enumerate() {
+        let through_sender = number >= 2 * FRAMINGS.len();
+        let builder = Server::listen(&url.parse().unwrap()).unwrap().dispatch(mode);
+        match FRAMINGS[number % FRAMINGS.len()] {
+            "raw" => add(&mut server, builder.framing(Raw), through_sender),
+            "lines" => {
+                let framing = Lines::default().max_len(LONGEST as usize);
+                add(&mut server, builder.framing(framing), through_sender);
+            }
+            _ => add(&mut server, builder.framing(LengthPrefixed::default()), through_sender),
+        }
+    }
+    server.drain(process::DEADLINE).stop_on_signals().unwrap();
+    announce(&server.addresses());
+    let report = server.serve_forever().unwrap();
+    let counters = server.counters();
+    drop(server);
+    assert_eq!(report.cut, 0, "nobody had to be cut off");
+    assert_eq!(counters.accepted, counters.closed, "each connection is closed once");
+    // A child of a forking server counts for itself.
+    let opened = if mode.name() == "forking" { 0 } else { counters.accepted };
+    assert_eq!(
+        (OPENED.load(SeqCst), CLOSED.load(SeqCst)),
+        (opened, opened),
+        "each handler is told"
+    );
+    assert_eq!((counters.panics, counters.handler_errors), (0, 0));
+    belongings.wait_for_them();
+}
+
+fn add<F: Framing + Clone + Send + 'static>(
+    server: &mut Server,
+    builder: Builder<F, Mode>,
+    through_sender: bool,
+) {
+    let service = builder.service(move |_| Echo { through_sender, thread: None });
+    server.add(service.unwrap()).unwrap();
+}
+
+// The clients
+
+/// How a client goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It ends its half, and reads until the server has ended the other.
+    HalfClose,
+    /// It reads its last reply, and closes.
+    Close,
+    /// It closes in the middle.
+    Drop,
+    /// It resets in the middle.
+    Reset,
+}
+
+/// What one client does.
+struct Plan {
+    end: End,
+    /// What it sends, and receives: the frames of all messages. Each byte is a function of the seed
+    /// and its position.
+    stream: Vec<u8>,
+    /// How much of it is sent, and how much is received at most.
+    sent: usize,
+    received: usize,
+    is_slow: bool,
+    /// Bytes of send and receive buffer, if not the system's.
+    buffers: Option<(usize, usize)>,
+}
+
+impl Plan {
+    fn draw(random: &mut Random, framing: &str) -> Self {
+        let mut stream = Vec::new();
+        for _ in 0..1 + random.below(8) {
+            let size = random.size(LONGEST).min(MOST.saturating_sub(stream.len()));
+            if framing == "prefixed" {
+                stream.extend((size as u32).to_be_bytes());
+            }
+            let is_line = framing == "lines";
+            let lowest = if is_line { b'\r' + 1 } else { 0 };
+            stream.extend((0..size).map(|_| (random.next() as u8).max(lowest)));
+            stream.extend(is_line.then_some(b'\n'));
+        }
+        let ends = [End::HalfClose, End::HalfClose, End::Close, End::Drop, End::Reset];
+        let end = ends[random.below(5) as usize];
+        let most = stream.len();
+        let mut part = || match end {
+            End::HalfClose | End::Close => most,
+            End::Drop | End::Reset => random.below(most as u64 + 1) as usize,
+        };
+        let (sent, received) = (part(), part());
+        let is_slow = random.one_in(4);
+        // A window below the largest segment, 64 KiB on loopback, is probed every 200 ms.
+        let mut bytes = || (128 << 10) << random.below(5);
+        let buffers = is_slow.then(|| (bytes(), bytes()));
+        Plan { end, stream, sent, received, is_slow, buffers }
+    }
+
+    fn is_whole(&self) -> bool {
+        matches!(self.end, End::HalfClose | End::Close)
+    }
+
+    /// Sends and receives; the error says what is wrong.
+    fn carry_out(&self, url: &str, random: &mut Random) -> io::Result<()> {
+        let socket = try_connect(url)?.socket;
+        if let Some((send, receive)) = self.buffers {
+            socket.set_send_buffer_size(send)?;
+            socket.set_recv_buffer_size(receive)?;
+        }
+        if !self.is_whole() {
+            // Half a frame has no reply.
+            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        }
+        let mut writing = Random::of(&[random.next()]);
+        let (read, written) = thread::scope(|scope| {
+            let writer = scope.spawn(|| self.write(&socket, &mut writing));
+            let read = self.read(&socket, random);
+            if read.is_err() || !self.is_whole() {
+                let _ = socket.shutdown(Shutdown::Both); // so that the writer waits no longer
+            }
+            (read, writer.join().unwrap())
+        });
+        if self.end == End::Reset {
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+        read.and(if self.is_whole() { written } else { Ok(()) })
+    }
+
+    fn write(&self, mut socket: &Socket, random: &mut Random) -> io::Result<()> {
+        let mut rest = &self.stream[..self.sent];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(1 + random.size(1 << 20)));
+            socket.write_all(now)?;
+            rest = later;
+            if random.one_in(16) {
+                thread::sleep(Duration::from_micros(random.below(500)));
+            }
+        }
+        if self.end == End::HalfClose { socket.shutdown(Shutdown::Write) } else { Ok(()) }
+    }
+
+    fn read(&self, mut socket: &Socket, random: &mut Random) -> io::Result<()> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.received {
+            let most = (1 + random.size(buffer.len() as u64 - 1)).min(self.received - at);
+            let count = match socket.read(&mut buffer[..most]) {
+                Ok(count) if count > 0 => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                _ if !self.is_whole() => return Ok(()),
+                ended => return wrong(format!("{ended:?} at {at} of {}", self.received)),
+            };
+            let mut pairs = buffer[..count].iter().zip(&self.stream[at..]);
+            if let Some(first) = pairs.position(|(is, expected)| is != expected) {
+                let (is, at) = (buffer[first], at + first);
+                return wrong(format!("byte {at} is {is} and not {}", self.stream[at]));
+            }
+            at += count;
+            if self.is_slow && random.one_in(4) {
+                thread::sleep(Duration::from_micros(random.below(5000)));
+            }
+        }
+        match self.end {
+            End::HalfClose => match socket.read(&mut buffer)? {
+                0 => Ok(()),
+                more => wrong(format!("{more} bytes more than were sent")),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wrong(what: String) -> io::Result<()> {
+    Err(io::Error::other(what))
+}
+
+// The run
+
+fn run(mode: Mode, seed: u64, seconds: f64) {
+    let has_senders = !matches!(mode.name(), "inline" | "forking");
+    // Both transports, each with all framings; then again, to be answered through senders.
+    let urls =
+        ["tcp://127.0.0.1:0", "unix://{dir}/own", "tcp://127.0.0.1:0", "unix://{dir}/senders"];
+    let urls = &urls[..if has_senders { 4 } else { 2 }];
+    let name = |(number, url): (usize, &&str)| match url.starts_with("unix") {
+        true => format!("{url}-{number}"),
+        false => (*url).to_owned(),
+    };
+    let each = urls.iter().flat_map(|url| std::iter::repeat_n(url, FRAMINGS.len())).enumerate();
+    let arguments: Vec<_> = std::iter::once(mode.to_string()).chain(each.map(name)).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let mut server = Process::start(arguments.len() - 1, &arguments);
+    let deadline = Instant::now() + Duration::from_secs_f64(seconds);
+    let client = |client| {
+        let numbers = (0..).take_while(|_| Instant::now() < deadline);
+        numbers.inspect(|&number| {
+            let mut random = Random::of(&[seed, client, number]);
+            let listener = random.below(server.urls.len() as u64) as usize;
+            let (url, framing) = (&server.urls[listener], FRAMINGS[listener % FRAMINGS.len()]);
+            let plan = Plan::draw(&mut random, framing);
+            if let Err(error) = plan.carry_out(url, &mut random) {
+                let Plan { end, sent, is_slow, buffers, .. } = plan;
+                panic!(
+                    "client {client}, connection {number} to {url}, {framing}: {error} ({end:?}, \
+                     sends {sent}, slow {is_slow}, buffers {buffers:?})\nagain: cargo test --test \
+                     stress -- --mode {mode} --seed {seed} --seconds {seconds}"
+                );
+            }
+        }).count()
+    };
+    let connections: usize = thread::scope(|scope| {
+        let client = &client;
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|number| scope.spawn(move || client(number))).collect();
+        let join = |client: ScopedJoinHandle<'_, usize>| {
+            client.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        clients.into_iter().map(join).sum()
+    });
+    println!("{mode}: {connections} connections, seed {seed}");
+    server.terminate();
+    server.expect_success();
+}
+
+fn main() -> ExitCode {
+    let Some(mut arguments) = runner::arguments_unless_serving(serve) else {
+        return ExitCode::SUCCESS;
+    };
+    let seed = option(&mut arguments, "--seed").unwrap_or(1);
+    let seconds = option(&mut arguments, "--seconds").unwrap_or(1.0);
+    let mode: Option<Mode> = option(&mut arguments, "--mode");
+    let modes = mode.map_or_else(|| Mode::all().to_vec(), |mode| vec![mode]);
+    let test = |mode| {
+        let name = format!("every_byte_comes_back_right_in_mode_{mode}");
+        runner::test(name, move || run(mode, seed, seconds))
+    };
+    runner::run(modes.into_iter().map(test).collect(), arguments.into_iter()).0
+}
+
+/// Takes an option and its value out of the command line.
+fn option<T: FromStr<Err: Debug>>(arguments: &mut Vec<String>, name: &str) -> Option<T> {
+    let at = arguments.iter().position(|argument| argument == name)?;
+    arguments.remove(at);
+    let value = if at < arguments.len() { arguments.remove(at) } else { String::new() };
+    Some(value.parse().unwrap_or_else(|error| panic!("{name} {value:?}: {error:?}")))
+}
