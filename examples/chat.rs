@@ -30,7 +30,7 @@ impl Members {
     /// Sends a line to all but one. Whoever reads too slowly misses it, and holds up nobody.
     fn tell_others(&self, but: usize, line: &[u8]) {
         let others = self.senders.iter().filter(|(number, _)| **number != but);
-        broadcast(others.map(|(_, sender)| sender), line);
+        let _ = broadcast(others.map(|(_, sender)| sender), line);
     }
 }
 

@@ -7,7 +7,7 @@ mod common;
 
 use common::text::{Text, TextFraming};
 use common::{About, Options, is_datagram};
-use socketserver::{Context, Handler, HandlerResult, Lines, Server};
+use socketserver::{Context, Handler, HandlerResult, Server};
 
 struct Nihao {
     text: Text,
@@ -45,12 +45,7 @@ fn main() {
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
         let nihao = move |_: &_| Nihao { text: Text::new(whole) };
-        let server = Server::listen(endpoint)?.dispatch(options.mode);
-        match framing {
-            TextFraming::Raw => server.service(nihao),
-            TextFraming::Lines => {
-                server.framing(Lines::default().unterminated(true)).service(nihao)
-            }
-        }
+        let server = Server::listen(endpoint)?.framing(framing.framing());
+        server.dispatch(options.mode).service(nihao)
     });
 }

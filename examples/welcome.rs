@@ -9,7 +9,7 @@ mod common;
 
 use common::text::{Text, TextFraming};
 use common::{About, Options, is_datagram, shown, tell};
-use socketserver::{CloseReason, Context, Handler, HandlerResult, Lines, Peer, Server};
+use socketserver::{CloseReason, Context, Handler, HandlerResult, Peer, Server};
 
 /// "Welcome to the socketserver server!"
 const WELCOME: &str = "欢迎访问socketserver服务器！";
@@ -65,12 +65,7 @@ fn main() {
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
         let welcome = move |peer: &Peer| Welcome { peer: peer.clone(), text: Text::new(whole) };
-        let server = Server::listen(endpoint)?.dispatch(options.mode);
-        match framing {
-            TextFraming::Raw => server.service(welcome),
-            TextFraming::Lines => {
-                server.framing(Lines::default().unterminated(true)).service(welcome)
-            }
-        }
+        let server = Server::listen(endpoint)?.framing(framing.framing());
+        server.dispatch(options.mode).service(welcome)
     });
 }

@@ -12,6 +12,9 @@ pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 pub type HandlerResult = Result<(), HandlerError>;
 
 /// Why a server could not be built, or its loop not run on.
+///
+/// It prints without what the system said, which is its [`source`](std::error::Error::source);
+/// `{error:#}` prints both in one line.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -70,10 +73,14 @@ impl fmt::Display for Error {
             Error::UnusableAddress { address, reason } => {
                 write!(f, "cannot listen on {address}: {reason}")
             }
-            Error::Resolve { address, source } => write!(f, "cannot resolve {address}: {source}"),
-            Error::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Error::Resolve { address, .. } => write!(f, "cannot resolve {address}"),
+            Error::Bind { address, .. } => write!(f, "cannot listen on {address}"),
             Error::Mode(reason) => f.write_str(reason),
-            Error::Loop(source) => write!(f, "the loop failed: {source}"),
+            Error::Loop(_) => f.write_str("the loop failed"),
+        }?;
+        match std::error::Error::source(self) {
+            Some(source) if f.alternate() => write!(f, ": {source}"),
+            _ => Ok(()),
         }
     }
 }
@@ -171,7 +178,8 @@ impl fmt::Display for FramingError {
 impl std::error::Error for FramingError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            FramingError::Other(error) => Some(error.as_ref()),
+            // It prints as that one, and so stands for it.
+            FramingError::Other(error) => error.source(),
             _ => None,
         }
     }
@@ -237,3 +245,32 @@ impl fmt::Display for SendError {
 }
 
 impl std::error::Error for SendError {}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn an_error_and_its_sources_say_each_thing_once() {
+        let source = || io::Error::other("the system says no");
+        let address = || "tcp://127.0.0.1:1".to_owned();
+        for error in [
+            Error::Resolve { address: address(), source: source() },
+            Error::Bind { address: address(), source: source() },
+            Error::Loop(source()),
+        ] {
+            assert_eq!(error.source().unwrap().to_string(), "the system says no");
+            assert!(!error.to_string().contains("the system"), "{error}");
+            assert_eq!(format!("{error:#}"), format!("{error}: the system says no"));
+        }
+        for error in [Error::unusable_address(address(), "no port"), Error::Mode("none".into())] {
+            assert!(error.source().is_none());
+            assert_eq!(format!("{error:#}"), error.to_string());
+        }
+        let other = FramingError::Other(Box::new(Error::Loop(source())));
+        assert_eq!(other.to_string(), "the loop failed");
+        assert_eq!(other.source().unwrap().to_string(), "the system says no");
+    }
+}

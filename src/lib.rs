@@ -98,8 +98,8 @@ mod transport;
 
 pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
 pub use conversation::{
-    Context, Delimited, Encodable, Endian, FixedSize, Framing, Handler, HandlerFn, LengthPrefixed,
-    Lines, Output, Overlong, Raw, Step, Width, handler_fn,
+    BoxFraming, Context, Delimited, Encodable, Endian, FixedSize, Framing, Handler, HandlerFn,
+    LengthPrefixed, Lines, Output, Overlong, Raw, Step, Width, handler_fn,
 };
 pub use counters::Counters;
 pub use dispatch::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};

@@ -571,6 +571,7 @@ impl Hash for Sender {
 /// Sends one message to many connections, which share its bytes; returns how many took it.
 ///
 /// Those that are closed or full are passed over: who must know sends to each by itself.
+#[must_use = "it may be fewer than there are senders"]
 pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u8]) -> usize {
     let message: Arc<[u8]> = message.into();
     senders.into_iter().filter(|sender| sender.send_shared(&message).is_ok()).count()

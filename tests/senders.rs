@@ -21,7 +21,7 @@ const LOCAL: &str = "127.0.0.1:0";
 
 /// The modes in which something can be sent from elsewhere.
 fn modes_with_senders() -> impl Iterator<Item = Mode> {
-    Mode::all().into_iter().filter(|mode| !matches!(mode.name(), "inline" | "forking"))
+    Mode::all().filter(|mode| !matches!(mode.name(), "inline" | "forking"))
 }
 
 /// Gives its sender away when it opens, and echoes.

@@ -261,7 +261,7 @@ fn a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of() {
         let theirs = File::create(&lock).unwrap();
         theirs.lock().unwrap();
         let error = bound(make, &path).unwrap_err();
-        assert!(error.to_string().contains(".socket.lock"), "{error}");
+        assert!(format!("{error:#}").contains(".socket.lock"), "{error:#}");
         assert!(!path.exists() && lock.exists());
         drop(theirs);
         bound(make, &path).unwrap();

@@ -264,7 +264,7 @@ fn service_actions_is_called_after_each_request() {
 /// Python's loop wakes every half second; this one not at all.
 #[test]
 fn an_idle_server_does_not_wake() {
-    let modes = Mode::all().into_iter().filter(|mode| mode.name() != "forking");
+    let modes = Mode::all().filter(|mode| mode.name() != "forking");
     let servers: Vec<_> = modes
         .map(|mode| {
             let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);

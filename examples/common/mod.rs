@@ -232,7 +232,8 @@ fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
 
 /// One line on stderr, and the end.
 pub(crate) fn fail(error: impl fmt::Display, code: i32) -> ! {
-    tell(format_args!("error: {}", error.to_string().replace('\n', " ")));
+    // In one line, with what the system said.
+    tell(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
     exit(code)
 }
 

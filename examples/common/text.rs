@@ -1,5 +1,7 @@
 //! Text as it comes over a connection: in pieces that may end in the middle of a character.
 
+use socketserver::{BoxFraming, Lines, Raw};
+
 use super::Options;
 
 /// `--framing raw|lines`: what an example that talks in text takes for one message.
@@ -22,6 +24,14 @@ impl TextFraming {
             None | Some("raw") => TextFraming::Raw,
             Some("lines") => TextFraming::Lines,
             Some(other) => super::fail(format!("no framing is called {other:?}: raw or lines"), 2),
+        }
+    }
+
+    /// What tells such messages apart on a stream; a last line counts without its end.
+    pub(crate) fn framing(self) -> BoxFraming {
+        match self {
+            TextFraming::Raw => BoxFraming::new(Raw),
+            TextFraming::Lines => BoxFraming::new(Lines::default().unterminated(true)),
         }
     }
 }

@@ -27,7 +27,8 @@ pub enum Step {
 /// How messages are told apart on a stream, and put on it.
 ///
 /// The framings of this crate are [`Raw`], [`Lines`], [`Delimited`], [`LengthPrefixed`] and
-/// [`FixedSize`]; implement the trait for one of your own. Each connection has a value of its own,
+/// [`FixedSize`]; implement the trait for one of your own, and take [`BoxFraming`] for one that is
+/// chosen at run time. Each connection has a value of its own,
 /// cloned from the one given to [`Builder::framing`](crate::Builder::framing).
 ///
 /// ```
@@ -173,6 +174,69 @@ impl<F: Framing + ?Sized> Framing for Box<F> {
     }
 }
 
+/// A framing of any type, for one that is chosen at run time.
+///
+/// ```no_run
+/// use socketserver::{BoxFraming, LengthPrefixed, Lines, Server, handler_fn};
+///
+/// let by_line = std::env::args().any(|argument| argument == "--lines");
+/// let framing = if by_line {
+///     BoxFraming::new(Lines::default())
+/// } else {
+///     BoxFraming::new(LengthPrefixed::default())
+/// };
+/// Server::tcp("127.0.0.1:9999")?
+///     .framing(framing)
+///     .serve(|_peer| handler_fn(|message, cx| cx.send(message)))?
+///     .serve_forever()?;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
+pub struct BoxFraming(Box<dyn CloneFraming>);
+
+/// A framing that can be cloned without its type being known.
+trait CloneFraming: Framing + Send {
+    fn boxed_clone(&self) -> Box<dyn CloneFraming>;
+}
+
+impl<F: Framing + Clone + Send + 'static> CloneFraming for F {
+    fn boxed_clone(&self) -> Box<dyn CloneFraming> {
+        Box::new(self.clone())
+    }
+}
+
+impl BoxFraming {
+    /// Takes a framing of whatever type.
+    pub fn new(framing: impl Framing + Clone + Send + 'static) -> Self {
+        BoxFraming(Box::new(framing))
+    }
+}
+
+impl Clone for BoxFraming {
+    fn clone(&self) -> Self {
+        BoxFraming((*self.0).boxed_clone())
+    }
+}
+
+impl std::fmt::Debug for BoxFraming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BoxFraming")
+    }
+}
+
+impl Framing for BoxFraming {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        self.0.decode(input)
+    }
+
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        self.0.decode_eof(input)
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        self.0.encode(message, output)
+    }
+}
+
 /// No framing: a message is whatever bytes one read brought, at most 64 KiB. Python's `recv`.
 ///
 /// Where one message of the peer's ends and the next begins is then for the handler to find out:
@@ -210,7 +274,7 @@ pub enum Overlong {
 /// A line may be 8,192 bytes long unless [`max_len`](Lines::max_len) says otherwise. A last line
 /// without an end is an error ([`FramingError::UnexpectedEof`]) unless
 /// [`unterminated`](Lines::unterminated) accepts it, as Python's `readline` does.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lines {
     scan: Scan,
     unterminated: bool,
@@ -221,18 +285,21 @@ impl Lines {
     pub const DEFAULT_MAX_LEN: usize = 8192;
 
     /// Sets the longest line, in bytes, without its end.
+    #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.scan.max_len = bytes;
         self
     }
 
     /// Says what becomes of a line over the maximum.
+    #[must_use]
     pub fn overlong(mut self, overlong: Overlong) -> Self {
         self.scan.overlong = overlong;
         self
     }
 
     /// Accepts a last line that the peer did not end.
+    #[must_use]
     pub fn unterminated(mut self, accepted: bool) -> Self {
         self.unterminated = accepted;
         self
@@ -292,7 +359,7 @@ impl Framing for Lines {
 ///
 /// A message may be 8,192 bytes long unless [`max_len`](Delimited::max_len) says otherwise; one
 /// that holds the delimiter cannot be sent.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delimited {
     scan: Scan,
     delimiter: Arc<[u8]>,
@@ -314,12 +381,14 @@ impl Delimited {
     }
 
     /// Sets the longest message, in bytes, without its delimiter.
+    #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.scan.max_len = bytes;
         self
     }
 
     /// Says what becomes of a message over the maximum.
+    #[must_use]
     pub fn overlong(mut self, overlong: Overlong) -> Self {
         self.scan.overlong = overlong;
         self
@@ -347,7 +416,7 @@ impl Framing for Delimited {
 }
 
 /// The incremental search for a delimiter, shared by [`Lines`] and [`Delimited`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Scan {
     max_len: usize,
     overlong: Overlong,
@@ -451,7 +520,7 @@ pub enum Endian {
 ///
 /// The default is four bytes, big endian, as Python's `logging` sends its records. A message may be
 /// 8 MiB long unless [`max_len`](LengthPrefixed::max_len) says otherwise.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LengthPrefixed {
     width: Width,
     endian: Endian,
@@ -483,6 +552,7 @@ impl LengthPrefixed {
     }
 
     /// Sets the longest message, in bytes, without its length.
+    #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.max_len = bytes;
         self
@@ -548,7 +618,7 @@ impl Framing for LengthPrefixed {
 }
 
 /// Messages that all have one size.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FixedSize {
     size: usize,
 }

@@ -26,8 +26,8 @@ mod tests;
 pub use context::Context;
 pub(crate) use context::Home;
 pub use framing::{
-    Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong, Raw, Step,
-    Width,
+    BoxFraming, Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
+    Raw, Step, Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;

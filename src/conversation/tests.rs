@@ -1413,3 +1413,17 @@ fn a_closure_is_a_handler_that_closes_at_the_end() {
     assert_eq!(stage.sent, b"hello\n");
     assert!(matches!(stage.close(), CloseReason::Eof));
 }
+
+#[test]
+fn a_boxed_framing_frames_as_the_one_in_it_and_its_clones_have_a_state_each() {
+    let mut first = BoxFraming::new(Lines::default().max_len(3).overlong(Overlong::Discard));
+    // What is dropped until the end of the line is state of this one alone.
+    assert_eq!(first.decode(b"too long").unwrap(), Step::Skip(8));
+    let mut discarding = first.clone();
+    assert_eq!(first.decode(b"x\n").unwrap(), Step::Skip(2));
+    assert_eq!(first.decode(b"abc\n").unwrap(), Step::Frame { body: 0..3, consumed: 4 });
+    assert_eq!(discarding.decode(b"abc\n").unwrap(), Step::Skip(4));
+    assert!(first.decode_eof(b"abc").is_err());
+    let mut accepting = BoxFraming::new(Lines::default().unterminated(true));
+    assert_eq!(accepting.decode_eof(b"abc").unwrap(), Step::Frame { body: 0..3, consumed: 3 });
+}

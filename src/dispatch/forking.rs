@@ -17,7 +17,7 @@ use crate::sys::{self, Child, ChildProcess, Wakeup};
 /// A fork is sound only in a process of one thread, so a server with this mode refuses one that
 /// starts threads beside it, and a fork where other threads run fails with
 /// [`Error::Mode`](crate::Error::Mode); bind and serve on the main thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forking {
     max_children: usize,
     beside_threads: bool,

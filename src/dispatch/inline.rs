@@ -11,7 +11,7 @@ use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waitin
 use crate::sys::Wakeup;
 
 /// One request at a time, to its end, while all others wait: Python's `TCPServer` without a mix-in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Inline;
 
 /// What a session is served with beside the loop, on its thread.

@@ -7,7 +7,7 @@ use super::{Forking, Inline, Offload, Pool, Threading};
 use crate::error::Error;
 
 /// On the loop: the default. One thread serves everyone; a handler must not block.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Reactor;
 
 /// Any mode, chosen at run time; a handler under it must be `Send`, as the strictest mode asks.
@@ -20,7 +20,7 @@ pub struct Reactor;
 /// assert!("threads".parse::<Mode>().is_err());
 /// # Ok::<(), socketserver::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Mode {
     /// See [`Reactor`].
@@ -39,7 +39,7 @@ pub enum Mode {
 
 impl Mode {
     /// All modes, with their defaults, in the order of the README's table.
-    pub const fn all() -> [Mode; 6] {
+    pub fn all() -> impl ExactSizeIterator<Item = Mode> + Clone {
         [
             Mode::Reactor(Reactor),
             Mode::Offload(Offload::DEFAULT),
@@ -48,6 +48,7 @@ impl Mode {
             Mode::Pool(Pool::DEFAULT),
             Mode::Forking(Forking::DEFAULT),
         ]
+        .into_iter()
     }
 
     /// Its name, as it is parsed.
@@ -89,15 +90,15 @@ impl FromStr for Mode {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        Mode::all().into_iter().find(|mode| mode.name() == name).ok_or_else(|| {
-            let names = Mode::all().map(|mode| mode.name()).join(", ");
+        Mode::all().find(|mode| mode.name() == name).ok_or_else(|| {
+            let names = Mode::all().map(|mode| mode.name()).collect::<Vec<_>>().join(", ");
             Error::Mode(format!("no mode is called {name:?}; there are {names}"))
         })
     }
 }
 
 /// Any mode that can run a blocking [`RequestHandler`](crate::RequestHandler), chosen at run time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BlockingMode {
     /// See [`Inline`].

@@ -19,7 +19,7 @@ use crate::token::Token;
 /// Where the system starts no more workers (`RLIMIT_NPROC`, a control group's limit on pids, memory)
 /// messages wait for those that there are, and a warning is logged, once in ten seconds; where there
 /// is none, the loop runs the handlers itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Offload {
     workers: NonZeroUsize,
 }

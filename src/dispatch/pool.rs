@@ -13,7 +13,7 @@ use super::threading::{Threads, When};
 /// requests wait in the queue for those that there are, and a warning is logged, once in ten seconds;
 /// where there is none, they are turned away and counted in
 /// [`Counters::rejected`](crate::Counters::rejected).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool {
     threads: usize,
     queue: usize,

@@ -22,7 +22,7 @@ const STAY: Duration = Duration::from_secs(5);
 /// request for which none is free is turned away at once, as in Python: it is counted in
 /// [`Counters::rejected`](crate::Counters::rejected), and a warning is logged, once in ten seconds. A
 /// [`limit`](Threading::limit) below what the system allows lets clients wait instead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Threading {
     limit: Option<usize>,
     stack_size: Option<usize>,

@@ -493,7 +493,7 @@ impl<'a> Reactor<'a> {
                 self.turn.freed = true;
                 match error {
                     Error::Mode(_) => self.turn.failed = Some(error),
-                    error => log::error!("a request is turned away: {error}"),
+                    error => log::error!("a request is turned away: {error:#}"),
                 }
                 None
             }

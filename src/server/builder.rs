@@ -32,6 +32,7 @@ const UDP_PACKET_SIZE: usize = 64 * 1024;
 const UNIX_PACKET_SIZE: usize = 256 * 1024;
 
 /// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
+#[must_use = "a service is served by the server that it is added to"]
 pub struct Service {
     pub(super) driver: Box<dyn Driver>,
     pub(super) hooks: Box<dyn Hooks + Send>,
@@ -76,6 +77,7 @@ impl Service {
 }
 
 /// Says how a service is to be, and then makes it: from [`Server::tcp`] and its like.
+#[must_use = "it listens when a service or a server is made of it"]
 #[derive(Debug)]
 pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
     plan: Plan,

@@ -515,6 +515,7 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
 
 /// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits
 /// for it.
+#[must_use = "dropping it stops the server at once"]
 #[derive(Debug)]
 pub struct Running {
     addresses: Vec<Address>,
@@ -575,7 +576,7 @@ impl Drop for Running {
         if self.thread.is_some() {
             self.handle.shutdown();
             if let Err(error) = self.join_thread() {
-                log::error!("{error}");
+                log::error!("{error:#}");
             }
         }
     }

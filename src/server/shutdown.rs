@@ -120,6 +120,7 @@ impl ShutdownHandle {
     }
 
     /// Whether the server's loop is running.
+    #[must_use]
     pub fn is_running(&self) -> bool {
         lock(&self.control.run).running
     }
@@ -137,6 +138,7 @@ impl ShutdownHandle {
     }
 
     /// As [`wait`](ShutdownHandle::wait), but no longer than `timeout`; whether no loop is running.
+    #[must_use = "the server may still be running"]
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         let Some(deadline) = Instant::now().checked_add(timeout) else {
             self.wait();

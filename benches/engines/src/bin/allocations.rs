@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     let mut table = Table::new(["mode", "Raw", "Lines", "LengthPrefixed"]);
     // A process with threads cannot fork, and a child's allocations are its own.
-    let modes = Mode::all().into_iter().filter(|mode| !matches!(mode, Mode::Forking(_)));
+    let modes = Mode::all().filter(|mode| !matches!(mode, Mode::Forking(_)));
     for mode in modes {
         let mut prefixed = vec![0, 63];
         prefixed.extend([b'x'; 63]);

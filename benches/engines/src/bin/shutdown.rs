@@ -93,7 +93,7 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn subjects(cli: &Cli) -> Vec<Subject> {
-    let ours = Mode::all().into_iter().flat_map(|mode| {
+    let ours = Mode::all().flat_map(|mode| {
         let (mode, most) = match mode {
             Mode::Inline(_) => (mode, 1),
             Mode::Pool(_) => (mode.workers(POOL), POOL),

@@ -1,0 +1,46 @@
+//! A handler or a framing in a box behaves as it does outside: the box forwards every method of the
+//! trait. One that it did not forward would fall back to the trait's default in silence, so the
+//! source is read.
+
+use std::fs;
+use std::path::Path;
+
+/// Where a trait is, and what forwards it.
+const FORWARDED: [(&str, &str, &str); 4] = [
+    ("src/conversation/handler.rs", "Handler", "Box<H>"),
+    ("src/conversation/framing.rs", "Framing", "Box<F>"),
+    ("src/conversation/framing.rs", "Framing", "BoxFraming"),
+    ("src/session/request.rs", "RequestHandler", "Box<R>"),
+];
+
+/// The lines of the block that begins with a line of which `begins` holds.
+fn block<'a>(source: &'a str, begins: impl Fn(&str) -> bool) -> Vec<&'a str> {
+    let lines = source.lines().skip_while(|line| !begins(line));
+    lines.take_while(|line| *line != "}").collect()
+}
+
+/// The names of the methods in a block.
+fn methods<'a>(block: &[&'a str]) -> Vec<&'a str> {
+    let heads = block.iter().filter_map(|line| line.strip_prefix("    fn "));
+    heads.map(|head| head.split(['(', '<']).next().unwrap()).collect()
+}
+
+#[test]
+fn what_is_in_a_box_is_told_of_every_event() {
+    for (path, name, forwards) in FORWARDED {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let source = fs::read_to_string(&path).unwrap();
+        let of_trait = block(&source, |line| line.starts_with(&format!("pub trait {name} {{")));
+        let ends = format!(" {name} for {forwards} {{");
+        let of_box = block(&source, |line| line.starts_with("impl") && line.contains(&ends));
+        let wanted = methods(&of_trait);
+        assert!(!wanted.is_empty(), "{name} has methods");
+        assert_eq!(methods(&of_box), wanted, "{forwards} forwards all that {name} has");
+        for method in wanted {
+            let call = format!(").{method}(");
+            let own = format!("self.0.{method}(");
+            let forwarded = |line: &&str| line.contains(&call) || line.contains(&own);
+            assert!(of_box.iter().any(|line| forwarded(&line)), "{forwards} calls {method}");
+        }
+    }
+}
