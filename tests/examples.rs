@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use programs::{
-    Client, Directory, Program, connect, run, serve, serve_tcp, signal_of, spawn, text,
+    Client, Directory, Program, connect, example, run, serve, serve_tcp, signal_of, spawn, text,
 };
 
 const MODES: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
@@ -126,6 +126,17 @@ fn unusable_arguments_are_one_line_and_code_2() {
     }
 }
 
+#[test]
+fn help_that_cannot_be_written_is_one_line_and_code_1() {
+    for name in ["echo", "sticky"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let ended = Command::new(example(name)).arg("--help").stdout(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        let told = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+}
+
 /// A URL is text, and a line that says where one listens is too.
 #[test]
 fn what_is_no_text_is_one_line_and_code_2() {
@@ -159,7 +170,8 @@ fn an_address_in_use_is_one_line_that_names_it_and_code_1() {
     for (command, ..) in LISTENING {
         let name = command.split(' ').next().unwrap();
         let ended = run(name, &["--listen", &url]);
-        assert!(ended.refuses(1).contains(&url), "{ended:?}");
+        let line = ended.refuses(1);
+        assert!(line.contains(&url) && line.contains("in use"), "{line}");
     }
     let directory = Directory::new();
     let _taken = UnixListener::bind(directory.path("unix")).unwrap();

@@ -226,8 +226,14 @@ fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
     if let Some(value) = parser.optional_value() {
         return Err(lexopt::Error::UnexpectedValue { option: "--help".to_owned(), value });
     }
-    let _ = io::stdout().write_all(text.as_bytes());
-    exit(0)
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // A reader that has gone wants no more lines.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(format_args!("the help cannot be written: {error}"), 1)
+        }
+        _ => exit(0),
+    }
 }
 
 /// One line on stderr, and the end.
