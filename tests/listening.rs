@@ -11,12 +11,13 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use process::{DEADLINE, Process, announce, connect, eventually, send_signal, try_connect};
-use socketserver::{Peer, Server, handler_fn};
+use socketserver::{Forking, Hooks, Peer, Server, handler_fn};
 
 // The servers
 
@@ -63,6 +64,7 @@ fn serve(arguments: &[String]) {
             send_signal(std::process::id() as i32, libc::SIGTERM);
             drop(server);
         }
+        "forking" => serve_and_count_per_turn(),
         "no accept" => {
             env_logger::builder().filter_level(log::LevelFilter::Warn).init();
             let server = server();
@@ -72,6 +74,39 @@ fn serve(arguments: &[String]) {
         other => panic!("what is {other:?}"),
     }
     println!("done");
+}
+
+/// Counts how many requests a turn of the loop accepts.
+struct PerTurn {
+    now: usize,
+    most: Arc<AtomicUsize>,
+}
+
+impl Hooks for PerTurn {
+    fn verify_request(&mut self, _peer: &Peer) -> bool {
+        self.now += 1;
+        true
+    }
+
+    fn service_actions(&mut self) {
+        self.most.fetch_max(std::mem::take(&mut self.now), SeqCst);
+    }
+
+    fn wants_service_actions(&self) -> bool {
+        true
+    }
+}
+
+fn serve_and_count_per_turn() {
+    let most = Arc::new(AtomicUsize::new(0));
+    let hooks = PerTurn { now: 0, most: most.clone() };
+    let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(hooks).dispatch(Forking::default());
+    let make = |_: &Peer| handler_fn(|message, cx| cx.send(message));
+    let mut server = builder.serve(make).unwrap();
+    server.stop_on_signals().unwrap();
+    announce(&server.addresses());
+    server.serve_forever().unwrap();
+    println!("{}", most.load(SeqCst));
 }
 
 fn announce_and_serve(mut server: Server) {
@@ -162,6 +197,22 @@ fn a_listener_whose_accept_goes_on_failing_pauses_and_says_so_once() {
     assert_eq!(server.errors().matches("pauses").count(), 1, "{}", server.errors());
     server.terminate();
     expect_done(server);
+}
+
+/// Each child that ends tells the listener so; in between, the loop has to look for other things, as a
+/// stop.
+fn a_turn_accepts_a_bounded_number_of_requests_however_many_children_end_in_it() {
+    let mut server = Process::start(1, &["forking"]);
+    let url = server.url();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..200).for_each(|_| drop(connect(url))));
+        }
+    });
+    server.terminate();
+    server.expect_success();
+    let most: usize = server.line().parse().unwrap();
+    assert!((1..=64).contains(&most), "{most} in one turn");
 }
 
 // Closing
@@ -263,6 +314,7 @@ fn main() -> ExitCode {
     };
     let tests = tests![
         a_listener_whose_accept_goes_on_failing_pauses_and_says_so_once,
+        a_turn_accepts_a_bounded_number_of_requests_however_many_children_end_in_it,
         clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_later_do_not,
         one_signal_stops_every_server_of_a_process,
         a_server_stops_on_signals_although_another_one_is_gone,

@@ -12,7 +12,7 @@ use crate::address::{Address, Peer};
 use crate::sys;
 use crate::transport::peer_of;
 
-/// How many connections are accepted before others come first.
+/// How many connections are accepted in one turn, however often the listener is called in it.
 const ACCEPT_BUDGET: usize = 64;
 
 /// How many clients are turned away each time that descriptors have run out.
@@ -46,6 +46,9 @@ pub(crate) struct Listener<'a> {
     /// Nothing is accepted until then, and then for twice as long if it fails again.
     paused_until: Option<Instant>,
     pause: Duration,
+    /// How many accepts are left of this turn, which is the one that began then.
+    budget: usize,
+    turn_began: Option<Instant>,
     /// How many accepts have failed in a row.
     failures: usize,
     trouble: Trouble,
@@ -95,6 +98,8 @@ impl<'a> Listener<'a> {
             gate,
             paused_until: None,
             pause: FIRST_PAUSE,
+            budget: 0,
+            turn_began: None,
             failures: 0,
             trouble: Trouble::default(),
             closed,
@@ -108,7 +113,11 @@ impl<'a> Listener<'a> {
         if self.closed && self.handed.is_empty() {
             return Fate::Wait;
         }
-        for _ in 0..ACCEPT_BUDGET.min(self.acceptor.burst()) {
+        if self.turn_began.replace(turn.now) != Some(turn.now) {
+            self.budget = ACCEPT_BUDGET.min(self.acceptor.burst());
+        }
+        while self.budget > 0 {
+            self.budget -= 1;
             // Asked before the call: who is not accepted waits in the kernel's queue.
             if !turn.may_accept() || !self.acceptor.has_room() {
                 return Fate::Wait;
