@@ -140,7 +140,14 @@ impl Server {
     ///
     /// A client's unread replies wait in its own queue, of about ten (`net.unix.max_dgram_qlen`).
     /// When that is full a reply waits for half a second and is then lost; the client's next ones are
-    /// lost at once, until it reads, or for five seconds. Nobody else notices.
+    /// lost at once, until it reads, or for five seconds. Up to 1 MiB of replies wait on a socket, those
+    /// of all clients together, and what is over that is lost at once. Whoever has answered does not
+    /// wait: the loop tries the replies again, under every mode but `forking`, so other clients notice
+    /// nothing. Under `forking` the child that has answered waits, and is one of
+    /// [`max_children`](crate::Forking::max_children) meanwhile.
+    ///
+    /// A stop, and [`handle_request`](Server::handle_request), end only when such replies are sent or
+    /// lost; a stop no later than [`drain`](Server::drain) allows.
     ///
     /// There is one exception, and Linux leaves no cure for it. The queue of a client that has
     /// connected its socket to the server's has no limit of its own: what it does not read is charged

@@ -1,0 +1,232 @@
+//! Datagram services in this process: how many datagrams a mode takes, what becomes of replies that
+//! wait when a run ends, and addresses with an interface.
+
+mod support;
+
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use socketserver::{
+    Context, Counters, Endpoint, Handler, HandlerResult, Inline, Mode, Offload, Peer, Pool,
+    Reactor, Server, Threading, handler_fn,
+};
+use support::{DEADLINE, in_time, start_server};
+
+/// A directory that goes with the test.
+struct Directory(PathBuf);
+
+fn directory() -> Directory {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let number = MADE.fetch_add(1, SeqCst);
+    let path = std::env::temp_dir().join(format!("udp-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&path).unwrap();
+    Directory(path)
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A client that can be answered.
+fn client(directory: &Directory, name: &str) -> UnixDatagram {
+    let client = UnixDatagram::bind(directory.0.join(name)).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.set_write_timeout(Some(DEADLINE)).unwrap();
+    client
+}
+
+/// More replies than a queue holds.
+fn more_than_a_queue_holds() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen");
+    limit.ok().and_then(|limit| limit.trim().parse().ok()).unwrap_or(10) + 20
+}
+
+/// Modes that can be in a process with other threads.
+fn modes() -> [Mode; 5] {
+    [
+        Mode::Reactor(Reactor),
+        Mode::Offload(Offload::default()),
+        Mode::Inline(Inline),
+        Mode::Threading(Threading::default()),
+        Mode::Pool(Pool::default()),
+    ]
+}
+
+/// Says that it has begun, and waits.
+struct Waits {
+    begun: Sender<()>,
+    gate: Arc<Mutex<Receiver<()>>>,
+}
+
+impl Handler for Waits {
+    fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
+        let _ = self.begun.send(());
+        let _ = self.gate.lock().unwrap().recv_timeout(DEADLINE);
+        Ok(())
+    }
+}
+
+/// All datagrams are there before the server looks; how many it has received while one is served.
+fn received_at_once(mode: Mode) -> u64 {
+    let (begun, begins) = mpsc::channel();
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Arc::new(Mutex::new(gate));
+    let make = move |_: &Peer| Waits { begun: begun.clone(), gate: gate.clone() };
+    let service = Server::udp("127.0.0.1:0").unwrap().dispatch(mode).service(make).unwrap();
+    let mut server = Server::new().unwrap();
+    server.add(service).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..20 {
+        client.send_to(b"hello", server.local_addr().inet().unwrap()).unwrap();
+    }
+    let server = start_server(server);
+    begins.recv_timeout(DEADLINE).unwrap();
+    server.wait_for("a turn is over", |counters| counters.datagrams > 0);
+    let received = server.counters().datagrams;
+    // The others are served in their turn.
+    drop(open);
+    server.wait_for("all are received", |counters| counters.datagrams == 20);
+    for _ in 1..20 {
+        begins.recv_timeout(DEADLINE).unwrap();
+    }
+    received
+}
+
+#[test]
+fn under_threading_no_more_datagrams_are_received_than_the_limit() {
+    for limit in [1, 3] {
+        let mode = Mode::Threading(Threading::default().limit(limit));
+        assert!(received_at_once(mode) <= limit as u64);
+    }
+}
+
+#[test]
+fn under_pool_no_more_datagrams_are_received_than_threads_and_queue_take() {
+    for (threads, queue) in [(1, 0), (2, 3)] {
+        let mode = Mode::Pool(Pool::new(threads).queue(queue));
+        assert!(received_at_once(mode) <= (threads + queue) as u64);
+    }
+}
+
+/// Answers one datagram with many.
+struct Many(usize);
+
+impl Handler for Many {
+    fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        (0..self.0).try_for_each(|number| cx.send(number.to_string().as_bytes()))
+    }
+}
+
+/// A server that answers with more than a client's queue holds; how many replies that are.
+fn server_of_many(directory: &Directory, mode: Mode) -> (Server, usize) {
+    let count = more_than_a_queue_holds();
+    let listener = Server::unix_datagram(directory.0.join("server")).unwrap();
+    let service = listener.dispatch(mode).service(move |_: &Peer| Many(count)).unwrap();
+    let mut server = Server::new().unwrap();
+    server.add(service).unwrap();
+    (server, count)
+}
+
+fn expect_numbers(client: &UnixDatagram, count: usize) {
+    let mut reply = [0; 100];
+    for number in 0..count {
+        let len = client.recv(&mut reply).expect("a reply");
+        assert_eq!(str::from_utf8(&reply[..len]), Ok(&*number.to_string()));
+    }
+}
+
+#[test]
+fn replies_that_wait_are_delivered_before_handle_request_returns() {
+    for mode in modes() {
+        // There it is handed over, and served when nobody waits for it; or by workers.
+        if ["threading", "pool", "offload"].contains(&mode.name()) {
+            continue;
+        }
+        let directory = directory();
+        let (mut server, count) = server_of_many(&directory, mode);
+        let client = client(&directory, "client");
+        client.send_to(b"hello", directory.0.join("server")).unwrap();
+        let serving = thread::spawn(move || {
+            assert!(server.handle_request().unwrap());
+            server
+        });
+        expect_numbers(&client, count);
+        let server = in_time("it returns", move || serving.join().unwrap());
+        let counters = server.counters();
+        assert_eq!((counters.replies, counters.unsent), (count as u64, 0), "under {mode}");
+    }
+}
+
+#[test]
+fn replies_that_wait_are_delivered_before_a_server_has_stopped() {
+    for mode in modes() {
+        let directory = directory();
+        let (server, count) = server_of_many(&directory, mode);
+        let client = client(&directory, "client");
+        let server = start_server(server);
+        client.send_to(b"hello", directory.0.join("server")).unwrap();
+        // One reply has come, and most of the others have no room.
+        expect_numbers(&client, 1);
+        server.handle().shutdown();
+        let mut reply = [0; 100];
+        for _ in 1..count {
+            client.recv(&mut reply).expect("a reply");
+        }
+        let (server, _) = server.join();
+        let counters = server.counters();
+        assert_eq!((counters.replies, counters.unsent), (count as u64, 0), "under {mode}");
+    }
+}
+
+#[test]
+fn replies_that_nobody_takes_are_counted_when_a_server_has_stopped() {
+    for mode in modes() {
+        let directory = directory();
+        let (mut server, count) = server_of_many(&directory, mode);
+        server.drain(Duration::ZERO);
+        let client = client(&directory, "client");
+        let server = start_server(server);
+        client.send_to(b"hello", directory.0.join("server")).unwrap();
+        server.wait_for("it is handled", |counters| counters.messages > 0 && counters.replies > 0);
+        let (server, _) = server.stop();
+        let Counters { replies, unsent, .. } = server.counters();
+        assert!(unsent > 0, "under {mode}: {replies} were taken");
+        assert_eq!(replies + unsent, count as u64, "under {mode}");
+    }
+}
+
+#[test]
+fn an_ipv6_address_with_an_interface_is_one_to_listen_at() {
+    for text in ["[::1%lo]:0", "[::1%1]:0"] {
+        let echo = |_: &Peer| handler_fn(|bytes, cx| cx.send(bytes));
+        let endpoint: Endpoint = format!("udp://{text}").parse().unwrap();
+        let listeners = [Server::tcp(text), Server::udp(text), Server::listen(&endpoint)];
+        for listener in listeners {
+            let server = match listener.and_then(|listener| listener.serve(echo)) {
+                Ok(server) => server,
+                // Some systems have no such interface, or no IPv6.
+                Err(error) if !has_loopback() => {
+                    eprintln!("skipped: {error}");
+                    continue;
+                }
+                Err(error) => panic!("{text}: {error}"),
+            };
+            assert_eq!(server.local_addr().inet().unwrap().ip(), std::net::Ipv6Addr::LOCALHOST);
+        }
+    }
+    let wrong = Server::tcp("[::1%no-such-interface]:0").unwrap_err();
+    assert!(wrong.to_string().contains("no-such-interface"), "{wrong}");
+}
+
+fn has_loopback() -> bool {
+    let address = ("::1%lo", 0).to_socket_addrs();
+    address.is_ok_and(|mut addresses| addresses.any(|each| UdpSocket::bind(each).is_ok()))
+}
