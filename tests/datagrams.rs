@@ -374,7 +374,7 @@ const NAMESPACE: &str = "namespace";
 
 const NETWORK: &str = "ip link set lo up && ip link add near type veth peer name far \
     && ip link set near up && ip link set far up \
-    && ip -6 address add fd00::1/64 dev near nodad && ip -6 address add fd00::2/64 dev near nodad";
+    && ip -6 address add fe80::7/64 dev near nodad && ip -6 address add fd00::1/64 dev near nodad && ip -6 address add fd00::2/64 dev near nodad";
 
 fn in_a_network_of_its_own_a_reply_comes_from_the_ipv6_address_that_was_asked(mode: Mode) {
     let can = Command::new("unshare").args(["-n", "sh", "-c", NETWORK]).output();
@@ -394,6 +394,7 @@ fn in_a_network_of_its_own_a_reply_comes_from_the_ipv6_address_that_was_asked(mo
 fn in_a_namespace(mode: Mode) {
     let server = start_with("udp://[::]:0", mode, &["asked address"]);
     let port = port_of(&server);
+    expect_link_local_peer_with_interface(mode);
     for asked in ["fd00::1", "fd00::2"] {
         expect_echo(&connected("::", SocketAddr::new(asked.parse().unwrap(), port)));
     }
@@ -405,6 +406,20 @@ fn in_a_namespace(mode: Mode) {
         client.send_to(b"all of you", to).unwrap();
         client.recv(&mut [0; 100]).expect("a reply");
     }
+    stop(server);
+}
+
+/// It is known by its interface too.
+fn expect_link_local_peer_with_interface(mode: Mode) {
+    let server = start("udp://[fe80::7%near]:0", mode, "default");
+    let to = server.url().strip_prefix("udp://").unwrap().parse::<SocketAddr>().unwrap();
+    let client = connected("::", to);
+    client.send(b"!peer").unwrap();
+    let mut reply = [0; 100];
+    let len = client.recv(&mut reply).expect("a reply");
+    let shown = str::from_utf8(&reply[..len]).unwrap();
+    assert_eq!(shown, client.local_addr().unwrap().to_string());
+    assert!(shown.starts_with("[fe80::") && shown.contains('%'), "{shown}");
     stop(server);
 }
 

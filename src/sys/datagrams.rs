@@ -303,6 +303,7 @@ mod linux {
     ///
     /// The message is as the kernel has written it, and any bytes are a valid `T`.
     unsafe fn content<T: Copy>(message: *const libc::cmsghdr) -> Option<T> {
+        #[allow(clippy::unnecessary_cast)] // the length is narrower in some C libraries
         // SAFETY: the header is whole, by the caller's word; the macro computes a size.
         let is_whole = unsafe {
             (*message).cmsg_len as usize >= libc::CMSG_LEN(size_of::<T>() as libc::c_uint) as usize

@@ -142,6 +142,11 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     checked(unsafe { libc::pipe(fds.as_mut_ptr()) })?;
     // SAFETY: both descriptors are new and nobody else's.
     let [read, write] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    for fd in [&read, &write] {
+        // SAFETY: fcntl sets a flag on a descriptor that we own.
+        checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
     Ok((read, write))
 }
 

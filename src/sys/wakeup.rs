@@ -72,8 +72,17 @@ impl Wakeup {
     /// Makes it unreadable until the next wake; whether it was readable. Never waits.
     pub(crate) fn take(&self) -> bool {
         let mut count = [0u8; 64];
-        // SAFETY: read writes at most the 64 bytes that the array has.
-        unsafe { libc::read(self.read.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) > 0 }
+        let mut was_readable = false;
+        loop {
+            let (into, room) = (count.as_mut_ptr().cast(), count.len());
+            // SAFETY: read writes at most as many bytes as the array has.
+            let taken = unsafe { libc::read(self.read.as_raw_fd(), into, room) };
+            was_readable |= taken > 0;
+            // A pipe holds the bytes of every wake; an eventfd a number of eight.
+            if taken != room as isize {
+                return was_readable;
+            }
+        }
     }
 
     /// Makes it unreadable until the next wake. Never waits.
