@@ -15,7 +15,8 @@ use process::{
     eventually, is_running, wait_at_gate,
 };
 use socketserver::{
-    Context, Error, Forking, Handler, HandlerResult, Inline, Lines, Mode, Peer, Server, handler_fn,
+    Context, Error, Forking, Handler, HandlerResult, Inline, Lines, Mode, Peer, Server,
+    ShutdownHandle, handler_fn,
 };
 
 const LOCAL: &str = "tcp://127.0.0.1:0";
@@ -25,6 +26,7 @@ const LOCAL: &str = "tcp://127.0.0.1:0";
 /// What a client may ask of a child, a line each.
 struct Asked {
     gate: PathBuf,
+    handle: ShutdownHandle,
 }
 
 impl Handler for Asked {
@@ -44,6 +46,16 @@ impl Handler for Asked {
                 cx.shutdown();
                 cx.send(b"shall stop")
             }
+            b"shutdown by handle" => {
+                self.handle.shutdown();
+                cx.send(b"shall stop")
+            }
+            b"ignored signals" => {
+                let output = Command::new("cat").arg("/proc/self/status").output()?;
+                let status = String::from_utf8(output.stdout)?;
+                let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+                cx.send(ignored.ok_or("no such line")?.trim().as_bytes())
+            }
             _ => cx.send(message),
         }
     }
@@ -51,11 +63,10 @@ impl Handler for Asked {
 
 /// Serves lines at `urls` with these children; what is left to be done differs from test to test.
 fn lines(server: &mut Server, url: &str, forking: Forking, gate: &Path) {
-    let gate = gate.to_owned();
+    let (gate, handle) = (gate.to_owned(), server.shutdown_handle());
     let builder = Server::listen(&url.parse().unwrap()).unwrap().framing(Lines::default());
-    let service =
-        builder.dispatch(forking).service(move |_: &Peer| Asked { gate: gate.clone() }).unwrap();
-    server.add(service).unwrap();
+    let make = move |_: &Peer| Asked { gate: gate.clone(), handle: handle.clone() };
+    server.add(builder.dispatch(forking).service(make).unwrap()).unwrap();
 }
 
 /// A datagram listener on the loop, beside the children.
@@ -98,17 +109,21 @@ fn serve(arguments: &[String]) {
             server.add(inline.unwrap()).unwrap();
         }
         "slow to begin" => {
+            let handle = server.shutdown_handle();
             let maker = Server::listen(&LOCAL.parse().unwrap()).unwrap().framing(Lines::default());
             let service = maker.dispatch(forking).service(move |_: &Peer| {
                 wait_at_gate(&gate);
-                Asked { gate: gate.clone() }
+                Asked { gate: gate.clone(), handle: handle.clone() }
             });
             server.add(service.unwrap()).unwrap();
         }
         _ => lines(&mut server, LOCAL, forking, &gate),
     }
     announce(&server.addresses());
-    let thread = (what == "a thread beside").then(|| {
+    if what.starts_with("without proc") {
+        std::os::unix::fs::chroot(Path::new(&arguments[1]).parent().unwrap()).unwrap();
+    }
+    let thread = what.ends_with("a thread beside").then(|| {
         let (send, wait) = std::sync::mpsc::channel::<()>();
         (send, std::thread::spawn(move || wait.recv().is_ok()))
     });
@@ -128,7 +143,9 @@ fn serve(arguments: &[String]) {
     if let Some(foreign) = &mut foreign {
         println!("the foreign child's status: {}", foreign.wait().unwrap());
     } else {
-        belongings.wait_for_them();
+        if !what.starts_with("without proc") {
+            belongings.wait_for_them();
+        }
     }
     drop(own_pipe);
 }
@@ -250,6 +267,55 @@ fn a_shutdown_asked_for_in_a_child_reaches_a_parent_that_serves_inline() {
     asking.expect_end();
     server.expect_success();
     assert_eq!(server.rest(), ["cut 0"]);
+}
+
+fn a_shutdown_by_a_handle_in_a_child_stops_the_parent() {
+    for (listeners, what) in [(1, "plain"), (2, "inline beside")] {
+        let mut server = start(listeners, what);
+        // An inline client keeps the loop from accepting.
+        let mut asking = server.connect();
+        asking.send("hello\n").expect("hello\n");
+        let mut idle = connect(server.urls.last().unwrap());
+        let line = if listeners == 1 { "hello\n" } else { "hello" };
+        idle.send(line).expect(line);
+        asking.send("shutdown by handle\n").expect("shall stop\n").expect_end();
+        idle.expect_end();
+        server.expect_success();
+        assert_eq!(server.rest(), ["cut 0"]);
+    }
+}
+
+/// The signals are a mask, of which the lowest bit is that of signal 1.
+fn a_program_that_a_child_starts_does_not_ignore_sigint() {
+    let server = start(1, "plain");
+    let mut client = server.connect();
+    let ignored = String::from_utf8(client.send("ignored signals\n").end().read_to_end()).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_eq!(ignored & 1 << (libc::SIGINT - 1), 0, "{ignored:x}");
+    assert_eq!(stop(server), ["cut 0"]);
+}
+
+/// Only root may take `/proc` away from a process.
+fn without_proc_a_fork_is_refused_beside_threads_and_only_there() {
+    if !is_root() {
+        return eprintln!("passed over: only root may call chroot");
+    }
+    let server = start(1, "without proc");
+    for _ in 0..3 {
+        server.connect().send("hello\n").expect("hello\n");
+    }
+    assert_eq!(stop(server), ["cut 0"]);
+    let mut server = start(1, "without proc, with a thread beside");
+    server.connect().expect_gone();
+    server.expect_success();
+    let rest = server.rest();
+    assert!(rest[0].contains("error") && rest[0].contains("other threads"), "{rest:?}");
+}
+
+#[allow(unsafe_code)] // the standard library does not tell
+fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and always succeeds.
+    unsafe { libc::geteuid() == 0 }
 }
 
 fn on_sigterm_idle_children_end_and_busy_ones_finish() {
@@ -426,6 +492,9 @@ fn main() -> ExitCode {
         the_most_children_pause_the_listener_and_not_the_loop,
         a_shutdown_asked_for_in_a_child_stops_the_parent,
         a_shutdown_asked_for_in_a_child_reaches_a_parent_that_serves_inline,
+        a_shutdown_by_a_handle_in_a_child_stops_the_parent,
+        a_program_that_a_child_starts_does_not_ignore_sigint,
+        without_proc_a_fork_is_refused_beside_threads_and_only_there,
         on_sigterm_idle_children_end_and_busy_ones_finish,
         after_the_drain_deadline_a_busy_child_is_killed,
         a_stop_reaches_a_child_that_has_just_been_forked,

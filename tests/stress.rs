@@ -367,7 +367,7 @@ fn main() -> ExitCode {
     let seed = option(&mut arguments, "--seed").unwrap_or(1);
     let seconds = option(&mut arguments, "--seconds").unwrap_or(1.0);
     let mode: Option<Mode> = option(&mut arguments, "--mode");
-    let modes = mode.map_or_else(|| Mode::all().to_vec(), |mode| vec![mode]);
+    let modes = mode.map_or_else(|| Mode::all().collect(), |mode| vec![mode]);
     let test = |mode| {
         let name = format!("every_byte_comes_back_right_in_mode_{mode}");
         runner::test(name, move || run(mode, seed, seconds))

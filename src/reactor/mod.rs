@@ -657,12 +657,22 @@ fn discard<T>(value: T, tally: &mut Tally) {
 
 /// Forks, where that is sound.
 fn forked(beside_threads: bool) -> Result<Forked, Error> {
-    if !beside_threads && sys::thread_count().is_some_and(|count| count > 1) {
-        return Err(Error::Mode(
-            "this process has other threads, so a fork is unsound: serve on the only thread, \
-             before others are started, or say Forking::beside_threads(true)"
-                .to_owned(),
-        ));
+    match if beside_threads { Ok(true) } else { sys::is_only_thread() } {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Error::Mode(
+                "this process has other threads, so a fork is unsound: serve on the only thread, \
+                 before others are started, or say Forking::beside_threads(true)"
+                    .to_owned(),
+            ));
+        }
+        Err(error) => {
+            return Err(Error::Mode(format!(
+                "it cannot be told whether this process has other threads, beside which a fork is \
+                 unsound: there is no /proc, and unshare(2) says {error}; see to one of the two, or \
+                 say Forking::beside_threads(true)"
+            )));
+        }
     }
     // What is printed and not yet written would be written twice.
     let _ = io::stdout().flush();

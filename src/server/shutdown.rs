@@ -1,7 +1,7 @@
 //! Stopping a server from anywhere: posted here, done by the loop.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,9 @@ pub(crate) struct Control {
     stop: AtomicBool,
     /// Set by a child process whose handler asks the server to stop; made for a server that forks.
     asked_by_child: OnceLock<Arc<Wakeup>>,
+    /// The process whose loop is running; 0 while none is. A forked child has a copy of all this that
+    /// no loop looks at, and knows itself by another id.
+    process: AtomicU32,
     run: Mutex<Run>,
     ended: Condvar,
 }
@@ -47,12 +50,23 @@ impl Control {
             published: Arc::default(),
             stop: AtomicBool::new(false),
             asked_by_child: OnceLock::new(),
+            process: AtomicU32::new(0),
             run: Mutex::default(),
             ended: Condvar::new(),
         })
     }
 
     pub(crate) fn request_stop(&self) {
+        let process = self.process.load(SeqCst);
+        if process != 0 && process != std::process::id() {
+            match self.asked_by_child() {
+                Some(asked) => asked.wake(),
+                None => log::warn!(
+                    "a forked process cannot stop a server of another process that does not fork"
+                ),
+            }
+            return;
+        }
         let run = lock(&self.run);
         if run.running || !run.has_run {
             self.stop.store(true, SeqCst);
@@ -83,6 +97,7 @@ impl Control {
     /// A loop begins; when the guard is dropped it has ended, and its stop with it.
     pub(crate) fn begin(self: &Arc<Self>) -> Running {
         lock(&self.run).running = true;
+        self.process.store(std::process::id(), SeqCst);
         Running(self.clone())
     }
 }
@@ -95,6 +110,7 @@ impl Drop for Running {
         let mut run = lock(&self.0.run);
         *run = Run { running: false, has_run: true };
         self.0.stop.store(false, SeqCst);
+        self.0.process.store(0, SeqCst);
         self.0.ended.notify_all();
     }
 }
@@ -113,6 +129,9 @@ impl ShutdownHandle {
 
     /// Asks the server to stop and returns at once; safe from anywhere, any number of times.
     ///
+    /// A handler in a [forked](crate::Forking) child stops the server that forked it. What the child has
+    /// of another server, one that does not fork, reaches nobody: that is logged as a warning.
+    ///
     /// A server that has not begun to serve stops as soon as it does. Between two runs there is
     /// nothing to stop, and the call does nothing: a second call for one run never ends the next.
     pub fn shutdown(&self) {
@@ -129,7 +148,7 @@ impl ShutdownHandle {
     /// [`shutdown`](ShutdownHandle::shutdown) and then this.
     ///
     /// Not from a handler or a hook of the same server: the loop cannot end while it waits for
-    /// itself. There, [`wait_timeout`](ShutdownHandle::wait_timeout) at least comes back.
+    /// itself, and in a forked child nobody tells that it has ended. There, [`wait_timeout`](ShutdownHandle::wait_timeout) at least comes back.
     pub fn wait(&self) {
         let mut run = lock(&self.control.run);
         while run.running {

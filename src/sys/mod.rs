@@ -19,7 +19,7 @@ pub(crate) use datagrams::{
     send_batch, send_datagram, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
-pub(crate) use process::{Child, ChildProcess, Forked, fork, thread_count};
+pub(crate) use process::{Child, ChildProcess, Forked, fork, is_only_thread};
 pub(crate) use signals::{SignalWatch, child_is_terminated, watch_stop_signals};
 pub(crate) use socket::{
     Want, accept, has_input, receive_now, restrict_socket_file, send, send_now, send_vectored,

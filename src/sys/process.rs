@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::checked;
-use super::signals::watch_termination_in_child;
+use super::signals::{set_action, watch_termination_in_child};
 use super::socket::{Want, wait_for};
 use super::wakeup::Wakeup;
 
@@ -253,23 +253,114 @@ impl AsFd for Child {
     }
 }
 
-/// How many threads this process has, where the system tells.
-pub(crate) fn thread_count() -> Option<usize> {
-    if cfg!(target_os = "linux") {
-        std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
-    } else {
-        None
+/// How often, and how long after each other, it is looked whether other threads are gone.
+const LOOKS: u32 = 100;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// Whether this is the only thread of its process. Where it is not, it is looked again for a tenth of
+/// a second: a thread that has been joined, see
+/// [pthread_join(3)](https://man7.org/linux/man-pages/man3/pthread_join.3.html), is the kernel's for a
+/// moment longer.
+///
+/// # Errors
+///
+/// Where Linux does not tell. Other systems never do, and there the answer is yes.
+pub(crate) fn is_only_thread() -> io::Result<bool> {
+    becomes_so(|| {
+        #[cfg(target_os = "linux")]
+        return match std::fs::read_dir("/proc/self/task") {
+            Ok(tasks) => Ok(tasks.count() == 1),
+            Err(_) => can_unshare_threads(),
+        };
+        #[cfg(not(target_os = "linux"))]
+        return Ok(true);
+    })
+}
+
+/// Looks until it is so, or for a while.
+fn becomes_so(mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    for _ in 1..LOOKS {
+        if look()? {
+            return Ok(true);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    look()
+}
+
+/// Whether this is the only thread, without `/proc`: unshare(2) takes CLONE_THREAD, and does nothing,
+/// in a process of one thread, and answers EINVAL in one of several, see
+/// [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html). A sandbox may forbid the call.
+#[cfg(target_os = "linux")]
+fn can_unshare_threads() -> io::Result<bool> {
+    // SAFETY: unshare takes a number, and with this one it changes nothing.
+    match checked(unsafe { libc::unshare(libc::CLONE_THREAD) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
 /// In a child: a terminal sends SIGINT to the whole group, so that is for the parent to act on; a
 /// broken pipe is an error and no end; and it does not outlive its parent.
+///
+/// SIGINT is handled by doing nothing and not ignored, since execve(2) keeps what is ignored: a program
+/// that the child starts would ignore it, too. Where it was ignored already, it stays so.
 fn settle_signals() {
+    if !is_ignored(libc::SIGINT) {
+        let handler = do_nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // It cannot fail for this signal.
+        let _ = set_action(libc::SIGINT, handler);
+    }
     // SAFETY: signal takes a number and a constant, prctl numbers; they touch no memory of ours.
     unsafe {
-        libc::signal(libc::SIGINT, libc::SIG_IGN);
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         #[cfg(target_os = "linux")]
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+    }
+}
+
+extern "C" fn do_nothing(_signal: libc::c_int) {}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: a sigaction of zeros is a valid one; sigaction sets none where it is given a null
+    // pointer, and writes the one that there is.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action);
+        action
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_about_to_be_gone_is_waited_for_and_one_that_stays_is_not() {
+        let mut looks = 0;
+        let mut gone_after = |count| {
+            looks = 0;
+            let gone = becomes_so(|| {
+                looks += 1;
+                Ok(looks > count)
+            });
+            (gone.unwrap(), looks)
+        };
+        assert_eq!(gone_after(0), (true, 1));
+        assert_eq!(gone_after(7), (true, 8));
+        assert_eq!(gone_after(u32::MAX), (false, LOOKS));
+        assert!(becomes_so(|| Err(io::ErrorKind::PermissionDenied.into())).is_err());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn unshare_tells_that_there_are_other_threads() {
+        // This one, and at least the runner's.
+        if let Ok(only) = can_unshare_threads() {
+            assert!(!only);
+        }
+        assert!(!is_only_thread().unwrap());
     }
 }

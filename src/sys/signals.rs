@@ -214,7 +214,7 @@ extern "C" fn on_stop_signal(signal: libc::c_int) {
     unsafe { *errno_location() = errno };
 }
 
-fn set_action(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
+pub(super) fn set_action(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: a sigaction of zeros is a valid one; all its fields are integers or pointers that
     // may be null.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
