@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::guard;
+
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// What a server has counted since it was made: a snapshot of plain numbers.
@@ -51,6 +53,7 @@ macro_rules! counters {
 
             #[inline(never)]
             fn add_all(&self, tally: &mut Tally) {
+                tally.panics += guard::take_caught();
                 $(publish(&self.$name, &mut tally.$name);)+
             }
 
@@ -88,7 +91,8 @@ counters! {
     bytes_out,
     /// Handlers that returned an error.
     handler_errors,
-    /// Panics caught, in handlers and in hooks.
+    /// Panics caught: in handlers, framings, hooks and loggers, in what makes handlers, and in the
+    /// destructors of all these and of handlers' errors.
     panics,
     /// Connections closed for bytes that were no frame.
     framing_errors,

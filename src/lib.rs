@@ -71,9 +71,17 @@
 //! and effects. Two pumps drive it, the reactor's, which never waits, and the session's, which does;
 //! that is why a handler behaves the same under every mode.
 //!
+//! # Panics
+//!
+//! A panic in a handler, a framing, a hook, the logger, what makes handlers, or the destructor of any
+//! of these or of a handler's error is caught and counted in [`Counters::panics`]: it costs its own
+//! request and nothing else, under every mode. This needs `panic = "unwind"`, Cargo's default; with
+//! `panic = "abort"` any panic ends the process. So does a destructor that panics while another panic
+//! unwinds through the user's own code: Rust aborts there.
+//!
 //! # What is logged
 //!
-//! The crate logs through [`log`] and never prints: faults of handlers as errors, a listener in
+//! The crate logs through [`log`](https://docs.rs/log) and never prints: faults of handlers as errors, a listener in
 //! trouble as a warning (once per period), the end of each connection at debug.
 
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
@@ -88,6 +96,8 @@ mod conversation;
 mod counters;
 mod dispatch;
 mod error;
+mod guard;
+mod log;
 mod mailbox;
 mod reactor;
 mod server;

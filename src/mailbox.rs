@@ -18,7 +18,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +25,8 @@ use crate::address::Peer;
 use crate::conversation::Encodable;
 use crate::counters::Tally;
 use crate::error::{CloseReason, SendError};
-use crate::sys::Wakeup;
+use crate::log;
+use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
 /// Bytes that several connections send without each holding a copy.
@@ -56,13 +56,17 @@ pub(crate) trait Work: Send {
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
-/// Lets go of what comes home to nobody; a panic of the handler's destructor ends nothing else.
+/// Lets go of what comes home to nobody.
 pub(crate) fn abandon(mut work: Box<dyn Work>) {
     work.abandoned();
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(work))) {
-        // Its destructor is the user's too.
-        std::mem::forget(panic);
-        log::error!("a destructor panicked");
+}
+
+/// What is left to be done with mail that no loop will take: a fault is logged.
+fn told_to_nobody(mail: Mail) {
+    if let Mail::Ended(ended) = mail
+        && ended.reason.is_fault()
+    {
+        log::error!("{}: {}", ended.peer, *ended.reason);
     }
 }
 
@@ -74,19 +78,20 @@ pub(crate) enum Mail {
     Returned(Token, Box<dyn Work>),
     /// A thread or a worker that a listener waited for is free.
     Freed,
-    /// A handler elsewhere asks the server to stop.
-    Shutdown,
+    /// A handler elsewhere asks the server to end this run.
+    Shutdown(usize),
     /// There is something to look at outside the mailbox.
     Nudge,
-    /// A request that came by this listener has ended elsewhere.
+    /// A request has ended elsewhere, in this run or an earlier one.
     Ended(Box<Ended>),
 }
 
 /// How a request that was served elsewhere has ended.
 pub(crate) struct Ended {
-    pub(crate) listener: Token,
+    /// The service that it came by: by its number in the server, since it may be told in a later run.
+    pub(crate) service: usize,
     pub(crate) peer: Peer,
-    pub(crate) reason: CloseReason,
+    pub(crate) reason: CatchDrop<CloseReason>,
     pub(crate) tally: Tally,
 }
 
@@ -101,6 +106,10 @@ pub(crate) struct Mailbox {
     asleep: AtomicBool,
     /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
     deserted: AtomicBool,
+    /// No loop will run any more. Changed only while `mail` is locked.
+    closed: AtomicBool,
+    /// The number of the run that is on, or was last. Changed only while `mail` is locked.
+    run: AtomicUsize,
     wakeup: Wakeup,
 }
 
@@ -117,7 +126,7 @@ impl Mail {
     fn notice(&self) -> u8 {
         match self {
             Mail::Freed => 1,
-            Mail::Shutdown => 2,
+            Mail::Shutdown(_) => 2,
             Mail::Nudge => 4,
             Mail::Outlet(_) | Mail::Returned(..) | Mail::Ended(_) => 0,
         }
@@ -130,7 +139,7 @@ impl fmt::Debug for Mail {
             Mail::Outlet(_) => "Outlet",
             Mail::Returned(..) => "Returned",
             Mail::Freed => "Freed",
-            Mail::Shutdown => "Shutdown",
+            Mail::Shutdown(_) => "Shutdown",
             Mail::Nudge => "Nudge",
             Mail::Ended(_) => "Ended",
         })
@@ -145,22 +154,27 @@ impl Mailbox {
             lent: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             deserted: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            run: AtomicUsize::new(0),
             wakeup: Wakeup::new()?,
         })
     }
 
-    /// Puts mail down, and wakes the loop if it sleeps.
+    /// Puts mail down, and wakes the loop if it sleeps. A stop that is asked for a run that is over
+    /// is dropped.
     pub(crate) fn post(&self, mail: Mail) {
-        let mut pile = lock(&self.mail);
-        let deserted = self.deserted.load(SeqCst);
-        let mail = match mail {
-            Mail::Returned(_, work) if deserted => {
-                drop(pile);
-                self.returned();
-                return abandon(work);
-            }
-            other => other,
-        };
+        let pile = lock(&self.mail);
+        if self.closed.load(SeqCst) {
+            drop(pile);
+            return told_to_nobody(mail);
+        }
+        if matches!(mail, Mail::Shutdown(run) if run != self.run()) {
+            return;
+        }
+        self.put(pile, mail);
+    }
+
+    fn put(&self, mut pile: MutexGuard<'_, Pile>, mail: Mail) {
         let notice = mail.notice();
         let is_new = pile.notices & notice == 0;
         if is_new {
@@ -173,6 +187,27 @@ impl Mailbox {
         }
         // Also for one that is not new: a loop that dozes has not taken the other.
         self.wake();
+    }
+
+    /// Brings home what was lent out in this run; it is abandoned, if that run is over.
+    pub(crate) fn come_home(&self, run: usize, token: Token, work: Box<dyn Work>) {
+        let waiting = lock(&self.mail);
+        if self.deserted.load(SeqCst) || self.run() != run {
+            drop(waiting);
+            self.returned();
+            return abandon(work);
+        }
+        self.put(waiting, Mail::Returned(token, work));
+    }
+
+    /// The server is gone: what nobody will be told any more is logged.
+    pub(crate) fn close(&self) {
+        let mut mail = lock(&self.mail);
+        self.closed.store(true, SeqCst);
+        let all = std::mem::take(&mut *mail).mail;
+        self.waiting.fetch_sub(all.len(), SeqCst);
+        drop(mail);
+        all.into_iter().for_each(told_to_nobody);
     }
 
     /// A loop has ended: whatever comes home from now on, or has not been taken in, is abandoned.
@@ -193,10 +228,20 @@ impl Mailbox {
         }
     }
 
-    /// A loop begins.
-    pub(crate) fn settle_in(&self) {
-        let _mail = lock(&self.mail);
+    /// A loop begins; the number of its run. What was asked of the run before is dropped.
+    pub(crate) fn settle_in(&self) -> usize {
+        let mut pile = lock(&self.mail);
+        let before = pile.mail.len();
+        pile.mail.retain(|mail| !matches!(mail, Mail::Shutdown(_)));
+        pile.notices &= !Mail::Shutdown(0).notice();
+        self.waiting.fetch_sub(before - pile.mail.len(), SeqCst);
         self.deserted.store(false, SeqCst);
+        self.run.fetch_add(1, SeqCst).wrapping_add(1)
+    }
+
+    /// The number of the run that is on, or was last.
+    pub(crate) fn run(&self) -> usize {
+        self.run.load(SeqCst)
     }
 
     /// A job is lent out.
@@ -262,7 +307,7 @@ impl Mailbox {
     pub(crate) fn asks_shutdown(&self) -> bool {
         self.waiting.load(SeqCst) != 0
             && lock(&self.mail).mail.iter().any(|mail| match mail {
-                Mail::Shutdown => true,
+                Mail::Shutdown(run) => *run == self.run(),
                 Mail::Returned(_, work) => work.asks_shutdown(),
                 _ => false,
             })
@@ -639,7 +684,7 @@ mod tests {
             for _ in 0..1000 {
                 mailbox.post(Mail::Nudge);
                 mailbox.post(Mail::Freed);
-                mailbox.post(Mail::Shutdown);
+                mailbox.post(Mail::Shutdown(mailbox.run()));
             }
             assert!(mailbox.asks_shutdown());
             mailbox.collect(&mut mail, 8);

@@ -11,7 +11,7 @@ use crate::error::{CloseReason, HandlerResult};
 ///
 /// An `Err` closes that connection with [`CloseReason::Error`], a panic with
 /// [`CloseReason::Panic`]; the server and everyone else's connection live on. What was sent before
-/// still goes out.
+/// still goes out. With `panic = "abort"` in the profile a panic ends the process instead.
 ///
 /// ```
 /// use socketserver::{Context, Handler, HandlerResult};

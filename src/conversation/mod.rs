@@ -5,7 +5,6 @@
 //! reactor's pump and the blocking one both drive a [`Conversation`], and so the same handler
 //! behaves the same under every mode.
 
-use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,7 +13,10 @@ use std::time::Duration;
 use crate::address::Peer;
 use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
+use crate::guard::{self, panic_message};
+use crate::log;
 use crate::mailbox::{Ending, Outlet, Parcel};
+use crate::sys::CatchDrop;
 
 mod context;
 mod framing;
@@ -66,7 +68,7 @@ struct State {
     outlet: Option<Arc<Outlet>>,
     timeout: Option<Duration>,
     /// Why the conversation is ending, once it is.
-    ending: Option<Box<CloseReason>>,
+    ending: Option<Box<CatchDrop<CloseReason>>>,
     timeout_changed: bool,
     aborted: bool,
     datagram: bool,
@@ -115,7 +117,7 @@ impl State {
     #[cold]
     fn end(&mut self, reason: CloseReason) {
         if self.ending.is_none() || reason.is_fault() {
-            self.ending = Some(Box::new(reason));
+            self.ending = Some(Box::new(reason.into()));
         }
         self.special = true;
     }
@@ -131,8 +133,8 @@ impl State {
 /// One peer's conversation: its handler, its framing, its leftover input, and how it stands.
 #[derive(Debug)]
 pub(crate) struct Conversation<H, F> {
-    handler: H,
-    framing: F,
+    handler: CatchDrop<H>,
+    framing: CatchDrop<F>,
     state: State,
     /// Input that is not a whole message yet, and, while a turn lasts, all of it.
     inbox: Vec<u8>,
@@ -146,7 +148,7 @@ pub(crate) struct Ahead(Option<Result<Step, FramingError>>);
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
-    pub(crate) fn new(handler: H, framing: F, peer: Peer) -> Self {
+    pub(crate) fn new(handler: CatchDrop<H>, framing: CatchDrop<F>, peer: Peer) -> Self {
         let state = State::new(peer, false);
         Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0 }
     }
@@ -199,7 +201,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         let mut ahead = None;
         while ahead.is_none() && skipped < self.inbox.len() {
             let input = &self.inbox[skipped..];
-            match catch_unwind(AssertUnwindSafe(|| self.framing.decode(input))) {
+            match guard::call(|| self.framing.decode(input)) {
                 Ok(Ok(Step::More)) => break,
                 Ok(Ok(Step::Skip(count))) if (1..=input.len()).contains(&count) => skipped += count,
                 Ok(step) => ahead = Some(Ahead(Some(step))),
@@ -352,19 +354,19 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     }
 
     /// Tells the handler that it is over, and why; returns the reason. Nothing follows.
-    pub(crate) fn closed(&mut self, tally: &mut Tally) -> CloseReason {
-        let mut reason = self.state.ending.take().map_or(CloseReason::Shutdown, |reason| *reason);
+    pub(crate) fn closed(&mut self, tally: &mut Tally) -> CatchDrop<CloseReason> {
+        let ending = self.state.ending.take();
+        let mut reason = ending.map_or_else(|| CloseReason::Shutdown.into(), |reason| *reason);
         if let Some(outlet) = self.state.outlet.take() {
             outlet.close();
         }
-        if std::mem::take(&mut self.state.open) {
-            let told = catch_unwind(AssertUnwindSafe(|| self.handler.on_close(&reason)));
-            if let Err(panic) = told {
-                tally.panics += 1;
-                reason = CloseReason::Panic(panic_message(panic));
-            }
+        if std::mem::take(&mut self.state.open)
+            && let Err(message) = guard::call(|| self.handler.on_close(&reason))
+        {
+            tally.panics += 1;
+            reason = CloseReason::Panic(message).into();
         }
-        match reason {
+        match *reason {
             CloseReason::Error(_) => tally.handler_errors += 1,
             CloseReason::Framing(_) => tally.framing_errors += 1,
             CloseReason::Disconnected(_) => tally.disconnects += 1,
@@ -491,7 +493,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     fn parts<'a>(&'a mut self, input: &'a [u8], env: &'a mut Env<'_>) -> (&'a mut H, Context<'a>) {
         let cx = Context {
             state: &mut self.state,
-            framing: &mut self.framing,
+            framing: &mut *self.framing,
             output: Output::new(input, env.outgoing),
             home: env.home,
             shutdown: &mut env.shutdown,
@@ -502,9 +504,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// Gives the reason its proper name, where the handler has just closed without one.
     fn relabel(&mut self, reason: CloseReason) {
         if let Some(ending) = &mut self.state.ending
-            && matches!(**ending, CloseReason::Handler)
+            && matches!(***ending, CloseReason::Handler)
         {
-            **ending = reason;
+            ***ending = reason;
         }
     }
 
@@ -528,35 +530,20 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 /// Serves one datagram to its end: a conversation of one message. Returns why it ended, and the
 /// output is what to answer; it refers to `packet`.
 pub(crate) fn serve_datagram<H: Handler>(
-    handler: H,
+    handler: CatchDrop<H>,
     peer: Peer,
     packet: &[u8],
     truncated: bool,
     env: &mut Env<'_>,
-) -> CloseReason {
+) -> CatchDrop<CloseReason> {
     let mut state = State::new(peer, true);
     state.truncated = truncated;
     let mut conversation =
-        Conversation { handler, framing: Raw, state, inbox: Vec::new(), consumed: 0 };
+        Conversation { handler, framing: Raw.into(), state, inbox: Vec::new(), consumed: 0 };
     conversation.open(env);
     if !conversation.is_over() {
         conversation.guarded(env, |this, env| this.message(packet, 0..packet.len(), env));
     }
     conversation.end(CloseReason::Handler);
     conversation.closed(env.tally)
-}
-
-/// What a panic said. A payload that is no text is leaked: its destructor is the user's and could
-/// panic in turn.
-pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
-    match panic.downcast::<&'static str>() {
-        Ok(text) => (*text).to_owned(),
-        Err(other) => match other.downcast::<String>() {
-            Ok(text) => *text,
-            Err(other) => {
-                std::mem::forget(other);
-                "a value that is no text".to_owned()
-            }
-        },
-    }
 }

@@ -97,13 +97,13 @@ struct Stage<H, F> {
     shutdown: bool,
     /// What has gone out.
     sent: Vec<u8>,
-    reason: Option<CloseReason>,
+    reason: Option<CatchDrop<CloseReason>>,
 }
 
 impl<H: Handler, F: Framing> Stage<H, F> {
     fn new(handler: H, framing: F) -> Self {
         Stage {
-            conversation: Conversation::new(handler, framing, Peer::Unnamed),
+            conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed),
             outgoing: Outgoing::default(),
             tally: Tally::default(),
             home: nowhere(),
@@ -689,7 +689,7 @@ fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
         assert!(
             matches!(stage.close(), CloseReason::Framing(_)),
             "{step:?}: {}",
-            stage.reason.as_ref().unwrap()
+            **stage.reason.as_ref().unwrap()
         );
     }
 }
@@ -1150,11 +1150,11 @@ fn an_idle_conversation_owns_no_buffer() {
 }
 
 /// How much of what a handler's answer to `wire` is made of is its own: the rest refers to `wire`.
-fn copied(framing: impl Framing, wire: &[u8], split: usize) -> usize {
+fn copied(framing: impl Framing + Clone, wire: &[u8], split: usize) -> usize {
     let (mut stage, _) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
     stage.feed(&wire[..split]);
     let received = Rc::default();
-    let mut echoing = Stage::new(Echo(received), stage.conversation.framing);
+    let mut echoing = Stage::new(Echo(received), stage.conversation.framing.clone());
     echoing.conversation.inbox = stage.conversation.inbox;
     let fresh = &wire[split..];
     let mut env = Env::new(&mut echoing.outgoing, &mut echoing.tally, &echoing.home, PLENTY);
@@ -1334,7 +1334,11 @@ fn others_can_abort_whatever_they_sent() {
 }
 
 /// Serves a datagram, and returns the answers, why it ended and what the handler was told.
-fn datagram<A>(packet: &[u8], truncated: bool, act: A) -> (Vec<Vec<u8>>, CloseReason, Vec<Told>)
+fn datagram<A>(
+    packet: &[u8],
+    truncated: bool,
+    act: A,
+) -> (Vec<Vec<u8>>, CatchDrop<CloseReason>, Vec<Told>)
 where
     A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
 {
@@ -1343,7 +1347,7 @@ where
     let mut env = Env::new(&mut outgoing, &mut tally, &home, PLENTY);
     let log = Log::default();
     let handler = Actor { log: log.clone(), act };
-    let reason = serve_datagram(handler, Peer::Unnamed, packet, truncated, &mut env);
+    let reason = serve_datagram(handler.into(), Peer::Unnamed, packet, truncated, &mut env);
     let sent = outgoing.parts(packet).map(<[u8]>::to_vec).collect();
     let told = log.borrow().clone();
     (sent, reason, told)
@@ -1353,7 +1357,7 @@ where
 fn a_datagram_is_a_conversation_of_one_message() {
     let (sent, reason, told) = datagram(b"one\ntwo", false, echo);
     assert_eq!(sent, [b"one\ntwo"]);
-    assert!(matches!(reason, CloseReason::Handler));
+    assert!(matches!(*reason, CloseReason::Handler));
     let close = Told::Close("closed by the handler".into());
     assert_eq!(told, [Told::Open, message("one\ntwo"), close]);
 }
@@ -1399,10 +1403,10 @@ fn a_fault_in_a_datagrams_handler_is_told_and_its_last_words_are_sent() {
         Ok(())
     });
     assert_eq!(sent, [b"sorry"]);
-    assert!(matches!(reason, CloseReason::Error(_)));
+    assert!(matches!(*reason, CloseReason::Error(_)));
     assert_eq!(told.len(), 3);
     let (_, reason, _) = datagram(b"x", false, |_: &Told, _: &mut Context<'_>| panic!("no"));
-    assert!(matches!(reason, CloseReason::Panic(_)));
+    assert!(matches!(*reason, CloseReason::Panic(_)));
 }
 
 #[test]

@@ -3,13 +3,13 @@
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::Unsupported;
 use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
-use crate::sys::{self, Child, ChildProcess, Wakeup};
+use crate::sys::{self, Child, ChildProcess, Wakeup, Want};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
 /// one's memory, at the price of a fork per request.
@@ -70,19 +70,47 @@ pub(crate) struct Family {
     stopping: bool,
     /// How many of them have ended since, and were idle when they were asked.
     ended_idle: usize,
-    /// Set by a child whose handler asks the server to stop.
-    shutdown: Arc<Wakeup>,
+    /// Set by a child whose handler asks the server to stop; of the run that is on.
+    shutdown: Option<Arc<Wakeup>>,
+    /// How long it waits for those that are left when it is dropped.
+    drain: Duration,
 }
 
 impl Family {
-    pub(crate) fn new(mode: Forking, shutdown: Arc<Wakeup>) -> Self {
-        let (children, stopping) = (Vec::new(), false);
-        Family { mode, children, expected: 0, stopping, ended_idle: 0, shutdown }
+    pub(crate) fn new(mode: Forking) -> Self {
+        Family {
+            mode,
+            children: Vec::new(),
+            expected: 0,
+            stopping: false,
+            ended_idle: 0,
+            shutdown: None,
+            drain: Duration::ZERO,
+        }
     }
 
     /// A run begins.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, shutdown: Arc<Wakeup>, drain: Duration) {
+        self.expected = 0;
         (self.stopping, self.ended_idle) = (false, 0);
+        self.shutdown = Some(shutdown);
+        self.drain = drain;
+    }
+
+    /// Asks all to finish what they are doing, and ends those that have not by the deadline.
+    fn finish(&mut self) {
+        self.terminate();
+        let deadline = Instant::now() + self.drain;
+        loop {
+            self.reap();
+            let Some(child) = self.children.first() else { return };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ended = sys::wait_for(&[(child.as_fd(), Want::Read)], Some(left));
+            if left.is_zero() || ended.is_err() {
+                break;
+            }
+        }
+        self.kill();
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -148,13 +176,13 @@ impl Family {
         self.children.iter().map(|child| child.as_fd().as_raw_fd()).collect()
     }
 
-    /// In the child: serves its request, and is never heard of again.
+    /// In the child: serves its request; the code to end with.
     pub(crate) fn serve_in_child(
         &mut self,
         session: Box<dyn Session + '_>,
-        process: ChildProcess,
+        process: &ChildProcess,
         fault: impl FnOnce(&Served),
-    ) -> ! {
+    ) -> i32 {
         for child in self.children.drain(..) {
             process.close(child.as_fd().as_raw_fd());
             std::mem::forget(child);
@@ -177,7 +205,7 @@ impl Family {
                 overtaken: None,
             }),
             no_sender: Unsupported::ForkingSender,
-            on_shutdown: &|| self.shutdown.wake(),
+            on_shutdown: &|| self.shutdown.iter().for_each(|shutdown| shutdown.wake()),
         };
         let served = session.run(&mut place);
         let idle = match &mut place.waiting {
@@ -191,12 +219,12 @@ impl Family {
         }
         // What the handler has printed is not lost; nothing else of the parent's is run.
         let _ = std::io::stdout().flush();
-        process.exit(code)
+        code
     }
 }
 
 impl Drop for Family {
     fn drop(&mut self) {
-        self.kill();
+        self.finish();
     }
 }

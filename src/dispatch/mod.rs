@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::counters::{Published, Tally};
+use crate::log;
 use crate::mailbox::{Ended, Mail, Mailbox};
 use crate::session::Served;
-use crate::token::Token;
 
 mod crew;
 mod forking;
@@ -42,19 +42,20 @@ impl Sealed for Forking {}
 impl Sealed for Mode {}
 impl Sealed for BlockingMode {}
 
-/// How a request that is served elsewhere reaches its loop again.
+/// How the requests of one service that are served elsewhere reach its loop again, or the next one.
 #[derive(Debug)]
 pub(crate) struct Homeward {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
-    pub(crate) listener: Token,
+    /// The service, by its number in the server.
+    service: usize,
     /// The loop wants to know when a request has ended: it waits for room, or for the last one.
     wanted: AtomicBool,
 }
 
 impl Homeward {
-    pub(crate) fn new(mailbox: Arc<Mailbox>, published: Arc<Published>, listener: Token) -> Self {
-        Homeward { mailbox, published, listener, wanted: AtomicBool::new(false) }
+    pub(crate) fn new(mailbox: Arc<Mailbox>, published: Arc<Published>, service: usize) -> Self {
+        Homeward { mailbox, published, service, wanted: AtomicBool::new(false) }
     }
 
     /// From now on the end of each request is told.
@@ -67,10 +68,10 @@ impl Homeward {
         self.published.add(tally);
         if served.reason.is_fault() {
             let Served { peer, reason } = served;
-            let ended = Ended { listener: self.listener, peer, reason, tally: Tally::default() };
+            let ended = Ended { service: self.service, peer, reason, tally: Tally::default() };
             self.mailbox.post(Mail::Ended(Box::new(ended)));
         } else {
-            log::debug!("{}: {}", served.peer, served.reason);
+            log::debug!("{}: {}", served.peer, *served.reason);
         }
     }
 
@@ -81,8 +82,8 @@ impl Homeward {
         }
     }
 
-    /// A handler asks the server to stop.
-    pub(crate) fn shutdown(&self) {
-        self.mailbox.post(Mail::Shutdown);
+    /// A handler of a request that came in this run asks the server to stop.
+    pub(crate) fn shutdown(&self, run: usize) {
+        self.mailbox.post(Mail::Shutdown(run));
     }
 }

@@ -42,6 +42,8 @@ impl Default for Offload {
 
 struct Job {
     home: Arc<Mailbox>,
+    /// The run of the loop that lent it.
+    run: usize,
     token: Token,
     work: Box<dyn Work>,
 }
@@ -53,9 +55,9 @@ impl Labour<Job> for Errands {
     type After = Option<Arc<Mailbox>>;
 
     fn run(&self, job: Job) -> Option<Arc<Mailbox>> {
-        let Job { home, token, mut work } = job;
+        let Job { home, run, token, mut work } = job;
         if work.run() {
-            home.post(Mail::Returned(token, work));
+            home.come_home(run, token, work);
             return None;
         }
         abandon(work);
@@ -101,6 +103,6 @@ impl OffloadWorkers {
 impl Workers for OffloadWorkers {
     fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>) {
         home.lend();
-        self.crew.push(Job { home: home.clone(), token, work });
+        self.crew.push(Job { home: home.clone(), run: home.run(), token, work });
     }
 }

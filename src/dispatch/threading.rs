@@ -1,13 +1,12 @@
 //! A thread per request, and what `pool` shares with it: sessions that a crew of threads serves.
 
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Homeward;
 use super::crew::{Crew, Labour, Manning};
-use crate::conversation::{Outgoing, panic_message};
+use crate::conversation::Outgoing;
 use crate::counters::{Published, Tally};
 use crate::error::Unsupported;
 use crate::session::{Place, READ_SIZE, Seats, Session, Taken, Waiting};
@@ -84,6 +83,8 @@ pub(crate) struct Assigned {
     /// Its seat; a datagram has none, since it waits for nobody.
     pub(crate) seat: Option<Taken>,
     pub(crate) home: Arc<Homeward>,
+    /// The run of the loop that it came in.
+    pub(crate) run: usize,
 }
 
 /// What to do with a request when there is no room for it.
@@ -201,7 +202,7 @@ impl Labour<Assigned> for Serving {
     type After = Arc<Homeward>;
 
     fn run(&self, job: Assigned) -> Arc<Homeward> {
-        let Assigned { session, seat, home } = job;
+        let Assigned { session, seat, home, run } = job;
         KIT.with_borrow_mut(|kit| {
             let waiting = seat.as_ref().map_or(Waiting::Nobody, Waiting::InThread);
             let mut place = Place {
@@ -210,7 +211,7 @@ impl Labour<Assigned> for Serving {
                 tally: &mut kit.tally,
                 waiting,
                 no_sender: Unsupported::DatagramSender,
-                on_shutdown: &|| home.shutdown(),
+                on_shutdown: &|| home.shutdown(run),
             };
             let served = session.run(&mut place);
             debug_assert!(kit.outgoing.is_empty());
@@ -226,15 +227,10 @@ impl Labour<Assigned> for Serving {
 
     /// Turns it away.
     fn refuse(&self, job: Assigned) {
-        let Assigned { session, seat, home } = job;
-        let mut tally =
-            Tally { rejected: 1, closed: u64::from(seat.is_some()), ..Tally::default() };
-        // With it goes its handler, whose destructor is the user's.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(session))) {
-            tally.panics += 1;
-            log::error!("a destructor panicked: {}", panic_message(panic));
-        }
-        drop(seat);
+        let Assigned { session, seat, home, run: _ } = job;
+        let closed = u64::from(seat.is_some());
+        drop((session, seat));
+        let mut tally = Tally { rejected: 1, closed, ..Tally::default() };
         home.published.add(&mut tally);
         home.freed();
     }

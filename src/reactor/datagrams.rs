@@ -13,6 +13,7 @@ use super::live::{Backing, Desk, Fate, Gate, Live, Readiness, Taker, Turn};
 use crate::address::{Address, Peer};
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
+use crate::log;
 use crate::mailbox::Work;
 use crate::session::{Answering, Aside, RETRY, charge};
 use crate::sys::{self, Batch, Destination, Received, Send};

@@ -4,27 +4,36 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::live::{Desk, Port, Turn};
 use super::pump::{Step, Talk};
 use crate::conversation::{Ahead, Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
 use crate::counters::Tally;
 use crate::error::CloseReason;
+use crate::guard;
 use crate::mailbox::{Ended, Mail, Work};
 use crate::session::{Nowhere, Packet, Workers};
-use crate::sys::Destination;
-use crate::token::Token;
+use crate::sys::{CatchDrop, Destination};
 
 /// To whom the connections of one listener are lent.
 pub(crate) struct Lender {
     workers: Arc<dyn Workers>,
-    /// Who is told when one fails.
-    listener: Token,
+    /// The service that is told when one fails, by its number in the server.
+    service: usize,
+    /// How many conversations are out to be told that they are over.
+    closing: Arc<AtomicUsize>,
 }
 
 impl Lender {
-    pub(crate) fn new(workers: Arc<dyn Workers>, listener: Token) -> Self {
-        Lender { workers, listener }
+    pub(crate) fn new(workers: Arc<dyn Workers>, service: usize) -> Self {
+        Lender { workers, service, closing: Arc::default() }
+    }
+
+    /// How many conversations are out to be told that they are over. When it sinks, what they leave
+    /// for the loop is in its mailbox, and it is about to be woken.
+    pub(crate) fn closing(&self) -> usize {
+        self.closing.load(SeqCst)
     }
 }
 
@@ -38,9 +47,9 @@ pub(crate) struct Lending<H, F> {
 /// What goes to the worker: the conversation itself, and what it needs on its way. Who has it may
 /// use it, and nobody else can, so order is kept without a lock.
 struct Loan<H, F> {
-    conversation: Box<Conversation<H, F>>,
+    /// Gone when it has been told that it is over.
+    conversation: Option<Box<Conversation<H, F>>>,
     chore: Chore,
-    listener: Token,
     outgoing: Outgoing,
     tally: Tally,
     port: Port,
@@ -56,7 +65,10 @@ enum Chore {
     Eof,
     TimedOut,
     /// Tell the handler that it is over; it does not come home.
-    Close,
+    Close {
+        service: usize,
+        closing: Arc<AtomicUsize>,
+    },
 }
 
 impl<H, F> Lending<H, F> {
@@ -75,9 +87,8 @@ where
             return;
         };
         let loan = Loan {
-            conversation,
+            conversation: Some(conversation),
             chore,
-            listener: self.lender.listener,
             outgoing: Outgoing::default(),
             tally: Tally::default(),
             port: port.clone(),
@@ -133,11 +144,17 @@ where
         desk.outgoing = outgoing;
         desk.tally.take(&mut tally);
         desk.shutdown |= shutdown;
-        self.conversation = Some(conversation);
+        self.conversation = conversation;
     }
 
     fn close(&mut self, desk: &mut Desk) {
-        self.lend(Chore::Close, 0, &desk.port);
+        if self.conversation.is_none() {
+            return;
+        }
+        let Lender { service, closing, .. } = &*self.lender;
+        closing.fetch_add(1, SeqCst);
+        let chore = Chore::Close { service: *service, closing: closing.clone() };
+        self.lend(chore, 0, &desk.port);
     }
 }
 
@@ -147,34 +164,35 @@ where
     F: Framing + Send + 'static,
 {
     fn run(&mut self) -> bool {
+        let Some(conversation) = &mut self.conversation else { return false };
         let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.port, self.room);
         match &mut self.chore {
-            Chore::Open => self.conversation.open(&mut env),
-            Chore::Receive(ahead) => self.conversation.receive_kept(ahead, &mut env),
-            Chore::Eof => self.conversation.eof(&mut env),
-            Chore::TimedOut => self.conversation.timed_out(&mut env),
-            Chore::Close => {
-                let reason = self.conversation.closed(env.tally);
-                let ended = Ended {
-                    listener: self.listener,
-                    peer: self.conversation.peer().clone(),
-                    reason,
-                    tally: std::mem::take(env.tally),
-                };
+            Chore::Open => conversation.open(&mut env),
+            Chore::Receive(ahead) => conversation.receive_kept(ahead, &mut env),
+            Chore::Eof => conversation.eof(&mut env),
+            Chore::TimedOut => conversation.timed_out(&mut env),
+            Chore::Close { service, closing } => {
+                let reason = conversation.closed(env.tally);
+                let peer = conversation.peer().clone();
+                self.conversation = None;
+                let mut tally = std::mem::take(&mut self.tally);
+                tally.panics += guard::take_caught();
+                let ended = Ended { service: *service, peer, reason, tally };
                 self.port.mailbox.post(Mail::Ended(Box::new(ended)));
+                closing.fetch_sub(1, SeqCst);
                 return false;
             }
         }
         self.shutdown |= env.shutdown;
+        self.tally.panics += guard::take_caught();
         true
     }
 
     fn abandoned(&mut self) {
-        if matches!(self.chore, Chore::Close) {
-            return;
+        if let Some(conversation) = &mut self.conversation {
+            conversation.end(CloseReason::Shutdown);
+            conversation.closed(&mut Tally::default());
         }
-        self.conversation.end(CloseReason::Shutdown);
-        self.conversation.closed(&mut Tally::default());
     }
 
     fn asks_shutdown(&self) -> bool {
@@ -189,16 +207,16 @@ where
 /// A datagram that is lent with its handler.
 pub(crate) struct LentDatagram<H> {
     /// Gone when it has been served.
-    handler: Option<H>,
+    handler: Option<CatchDrop<H>>,
     packet: Packet,
     outgoing: Outgoing,
     tally: Tally,
-    reason: Option<CloseReason>,
+    reason: Option<CatchDrop<CloseReason>>,
     shutdown: bool,
 }
 
 impl<H: Handler + Send + 'static> LentDatagram<H> {
-    pub(crate) fn new(handler: H, packet: Packet) -> Self {
+    pub(crate) fn new(handler: CatchDrop<H>, packet: Packet) -> Self {
         LentDatagram {
             handler: Some(handler),
             packet,
@@ -233,6 +251,7 @@ impl<H: Handler + Send + 'static> Work for LentDatagram<H> {
         let mut env = Env::new(&mut self.outgoing, &mut self.tally, &Nowhere, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut env));
         self.shutdown = env.shutdown;
+        self.tally.panics += guard::take_caught();
         true
     }
 

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::live::{Backing, Fate, Gate, Live, Readiness, Taker, Turn};
 use crate::address::{Address, Peer};
+use crate::log;
 use crate::sys;
 use crate::transport::peer_of;
 
@@ -259,6 +260,10 @@ impl Live for Listener<'_> {
 
     fn cut(&mut self, turn: &mut Turn) {
         self.acceptor.cut(turn);
+    }
+
+    fn inherited(&self) -> Vec<RawFd> {
+        self.handed.iter().map(AsRawFd::as_raw_fd).collect()
     }
 
     fn backing(&mut self) -> Option<Backing<'_>> {

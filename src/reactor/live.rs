@@ -13,9 +13,10 @@ use crate::address::Peer;
 use crate::conversation::{Encodable, Home, Outgoing};
 use crate::counters::Tally;
 use crate::error::{CloseReason, Error, Unsupported};
+use crate::log;
 use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
 use crate::session::{Overtaken, Packet, READ_SIZE};
-use crate::sys::{Child, ChildProcess};
+use crate::sys::{CatchDrop, Child, ChildProcess};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
@@ -209,8 +210,9 @@ impl Desk {
     }
 
     /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
-    pub(crate) fn end(&mut self, peer: &Peer, reason: CloseReason) {
-        if reason.is_fault() || log::log_enabled!(log::Level::Debug) {
+    pub(crate) fn end(&mut self, peer: &Peer, reason: impl Into<CatchDrop<CloseReason>>) {
+        let reason = reason.into();
+        if reason.is_fault() || log::is_enabled(::log::Level::Debug) {
             self.ended.push(End { peer: peer.clone(), reason });
             self.left = true;
         }
@@ -269,7 +271,7 @@ pub(crate) enum Request {
 /// How an entry has ended, for the hooks of its listener.
 pub(crate) struct End {
     pub(crate) peer: Peer,
-    pub(crate) reason: CloseReason,
+    pub(crate) reason: CatchDrop<CloseReason>,
 }
 
 /// An entry of the slab.
@@ -333,6 +335,11 @@ pub(crate) trait Live {
     /// run does not end before they are sent or lost, which each is after a while.
     fn undelivered(&self) -> usize {
         0
+    }
+
+    /// What it has beside its descriptor that a forked child must not keep.
+    fn inherited(&self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     /// Who stands behind it, if it is a listener; a connection has nobody.
@@ -406,15 +413,16 @@ pub(crate) trait Taker {
         let _ = child;
     }
 
-    /// In the child: serves the request that it was forked for. `fault` tells the hooks.
+    /// In the child: serves the request that it was forked for; the code to end with. `fault` tells
+    /// the hooks.
     fn serve_in_child(
         &mut self,
         request: Request,
-        process: ChildProcess,
+        process: &ChildProcess,
         fault: &mut dyn FnMut(&Peer, &CloseReason),
-    ) {
-        let _ = (request, fault);
-        process.exit(1);
+    ) -> i32 {
+        let _ = (request, process, fault);
+        1
     }
 
     /// Descriptors have run out: from now on the loop is told when a request that is served elsewhere
@@ -436,6 +444,11 @@ pub(crate) trait Taker {
 
     /// How many requests have ended elsewhere that the stop found idle.
     fn ended_idle(&self) -> usize {
+        0
+    }
+
+    /// How much of this run is out with workers, of requests that the slab no longer holds.
+    fn lent(&self) -> usize {
         0
     }
 }

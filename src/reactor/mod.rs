@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,9 @@ use mio::{Events, Interest, Poll};
 use slab::Slab;
 
 use crate::address::Peer;
-use crate::conversation::panic_message;
-use crate::counters::{Published, Tally};
+use crate::counters::Published;
 use crate::error::{CloseReason, Error};
+use crate::log;
 use crate::mailbox::{Mail, Mailbox, abandon};
 use crate::sys::{self, ChildProcess, Forked, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};
@@ -91,6 +90,8 @@ pub(crate) struct Ground<'a> {
 /// One run of the loop.
 pub(crate) struct Reactor<'a> {
     ground: Ground<'a>,
+    /// The number of this run.
+    run: usize,
     slab: Slab<Entry<'a>>,
     listeners: Vec<Token>,
     /// Some listener wants to know when a turn is over.
@@ -106,9 +107,10 @@ pub(crate) struct Reactor<'a> {
 impl<'a> Reactor<'a> {
     pub(crate) fn new(ground: Ground<'a>) -> Self {
         let turn = Turn::new(ground.mailbox.clone());
-        ground.mailbox.settle_in();
+        let run = ground.mailbox.settle_in();
         Reactor {
             ground,
+            run,
             slab: Slab::new(),
             listeners: Vec::new(),
             attentive: false,
@@ -185,6 +187,17 @@ impl<'a> Reactor<'a> {
     /// How many datagrams wait to be sent, see [`Live::undelivered`].
     pub(crate) fn undelivered(&self) -> usize {
         self.listeners.iter().map(|token| self.slab[token.slot()].live.undelivered()).sum()
+    }
+
+    /// How much of this run is out with workers, of requests that are not in the slab.
+    pub(crate) fn lent(&mut self) -> usize {
+        let mut lent = 0;
+        for token in &self.listeners {
+            if let Some(Backing { taker, .. }) = self.slab[token.slot()].live.backing() {
+                lent += taker.lent();
+            }
+        }
+        lent
     }
 
     /// How many jobs have not come home, those of connections that are gone included.
@@ -379,11 +392,12 @@ impl<'a> Reactor<'a> {
                     }
                 }
                 Mail::Freed => self.turn.freed = true,
-                Mail::Shutdown => self.turn.shutdown = true,
+                Mail::Shutdown(run) => self.turn.shutdown |= run == self.run,
                 Mail::Nudge => {}
                 Mail::Ended(mut ended) => {
                     self.turn.tally.take(&mut ended.tally);
-                    self.ended(ended.listener, &ended.peer, &ended.reason);
+                    let listener = self.listeners[ended.service];
+                    self.ended(listener, &ended.peer, &ended.reason);
                 }
             }
         }
@@ -466,13 +480,7 @@ impl<'a> Reactor<'a> {
         let Fork { request, parent, beside_threads } = fork;
         let child = match forked(beside_threads) {
             Ok(Forked::Child(process)) => {
-                self.close_inherited(&request, parent, &process);
-                let turn = &mut self.turn;
-                let listener = entry_of(&mut self.slab, parent);
-                let backing = listener.and_then(|entry| entry.live.backing());
-                let Some(Backing { taker, gate }) = backing else { process.exit(1) };
-                let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
-                return taker.serve_in_child(request, process, &mut fault);
+                process.run(|process| self.serve_in_child(request, parent, process))
             }
             Ok(Forked::Parent(child)) => {
                 let descriptor = child.as_fd().as_raw_fd();
@@ -507,6 +515,18 @@ impl<'a> Reactor<'a> {
         });
     }
 
+    /// In a child: serves the request that it was forked for; the code to end with.
+    fn serve_in_child(&mut self, request: Request, parent: Token, process: &ChildProcess) -> i32 {
+        self.close_inherited(&request, parent, process);
+        let turn = &mut self.turn;
+        let listener = entry_of(&mut self.slab, parent);
+        let Some(Backing { taker, gate }) = listener.and_then(|entry| entry.live.backing()) else {
+            return 1;
+        };
+        let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
+        taker.serve_in_child(request, process, &mut fault)
+    }
+
     /// In a child: closes the loop's own descriptors one by one, and no one else's.
     fn close_inherited(&mut self, request: &Request, parent: Token, process: &ChildProcess) {
         process.close(self.ground.poll.as_raw_fd());
@@ -519,6 +539,7 @@ impl<'a> Reactor<'a> {
             if kept != Some(entry.token) {
                 process.close(entry.descriptor);
             }
+            entry.live.inherited().into_iter().for_each(|fd| process.close(fd));
             // Its own listener sees to the rest itself.
             if entry.token != parent
                 && let Some(Backing { taker, .. }) = entry.live.backing()
@@ -619,7 +640,7 @@ impl<'a> Reactor<'a> {
     #[inline(never)]
     fn bury(&mut self) {
         for slot in self.graveyard.drain(..) {
-            discard(self.slab.remove(slot), &mut self.turn.tally);
+            drop(self.slab.remove(slot));
         }
     }
 }
@@ -642,16 +663,9 @@ impl Drop for Reactor<'_> {
             Fate::Wait
         });
         self.bury();
+        self.slab.clear();
         self.ground.published.add(&mut self.turn.tally);
         self.ground.mailbox.desert();
-    }
-}
-
-/// Drops what holds a handler; a panic in the handler's destructor ends nothing else.
-fn discard<T>(value: T, tally: &mut Tally) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        tally.panics += 1;
-        log::error!("a destructor panicked: {}", panic_message(panic));
     }
 }
 

@@ -20,7 +20,7 @@ use crate::dispatch::Reactor;
 use crate::error::Error;
 use crate::reactor::Marks;
 use crate::session::RequestHandler;
-use crate::sys::Batch;
+use crate::sys::{Batch, CatchDrop};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
 
 /// Python's default, for those who ask for `service_actions`.
@@ -34,10 +34,11 @@ const UNIX_PACKET_SIZE: usize = 256 * 1024;
 /// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
 #[must_use = "a service is served by the server that it is added to"]
 pub struct Service {
-    pub(super) driver: Box<dyn Driver>,
-    pub(super) hooks: Box<dyn Hooks + Send>,
-    pub(super) poll_interval: Duration,
+    // Dropped first: nobody connects any more to what waits for its last requests.
     pub(super) bound: Bound,
+    pub(super) driver: Box<dyn Driver>,
+    pub(super) hooks: CatchDrop<Box<dyn Hooks + Send>>,
+    pub(super) poll_interval: Duration,
     /// What datagrams are received into.
     pub(super) batch: Option<Batch>,
     /// Connections that were handed over and not yet taken.
@@ -300,7 +301,7 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        self.finish(Shared(make))
+        self.finish(Shared(make.into()))
     }
 
     /// As [`service`](Builder::service), for handlers that share state of one thread: `start` runs
@@ -338,7 +339,7 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        self.finish(Local(start))
+        self.finish(Local(start.into()))
     }
 
     /// A server of this one service: [`service`](Builder::service) and [`Server::add`] in one.
@@ -392,7 +393,8 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, mode, hooks, .. } = self;
-        let recipe = Recipe { start: Box::new(Shared(make)), framing: (), marks: plan.marks };
+        let recipe =
+            Recipe { start: Box::new(Shared(make.into())), framing: ().into(), marks: plan.marks };
         bound(plan, hooks, || mode.drive_requests(recipe))
     }
 
@@ -422,7 +424,7 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, framing, mode, hooks } = self;
-        let recipe = Recipe { start: Box::new(start), framing, marks: plan.marks };
+        let recipe = Recipe { start: Box::new(start), framing: framing.into(), marks: plan.marks };
         bound(plan, hooks, || mode.drive(recipe))
     }
 }
@@ -444,7 +446,7 @@ where
     });
     Ok(Service {
         driver,
-        hooks: Box::new(hooks),
+        hooks: CatchDrop::new(Box::new(hooks)),
         poll_interval: plan.poll_interval,
         batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
         bound,

@@ -2,12 +2,13 @@
 //! in a hook never ends the loop.
 
 use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::address::Peer;
-use crate::conversation::panic_message;
 use crate::error::CloseReason;
+use crate::guard::{contain, guard};
+use crate::log;
 use crate::reactor::{Gate, Turn};
+use crate::sys::CatchDrop;
 
 /// Hooks of one listener: each method is Python's of the same name.
 ///
@@ -35,6 +36,11 @@ pub trait Hooks {
 
     /// A handler failed or panicked (see [`CloseReason::is_fault`]); its connection is closed. By
     /// default it is logged as an error.
+    ///
+    /// It is told once of each, by the run in which the request ends; under `threading` and `pool`
+    /// that may be a later one than it came in, see
+    /// [`Server::handle_request`](crate::Server::handle_request). Under `forking` it is called in the
+    /// child.
     fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
         log::error!("{peer}: {reason}");
     }
@@ -72,27 +78,15 @@ impl<'a> Guarded<'a> {
     }
 }
 
-/// Calls a hook; `None` if it panicked.
-pub(crate) fn guard<T>(name: &str, panics: &mut u64, call: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(value) => Some(value),
-        Err(panic) => {
-            *panics += 1;
-            log::error!("{name} panicked: {}", panic_message(panic));
-            None
-        }
-    }
-}
-
 /// Asks a hook whether it wants to be called; one that panics does not.
 pub(crate) fn wants_service_actions(hooks: &dyn Hooks) -> bool {
-    catch_unwind(AssertUnwindSafe(|| hooks.wants_service_actions())).unwrap_or(false)
+    contain("wants_service_actions", || hooks.wants_service_actions()).unwrap_or(false)
 }
 
 impl Gate for Guarded<'_> {
     fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool {
         let hook = || self.hooks.get_request(connection, peer);
-        match guard("get_request", &mut turn.tally.panics, hook) {
+        match guard("get_request", &mut turn.tally.panics, hook).map(CatchDrop::new).as_deref() {
             Some(Ok(())) => true,
             Some(Err(error)) => {
                 log::warn!("{peer} is not served: {error}");

@@ -13,8 +13,10 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
-use crate::counters::Counters;
+use crate::counters::{Counters, Tally};
 use crate::error::Error;
+use crate::guard::guard;
+use crate::log;
 use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
 use crate::session::Overtaken;
 use crate::sys::{self, SignalWatch, Wakeup};
@@ -33,7 +35,7 @@ pub use python::*;
 pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
-use hooks::{Guarded, guard, wants_service_actions};
+use hooks::{Guarded, wants_service_actions};
 use shutdown::Control;
 
 /// How long a stop waits for who is busy, unless [`Server::drain`] says otherwise.
@@ -54,7 +56,9 @@ pub struct ListenerId(usize);
 /// need not be `Send`.
 ///
 /// Dropping it closes its listeners and removes its own Unix socket files: Python's `server_close`,
-/// and the end of its `with`.
+/// and the end of its `with`. Under [`Forking`](crate::Forking) it then asks the children that
+/// [`handle_request`](Server::handle_request) has left to finish, waits for them until the
+/// [`drain`](Server::drain) deadline, and kills those that are left.
 pub struct Server {
     // Dropped in this order: what listens goes before what it was registered with.
     services: Vec<Service>,
@@ -260,6 +264,12 @@ impl Server {
     /// handed over (under the other modes). `Ok(false)` after [`timeout`](Server::timeout) has
     /// passed without one, and [`Hooks::handle_timeout`] has been called.
     ///
+    /// A request that was handed over goes on after the return. Under `threading` and `pool` its
+    /// fault, if it has one, is told to [`Hooks::handle_error`] by this call or by the next call that
+    /// serves, whichever is on when it is known; if there is none any more, it is logged as an error
+    /// when the server is dropped. A handler that asks for a shutdown ends the call that its request
+    /// came in, and no later one.
+    ///
     /// # Errors
     ///
     /// As for [`serve_forever`](Server::serve_forever).
@@ -267,10 +277,11 @@ impl Server {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let (_, served) = self.run(1, deadline)?;
         if !served && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            let mut panics = 0;
+            let mut tally = Tally::default();
             for service in &mut self.services {
-                guard("handle_timeout", &mut panics, || service.hooks.handle_timeout());
+                guard("handle_timeout", &mut tally.panics, || service.hooks.handle_timeout());
             }
+            self.control.published.add(&mut tally);
         }
         Ok(served)
     }
@@ -284,12 +295,15 @@ impl Server {
         let interval = self
             .services
             .iter()
-            .filter(|service| wants_service_actions(&*service.hooks))
+            .filter(|service| wants_service_actions(&**service.hooks))
             .map(|service| service.poll_interval)
             .min();
         let drain = self.drain;
         let control = self.control.clone();
         let signals = &mut self.signals;
+        if let Some(asked) = control.asked_by_child() {
+            renew(asked, &self.poll).map_err(Error::Loop)?;
+        }
         let mut reactor = Reactor::new(Ground {
             poll: &mut self.poll,
             events: &mut self.events,
@@ -300,13 +314,13 @@ impl Server {
         });
         reactor.turn().allowance = requests;
         let ground = RunGround { control: &control, signals: signals.clone(), drain };
-        for service in &mut self.services {
+        for (number, service) in self.services.iter_mut().enumerate() {
             let descriptor = service.socket().as_raw_fd();
             reactor
-                .add_listener(descriptor, |token| service.begin(&ground, token))
+                .add_listener(descriptor, |token| service.begin(&ground, number, token))
                 .map_err(Error::Loop)?;
         }
-        let mut looked = false;
+        let (mut looked, mut served) = (false, false);
         loop {
             if std::mem::take(&mut reactor.turn().shutdown) {
                 control.request_stop();
@@ -315,8 +329,10 @@ impl Server {
             if signalled || control.stop_requested() {
                 break;
             }
-            let served = requests != usize::MAX && reactor.turn().allowance == 0;
-            if served && reactor.connections() + reactor.undelivered() == 0 {
+            served = requests != usize::MAX && reactor.turn().allowance == 0;
+            if served && reactor.connections() + reactor.undelivered() + reactor.lent() == 0 {
+                // What workers have left in the mailbox.
+                reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
                 return Ok((StopReport::default(), true));
             }
             let left = deadline
@@ -338,7 +354,7 @@ impl Server {
         if let Some(signals) = signals {
             signals.answer();
         }
-        Ok((report, false))
+        Ok((report, served))
     }
 
     /// Sets how long a stop waits for who is busy; 5 seconds by default.
@@ -478,6 +494,27 @@ impl AsRawFd for Server {
     }
 }
 
+/// Gives a run something of its own for child processes to say by that the server is to stop: a
+/// child of an earlier run ends no later one.
+fn renew(asked: &Wakeup, poll: &Poll) -> io::Result<()> {
+    let (descriptor, registry) = (asked.as_raw_fd(), poll.registry());
+    let Ok(fresh) = Wakeup::new() else {
+        // Without a descriptor for it, what has been said so far is forgotten at least.
+        asked.clear();
+        return Ok(());
+    };
+    registry.deregister(&mut SourceFd(&descriptor))?;
+    asked.replace(&fresh)?;
+    registry.register(&mut SourceFd(&descriptor), Token::WAKE.into(), Interest::READABLE)
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.control.mailbox.close();
+        self.services.iter_mut().for_each(|service| service.driver.close());
+    }
+}
+
 /// Lets who is busy finish, until the deadline.
 fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
@@ -594,13 +631,15 @@ impl Service {
     fn begin<'a>(
         &'a mut self,
         ground: &RunGround<'_>,
+        number: usize,
         token: Token,
     ) -> io::Result<Box<dyn Live + 'a>> {
         let Service { driver, hooks, bound, batch, handed, .. } = self;
         let closed = bound.kind == Kind::Detached;
-        let gate = Box::new(Guarded::new(&mut **hooks));
+        let gate = Box::new(Guarded::new(&mut ***hooks));
         let ground = service::Ground {
             listener: token,
+            service: number,
             door: service::Door::new(bound.socket.clone(), bound.address.clone()),
             control: ground.control,
             signals: ground.signals.clone(),

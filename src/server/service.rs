@@ -1,7 +1,6 @@
 //! Where handlers meet modes: which pairs there are, and what each is made of.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,46 +8,71 @@ use socket2::Socket;
 
 use super::shutdown::Control;
 use crate::address::{Address, Peer};
-use crate::conversation::{Conversation, Framing, Handler, panic_message};
+use crate::conversation::{Conversation, Framing, Handler};
 use crate::dispatch::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
 };
 use crate::error::CloseReason;
+use crate::guard;
 use crate::reactor::{Acceptor, Answerer, Marks, Turn};
 use crate::session::{
     Answering, DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session,
     StreamRequestSession, StreamSession,
 };
-use crate::sys::SignalWatch;
+use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
 
 mod blocking;
 mod looped;
 
+/// The user's function that makes one handler for one peer.
+type MakeFn<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
+
 /// Makes one handler for one peer.
-pub(crate) type Make<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
+pub(crate) struct Make<'a, T>(CatchDrop<MakeFn<'a, T>>);
+
+impl<'a, T> Make<'a, T> {
+    fn new(make: impl FnMut(&Peer) -> T + 'a) -> Self {
+        Make(CatchDrop::new(Box::new(make)))
+    }
+
+    /// Calls the user's function: only where a panic is caught.
+    fn make(&mut self, peer: &Peer) -> CatchDrop<T> {
+        (self.0)(peer).into()
+    }
+}
 
 /// What a service keeps between runs, and makes the handlers of a run from.
 pub(crate) trait Start<T>: Send {
     /// Begins a run.
-    fn start(&mut self) -> Make<'_, T>;
+    ///
+    /// # Errors
+    ///
+    /// Where the user's function panics.
+    fn start(&mut self) -> io::Result<Make<'_, T>>;
 }
 
 /// A maker that can go from thread to thread, and serves every run.
-pub(crate) struct Shared<M>(pub(crate) M);
+pub(crate) struct Shared<M>(pub(crate) CatchDrop<M>);
 
 impl<T, M: FnMut(&Peer) -> T + Send> Start<T> for Shared<M> {
-    fn start(&mut self) -> Make<'_, T> {
-        Box::new(&mut self.0)
+    fn start(&mut self) -> io::Result<Make<'_, T>> {
+        Ok(Make::new(&mut *self.0))
     }
 }
 
 /// A maker of makers, each for one run and its thread.
-pub(crate) struct Local<S>(pub(crate) S);
+pub(crate) struct Local<S>(pub(crate) CatchDrop<S>);
 
 impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> Start<T> for Local<S> {
-    fn start(&mut self) -> Make<'_, T> {
-        Box::new((self.0)())
+    fn start(&mut self) -> io::Result<Make<'_, T>> {
+        match guard::call(|| (self.0)()) {
+            Ok(make) => Ok(Make::new(make)),
+            Err(message) => {
+                guard::note(1);
+                Err(io::Error::other(format!("what makes the handlers panicked: {message}")))
+            }
+        }
     }
 }
 
@@ -64,7 +88,7 @@ pub(crate) struct Needs {
 /// What a mode makes a service of.
 pub struct Recipe<H, F> {
     pub(super) start: Box<dyn Start<H>>,
-    pub(super) framing: F,
+    pub(super) framing: CatchDrop<F>,
     pub(super) marks: Marks,
 }
 
@@ -91,6 +115,9 @@ pub(crate) trait Driver: Send {
     /// Begins a run of a datagram service.
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>>;
 
+    /// The server goes: asks what is left of earlier runs to end. Dropping waits for it.
+    fn close(&mut self) {}
+
     /// What it needs of its process.
     fn needs(&self) -> Needs {
         Needs::default()
@@ -100,6 +127,8 @@ pub(crate) trait Driver: Send {
 /// What a run gives a service to stand on.
 pub(crate) struct Ground<'a> {
     pub(crate) listener: Token,
+    /// The service's number in the server.
+    pub(crate) service: usize,
     pub(crate) door: Door,
     pub(crate) control: &'a Arc<Control>,
     pub(crate) signals: Option<SignalWatch>,
@@ -255,8 +284,16 @@ pub(crate) trait Serve<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
 
-    fn stream(&self, answerer: T, door: &Door, socket: Arc<Socket>, peer: Peer) -> Self::Stream;
-    fn datagram(&self, answerer: T, door: &Door, packet: Packet) -> Self::Datagram;
+    /// Puts it together with a connection: only where a panic is caught, since it may run the user's
+    /// code.
+    fn stream(
+        &self,
+        answerer: CatchDrop<T>,
+        door: &Door,
+        socket: Arc<Socket>,
+        peer: Peer,
+    ) -> Self::Stream;
+    fn datagram(&self, answerer: CatchDrop<T>, door: &Door, packet: Packet) -> Self::Datagram;
 }
 
 /// By what a request has come in.
@@ -274,7 +311,7 @@ impl Door {
 
 /// A [`Handler`] is served message by message.
 pub(crate) struct ByMessage<F> {
-    framing: F,
+    framing: CatchDrop<F>,
     marks: Marks,
 }
 
@@ -289,16 +326,16 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByM
 
     fn stream(
         &self,
-        handler: H,
+        handler: CatchDrop<H>,
         _door: &Door,
         socket: Arc<Socket>,
         peer: Peer,
     ) -> StreamSession<H, F> {
-        let conversation = Conversation::new(handler, self.framing.clone(), peer);
+        let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer);
         StreamSession { socket, conversation, room: self.marks.high() }
     }
 
-    fn datagram(&self, handler: H, door: &Door, packet: Packet) -> DatagramSession<H> {
+    fn datagram(&self, handler: CatchDrop<H>, door: &Door, packet: Packet) -> DatagramSession<H> {
         DatagramSession { answering: door.answering.clone(), packet, handler }
     }
 }
@@ -310,25 +347,30 @@ impl<R: RequestHandler + 'static> Serve<R> for ByRequest {
     type Stream = StreamRequestSession<R>;
     type Datagram = DatagramRequestSession<R>;
 
-    fn stream(&self, handler: R, door: &Door, socket: Arc<Socket>, peer: Peer) -> Self::Stream {
+    fn stream(
+        &self,
+        handler: CatchDrop<R>,
+        door: &Door,
+        socket: Arc<Socket>,
+        peer: Peer,
+    ) -> Self::Stream {
         let server_address = door.address.clone();
         StreamRequestSession { socket, peer, handler, server_address }
     }
 
-    fn datagram(&self, handler: R, door: &Door, packet: Packet) -> Self::Datagram {
+    fn datagram(&self, handler: CatchDrop<R>, door: &Door, packet: Packet) -> Self::Datagram {
         let Door { answering, address: server_address } = door.clone();
         DatagramRequestSession { answering, packet, handler, server_address }
     }
 }
 
-/// Makes whoever answers; one that cannot be made costs its own request.
-fn made<T>(make: &mut Make<'_, T>, peer: &Peer, turn: &mut Turn) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(|| make(peer))) {
+/// Makes whoever answers by the user's code; one that cannot be made costs its own request.
+fn made<T>(peer: &Peer, turn: &mut Turn, make: impl FnOnce() -> T) -> Option<T> {
+    match guard::call(make) {
         Ok(made) => Some(made),
-        Err(panic) => {
+        Err(message) => {
             turn.tally.panics += 1;
-            let reason = CloseReason::Panic(panic_message(panic));
-            turn.end(peer, reason);
+            turn.end(peer, CloseReason::Panic(message));
             None
         }
     }

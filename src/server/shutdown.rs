@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::counters::{Counters, Published};
+use crate::log;
 use crate::mailbox::{Mail, Mailbox, lock};
 use crate::sys::Wakeup;
 

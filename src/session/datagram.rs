@@ -13,8 +13,9 @@ use crate::address::Peer;
 use crate::conversation::{Encodable, Env, Handler, Home, serve_datagram};
 use crate::counters::Tally;
 use crate::error::Unsupported;
+use crate::log;
 use crate::mailbox::{Mail, Mailbox, Outlet, lock};
-use crate::sys::{self, Destination, Received};
+use crate::sys::{self, CatchDrop, Destination, Received};
 use crate::token::Token;
 
 /// A datagram that has come, and where it came from.
@@ -38,7 +39,7 @@ impl Packet {
 pub(crate) struct DatagramSession<H> {
     pub(crate) answering: Arc<Answering>,
     pub(crate) packet: Packet,
-    pub(crate) handler: H,
+    pub(crate) handler: CatchDrop<H>,
 }
 
 /// A datagram is answered and over: nothing reaches it.

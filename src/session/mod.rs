@@ -9,6 +9,7 @@ use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::{CloseReason, Unsupported};
 use crate::mailbox::{Mailbox, Work};
+use crate::sys::CatchDrop;
 use crate::token::Token;
 
 mod aside;
@@ -28,7 +29,7 @@ pub(crate) use deaf::PATIENCE;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
 pub(crate) use seats::{Seats, Taken};
-pub(crate) use stream::{StreamSession, made};
+pub(crate) use stream::StreamSession;
 pub(crate) use waiting::{Alone, Overtaken, Waiting};
 
 /// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
@@ -58,7 +59,7 @@ pub(crate) trait Session {
 /// How a session went.
 pub(crate) struct Served {
     pub(crate) peer: Peer,
-    pub(crate) reason: CloseReason,
+    pub(crate) reason: CatchDrop<CloseReason>,
 }
 
 /// Where a session is served: what its thread lends it.

@@ -3,7 +3,6 @@
 use std::io::{self, BufRead, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +12,10 @@ use super::stream::close_politely;
 use super::waiting::{Input, Waiting};
 use super::{Answering, Packet, Place, Served, Session};
 use crate::address::{Address, Peer};
-use crate::conversation::panic_message;
 use crate::counters::Tally;
 use crate::error::{CloseReason, HandlerResult};
+use crate::guard;
+use crate::sys::CatchDrop;
 
 /// Answers one request from its first byte to its last, waiting as it likes: Python's
 /// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
@@ -26,8 +26,9 @@ use crate::error::{CloseReason, HandlerResult};
 ///
 /// The order is Python's: where `setup` fails, neither of the others runs; where `handle` fails,
 /// `finish` runs all the same. When all is done, what was written is flushed and the connection is
-/// closed. An `Err` or a panic costs this request and no other; an [`io::Error`] that says that the
-/// peer is gone or too slow is no fault of the handler's, and is told as such.
+/// closed. An `Err` or a panic costs this request and no other (with `panic = "abort"` in the profile
+/// a panic ends the process); an [`io::Error`] that says that the peer is gone or too slow is no fault
+/// of the handler's, and is told as such.
 ///
 /// ```
 /// use std::io::Write;
@@ -493,7 +494,7 @@ impl Write for Request<'_> {
 pub(crate) struct StreamRequestSession<R> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) peer: Peer,
-    pub(crate) handler: R,
+    pub(crate) handler: CatchDrop<R>,
     pub(crate) server_address: Arc<Address>,
 }
 
@@ -501,7 +502,7 @@ pub(crate) struct StreamRequestSession<R> {
 pub(crate) struct DatagramRequestSession<R> {
     pub(crate) answering: Arc<Answering>,
     pub(crate) packet: Packet,
-    pub(crate) handler: R,
+    pub(crate) handler: CatchDrop<R>,
     pub(crate) server_address: Arc<Address>,
 }
 
@@ -526,7 +527,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
             tally: place.tally,
             written: Vec::new(),
         };
-        let reason = answer(&mut handler, &mut request);
+        let reason = answer(&mut *handler, &mut request);
         let Request { peer, channel, .. } = request;
         let ended = matches!(channel, Channel::Stream(Stream { ended: true, .. }));
         drop(channel);
@@ -556,13 +557,13 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
             tally: place.tally,
             written: Vec::new(),
         };
-        let reason = answer(&mut handler, &mut request);
+        let reason = answer(&mut *handler, &mut request);
         Served { peer, reason }
     }
 }
 
 /// Runs the handler's three methods as Python does, and sends what is due.
-fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> CloseReason {
+fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> CatchDrop<CloseReason> {
     request.tally.messages += 1;
     if let Err(reason) = guarded(request, |request| handler.setup(request)) {
         return reason;
@@ -571,12 +572,12 @@ fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> Clos
     let finished = guarded(request, |request| handler.finish(request));
     // A datagram that is half an answer is none: Python sends it all the same.
     let closed = if handled.is_ok() || matches!(request.channel, Channel::Stream(_)) {
-        request.close().map_err(disconnected)
+        request.close().map_err(|error| disconnected(error).into())
     } else {
         Ok(())
     };
     match handled.and(finished).and(closed) {
-        Ok(()) => CloseReason::Handler,
+        Ok(()) => CloseReason::Handler.into(),
         Err(reason) => reason,
     }
 }
@@ -584,36 +585,29 @@ fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> Clos
 fn guarded(
     request: &mut Request<'_>,
     call: impl FnOnce(&mut Request<'_>) -> HandlerResult,
-) -> Result<(), CloseReason> {
-    match catch_unwind(AssertUnwindSafe(|| call(request))) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(match error.downcast::<io::Error>() {
+) -> Result<(), CatchDrop<CloseReason>> {
+    let reason = match guard::call(|| call(request)) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => match error.downcast::<io::Error>() {
             Ok(error) => match disconnected(*error) {
-                CloseReason::Error(error) => {
-                    request.tally.handler_errors += 1;
-                    CloseReason::Error(error)
-                }
                 // It is the stop that has ended it, and not the peer.
                 CloseReason::Disconnected(error)
                     if error.kind() == io::ErrorKind::ConnectionAborted && request.is_stopped() =>
                 {
-                    CloseReason::Shutdown
+                    return Err(CloseReason::Shutdown.into());
                 }
-                reason => {
-                    request.tally.disconnects += 1;
-                    reason
-                }
+                reason => reason,
             },
-            Err(error) => {
-                request.tally.handler_errors += 1;
-                CloseReason::Error(error)
-            }
-        }),
-        Err(panic) => {
-            request.tally.panics += 1;
-            Err(CloseReason::Panic(panic_message(panic)))
-        }
+            Err(error) => CloseReason::Error(error),
+        },
+        Err(message) => CloseReason::Panic(message),
+    };
+    match reason {
+        CloseReason::Error(_) => request.tally.handler_errors += 1,
+        CloseReason::Panic(_) => request.tally.panics += 1,
+        _ => request.tally.disconnects += 1,
     }
+    Err(reason.into())
 }
 
 /// What an error of the connection's says: the peer is gone, or too slow; or that it is no such

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,6 @@ use socket2::Socket;
 use super::seats::Taken;
 use super::waiting::{Input, Waiting};
 use super::{Place, Served, Session};
-use crate::address::Peer;
 use crate::conversation::{Conversation, Encodable, Env, Framing, Handler, Home};
 use crate::error::{CloseReason, Unsupported};
 use crate::mailbox::{Ending, Keeper, Outlet};
@@ -185,10 +183,4 @@ pub(super) fn close_politely(socket: &Socket, buffer: &mut [u8], place: &mut Pla
             _ => return,
         }
     }
-}
-
-/// Makes a session's handler; a panic there is the session's end.
-pub(crate) fn made<H>(peer: &Peer, make: impl FnOnce(&Peer) -> H) -> Result<H, CloseReason> {
-    catch_unwind(AssertUnwindSafe(|| make(peer)))
-        .map_err(|panic| CloseReason::Panic(crate::conversation::panic_message(panic)))
 }

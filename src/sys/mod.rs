@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod bytes;
+mod catch_drop;
 mod datagrams;
 mod limits;
 mod process;
@@ -14,6 +15,7 @@ mod socket;
 mod wakeup;
 
 pub(crate) use bytes::find_byte;
+pub(crate) use catch_drop::CatchDrop;
 pub(crate) use datagrams::{
     Batch, Destination, Received, Send, is_send_buffer_full, joins_replies, remember_asked_address,
     send_batch, send_datagram, wait_for_room,

@@ -9,6 +9,8 @@ use super::checked;
 use super::signals::{set_action, watch_termination_in_child};
 use super::socket::{Want, wait_for};
 use super::wakeup::Wakeup;
+use crate::guard;
+use crate::log;
 
 /// Who one is after a fork.
 pub(crate) enum Forked {
@@ -16,8 +18,8 @@ pub(crate) enum Forked {
     Child(ChildProcess),
 }
 
-/// Proof that this is a forked child, which ends by [`exit`](ChildProcess::exit) and runs nothing
-/// more of its parent.
+/// Proof that this is a forked child, which [runs](ChildProcess::run) its own life to the end and
+/// nothing more of its parent.
 #[derive(Debug)]
 pub(crate) struct ChildProcess {
     /// Readable when it has been told to end; absent where it had no descriptor for it.
@@ -124,8 +126,18 @@ impl ChildProcess {
         self.terminated
     }
 
+    /// Lives this process's whole life, and ends it with the code of that, or 1 after a panic:
+    /// nothing unwinds into what is the parent's.
+    pub(crate) fn run(self, life: impl FnOnce(&ChildProcess) -> i32) -> ! {
+        let code = guard::call(|| life(&self)).unwrap_or_else(|message| {
+            log::error!("a child process panicked: {message}");
+            1
+        });
+        self.exit(code)
+    }
+
     /// Ends this process without running anything more of it, destructors and `atexit` included.
-    pub(crate) fn exit(self, code: i32) -> ! {
+    fn exit(self, code: i32) -> ! {
         // SAFETY: _exit does not return and touches no memory.
         unsafe { libc::_exit(code) }
     }

@@ -50,7 +50,7 @@ impl Wakeup {
 
     /// Puts another one in this one's place, at the same descriptor: what was there stays open in
     /// other processes alone.
-    pub(super) fn replace(&self, other: &Wakeup) -> io::Result<()> {
+    pub(crate) fn replace(&self, other: &Wakeup) -> io::Result<()> {
         let ends = [(&self.read, &other.read)];
         #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
         let ends = [ends[0], (&self.write, &other.write)];

@@ -13,8 +13,9 @@ use crate::dispatch::{
     Alongside, Assigned, Family, Forking, Homeward, Pool, Threading, Threads, When,
 };
 use crate::error::CloseReason;
+use crate::guard;
 use crate::reactor::{Acceptor, Answerer, Fork, Request, Taker, Turn};
-use crate::session::{self, Answering, Packet, Session};
+use crate::session::{Answering, Packet, Session};
 use crate::sys::{Child, ChildProcess, Received};
 use crate::token::Token;
 
@@ -30,12 +31,12 @@ pub(super) fn inline<T: 'static, S: Serve<T>>(start: Box<dyn Start<T>>, serve: S
 
 impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(InlineTaker::new(self, ground)))
+        Ok(Box::new(InlineTaker::new(self, ground)?))
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
         ground.door.answering.retried_by(&ground.control.mailbox, ground.listener);
-        Ok(Box::new(InlineTaker::new(self, ground)))
+        Ok(Box::new(InlineTaker::new(self, ground)?))
     }
 }
 
@@ -47,7 +48,7 @@ struct InlineTaker<'a, T, S> {
 }
 
 impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
-    fn new(driver: &'a mut OnLoopsThread<T, S>, ground: &Ground<'_>) -> Self {
+    fn new(driver: &'a mut OnLoopsThread<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
         let signals = ground.signals.clone();
         let (control, asked) = (ground.control.clone(), ground.control.clone());
         let wakeup = signals.as_ref().map(|signals| signals.wakeup());
@@ -56,8 +57,8 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
                 || control.mailbox.asks_shutdown()
                 || signals.as_ref().is_some_and(|signals| signals.is_due())
         };
-        InlineTaker {
-            make: driver.start.start(),
+        Ok(InlineTaker {
+            make: driver.start.start()?,
             serve: &driver.serve,
             door: ground.door.clone(),
             alongside: Alongside::new(
@@ -68,7 +69,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
                 move || asked.request_stop(),
                 ground.drain,
             ),
-        }
+        })
     }
 
     fn serve(&mut self, session: impl Session, turn: &mut Turn) {
@@ -91,18 +92,20 @@ impl<T: 'static, S: Serve<T>> Acceptor for InlineTaker<'_, T, S> {
     }
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(answerer) = made(&mut self.make, &peer, turn) else {
+        let socket = Arc::new(socket);
+        let Some(session) = made(&peer, turn, || {
+            self.serve.stream(self.make.make(&peer), &self.door, socket, peer.clone())
+        }) else {
             turn.tally.closed += 1;
             return;
         };
-        let session = self.serve.stream(answerer, &self.door, Arc::new(socket), peer);
         self.serve(session, turn);
     }
 }
 
 impl<T: 'static, S: Serve<T>> Answerer for InlineTaker<'_, T, S> {
     fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let Some(answerer) = made(&peer, turn, || self.make.make(&peer)) else { return };
         let session = self.serve.datagram(answerer, &self.door, Packet::new(bytes, peer, received));
         self.serve(session, turn);
     }
@@ -117,6 +120,8 @@ struct OnThreads<T, S> {
     start: Box<dyn Start<T>>,
     serve: S,
     threads: Threads,
+    /// Made with the first run: a request may end in a later one than it came in.
+    home: Option<Arc<Homeward>>,
 }
 
 pub(super) fn threading<T, S>(mode: Threading, start: Box<dyn Start<T>>, serve: S) -> Driven
@@ -124,7 +129,12 @@ where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
-    Driven(Box::new(OnThreads { start, serve, threads: Threads::for_each_request(mode) }))
+    Driven(Box::new(OnThreads {
+        start,
+        serve,
+        threads: Threads::for_each_request(mode),
+        home: None,
+    }))
 }
 
 pub(super) fn pool<T, S>(mode: Pool, start: Box<dyn Start<T>>, serve: S) -> Driven
@@ -132,7 +142,7 @@ where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
-    Driven(Box::new(OnThreads { start, serve, threads: Threads::pooled(mode) }))
+    Driven(Box::new(OnThreads { start, serve, threads: Threads::pooled(mode), home: None }))
 }
 
 impl<T, S> Driver for OnThreads<T, S>
@@ -141,12 +151,12 @@ where
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(ThreadTaker::new(self, ground)))
+        Ok(Box::new(ThreadTaker::new(self, ground)?))
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
         ground.door.answering.retried_by(&ground.control.mailbox, ground.listener);
-        Ok(Box::new(ThreadTaker::new(self, ground)))
+        Ok(Box::new(ThreadTaker::new(self, ground)?))
     }
 
     fn needs(&self) -> Needs {
@@ -160,6 +170,7 @@ struct ThreadTaker<'a, T, S> {
     threads: &'a Threads,
     door: Door,
     home: Arc<Homeward>,
+    run: usize,
 }
 
 impl<'a, T, S> ThreadTaker<'a, T, S>
@@ -167,13 +178,14 @@ where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
-    fn new(driver: &'a mut OnThreads<T, S>, ground: &Ground<'_>) -> Self {
-        let OnThreads { start, serve, threads } = driver;
-        let home = homeward(ground);
+    fn new(driver: &'a mut OnThreads<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
+        let OnThreads { start, serve, threads, home } = driver;
+        let home = home.get_or_insert_with(|| Arc::new(homeward(ground))).clone();
+        let run = ground.control.mailbox.run();
         threads.seats.reopen();
         threads.count_into(&ground.control.published);
         let door = ground.door.clone();
-        ThreadTaker { make: start.start(), serve, threads, door, home: Arc::new(home) }
+        Ok(ThreadTaker { make: start.start()?, serve, threads, door, home, run })
     }
 
     /// Whether a request is turned away, rather than left in the kernel's queue.
@@ -185,8 +197,8 @@ where
 }
 
 fn homeward(ground: &Ground<'_>) -> Homeward {
-    let Ground { control, listener, .. } = ground;
-    Homeward::new(control.mailbox.clone(), control.published.clone(), *listener)
+    let Ground { control, service, .. } = ground;
+    Homeward::new(control.mailbox.clone(), control.published.clone(), *service)
 }
 
 impl<T, S> Taker for ThreadTaker<'_, T, S> {
@@ -233,14 +245,16 @@ where
             turn.tally.closed += 1;
             return;
         }
-        let Some(answerer) = made(&mut self.make, &peer, turn) else {
+        let socket = Arc::new(socket);
+        let Some(session) = made(&peer, turn, || {
+            self.serve.stream(self.make.make(&peer), &self.door, socket.clone(), peer.clone())
+        }) else {
             turn.tally.closed += 1;
             return;
         };
-        let socket = Arc::new(socket);
-        let seat = Some(self.threads.seats.take(socket.clone()));
-        let session = Box::new(self.serve.stream(answerer, &self.door, socket, peer));
-        self.threads.assign(Assigned { session, seat, home: self.home.clone() });
+        let seat = Some(self.threads.seats.take(socket));
+        let session = Box::new(session);
+        self.threads.assign(Assigned { session, seat, home: self.home.clone(), run: self.run });
     }
 }
 
@@ -253,10 +267,11 @@ where
         if self.rejects(turn) {
             return;
         }
-        let Some(answerer) = made(&mut self.make, &peer, turn) else { return };
+        let Some(answerer) = made(&peer, turn, || self.make.make(&peer)) else { return };
         let packet = Packet::new(bytes, peer, received);
         let session = Box::new(self.serve.datagram(answerer, &self.door, packet));
-        self.threads.assign(Assigned { session, seat: None, home: self.home.clone() });
+        let (home, run) = (self.home.clone(), self.run);
+        self.threads.assign(Assigned { session, seat: None, home, run });
     }
 
     fn answering(&self) -> Option<Arc<Answering>> {
@@ -268,9 +283,7 @@ where
 struct InChildren<T, S> {
     start: Box<dyn Start<T>>,
     serve: S,
-    mode: Forking,
-    /// Made with the first run.
-    family: Option<Family>,
+    family: Family,
 }
 
 pub(super) fn forking<T: 'static, S: Serve<T>>(
@@ -278,16 +291,20 @@ pub(super) fn forking<T: 'static, S: Serve<T>>(
     start: Box<dyn Start<T>>,
     serve: S,
 ) -> Driven {
-    Driven(Box::new(InChildren { start, serve, mode, family: None }))
+    Driven(Box::new(InChildren { start, serve, family: Family::new(mode) }))
 }
 
 impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(ForkTaker { of_connections: true, ..ForkTaker::new(self, ground) }))
+        Ok(Box::new(ForkTaker { of_connections: true, ..ForkTaker::new(self, ground)? }))
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        Ok(Box::new(ForkTaker::new(self, ground)))
+        Ok(Box::new(ForkTaker::new(self, ground)?))
+    }
+
+    fn close(&mut self) {
+        self.family.terminate();
     }
 
     fn needs(&self) -> Needs {
@@ -306,23 +323,18 @@ struct ForkTaker<'a, T, S> {
 }
 
 impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
-    fn new(driver: &'a mut InChildren<T, S>, ground: &Ground<'_>) -> Self {
-        let InChildren { start, serve, mode, family } = driver;
-        if family.is_none() {
-            let asked = ground.control.asked_by_child();
-            let asked = asked.cloned().expect("made when a service that forks is added");
-            *family = Some(Family::new(*mode, asked));
-        }
-        let family = family.as_mut().expect("just made");
-        family.begin();
-        ForkTaker {
-            make: start.start(),
+    fn new(driver: &'a mut InChildren<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
+        let InChildren { start, serve, family } = driver;
+        let asked = ground.control.asked_by_child().cloned();
+        family.begin(asked.expect("made when a service that forks is added"), ground.drain);
+        Ok(ForkTaker {
+            make: start.start()?,
             serve,
             family,
             door: ground.door.clone(),
             listener: ground.listener,
             of_connections: false,
-        }
+        })
     }
 
     fn fork_for(&mut self, request: Request, turn: &mut Turn) {
@@ -361,31 +373,34 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
     fn serve_in_child(
         &mut self,
         request: Request,
-        process: ChildProcess,
+        process: &ChildProcess,
         fault: &mut dyn FnMut(&Peer, &CloseReason),
-    ) {
+    ) -> i32 {
         let peer = match &request {
             Request::Stream(_, peer) => peer.clone(),
             Request::Datagram(packet) => packet.peer.clone(),
         };
-        let answerer = match session::made(&peer, &mut self.make) {
-            Ok(answerer) => answerer,
-            Err(reason) => {
-                fault(&peer, &reason);
-                process.exit(1);
+        let made = guard::call(|| {
+            let answerer = self.make.make(&peer);
+            let session: Box<dyn Session> = match request {
+                Request::Stream(socket, peer) => {
+                    Box::new(self.serve.stream(answerer, &self.door, Arc::new(socket), peer))
+                }
+                Request::Datagram(packet) => {
+                    Box::new(self.serve.datagram(answerer, &self.door, packet))
+                }
+            };
+            session
+        });
+        match made {
+            Ok(session) => self.family.serve_in_child(session, process, |served| {
+                fault(&served.peer, &served.reason);
+            }),
+            Err(message) => {
+                fault(&peer, &CloseReason::Panic(message));
+                1
             }
-        };
-        let session: Box<dyn Session> = match request {
-            Request::Stream(socket, peer) => {
-                Box::new(self.serve.stream(answerer, &self.door, Arc::new(socket), peer))
-            }
-            Request::Datagram(packet) => {
-                Box::new(self.serve.datagram(answerer, &self.door, packet))
-            }
-        };
-        self.family.serve_in_child(session, process, |served| {
-            fault(&served.peer, &served.reason);
-        })
+        }
     }
 
     fn stop(&mut self) {

@@ -33,12 +33,13 @@ where
 impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Driver for OnLoop<H, F> {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
         let Recipe { start, framing, marks } = &mut self.0;
-        let make = start.start();
+        let framing = &**framing;
+        let make = start.start()?;
         Ok(Box::new(LoopAcceptor { make, framing, marks: *marks, listener: ground.listener }))
     }
 
     fn answer<'a>(&'a mut self, _ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        Ok(Box::new(LoopAnswerer { make: self.0.start.start() }))
+        Ok(Box::new(LoopAnswerer { make: self.0.start.start()? }))
     }
 }
 
@@ -57,11 +58,13 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAccept
     }
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else {
+        let Some(conversation) = made(&peer, turn, || {
+            let handler = self.make.make(&peer);
+            Conversation::new(handler, self.framing.clone().into(), peer.clone())
+        }) else {
             turn.tally.closed += 1;
             return;
         };
-        let conversation = Conversation::new(handler, self.framing.clone(), peer);
         let_in(socket, conversation, self.marks, self.listener, turn);
     }
 }
@@ -81,7 +84,7 @@ impl<H> Taker for LoopAnswerer<'_, H> {}
 
 impl<H: Handler> Answerer for LoopAnswerer<'_, H> {
     fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let Some(handler) = made(&peer, turn, || self.make.make(&peer)) else { return };
         let desk = &mut turn.desk;
         let mut env = Env::new(&mut desk.outgoing, &mut desk.tally, &Nowhere, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut env);
@@ -113,15 +116,16 @@ where
 {
     fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
         let OnWorkers { recipe: Recipe { start, framing, marks }, workers } = self;
+        let framing = &**framing;
         workers.count_into(&ground.control.published);
-        let (make, marks, listener) = (start.start(), *marks, ground.listener);
-        let lender = Arc::new(Lender::new(workers.clone(), listener));
+        let (make, marks, listener) = (start.start()?, *marks, ground.listener);
+        let lender = Arc::new(Lender::new(workers.clone(), ground.service));
         Ok(Box::new(LendingAcceptor { make, framing, marks, listener, workers, lender }))
     }
 
     fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
         self.workers.count_into(&ground.control.published);
-        let make = self.recipe.start.start();
+        let make = self.recipe.start.start()?;
         Ok(Box::new(LendingAnswerer { make, workers: &self.workers, lent: 0 }))
     }
 
@@ -140,6 +144,10 @@ struct LendingAcceptor<'a, H, F> {
 }
 
 impl<H, F> Taker for LendingAcceptor<'_, H, F> {
+    fn lent(&self) -> usize {
+        self.lender.closing()
+    }
+
     fn is_attentive(&self) -> bool {
         true
     }
@@ -159,11 +167,13 @@ where
     }
 
     fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else {
+        let Some(conversation) = made(&peer, turn, || {
+            let handler = self.make.make(&peer);
+            Conversation::new(handler, self.framing.clone().into(), peer.clone())
+        }) else {
             turn.tally.closed += 1;
             return;
         };
-        let conversation = Conversation::new(handler, self.framing.clone(), peer);
         let talk = Lending::new(conversation, self.lender.clone());
         let_in(socket, talk, self.marks, self.listener, turn);
     }
@@ -179,6 +189,10 @@ struct LendingAnswerer<'a, H> {
 }
 
 impl<H> Taker for LendingAnswerer<'_, H> {
+    fn lent(&self) -> usize {
+        self.lent
+    }
+
     fn has_room(&mut self) -> bool {
         self.lent < LENT_DATAGRAMS
     }
@@ -202,7 +216,7 @@ impl<H> Taker for LendingAnswerer<'_, H> {
 
 impl<H: Handler + Send + 'static> Answerer for LendingAnswerer<'_, H> {
     fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        let Some(handler) = made(&mut self.make, &peer, turn) else { return };
+        let Some(handler) = made(&peer, turn, || self.make.make(&peer)) else { return };
         self.lent += 1;
         let packet = Packet::new(bytes, peer, received);
         let work = Box::new(LentDatagram::new(handler, packet));

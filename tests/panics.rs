@@ -1,0 +1,743 @@
+//! A panic in the user's code costs the request that it belongs to and nothing else: wherever it
+//! comes from, under every mode and over every transport.
+
+#[path = "support/forked.rs"]
+mod forked;
+mod support;
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::panic::panic_any;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use forked::{play, start, tell, terminate};
+use socketserver::{
+    Address, BlockingMode, CloseReason, Context, Endpoint, Forking, Framing, FramingError, Handler,
+    HandlerResult, Hooks, Inline, Mode, Offload, Output, Peer, Pool, Raw, Reactor, Request,
+    RequestHandler, Server, Step, Threading,
+};
+use support::{DEADLINE, in_time, start_server, wait_until};
+
+/// What may panic for a `Handler` on a stream.
+const STREAM: &[Place] = &[
+    Place::GetRequest,
+    Place::Verify,
+    Place::Factory,
+    Place::FramingClone,
+    Place::Decode,
+    Place::DecodeEof,
+    Place::Encode,
+    Place::FramingDrop,
+    Place::Open,
+    Place::Message,
+    Place::MessageWithAPayloadThatPanics,
+    Place::Eof,
+    Place::Close,
+    Place::HandlerDrop,
+    Place::HandlerAndFramingDrop,
+    Place::HandleError,
+    Place::ErrorDrop,
+    Place::ErrorDisplay,
+];
+
+/// What may panic for a `Handler` on datagrams.
+const DATAGRAM: &[Place] = &[
+    Place::Verify,
+    Place::Factory,
+    Place::Open,
+    Place::Message,
+    Place::MessageWithAPayloadThatPanics,
+    Place::Close,
+    Place::HandlerDrop,
+    Place::HandleError,
+    Place::ErrorDrop,
+    Place::ErrorDisplay,
+];
+
+/// What may panic for a `RequestHandler`.
+const REQUEST: &[Place] = &[
+    Place::Verify,
+    Place::Factory,
+    Place::Setup,
+    Place::Message,
+    Place::MessageWithAPayloadThatPanics,
+    Place::Finish,
+    Place::HandlerDrop,
+    Place::HandleError,
+    Place::ErrorDrop,
+    Place::ErrorDisplay,
+];
+
+/// Where the user's code panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    GetRequest,
+    Verify,
+    Factory,
+    FramingClone,
+    Decode,
+    DecodeEof,
+    Encode,
+    FramingDrop,
+    Open,
+    Message,
+    MessageWithAPayloadThatPanics,
+    Eof,
+    Close,
+    Setup,
+    Finish,
+    HandlerDrop,
+    HandlerAndFramingDrop,
+    HandleError,
+    ErrorDrop,
+    ErrorDisplay,
+}
+
+impl Place {
+    /// How many panics that are. An error is displayed twice: for the log, and by the hook.
+    fn panics(self) -> u64 {
+        match self {
+            Place::HandlerAndFramingDrop | Place::ErrorDisplay => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Which request comes next, and where the user's code panics for it: for every second one, in turn.
+#[derive(Clone)]
+struct Plan {
+    places: &'static [Place],
+    requests: Arc<AtomicUsize>,
+}
+
+impl Plan {
+    fn new(places: &'static [Place]) -> Self {
+        Plan { places, requests: Arc::default() }
+    }
+
+    /// The place for the request that is being made ready.
+    fn now(&self) -> Option<Place> {
+        let number = self.requests.load(SeqCst);
+        if number % 2 == 1 { self.places.get(number / 2).copied() } else { None }
+    }
+}
+
+/// What an error says that the hook panics for.
+const FOR_THE_HOOK: &str = "a fault for the hook";
+
+/// What is made for one request.
+#[derive(Clone, Copy)]
+struct Faulty(Option<Place>);
+
+impl Faulty {
+    fn at(self, place: Place) {
+        if self.0 == Some(place) {
+            panic!("at {place:?}, on purpose");
+        }
+    }
+}
+
+/// A value whose destructor panics.
+#[derive(Debug)]
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("in a destructor, on purpose");
+    }
+}
+
+/// An error of the user's that panics when it is displayed or dropped.
+#[derive(Debug)]
+struct Evil(Place);
+
+impl fmt::Display for Evil {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Faulty(Some(self.0)).at(Place::ErrorDisplay);
+        f.write_str("an error")
+    }
+}
+
+impl std::error::Error for Evil {}
+
+impl Drop for Evil {
+    fn drop(&mut self) {
+        Faulty(Some(self.0)).at(Place::ErrorDrop);
+    }
+}
+
+/// What handlers of both kinds do with a message, where it panics or fails.
+fn message(faulty: Faulty) -> HandlerResult {
+    faulty.at(Place::Message);
+    match faulty.0 {
+        Some(Place::MessageWithAPayloadThatPanics) => panic_any(PanicsWhenDropped),
+        Some(place @ (Place::ErrorDrop | Place::ErrorDisplay)) => Err(Evil(place).into()),
+        Some(Place::HandleError) => Err(FOR_THE_HOOK.into()),
+        _ => Ok(()),
+    }
+}
+
+struct Echo {
+    faulty: Faulty,
+}
+
+impl Handler for Echo {
+    fn on_open(&mut self, _: &mut Context<'_>) -> HandlerResult {
+        self.faulty.at(Place::Open);
+        Ok(())
+    }
+
+    fn on_message(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        message(self.faulty)?;
+        cx.send(bytes)
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.faulty.at(Place::Eof);
+        cx.close();
+        Ok(())
+    }
+
+    fn on_close(&mut self, _: &CloseReason) {
+        self.faulty.at(Place::Close);
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.faulty.at(Place::HandlerDrop);
+        self.faulty.at(Place::HandlerAndFramingDrop);
+    }
+}
+
+/// Answers a request by blocking.
+struct EchoRequest {
+    faulty: Faulty,
+}
+
+impl RequestHandler for EchoRequest {
+    fn setup(&mut self, _: &mut Request<'_>) -> HandlerResult {
+        self.faulty.at(Place::Setup);
+        Ok(())
+    }
+
+    fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        let mut bytes = Vec::new();
+        request.read_to_end(&mut bytes)?;
+        message(self.faulty)?;
+        Ok(request.write_all(&bytes)?)
+    }
+
+    fn finish(&mut self, _: &mut Request<'_>) -> HandlerResult {
+        self.faulty.at(Place::Finish);
+        Ok(())
+    }
+}
+
+impl Drop for EchoRequest {
+    fn drop(&mut self) {
+        self.faulty.at(Place::HandlerDrop);
+    }
+}
+
+/// A framing of the user's. Messages are what one read brings, but for a last `.`, which stays.
+struct Custom {
+    plan: Plan,
+    faulty: Faulty,
+}
+
+impl Clone for Custom {
+    fn clone(&self) -> Self {
+        let faulty = Faulty(self.plan.now());
+        faulty.at(Place::FramingClone);
+        Custom { plan: self.plan.clone(), faulty }
+    }
+}
+
+impl Framing for Custom {
+    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        self.faulty.at(Place::Decode);
+        match input.strip_suffix(b".") {
+            Some([]) => Ok(Step::More),
+            Some(body) => Ok(Step::Frame { body: 0..body.len(), consumed: body.len() }),
+            None => Raw.decode(input),
+        }
+    }
+
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        self.faulty.at(Place::DecodeEof);
+        Ok(Step::Skip(input.len()))
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        self.faulty.at(Place::Encode);
+        Raw.encode(message, output)
+    }
+}
+
+impl Drop for Custom {
+    fn drop(&mut self) {
+        self.faulty.at(Place::FramingDrop);
+        self.faulty.at(Place::HandlerAndFramingDrop);
+    }
+}
+
+/// Sees each request first, on the loop's thread, and says whose turn it is.
+struct FirstToSee<S> {
+    plan: Plan,
+    /// Called when a request has been let in.
+    seen: S,
+    streams: bool,
+}
+
+impl<S: Fn()> FirstToSee<S> {
+    fn next(&self) -> Faulty {
+        self.plan.requests.fetch_add(1, SeqCst);
+        (self.seen)();
+        Faulty(self.plan.now())
+    }
+}
+
+impl<S: Fn()> Hooks for FirstToSee<S> {
+    fn get_request(&mut self, _: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
+        self.next().at(Place::GetRequest);
+        Ok(())
+    }
+
+    fn verify_request(&mut self, _: &Peer) -> bool {
+        let faulty = if self.streams { Faulty(self.plan.now()) } else { self.next() };
+        faulty.at(Place::Verify);
+        true
+    }
+
+    fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
+        if matches!(reason, CloseReason::Error(error) if error.is::<Evil>()) {
+            // Displayed below.
+        } else if reason.to_string().contains(FOR_THE_HOOK) {
+            panic!("in a hook, on purpose");
+        }
+        log::error!("{peer}: {reason}");
+    }
+}
+
+/// A logger that formats what it is given, and where it is told to, panics.
+struct Formatting;
+
+thread_local! {
+    static LOGGER_PANICS: Cell<bool> = const { Cell::new(false) };
+}
+
+impl log::Log for Formatting {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        assert!(!record.args().to_string().is_empty());
+        assert!(!LOGGER_PANICS.get(), "in the logger, on purpose");
+    }
+
+    fn flush(&self) {}
+}
+
+fn prepare() {
+    // Set by the first test.
+    let _ = log::set_logger(&Formatting);
+    log::set_max_level(log::LevelFilter::Debug);
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or("on purpose");
+        if !text.contains("on purpose") {
+            usual(panic);
+        }
+    }));
+}
+
+const TRANSPORTS: [&str; 4] = ["tcp", "udp", "unix", "unixgram"];
+
+fn is_datagram(transport: &str) -> bool {
+    matches!(transport, "udp" | "unixgram")
+}
+
+/// The modes, each with room for one request at a time where it has a limit.
+fn mode(name: &str) -> Mode {
+    match name {
+        "reactor" => Mode::Reactor(Reactor),
+        "offload" => Mode::Offload(Offload::new(1)),
+        "inline" => Mode::Inline(Inline),
+        "threading" => Mode::Threading(Threading::default().limit(1)),
+        "pool" => Mode::Pool(Pool::new(1).queue(0)),
+        "forking" => Mode::Forking(Forking::default().max_children(1)),
+        _ => unreachable!("{name}"),
+    }
+}
+
+/// One server for one row of the table.
+#[derive(Debug, Clone)]
+struct Case {
+    mode: String,
+    transport: String,
+    blocking: bool,
+}
+
+impl Case {
+    fn places(&self) -> &'static [Place] {
+        match (self.blocking, is_datagram(&self.transport)) {
+            (true, _) => REQUEST,
+            (false, true) => DATAGRAM,
+            (false, false) => STREAM,
+        }
+    }
+
+    fn server(&self, directory: &Path, seen: impl Fn() + Send + 'static) -> Server {
+        let path = directory.join("socket");
+        let endpoint = match self.transport.as_str() {
+            "tcp" | "udp" => format!("{}://127.0.0.1:0", self.transport),
+            transport => format!("{transport}://{}", path.display()),
+        };
+        let plan = Plan::new(self.places());
+        let streams = !is_datagram(&self.transport);
+        let hooks = FirstToSee { plan: plan.clone(), seen, streams };
+        let builder = Server::listen(&endpoint.parse::<Endpoint>().unwrap()).unwrap().hooks(hooks);
+        let mode = mode(&self.mode);
+        let faulty = move |plan: &Plan| {
+            let faulty = Faulty(plan.now());
+            faulty.at(Place::Factory);
+            faulty
+        };
+        let of_makers = plan.clone();
+        let mut server = if self.blocking {
+            let builder = builder.dispatch(BlockingMode::try_from(mode).unwrap());
+            builder.serve_blocking(move |_| EchoRequest { faulty: faulty(&of_makers) })
+        } else {
+            let framing = Custom { plan, faulty: Faulty(None) };
+            let builder = builder.framing(framing).dispatch(mode);
+            builder.serve(move |_| Echo { faulty: faulty(&of_makers) })
+        }
+        .unwrap();
+        server.drain(2 * DEADLINE);
+        server
+    }
+}
+
+/// Where a server listens, as its clients say it.
+fn text_of(server: &Server) -> String {
+    match server.local_addr() {
+        Address::Unix(path) | Address::UnixDatagram(path) => {
+            path.as_ref().unwrap().display().to_string()
+        }
+        address => address.inet().unwrap().to_string(),
+    }
+}
+
+/// A client of one request.
+enum Client {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Udp(UdpSocket),
+    Unixgram(UnixDatagram, PathBuf),
+}
+
+impl Client {
+    fn connect(transport: &str, address: &str, directory: &Path) -> Self {
+        match transport {
+            "tcp" => {
+                let client = TcpStream::connect(address).unwrap();
+                client.set_read_timeout(Some(DEADLINE)).unwrap();
+                Client::Tcp(client)
+            }
+            "unix" => {
+                let client = UnixStream::connect(address).unwrap();
+                client.set_read_timeout(Some(DEADLINE)).unwrap();
+                Client::Unix(client)
+            }
+            "udp" => {
+                let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+                client.connect(address).unwrap();
+                client.set_read_timeout(Some(DEADLINE)).unwrap();
+                Client::Udp(client)
+            }
+            _ => {
+                static NUMBER: AtomicUsize = AtomicUsize::new(0);
+                let own = directory.join(format!("client-{}", NUMBER.fetch_add(1, SeqCst)));
+                let client = UnixDatagram::bind(&own).unwrap();
+                client.set_read_timeout(Some(DEADLINE)).unwrap();
+                Client::Unixgram(client, address.into())
+            }
+        }
+    }
+
+    /// Asks, and on a stream says that this is all.
+    fn ask(&mut self, bytes: &[u8]) {
+        // A server may have closed already.
+        match self {
+            Client::Tcp(client) => {
+                let _ = client.write_all(bytes);
+                let _ = client.shutdown(Shutdown::Write);
+            }
+            Client::Unix(client) => {
+                let _ = client.write_all(bytes);
+                let _ = client.shutdown(Shutdown::Write);
+            }
+            Client::Udp(client) => assert_eq!(client.send(bytes).unwrap(), bytes.len()),
+            Client::Unixgram(client, path) => {
+                assert_eq!(client.send_to(bytes, path).unwrap(), bytes.len());
+            }
+        }
+    }
+
+    /// What is answered, until the end on a stream; nothing, where it has been reset.
+    fn answer(&mut self) -> Vec<u8> {
+        let mut answer = vec![0; 100];
+        let (count, error) = match self {
+            Client::Tcp(client) => read_to_end(client, &mut answer),
+            Client::Unix(client) => read_to_end(client, &mut answer),
+            Client::Udp(client) => (client.recv(&mut answer).unwrap(), None),
+            Client::Unixgram(client, _) => (client.recv(&mut answer).unwrap(), None),
+        };
+        assert_ne!(error, Some(ErrorKind::WouldBlock), "answered in time");
+        answer.truncate(count);
+        answer
+    }
+}
+
+fn read_to_end(client: &mut impl Read, answer: &mut [u8]) -> (usize, Option<ErrorKind>) {
+    let mut count = 0;
+    loop {
+        match client.read(&mut answer[count..]) {
+            Ok(0) => return (count, None),
+            Ok(more) => count += more,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return (count, Some(error.kind())),
+        }
+    }
+}
+
+/// A directory of its own for the sockets of one test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(case: &Case) -> Self {
+        let Case { mode, transport, blocking } = case;
+        let name = format!("panics-{}-{mode}-{transport}-{blocking}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// For each place: a client whose request panics there, and then one that is answered.
+fn talk(case: &Case, address: &str, directory: &Directory, seen: impl Fn()) {
+    for place in case.places() {
+        let context = format!("{case:?} {place:?}");
+        let mut faulty = Client::connect(&case.transport, address, &directory.0);
+        faulty.ask(b"boom.");
+        seen();
+        if !is_datagram(&case.transport) {
+            faulty.answer();
+        }
+        let mut next = Client::connect(&case.transport, address, &directory.0);
+        next.ask(b"hello");
+        seen();
+        assert_eq!(next.answer().escape_ascii().to_string(), "hello", "{context}");
+    }
+}
+
+fn check(case: &Case) {
+    let directory = Directory::new(case);
+    let (tell, told) = mpsc::channel();
+    let server = case.server(&directory.0, move || tell.send(()).unwrap());
+    let address = text_of(&server);
+    let server = start_server(server);
+    talk(case, &address, &directory, || told.recv_timeout(DEADLINE).unwrap());
+    let places = case.places();
+    let panics = places.iter().map(|place| place.panics()).sum();
+    let count = 2 * places.len() as u64;
+    server.wait_for("all is counted", |counters| {
+        let came = if is_datagram(&case.transport) {
+            counters.datagrams == count
+        } else {
+            counters.accepted == count && counters.closed == count
+        };
+        came && counters.panics >= panics
+    });
+    let handle = server.handle();
+    let (_, report) = server.stop();
+    assert_eq!((report.cut, handle.counters().panics), (0, panics), "{case:?}");
+}
+
+/// As `check`, for a server in a process of its own.
+fn check_forking(transport: &str, blocking: bool) {
+    let case = Case { mode: "forking".to_owned(), transport: transport.to_owned(), blocking };
+    let directory = Directory::new(&case);
+    let role = format!("{transport} {blocking} {}", directory.0.display());
+    let process = start(&role);
+    let pid = process.told_of("pid");
+    let address = process.told_of("address");
+    talk(&case, &address, &directory, || assert_eq!(process.told(), "seen"));
+    terminate(&pid);
+    assert_eq!(process.told(), "cut 0");
+    assert_eq!(process.told(), "the process ends");
+    process.expect_end();
+}
+
+/// Told when it is dropped: once, by the process that made it.
+struct Cleanup;
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        tell("the process ends");
+    }
+}
+
+fn roles(role: &str) {
+    prepare();
+    let _cleanup = Cleanup;
+    if role == "a logger that panics" {
+        return serve_with_a_logger_that_panics();
+    }
+    let words: Vec<_> = role.splitn(3, ' ').collect();
+    let case = Case {
+        mode: "forking".to_owned(),
+        transport: words[0].to_owned(),
+        blocking: words[1] == "true",
+    };
+    let mut server = case.server(words[2].as_ref(), || tell("seen"));
+    server.stop_on_signals().unwrap();
+    tell(format_args!("pid {}", std::process::id()));
+    tell(format_args!("address {}", text_of(&server)));
+    let report = server.serve_forever().unwrap();
+    tell(format_args!("cut {}", report.cut));
+}
+
+#[test]
+fn be_a_process() {
+    play(roles);
+}
+
+fn check_mode(mode: &str) {
+    prepare();
+    for transport in TRANSPORTS {
+        for blocking in [false, true] {
+            if blocking && matches!(mode, "reactor" | "offload") {
+                continue;
+            }
+            let case = Case { mode: mode.to_owned(), transport: transport.to_owned(), blocking };
+            check(&case);
+        }
+    }
+}
+
+#[test]
+fn a_panic_under_reactor_costs_its_own_request() {
+    check_mode("reactor");
+}
+
+#[test]
+fn a_panic_under_offload_costs_its_own_request() {
+    check_mode("offload");
+}
+
+#[test]
+fn a_panic_under_inline_costs_its_own_request() {
+    check_mode("inline");
+}
+
+#[test]
+fn a_panic_under_threading_costs_its_own_request_and_frees_its_place() {
+    check_mode("threading");
+}
+
+#[test]
+fn a_panic_under_pool_costs_its_own_request_and_frees_its_place() {
+    check_mode("pool");
+}
+
+#[test]
+fn a_panic_in_a_child_costs_its_own_request_and_never_unwinds_into_the_parents_code() {
+    for transport in TRANSPORTS {
+        check_forking(transport, false);
+        check_forking(transport, true);
+    }
+}
+
+/// A server whose logger panics at everything that is logged on its thread.
+fn serve_with_a_logger_that_panics() {
+    LOGGER_PANICS.set(true);
+    let builder = Server::tcp("127.0.0.1:0").unwrap();
+    let mut server = builder.serve(|_| Echo { faulty: Faulty(Some(Place::Message)) }).unwrap();
+    let handle = server.shutdown_handle();
+    let address = text_of(&server);
+    let client = std::thread::spawn(move || {
+        for _ in 0..3 {
+            let mut client = Client::connect("tcp", &address, Path::new(""));
+            client.ask(b"boom");
+            client.answer();
+        }
+        wait_until("panics are counted", || handle.counters().panics >= 6);
+        handle.shutdown();
+    });
+    tell(server.serve_forever().is_ok());
+    client.join().unwrap();
+}
+
+#[test]
+fn a_logger_that_panics_ends_no_server() {
+    let process = start("a logger that panics");
+    assert_eq!(process.told(), "true");
+    assert_eq!(process.told(), "the process ends");
+    process.expect_end();
+}
+
+/// Hooks, or what makes handlers, with a destructor that panics.
+struct HooksThatPanicWhenDropped(#[allow(dead_code)] PanicsWhenDropped);
+
+impl Hooks for HooksThatPanicWhenDropped {}
+
+#[test]
+fn a_server_whose_hooks_and_factory_panic_when_they_are_dropped_can_be_dropped() {
+    prepare();
+    for name in ["reactor", "offload", "inline", "threading", "pool"] {
+        let kept = PanicsWhenDropped;
+        let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(mode(name));
+        let builder = builder.hooks(HooksThatPanicWhenDropped(PanicsWhenDropped));
+        let server = builder.serve(move |_| {
+            let _ = &kept;
+            Echo { faulty: Faulty(None) }
+        });
+        let mut server = server.unwrap();
+        server.timeout(Duration::from_millis(1));
+        assert!(!server.handle_request().unwrap());
+        in_time("it is dropped", move || drop(server));
+    }
+}
+
+#[test]
+fn what_makes_the_handlers_of_one_run_fails_that_run_when_it_panics() {
+    prepare();
+    let mut runs = 0;
+    let server = Server::tcp("127.0.0.1:0").unwrap().serve_local(move || {
+        runs += 1;
+        assert_ne!(runs, 1, "on purpose");
+        |_: &Peer| Echo { faulty: Faulty(None) }
+    });
+    let mut server = server.unwrap();
+    server.timeout(Duration::from_millis(1));
+    let error = server.handle_request().unwrap_err();
+    assert!(error.to_string().contains("on purpose"), "{error}");
+    assert!(!server.handle_request().unwrap());
+}
