@@ -354,8 +354,10 @@ fn prepare() {
     log::set_max_level(log::LevelFilter::Debug);
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let text = panic.payload_as_str().unwrap_or("on purpose");
-        if !text.contains("on purpose") {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        if text.is_some_and(|text| !text.contains("on purpose")) {
             usual(panic);
         }
     }));

@@ -18,6 +18,7 @@ use slab::Slab;
 use crate::address::Peer;
 use crate::counters::Published;
 use crate::error::{CloseReason, Error};
+use crate::guard;
 use crate::log;
 use crate::mailbox::{Mail, Mailbox, abandon};
 use crate::sys::{self, ChildProcess, Forked, SignalWatch};
@@ -664,6 +665,7 @@ impl Drop for Reactor<'_> {
         });
         self.bury();
         self.slab.clear();
+        self.turn.tally.panics += guard::take_caught();
         self.ground.published.add(&mut self.turn.tally);
         self.ground.mailbox.desert();
     }

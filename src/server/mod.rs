@@ -15,7 +15,7 @@ use mio::{Events, Interest, Poll};
 use crate::address::{Address, Endpoint};
 use crate::counters::{Counters, Tally};
 use crate::error::Error;
-use crate::guard::guard;
+use crate::guard::{guard, panic_message};
 use crate::log;
 use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
 use crate::session::Overtaken;
@@ -610,7 +610,8 @@ impl Running {
         let thread = self.thread.take().expect("joined once");
         let (server, report) = thread
             .join()
-            .map_err(|_| Error::Loop(io::Error::other("the server's thread panicked")))?;
+            .map_err(|panic| format!("the server's thread panicked: {}", panic_message(panic)))
+            .map_err(|message| Error::Loop(io::Error::other(message)))?;
         Ok((server, report?))
     }
 }
