@@ -64,7 +64,7 @@
 //!  L3  session/          a request and whoever answers it, by blocking; Python's request handler
 //!  L2  conversation/     handler · context · framing · output     no sockets, no clock, no threads
 //!  L1  transport/ · mailbox · sys/       the system, no policy; sys/ has the crate's only `unsafe`
-//!  L0  address · counters · error · token                         plain data
+//!  L0  address · counters · error · token · guard · log   plain data, and the guard round user code
 //! ```
 //!
 //! The heart is the *conversation*: one peer's state machine, fed with bytes, answering with bytes

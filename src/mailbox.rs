@@ -101,8 +101,6 @@ pub(crate) struct Mailbox {
     mail: Mutex<Pile>,
     /// How much mail there is.
     waiting: AtomicUsize,
-    /// Jobs that were lent out and are not back, nor abandoned.
-    lent: AtomicUsize,
     asleep: AtomicBool,
     /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
     deserted: AtomicBool,
@@ -151,7 +149,6 @@ impl Mailbox {
         Ok(Mailbox {
             mail: Mutex::default(),
             waiting: AtomicUsize::new(0),
-            lent: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             deserted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -194,7 +191,6 @@ impl Mailbox {
         let waiting = lock(&self.mail);
         if self.deserted.load(SeqCst) || self.run() != run {
             drop(waiting);
-            self.returned();
             return abandon(work);
         }
         self.put(waiting, Mail::Returned(token, work));
@@ -222,7 +218,6 @@ impl Mailbox {
         drop(pile);
         for mail in returned {
             if let Mail::Returned(_, work) = mail {
-                self.returned();
                 abandon(work);
             }
         }
@@ -242,22 +237,6 @@ impl Mailbox {
     /// The number of the run that is on, or was last.
     pub(crate) fn run(&self) -> usize {
         self.run.load(SeqCst)
-    }
-
-    /// A job is lent out.
-    pub(crate) fn lend(&self) {
-        self.lent.fetch_add(1, SeqCst);
-    }
-
-    /// How many jobs are out or on their way home. A loop that waits for there to be none is woken
-    /// for each: it comes home as mail, or mail follows when it is counted off elsewhere.
-    pub(crate) fn lent(&self) -> usize {
-        self.lent.load(SeqCst)
-    }
-
-    /// A job that was lent out has been taken in, or is done and does not come home.
-    pub(crate) fn returned(&self) {
-        self.lent.fetch_sub(1, SeqCst);
     }
 
     /// Wakes the loop if it sleeps, once.

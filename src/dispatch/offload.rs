@@ -66,7 +66,6 @@ impl Labour<Job> for Errands {
 
     fn after(&self, home: Option<Arc<Mailbox>>) {
         if let Some(home) = home {
-            home.returned();
             home.post(Mail::Nudge);
         }
     }
@@ -102,7 +101,6 @@ impl OffloadWorkers {
 
 impl Workers for OffloadWorkers {
     fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>) {
-        home.lend();
         self.crew.push(Job { home: home.clone(), run: home.run(), token, work });
     }
 }

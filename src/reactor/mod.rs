@@ -201,11 +201,6 @@ impl<'a> Reactor<'a> {
         lent
     }
 
-    /// How many jobs have not come home, those of connections that are gone included.
-    pub(crate) fn unfinished(&self) -> usize {
-        self.ground.mailbox.lent()
-    }
-
     /// Waits, for `patience` at the most, and serves whoever is ready.
     ///
     /// # Errors
@@ -385,13 +380,10 @@ impl<'a> Reactor<'a> {
         while let Some(mail) = self.mail.pop_front() {
             match mail {
                 Mail::Outlet(token) => self.call(token, |live, turn| live.parcels(turn)),
-                Mail::Returned(token, work) => {
-                    self.ground.mailbox.returned();
-                    match entry_of(&mut self.slab, token) {
-                        Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
-                        None => abandon(work),
-                    }
-                }
+                Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
+                    Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
+                    None => abandon(work),
+                },
                 Mail::Freed => self.turn.freed = true,
                 Mail::Shutdown(run) => self.turn.shutdown |= run == self.run,
                 Mail::Nudge => {}

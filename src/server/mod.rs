@@ -535,7 +535,7 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
     let ended_idle = reactor.ended_idle();
     let cut = reactor.cut();
     // Those who have ended and are still being told so, by workers.
-    while reactor.unfinished() > 0 {
+    while reactor.lent() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
