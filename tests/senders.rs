@@ -241,6 +241,22 @@ fn a_close_is_seen_behind_a_full_queue_and_what_was_sent_before_it_arrives() {
     }
 }
 
+/// More than one turn of the loop takes.
+#[test]
+fn what_was_sent_before_a_close_arrives_however_much_it_is() {
+    for mode in modes_with_senders() {
+        let (give, given) = mpsc::channel();
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = builder.output_marks(4 << 20, 1 << 20);
+        let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
+        let server = start_server(server);
+        let (mut client, sender) = arrival(&server, &given);
+        let sent = send_until_stalled(&sender);
+        sender.close();
+        client.expect_reply(&sent).expect_closed();
+    }
+}
+
 /// The one test that takes as long as the patience it is about.
 #[test]
 fn a_connection_that_a_sender_closed_is_reset_when_its_peer_takes_nothing_for_30_seconds() {

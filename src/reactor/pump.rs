@@ -14,7 +14,8 @@ use crate::mailbox::{Ending, Work};
 use crate::session::CLOSING_PATIENCE;
 use crate::sys;
 
-/// How much a connection may read before others come first.
+/// How much a connection may read, or frame of what it is sent before a close, before others come
+/// first.
 const READ_BUDGET: usize = 64 * 1024;
 
 /// How long, and how much of, a closed peer's input is thrown away so that no reset cuts its reply.
@@ -228,11 +229,14 @@ impl<T: Talk> Connection<T> {
                 return self.close(buffer, desk);
             }
             if ending == Ending::Closing {
-                // What was sent before goes behind what waits. No more can come, so that it is
-                // bounded, and from now on the peer has so long to take some of it.
+                // What was sent before goes behind what waits, whatever the mark: no more can come.
+                // From then on the peer has so long to take some of it.
                 self.last_moved = desk.now;
-                self.push_parcels(usize::MAX, desk);
-                continue;
+                self.push_parcels(READ_BUDGET, desk);
+                match self.talk.home() {
+                    Some(conversation) if !conversation.is_over() => return Fate::Again,
+                    _ => continue,
+                }
             }
             // One that only listens is read no more: what else tells that it is gone must end it.
             if conversation.input_ended() {
