@@ -1,5 +1,6 @@
 //! The pages for those who come from Python: every row leads to the test that holds it, every name of
-//! Python's has its row, and both languages say the same.
+//! Python's has its row, and both languages say the same. The page on attacks: every test that it
+//! names exists.
 
 use std::fs;
 use std::path::Path;
@@ -124,4 +125,34 @@ fn the_readme_leads_to_both() {
     for page in PAGES {
         assert!(links(&readme).contains(&page), "{page}");
     }
+}
+
+/// The tests that a row of `docs/attacks.md` names, as file and function.
+fn tests_of<'a>(row: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let names = row.last().map(|cell| code(cell)).unwrap_or_default();
+    names.iter().filter_map(|name| name.split_once("::")).collect()
+}
+
+#[test]
+fn every_attack_names_a_test_that_exists() {
+    let page = read("docs/attacks.md");
+    let rows = rows(&page);
+    let rows: Vec<_> = rows.iter().filter(|row| !row[0].starts_with("what an attacker")).collect();
+    assert!(!rows.is_empty(), "the page has a table");
+    for row in rows {
+        assert_eq!(row.len(), 3, "{row:?}");
+        let tests = tests_of(row);
+        assert!(!tests.is_empty(), "no `file::test_name`: {row:?}");
+        for (file, name) in tests {
+            let path = format!("tests/{file}.rs");
+            assert!(exists(&path), "{path}: {row:?}");
+            // A name may lead through modules; a test is a function, of whichever is the last.
+            let function = name.rsplit("::").next().unwrap();
+            assert!(read(&path).contains(&format!("fn {function}(")), "{file}::{name}: {row:?}");
+        }
+    }
+}
+
+fn exists(path: &str) -> bool {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path).is_file()
 }

@@ -136,6 +136,8 @@ fn serve(arguments: &[String]) {
     let mode: Mode = mode.parse().unwrap();
     // The watch for signals lives as long as the process.
     drop(Server::new().unwrap().stop_on_signals());
+    // So does a thread of a sanitizer, which comes with the first of the program's.
+    thread::spawn(|| ()).join().unwrap();
     let belongings = Belongings::of_this_process();
     let mut server = Server::new().unwrap();
     for (number, url) in urls.iter().enumerate() {
