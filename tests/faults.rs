@@ -70,13 +70,14 @@ const BESIDE: &str = "reactor offload threading pool forking";
 
 // An error that says "not ready" is injected only where the call is made again by whoever waits: the
 // loop waits for a change, which an invented error does not bring.
-const FAULTS: [Fault; 25] = [
+const FAULTS: [Fault; 28] = [
     fault("accept4", 2, &["EINTR", "ECONNABORTED", "EPERM"], ALL, Whole),
     fault("accept4", 2, &["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"], ALL, Lost),
     fault("accept4", 3, &["EPERM", "EMFILE", "ENOMEM", "ENOSYS"], BESIDE, Stays),
     fault("epoll_wait", 2, &["EINTR"], ALL, Whole),
     fault("epoll_ctl", 8, &["ENOMEM", "ENOSPC"], "reactor offload", Lost),
-    fault("poll", 2, &["EINTR", "EAGAIN", "ENOMEM"], "inline", Whole),
+    fault("poll", 2, &["EINTR"], "inline", Whole),
+    fault("poll", 2, &["ENOMEM"], "inline", Lost),
     fault("recvfrom", 2, &["EINTR"], ALL, Whole),
     fault("recvfrom", 2, &["EAGAIN"], WAITING, Whole),
     fault("recvfrom", 2, &["ENOMEM", "ENOBUFS"], ALL, Lost),
@@ -99,7 +100,9 @@ const FAULTS: [Fault; 25] = [
     fault("sendmsg", 1, &["EINTR"], ALL, Whole),
     fault("ioctl", 1, &["EINTR", "ENOTTY"], ALL, Whole),
     fault("clone3", 2, &["EAGAIN", "ENOMEM"], "threading pool", Lost),
+    fault("clone3", 2, &["EAGAIN"], "threading", Stays),
     fault("clone", 2, &["EAGAIN", "ENOMEM"], "forking", Lost),
+    fault("clone", 2, &["EAGAIN"], "forking", Stays),
     fault("wait4", 1, &["EINTR"], "forking", Whole),
     fault("pipe2,eventfd2", 5, &["EMFILE", "ENFILE", "ENOMEM"], "forking", Lost),
     fault("pidfd_open", 2, &["EMFILE", "ENOMEM", "ENOSYS"], "forking", Lost),
@@ -214,7 +217,8 @@ impl Case {
         }
     }
 
-    /// Clients come whom nobody serves; who was served before is served on.
+    /// Clients come that nobody serves; one that was served before is served on. Where there is
+    /// nobody to serve them, they are told so by an end.
     fn expect_the_rest_to_live(&self, server: &Process, log: &Path) {
         if self.is_of_datagrams() {
             (0..5).for_each(|_| _ = server.datagrams().send("unheard"));
@@ -222,8 +226,11 @@ impl Case {
         }
         let mut first = server.connect();
         first.send("hello").expect("hello");
-        let _others: Vec<_> = (0..5).map(|_| server.connect()).collect();
+        let mut others: Vec<_> = (0..5).map(|_| server.connect()).collect();
         expect_rest(server, log);
+        if self.call.starts_with("clone") {
+            others.iter_mut().for_each(|other| other.expect_gone());
+        }
         first.send("still").expect("still");
     }
 }

@@ -100,11 +100,8 @@ impl Handler for Echo {
     }
 
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-        match &self.thread {
-            // A thread that has ended has found the connection closed.
-            Some(thread) => _ = thread.send(message.to_vec()),
-            None => cx.send(message)?,
-        }
+        let Some(thread) = &self.thread else { return cx.send(message) };
+        let _ = thread.send(message.to_vec()); // it has ended where the connection is closed
         Ok(())
     }
 
@@ -131,26 +128,34 @@ fn is_sent(sender: &Sender, message: &[u8]) -> bool {
     }
 }
 
+/// Whether a handler can be given a `Sender`.
+fn has_senders(mode: Mode) -> bool {
+    !matches!(mode.name(), "inline" | "forking")
+}
+
 fn serve(arguments: &[String]) {
-    let [mode, urls @ ..] = arguments else { panic!("what to serve") };
+    let [mode, directory] = arguments else { panic!("what to serve") };
     let mode: Mode = mode.parse().unwrap();
     // The watch for signals lives as long as the process.
     drop(Server::new().unwrap().stop_on_signals());
-    // So does a thread of a sanitizer, which comes with the first of the program's.
-    thread::spawn(|| ()).join().unwrap();
+    if mode.name() != "forking" {
+        // So does a thread of a sanitizer, which comes with the first of the program's.
+        thread::spawn(|| ()).join().unwrap();
+    }
     let belongings = Belongings::of_this_process();
     let mut server = Server::new().unwrap();
-    for (number, url) in urls.iter().enumerate() {
-        let through_sender = number >= 2 * FRAMINGS.len();
-        let builder = Server::listen(&url.parse().unwrap()).unwrap().dispatch(mode);
-        match FRAMINGS[number % FRAMINGS.len()] {
-            "raw" => add(&mut server, builder.framing(Raw), through_sender),
-            "lines" => {
-                let framing = Lines::default().max_len(LONGEST as usize);
-                add(&mut server, builder.framing(framing), through_sender);
-            }
-            _ => add(&mut server, builder.framing(LengthPrefixed::default()), through_sender),
-        }
+    for number in 0..if has_senders(mode) { 4 } else { 2 } {
+        let through_sender = number >= 2;
+        let unix = |framing| format!("unix://{directory}/{number}-{framing}");
+        let listen = |framing| match number % 2 {
+            0 => Server::tcp("127.0.0.1:0").unwrap().dispatch(mode),
+            _ => Server::listen(&unix(framing).parse().unwrap()).unwrap().dispatch(mode),
+        };
+        let lines = Lines::default().max_len(LONGEST as usize);
+        // As in `FRAMINGS`.
+        add(&mut server, listen("raw").framing(Raw), through_sender);
+        add(&mut server, listen("lines").framing(lines), through_sender);
+        add(&mut server, listen("prefixed").framing(LengthPrefixed::default()), through_sender);
     }
     server.drain(process::DEADLINE).stop_on_signals().unwrap();
     announce(&server.addresses());
@@ -197,6 +202,8 @@ enum End {
 /// What one client does.
 struct Plan {
     end: End,
+    /// It sends and receives everything.
+    is_whole: bool,
     /// What it sends, and receives: the frames of all messages. Each byte is a function of the seed
     /// and its position.
     stream: Vec<u8>,
@@ -223,21 +230,15 @@ impl Plan {
         }
         let ends = [End::HalfClose, End::HalfClose, End::Close, End::Drop, End::Reset];
         let end = ends[random.below(5) as usize];
-        let most = stream.len();
-        let mut part = || match end {
-            End::HalfClose | End::Close => most,
-            End::Drop | End::Reset => random.below(most as u64 + 1) as usize,
-        };
+        let is_whole = matches!(end, End::HalfClose | End::Close);
+        let all = stream.len();
+        let mut part = || if is_whole { all } else { random.below(all as u64 + 1) as usize };
         let (sent, received) = (part(), part());
         let is_slow = random.one_in(4);
         // A window below the largest segment, 64 KiB on loopback, is probed every 200 ms.
         let mut bytes = || (128 << 10) << random.below(5);
         let buffers = is_slow.then(|| (bytes(), bytes()));
-        Plan { end, stream, sent, received, is_slow, buffers }
-    }
-
-    fn is_whole(&self) -> bool {
-        matches!(self.end, End::HalfClose | End::Close)
+        Plan { end, is_whole, stream, sent, received, is_slow, buffers }
     }
 
     /// Sends and receives; the error says what is wrong.
@@ -247,7 +248,7 @@ impl Plan {
             socket.set_send_buffer_size(send)?;
             socket.set_recv_buffer_size(receive)?;
         }
-        if !self.is_whole() {
+        if !self.is_whole {
             // Half a frame has no reply.
             socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         }
@@ -255,7 +256,7 @@ impl Plan {
         let (read, written) = thread::scope(|scope| {
             let writer = scope.spawn(|| self.write(&socket, &mut writing));
             let read = self.read(&socket, random);
-            if read.is_err() || !self.is_whole() {
+            if read.is_err() || !self.is_whole {
                 let _ = socket.shutdown(Shutdown::Both); // so that the writer waits no longer
             }
             (read, writer.join().unwrap())
@@ -263,7 +264,7 @@ impl Plan {
         if self.end == End::Reset {
             let _ = socket.set_linger(Some(Duration::ZERO));
         }
-        read.and(if self.is_whole() { written } else { Ok(()) })
+        read.and(if self.is_whole { written } else { Ok(()) })
     }
 
     fn write(&self, mut socket: &Socket, random: &mut Random) -> io::Result<()> {
@@ -287,13 +288,12 @@ impl Plan {
             let count = match socket.read(&mut buffer[..most]) {
                 Ok(count) if count > 0 => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                _ if !self.is_whole() => return Ok(()),
+                _ if !self.is_whole => return Ok(()),
                 ended => return wrong(format!("{ended:?} at {at} of {}", self.received)),
             };
             let mut pairs = buffer[..count].iter().zip(&self.stream[at..]);
             if let Some(first) = pairs.position(|(is, expected)| is != expected) {
-                let (is, at) = (buffer[first], at + first);
-                return wrong(format!("byte {at} is {is} and not {}", self.stream[at]));
+                return wrong(format!("byte {} is wrong: {}", at + first, buffer[first]));
             }
             at += count;
             if self.is_slow && random.one_in(4) {
@@ -301,10 +301,7 @@ impl Plan {
             }
         }
         match self.end {
-            End::HalfClose => match socket.read(&mut buffer)? {
-                0 => Ok(()),
-                more => wrong(format!("{more} bytes more than were sent")),
-            },
+            End::HalfClose if socket.read(&mut buffer)? > 0 => wrong("more than was sent".into()),
             _ => Ok(()),
         }
     }
@@ -317,45 +314,35 @@ fn wrong(what: String) -> io::Result<()> {
 // The run
 
 fn run(mode: Mode, seed: u64, seconds: f64) {
-    let has_senders = !matches!(mode.name(), "inline" | "forking");
     // Both transports, each with all framings; then again, to be answered through senders.
-    let urls =
-        ["tcp://127.0.0.1:0", "unix://{dir}/own", "tcp://127.0.0.1:0", "unix://{dir}/senders"];
-    let urls = &urls[..if has_senders { 4 } else { 2 }];
-    let name = |(number, url): (usize, &&str)| match url.starts_with("unix") {
-        true => format!("{url}-{number}"),
-        false => (*url).to_owned(),
-    };
-    let each = urls.iter().flat_map(|url| std::iter::repeat_n(url, FRAMINGS.len())).enumerate();
-    let arguments: Vec<_> = std::iter::once(mode.to_string()).chain(each.map(name)).collect();
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let mut server = Process::start(arguments.len() - 1, &arguments);
+    let listeners = FRAMINGS.len() * if has_senders(mode) { 4 } else { 2 };
+    let mut server = Process::start(listeners, &[mode.name(), "{dir}"]);
     let deadline = Instant::now() + Duration::from_secs_f64(seconds);
-    let client = |client| {
-        let numbers = (0..).take_while(|_| Instant::now() < deadline);
-        numbers.inspect(|&number| {
+    let client = &|client| {
+        let mut number = 0;
+        while Instant::now() < deadline {
             let mut random = Random::of(&[seed, client, number]);
-            let listener = random.below(server.urls.len() as u64) as usize;
+            let listener = random.below(listeners as u64) as usize;
             let (url, framing) = (&server.urls[listener], FRAMINGS[listener % FRAMINGS.len()]);
             let plan = Plan::draw(&mut random, framing);
             if let Err(error) = plan.carry_out(url, &mut random) {
                 let Plan { end, sent, is_slow, buffers, .. } = plan;
+                let what = format!("{end:?}, sends {sent}, slow {is_slow}, buffers {buffers:?}");
                 panic!(
-                    "client {client}, connection {number} to {url}, {framing}: {error} ({end:?}, \
-                     sends {sent}, slow {is_slow}, buffers {buffers:?})\nagain: cargo test --test \
-                     stress -- --mode {mode} --seed {seed} --seconds {seconds}"
+                    "client {client}, connection {number} to {url}, {framing}: {error} ({what})\n\
+                     again: cargo test --test stress -- --mode {mode} --seed {seed} --seconds \
+                     {seconds}"
                 );
             }
-        }).count()
+            number += 1;
+        }
+        number
     };
-    let connections: usize = thread::scope(|scope| {
-        let client = &client;
+    let connections: u64 = thread::scope(|scope| {
         let clients: Vec<_> =
             (0..CLIENTS).map(|number| scope.spawn(move || client(number))).collect();
-        let join = |client: ScopedJoinHandle<'_, usize>| {
-            client.join().unwrap_or_else(|panic| resume_unwind(panic))
-        };
-        clients.into_iter().map(join).sum()
+        let ended = clients.into_iter().map(ScopedJoinHandle::join);
+        ended.map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic))).sum()
     });
     println!("{mode}: {connections} connections, seed {seed}");
     server.terminate();
