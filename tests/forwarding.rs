@@ -14,7 +14,7 @@ const FORWARDED: [(&str, &str, &str); 4] = [
 ];
 
 /// The lines of the block that begins with a line of which `begins` holds.
-fn block<'a>(source: &'a str, begins: impl Fn(&str) -> bool) -> Vec<&'a str> {
+fn block(source: &str, begins: impl Fn(&str) -> bool) -> Vec<&str> {
     let lines = source.lines().skip_while(|line| !begins(line));
     lines.take_while(|line| *line != "}").collect()
 }
@@ -40,7 +40,7 @@ fn what_is_in_a_box_is_told_of_every_event() {
             let call = format!(").{method}(");
             let own = format!("self.0.{method}(");
             let forwarded = |line: &&str| line.contains(&call) || line.contains(&own);
-            assert!(of_box.iter().any(|line| forwarded(&line)), "{forwards} calls {method}");
+            assert!(of_box.iter().any(|line| forwarded(line)), "{forwards} calls {method}");
         }
     }
 }
