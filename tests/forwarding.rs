@@ -40,7 +40,7 @@ fn what_is_in_a_box_is_told_of_every_event() {
             let call = format!(").{method}(");
             let own = format!("self.0.{method}(");
             let forwarded = |line: &&str| line.contains(&call) || line.contains(&own);
-            assert!(of_box.iter().any(|line| forwarded(line)), "{forwards} calls {method}");
+            assert!(of_box.iter().any(forwarded), "{forwards} calls {method}");
         }
     }
 }
