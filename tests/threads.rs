@@ -14,6 +14,7 @@ use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use process::{DEADLINE, Gate, Process, Stream, announce, connect, eventually, wa
 use socket2::SockRef;
 use socketserver::{
     BlockingMode, Context, Framing, FramingError, Handler, HandlerResult, Hooks, Lines, Mode,
-    Output, Peer, Pool, Request, RequestHandler, Server, Step, Threading,
+    Output, Peer, Pool, Request, RequestHandler, Sender, Server, Step, Threading,
 };
 
 const ALL: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
@@ -54,6 +55,8 @@ impl Framing for LinesToTheEnd {
 struct ByLine {
     gate: PathBuf,
     lines: usize,
+    /// Held, so that the connection stays when its client has ended.
+    sender: Option<Sender>,
 }
 
 impl Handler for ByLine {
@@ -64,6 +67,10 @@ impl Handler for ByLine {
                 wait_at_gate(&self.gate);
                 cx.send(b"held")
             }
+            b"stay" => {
+                self.sender = Some(cx.sender()?);
+                cx.send(line)
+            }
             b"thread" => cx.send(thread::current().name().unwrap_or("main").as_bytes()),
             b"recurse" => cx.send(format!("{} frames", recurse(FRAMES)).as_bytes()),
             _ => cx.send(line),
@@ -72,7 +79,9 @@ impl Handler for ByLine {
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         cx.send(format!("{} lines", self.lines).as_bytes())?;
-        cx.close();
+        if self.sender.is_none() {
+            cx.close();
+        }
         Ok(())
     }
 }
@@ -135,7 +144,7 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
     let act = match what {
         "lines" | "nonblocking lines" => {
             let builder = builder.framing(LinesToTheEnd::default()).dispatch(mode);
-            let make = move |_: &Peer| ByLine { gate: gate.clone(), lines: 0 };
+            let make = move |_: &Peer| ByLine { gate: gate.clone(), lines: 0, sender: None };
             let service = match what {
                 "lines" => builder.service(make),
                 _ => builder.hooks(NonBlocking).service(make),
@@ -283,6 +292,45 @@ fn a_stop_ends_who_is_idle_at_once_and_counts_it_so() {
         server.expect_success();
         assert_eq!(server.rest(), [count(clients.len(), 0, 0)], "{what} {mode}");
     }
+}
+
+fn a_connection_that_waits_for_its_senders_alone_is_idle_too() {
+    for mode in ["reactor", "offload", "threading", "pool"] {
+        let mut server = start("lines", mode, LONG);
+        let mut client = server.connect();
+        client.send("stay\n").expect("stay\n").end().expect("1 lines\n");
+        wait_until_asleep(&server);
+        server.terminate();
+        client.expect_end();
+        server.expect_success();
+        assert_eq!(server.rest(), [count(1, 0, 0)], "{mode}");
+    }
+}
+
+/// Else its last words would be lost without a trace.
+fn a_request_whose_last_flush_fails_is_counted_as_a_disconnect() {
+    struct Verbose(mpsc::Receiver<()>);
+
+    impl RequestHandler for Verbose {
+        fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+            request.set_write_buffer(usize::MAX);
+            request.write_all(b"last words")?;
+            Ok(self.0.recv()?)
+        }
+    }
+
+    let (go, gone) = mpsc::channel();
+    let mut gone = Some(gone);
+    let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(Threading::default());
+    let server = builder.serve_blocking(move |_: &Peer| Verbose(gone.take().unwrap())).unwrap();
+    let server = support::start_server(server);
+    let client = server.connect();
+    server.wait_for("it is accepted", |counters| counters.accepted == 1);
+    client.reset();
+    go.send(()).unwrap();
+    server.wait_for("it is over", |counters| counters.closed == 1);
+    let counters = server.counters();
+    assert_eq!((counters.disconnects, counters.handler_errors), (1, 0));
 }
 
 fn a_stop_waits_for_who_has_begun_and_counts_it_as_finished() {
@@ -601,6 +649,8 @@ fn main() -> ExitCode {
         a_client_that_ends_while_the_server_drains_is_answered_by_a_handler,
         a_client_that_ends_while_the_server_drains_is_answered_by_a_request_handler,
         a_stop_ends_who_is_idle_at_once_and_counts_it_so,
+        a_connection_that_waits_for_its_senders_alone_is_idle_too,
+        a_request_whose_last_flush_fails_is_counted_as_a_disconnect,
         a_stop_waits_for_who_has_begun_and_counts_it_as_finished,
         a_stop_cuts_who_does_not_finish_and_counts_it_so,
         one_stop_counts_idle_finished_and_cut_requests_apart,

@@ -10,7 +10,10 @@ use crate::log;
 use crate::mailbox::{Mail, Mailbox, lock};
 use crate::sys::Wakeup;
 
-/// How a stop went: what became of those who were connected when it began.
+/// How a stop went: what became of those who were connected when it began, under every mode. Idle is a
+/// connection of which no message has come in part and no answer is under way; one that a
+/// [`RequestHandler`](crate::RequestHandler) serves is idle where that
+/// [says so](crate::Request::set_idle).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {

@@ -24,6 +24,9 @@ use crate::sys::CatchDrop;
 /// may block: [`Inline`](crate::Inline), [`Threading`](crate::Threading), [`Pool`](crate::Pool),
 /// [`Forking`](crate::Forking).
 ///
+/// A stop of the server waits for a request until its handler returns, or until the
+/// [`drain`](crate::Server::drain) deadline; [`Request::set_idle`] says when it need not.
+///
 /// The order is Python's: where `setup` fails, neither of the others runs; where `handle` fails,
 /// `finish` runs all the same. When all is done, what was written is flushed and the connection is
 /// closed. An `Err` or a panic costs this request and no other (with `panic = "abort"` in the profile
@@ -572,7 +575,7 @@ fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> Catc
     let finished = guarded(request, |request| handler.finish(request));
     // A datagram that is half an answer is none: Python sends it all the same.
     let closed = if handled.is_ok() || matches!(request.channel, Channel::Stream(_)) {
-        request.close().map_err(|error| disconnected(error).into())
+        guarded(request, |request| Ok(request.close()?))
     } else {
         Ok(())
     };

@@ -124,6 +124,11 @@ impl Taken {
         self.seat.shut.load(SeqCst)
     }
 
+    /// Its thread, which waited with nothing begun and not for its peer, has been woken by a stop.
+    pub(crate) fn set_found_idle(&self) {
+        self.seat.found_idle.store(true, SeqCst);
+    }
+
     /// What wakes this thread; from now on a stop does, too.
     pub(crate) fn wakeup(&self) -> io::Result<&Arc<Wakeup>> {
         if self.seat.wakeup.get().is_none() {

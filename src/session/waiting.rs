@@ -121,7 +121,10 @@ impl Waiting<'_> {
         wakeup.clear();
         Ok(match woken {
             0 => Input::TimedOut,
-            _ if taken.is_stopping() => Input::Stopping,
+            _ if taken.is_stopping() => {
+                taken.set_found_idle();
+                Input::Stopping
+            }
             _ => Input::Parcels,
         })
     }
