@@ -117,6 +117,11 @@ impl Server {
 
     /// Begins a service over UDP; as [`tcp`](Server::tcp).
     ///
+    /// Replies for which the socket's send buffer has no room wait, up to 4 MiB of them under `reactor`
+    /// and `offload`; with more, nothing is received. When not one of them can be sent for five seconds
+    /// (a reply for half a second under the other modes) they are lost, and counted in
+    /// [`Counters::unsent`].
+    ///
     /// # Errors
     ///
     /// [`Error::UnusableAddress`] or [`Error::Resolve`] when the text names no address.
