@@ -98,7 +98,8 @@ counters! {
     framing_errors,
     /// Connections that a reset, a broken pipe or the network ended.
     disconnects,
-    /// Times that `on_timeout` was due.
+    /// Times that `on_timeout` was due, and requests that a
+    /// [`RequestHandler`](crate::RequestHandler) gave up for a read or a write that timed out.
     timeouts,
     /// Requests that `verify_request` refused.
     refused,

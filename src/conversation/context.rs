@@ -90,7 +90,12 @@ impl Context<'_> {
     }
 
     /// Closes the connection when all that was sent has gone out; the peer's further input is
-    /// dropped. A reply already sent is not cut by a reset.
+    /// dropped. A reply already sent is not cut by a reset: where the peer may still send, the
+    /// connection is kept until the peer has acknowledged all, has ended, or has sent 1 MiB more
+    /// (nginx's `lingering_close`). [`on_close`](crate::Handler::on_close) comes before that.
+    ///
+    /// A peer that takes none of the output that waits for 30 seconds, or for its timeout if that is
+    /// longer, is cut by a reset; after [`on_timeout`](crate::Handler::on_timeout), for its timeout.
     pub fn close(&mut self) {
         self.state.end(CloseReason::Handler);
     }
@@ -102,6 +107,12 @@ impl Context<'_> {
 
     /// Asks for [`on_timeout`](crate::Handler::on_timeout) when no byte has moved either way for
     /// so long; `None`, the default, waits for ever.
+    ///
+    /// Output has moved when the peer has taken some: over TCP by acknowledging it, over a Unix
+    /// socket by reading it, which shows when a whole piece of some 32 KiB has been read. The kernel
+    /// is asked how much it holds (`SIOCOUTQ`, see tcp(7); on Linux alone) when the time is up, so
+    /// that a peer which stops taking output is found out after no more than twice the time. On other
+    /// systems output has moved when the kernel has taken some. It is the same under every mode.
     ///
     /// As Python's `timeout` of a stream request handler, but it costs nothing per message.
     ///

@@ -60,8 +60,13 @@ pub trait Handler {
         Ok(())
     }
 
-    /// No byte has moved either way for as long as [`Context::set_timeout`] says. Closes the
+    /// No byte has moved either way for as long as [`Context::set_timeout`] says: nothing has come,
+    /// and of the output that waits, here or in the kernel, the peer has taken nothing. Closes the
     /// connection unless overridden; the time then starts again.
+    ///
+    /// Where output waits, [`Context::abort`] drops it, [`Context::close`] gives the peer the same
+    /// time once more, and a handler that does neither waits on. What is cut ends in a reset. It comes
+    /// so under every mode, but not while another method of this handler runs.
     ///
     /// # Errors
     ///

@@ -35,6 +35,9 @@ pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
 pub(crate) use output::{Outgoing, Rest};
 
+/// How long the peer of a connection that is over may take none of its last output.
+pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What a conversation works with for one turn: it belongs to whoever drives it.
 pub(crate) struct Env<'a> {
     /// Where output is collected, to be sent before the next call.
@@ -411,6 +414,17 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// How long nothing may move before [`timed_out`](Self::timed_out) is due.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.state.timeout
+    }
+
+    /// How long its peer may take no output: as long as the handler says, and once it is over no less
+    /// than [`CLOSING_PATIENCE`], unless it is for such a wait that it ends.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        match (self.state.ending.as_ref().map(|reason| &***reason), self.state.timeout) {
+            (None | Some(CloseReason::Timeout), timeout @ Some(_)) | (None, timeout) => timeout,
+            (_, timeout) => {
+                Some(timeout.map_or(CLOSING_PATIENCE, |time| time.max(CLOSING_PATIENCE)))
+            }
+        }
     }
 
     /// Whether the handler has set another timeout since the last call.

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
+
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::Unsupported;
@@ -180,6 +182,7 @@ impl Family {
     pub(crate) fn serve_in_child(
         &mut self,
         session: Box<dyn Session + '_>,
+        connection: Option<&Socket>,
         process: &ChildProcess,
         fault: impl FnOnce(&Served),
     ) -> i32 {
@@ -195,6 +198,7 @@ impl Family {
             buffer: &mut buffer,
             outgoing: &mut outgoing,
             tally: &mut tally,
+            leaves_lingering: false,
             waiting: Waiting::Alone(Alone {
                 wakeups: &wakeups,
                 asked: None,
@@ -207,7 +211,14 @@ impl Family {
             no_sender: Unsupported::ForkingSender,
             on_shutdown: &|| self.shutdown.iter().for_each(|shutdown| shutdown.wake()),
         };
+        let linger = connection.and_then(|connection| connection.linger().ok());
+        sys::reset_on_termination(connection.map(AsFd::as_fd));
         let served = session.run(&mut place);
+        sys::reset_on_termination(None);
+        if let (Some(connection), Some(linger), false) = (connection, linger, served.cut) {
+            // Whole, it is closed as any other.
+            let _ = connection.set_linger(linger);
+        }
         let idle = match &mut place.waiting {
             Waiting::Alone(alone) => alone.overtaken() == Some(Overtaken::Idle),
             _ => false,

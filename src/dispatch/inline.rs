@@ -74,6 +74,7 @@ impl<'a> Alongside<'a> {
             buffer: &mut self.buffer,
             outgoing: &mut self.outgoing,
             tally,
+            leaves_lingering: true,
             waiting: Waiting::Alone(Alone {
                 wakeups: &wakeups,
                 asked: self.asked_by_child.as_deref(),

@@ -67,7 +67,7 @@ impl Homeward {
     pub(crate) fn served(&self, served: Served, tally: &mut Tally) {
         self.published.add(tally);
         if served.reason.is_fault() {
-            let Served { peer, reason } = served;
+            let Served { peer, reason, .. } = served;
             let ended = Ended { service: self.service, peer, reason, tally: Tally::default() };
             self.mailbox.post(Mail::Ended(Box::new(ended)));
         } else {

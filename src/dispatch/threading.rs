@@ -209,6 +209,7 @@ impl Labour<Assigned> for Serving {
                 buffer: &mut kit.buffer,
                 outgoing: &mut kit.outgoing,
                 tally: &mut kit.tally,
+                leaves_lingering: false,
                 waiting,
                 no_sender: Unsupported::DatagramSender,
                 on_shutdown: &|| home.shutdown(run),

@@ -37,7 +37,7 @@ pub(crate) use lend::{Lender, Lending, LentDatagram};
 pub(crate) use listener::{Acceptor, Listener};
 use live::{Backing, Fate, Readiness};
 pub(crate) use live::{End, Fork, Gate, Live, Newcomer, Request, Taker, Turn};
-pub(crate) use pump::{Connection, Marks, Talk};
+pub(crate) use pump::{Connection, Lingers, Marks, Talk};
 use timers::Timers;
 
 /// How many pieces of mail a turn takes.

@@ -1,8 +1,8 @@
 //! The non-blocking pump: one connection, its conversation, and what the kernel has not taken yet.
 
 use std::io::{self, IoSlice, Read};
-use std::net::Shutdown;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
 
 use socket2::Socket;
 
@@ -11,16 +11,12 @@ use super::live::{Desk, Fate, Live, Readiness, Turn};
 use crate::conversation::{Conversation, Env, Framing, Handler};
 use crate::error::CloseReason;
 use crate::mailbox::{Ending, Work};
-use crate::session::CLOSING_PATIENCE;
+use crate::session::{Linger, Lingering, Progress};
 use crate::sys;
 
 /// How much a connection may read, or frame of what it is sent before a close, before others come
 /// first.
 const READ_BUDGET: usize = 64 * 1024;
-
-/// How long, and how much of, a closed peer's input is thrown away so that no reset cuts its reply.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
 
 /// How much output may wait for a peer before its own input is no longer read, and how little must
 /// be left before it is read again; in bytes, of which four thousand million are as good as no mark.
@@ -118,14 +114,6 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
     }
 }
 
-/// How long, and how much of it, a connection's input is thrown away once its handler has been told
-/// that it is over.
-#[derive(Debug)]
-struct Linger {
-    until: Instant,
-    left: usize,
-}
-
 /// One connection of the loop.
 pub(crate) struct Connection<T> {
     socket: Socket,
@@ -135,6 +123,8 @@ pub(crate) struct Connection<T> {
     backlog: Option<Box<Backlog>>,
     /// When a byte last moved, either way.
     last_moved: Instant,
+    /// What the peer has taken of its output.
+    progress: Progress,
     /// It is over, and only waits for its peer to have read the end.
     linger: Option<Box<Linger>>,
     /// The peer takes no more output; what it has sent is still read.
@@ -145,6 +135,8 @@ pub(crate) struct Connection<T> {
     told: bool,
     /// Mail of its outlet came while the conversation was out.
     missed_mail: bool,
+    /// Output was lost: its peer is to see a reset.
+    cut: bool,
 }
 
 impl<T: Talk> Connection<T> {
@@ -155,11 +147,13 @@ impl<T: Talk> Connection<T> {
             marks,
             backlog: None,
             last_moved: now,
+            progress: Progress::default(),
             linger: None,
             broken: None,
             paused: false,
             told: false,
             missed_mail: false,
+            cut: false,
         }
     }
 
@@ -398,6 +392,7 @@ impl<T: Talk> Connection<T> {
         let flushed = flush(&self.socket, backlog, desk);
         if backlog.len() < before {
             self.last_moved = desk.now;
+            self.progress.forget();
         }
         if backlog.is_empty() {
             self.backlog = None;
@@ -409,8 +404,14 @@ impl<T: Talk> Connection<T> {
 
     #[cold]
     fn broken(&mut self, error: io::Error) {
-        self.broken = Some(error);
         self.backlog = None;
+        self.cut = true;
+        if is_peers_end(&error) {
+            self.broken = Some(error);
+        } else if let Some(conversation) = self.talk.home() {
+            // The peer is there, and would wait for what is lost.
+            conversation.end(CloseReason::Disconnected(error));
+        }
     }
 
     /// The conversation is over: closes when its output has gone, and so that it arrives.
@@ -419,42 +420,29 @@ impl<T: Talk> Connection<T> {
             return Fate::Wait;
         };
         if conversation.is_aborted() {
-            // A reset: the kernel drops what it has not sent.
-            let _ = self.socket.set_linger(Some(Duration::ZERO));
+            self.cut = true;
             return Fate::Done;
         }
         if self.backlog.is_some() {
             desk.rearm();
             return Fate::Wait;
         }
-        if conversation.input_ended() || self.broken.is_some() {
+        if conversation.input_ended() || self.broken.is_some() || self.cut {
             return Fate::Done;
         }
-        // Input left unread would make the kernel send a reset, which can overtake the reply. One
-        // last read tells.
-        match (&self.socket).read(buffer) {
-            Ok(count) if count > 0 && self.socket.shutdown(Shutdown::Write).is_ok() => {}
-            _ => return Fate::Done,
-        }
+        let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, desk.now)
+        else {
+            return Fate::Done;
+        };
         self.tell(desk);
-        desk.rearm();
-        self.linger = Some(Box::new(Linger { until: desk.now + LINGER, left: LINGER_BYTES }));
+        self.linger = Some(Box::new(linger));
         self.linger(buffer, desk)
     }
 
     /// Throws input away until the peer has ended, but not for ever.
     fn linger(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
         let Some(linger) = &mut self.linger else { return Fate::Wait };
-        while desk.now < linger.until && linger.left > 0 {
-            match (&self.socket).read(buffer) {
-                Ok(0) => return Fate::Done,
-                Ok(count) => linger.left = linger.left.saturating_sub(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Fate::Wait,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Fate::Done,
-            }
-        }
-        Fate::Done
+        linger_on(&self.socket, linger, buffer, desk)
     }
 
     fn tell(&mut self, desk: &mut Desk) {
@@ -462,6 +450,65 @@ impl<T: Talk> Connection<T> {
             self.talk.close(desk);
         }
     }
+}
+
+/// A connection that was served by blocking and now lingers on the loop, where nobody waits for it.
+pub(crate) struct Lingers(Lingering);
+
+impl Lingers {
+    /// # Errors
+    ///
+    /// Where it cannot be made non-blocking.
+    pub(crate) fn new(lingering: Lingering) -> io::Result<Self> {
+        lingering.socket.set_nonblocking(true)?;
+        Ok(Lingers(lingering))
+    }
+
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.0.socket.as_raw_fd()
+    }
+
+    fn look(&mut self, turn: &mut Turn) -> Fate {
+        let Lingering { socket, linger } = &mut self.0;
+        linger_on(socket, linger, &mut turn.buffer, &mut turn.desk)
+    }
+}
+
+impl Live for Lingers {
+    fn opened(&mut self, turn: &mut Turn) -> Fate {
+        self.look(turn)
+    }
+
+    fn ready(&mut self, turn: &mut Turn) -> Fate {
+        self.look(turn)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(self.0.linger.next())
+    }
+
+    fn expired(&mut self, turn: &mut Turn) -> Fate {
+        self.look(turn)
+    }
+
+    fn stop(&mut self, turn: &mut Turn) -> Fate {
+        self.0.linger.hurry(turn.now);
+        self.look(turn)
+    }
+
+    fn finish(&mut self, turn: &mut Turn) {
+        turn.tally.closed += 1;
+        turn.freed = true;
+    }
+}
+
+/// Throws input away until its peer has ended, or has all of its output, but not for ever.
+fn linger_on(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+    if linger.drain(socket, buffer) || linger.is_done(socket, desk.now) {
+        return Fate::Done;
+    }
+    desk.rearm();
+    Fate::Wait
 }
 
 impl<T: Talk> Live for Connection<T> {
@@ -499,24 +546,24 @@ impl<T: Talk> Live for Connection<T> {
 
     fn deadline(&self) -> Option<Instant> {
         if let Some(linger) = &self.linger {
-            return Some(linger.until);
+            return Some(linger.next());
         }
-        let conversation = self.talk.peek()?;
-        let patience =
-            if conversation.is_over() { Some(CLOSING_PATIENCE) } else { conversation.timeout() };
-        self.last_moved.checked_add(patience?)
+        self.last_moved.checked_add(self.talk.peek()?.patience()?)
     }
 
     fn expired(&mut self, turn: &mut Turn) -> Fate {
         if self.linger.is_some() {
-            return Fate::Done;
+            return self.linger(&mut turn.buffer, &mut turn.desk);
         }
         let Some(conversation) = self.talk.home() else {
             return Fate::Wait;
         };
+        // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
+        if self.progress.is_made(&self.socket) {
+            self.last_moved = turn.now;
+            return Fate::Wait;
+        }
         if conversation.is_over() {
-            // The peer took nothing: the kernel is to drop what it has for it, too.
-            let _ = self.socket.set_linger(Some(Duration::ZERO));
             return Fate::Done;
         }
         self.last_moved = turn.now;
@@ -528,17 +575,46 @@ impl<T: Talk> Live for Connection<T> {
     fn stop(&mut self, turn: &mut Turn) -> Fate {
         // What has arrived before the stop is answered: look once more.
         turn.readiness.add(Readiness::READABLE);
+        let now = turn.now;
+        if let Some(linger) = &mut self.linger {
+            linger.hurry(now);
+        }
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
     fn finish(&mut self, turn: &mut Turn) {
-        if let Some(conversation) = self.talk.home() {
-            conversation.end(CloseReason::Shutdown);
+        match self.talk.home() {
+            // What is under way is cut.
+            Some(conversation) if !self.told && !conversation.is_over() => {
+                conversation.end(CloseReason::Shutdown);
+                self.cut = true;
+            }
+            Some(_) => {}
+            None => self.cut = true,
+        }
+        if self.cut || self.backlog.is_some() {
+            sys::reset_on_close(&self.socket);
         }
         self.tell(&mut turn.desk);
         turn.tally.closed += 1;
         turn.freed = true;
     }
+}
+
+/// Whether the peer takes no more output, by what an attempt to send to it has told.
+fn is_peers_end(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(
+        error.kind(),
+        BrokenPipe
+            | ConnectionReset
+            | ConnectionAborted
+            | NotConnected
+            | TimedOut
+            | HostUnreachable
+            | NetworkUnreachable
+            | NetworkDown
+    )
 }
 
 /// Writes the output of a turn; what the kernel does not take goes to the backlog. True when any

@@ -65,7 +65,7 @@ impl<H: Handler> Session for DatagramSession<H> {
             answering.reply(&packet.from, reply, place.tally);
         }
         place.outgoing.clear();
-        Served { peer, reason }
+        Served { peer, reason, cut: false, lingering: None }
     }
 }
 

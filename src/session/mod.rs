@@ -2,7 +2,8 @@
 //! serving one is the reactor's.
 
 use std::sync::Arc;
-use std::time::Duration;
+
+use socket2::Socket;
 
 use crate::address::Peer;
 use crate::conversation::Outgoing;
@@ -13,6 +14,7 @@ use crate::sys::CatchDrop;
 use crate::token::Token;
 
 mod aside;
+mod closing;
 mod datagram;
 mod deaf;
 mod request;
@@ -23,6 +25,7 @@ mod waiting;
 #[cfg(test)]
 pub(crate) use aside::{ASIDE_HIGH, OVERHEAD};
 pub(crate) use aside::{Aside, RETRY, charge};
+pub(crate) use closing::{Linger, Progress};
 pub(crate) use datagram::{Answering, DatagramSession, Nowhere, Packet};
 #[cfg(test)]
 pub(crate) use deaf::PATIENCE;
@@ -34,9 +37,6 @@ pub(crate) use waiting::{Alone, Overtaken, Waiting};
 
 /// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
-
-/// How long a peer that is being closed may take nothing of its last output.
-pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who does the work that a loop lends out.
 ///
@@ -60,6 +60,16 @@ pub(crate) trait Session {
 pub(crate) struct Served {
     pub(crate) peer: Peer,
     pub(crate) reason: CatchDrop<CloseReason>,
+    /// Its output did not all go out.
+    pub(crate) cut: bool,
+    /// It is over but for this.
+    pub(crate) lingering: Option<Lingering>,
+}
+
+/// A connection that is over, and lingers.
+pub(crate) struct Lingering {
+    pub(crate) socket: Arc<Socket>,
+    pub(crate) linger: Linger,
 }
 
 /// Where a session is served: what its thread lends it.
@@ -69,6 +79,9 @@ pub(crate) struct Place<'a> {
     /// Where output is collected.
     pub(crate) outgoing: &'a mut Outgoing,
     pub(crate) tally: &'a mut Tally,
+    /// Whether a connection that lingers is left to who asked for it to be served, rather than to
+    /// this thread.
+    pub(crate) leaves_lingering: bool,
     /// How it waits for its peer.
     pub(crate) waiting: Waiting<'a>,
     /// Why nothing can be sent to it from elsewhere, where it is not in a thread of its own.

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::stream::close_politely;
-use super::waiting::{Input, Waiting};
+use super::stream::close;
+use super::waiting::{Input, Waiting, is_out_of_time, out_of_time};
 use super::{Answering, Packet, Place, Served, Session};
 use crate::address::{Address, Peer};
 use crate::counters::Tally;
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard;
-use crate::sys::CatchDrop;
+use crate::sys::{self, CatchDrop};
 
 /// Answers one request from its first byte to its last, waiting as it likes: Python's
 /// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
@@ -137,8 +137,8 @@ struct Stream<'a> {
     ended: bool,
     /// Its handler says that nothing is in progress.
     idle: bool,
-    /// A stop has ended a read.
-    stopped: bool,
+    /// Output was lost.
+    cut: bool,
     /// How many written bytes are gathered before they go out.
     write_buffer: usize,
 }
@@ -156,7 +156,7 @@ trait Wait {
     fn write_all(
         &mut self,
         socket: &Socket,
-        bytes: &[u8],
+        bytes: &mut &[u8],
         timeout: Option<Duration>,
     ) -> io::Result<()>;
 }
@@ -175,7 +175,7 @@ impl Wait for Waiting<'_> {
     fn write_all(
         &mut self,
         socket: &Socket,
-        bytes: &[u8],
+        bytes: &mut &[u8],
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         Waiting::write_all(self, socket, bytes, timeout, None)
@@ -211,16 +211,21 @@ impl Stream<'_> {
                 Ok(true)
             }
             Input::TimedOut | Input::Parcels => Err(io::ErrorKind::TimedOut.into()),
-            Input::Stopping => {
-                self.stopped = true;
-                let reason = if idle {
-                    "the server is stopping and the request is idle"
-                } else {
-                    "the server is stopping and its time for that is up"
-                };
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason))
-            }
+            Input::Stopping if idle => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the server is stopping and the request is idle",
+            )),
+            Input::Stopping => Err(out_of_time()),
         }
+    }
+
+    /// Sends all of it.
+    fn write_all(&mut self, mut bytes: &[u8], tally: &mut Tally) -> io::Result<()> {
+        let total = bytes.len();
+        let written = self.waiting.write_all(&self.socket, &mut bytes, self.timeout);
+        tally.bytes_out += (total - bytes.len()) as u64;
+        self.cut |= written.is_err();
+        written
     }
 }
 
@@ -314,6 +319,10 @@ impl Request<'_> {
 
     /// Sets how long a read or a write may wait for the peer, each time; `None`, the default, is for
     /// ever. Python's `timeout` of a `StreamRequestHandler`. A datagram never waits.
+    ///
+    /// A write does not time out while the peer takes some of the output within each such time, as
+    /// [`Context::set_timeout`](crate::Context::set_timeout) says; after one that has failed, the
+    /// connection ends in a reset, so that its answer does not look whole.
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {
             stream.timeout = timeout.into();
@@ -392,11 +401,6 @@ impl Request<'_> {
         }
     }
 
-    /// Whether a stop has ended a read.
-    fn is_stopped(&self) -> bool {
-        matches!(self.channel, Channel::Stream(Stream { stopped: true, .. }))
-    }
-
     /// Sends what is due: the rest of a stream's output, a datagram's reply.
     fn close(&mut self) -> io::Result<()> {
         match &mut self.channel {
@@ -461,8 +465,7 @@ impl Write for Request<'_> {
                 self.written.extend_from_slice(bytes);
             }
             Channel::Stream(stream) if stream.write_buffer == 0 => {
-                stream.waiting.write_all(&stream.socket, bytes, stream.timeout)?;
-                self.tally.bytes_out += bytes.len() as u64;
+                stream.write_all(bytes, self.tally)?;
             }
             Channel::Stream(stream) => {
                 let limit = stream.write_buffer;
@@ -486,8 +489,7 @@ impl Write for Request<'_> {
             && !self.written.is_empty()
         {
             let written = std::mem::take(&mut self.written);
-            stream.waiting.write_all(&stream.socket, &written, stream.timeout)?;
-            self.tally.bytes_out += written.len() as u64;
+            stream.write_all(&written, self.tally)?;
         }
         Ok(())
     }
@@ -521,7 +523,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
                 at: 0,
                 ended: false,
                 idle: false,
-                stopped: false,
+                cut: false,
                 write_buffer: 0,
             }),
             peer,
@@ -532,19 +534,25 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         };
         let reason = answer(&mut *handler, &mut request);
         let Request { peer, channel, .. } = request;
-        let ended = matches!(channel, Channel::Stream(Stream { ended: true, .. }));
+        let (ended, cut) = match &channel {
+            Channel::Stream(stream) => (stream.ended, stream.cut),
+            Channel::Datagram { .. } => (false, false),
+        };
         drop(channel);
         // Gone before its peer learns that it is over.
         drop(handler);
-        if !ended {
-            let mut buffer = std::mem::take(place.buffer);
-            close_politely(&socket, &mut buffer, place);
-            *place.buffer = buffer;
-        }
+        place.waiting.over();
+        let cut = cut || place.waiting.is_cut();
+        let mut buffer = std::mem::take(place.buffer);
+        let lingering = close(&socket, &peer, cut, ended, &mut buffer, place);
+        *place.buffer = buffer;
         // A handler may have passed its descriptor on: the peer sees the end all the same.
-        let _ = socket.shutdown(Shutdown::Write);
-        place.tally.closed += 1;
-        Served { peer, reason }
+        if cut {
+            sys::disconnect(&socket);
+        } else {
+            let _ = socket.shutdown(Shutdown::Write);
+        }
+        Served { peer, reason, cut, lingering }
     }
 }
 
@@ -561,7 +569,7 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
             written: Vec::new(),
         };
         let reason = answer(&mut *handler, &mut request);
-        Served { peer, reason }
+        Served { peer, reason, cut: false, lingering: None }
     }
 }
 
@@ -592,24 +600,19 @@ fn guarded(
     let reason = match guard::call(|| call(request)) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => match error.downcast::<io::Error>() {
-            Ok(error) => match disconnected(*error) {
-                // It is the stop that has ended it, and not the peer.
-                CloseReason::Disconnected(error)
-                    if error.kind() == io::ErrorKind::ConnectionAborted && request.is_stopped() =>
-                {
-                    return Err(CloseReason::Shutdown.into());
-                }
-                reason => reason,
-            },
+            // It is the stop that has ended it, and not the peer.
+            Ok(error) if is_out_of_time(&error) => return Err(CloseReason::Shutdown.into()),
+            Ok(error) => disconnected(*error),
             Err(error) => CloseReason::Error(error),
         },
         Err(message) => CloseReason::Panic(message),
     };
-    match reason {
-        CloseReason::Error(_) => request.tally.handler_errors += 1,
-        CloseReason::Panic(_) => request.tally.panics += 1,
-        _ => request.tally.disconnects += 1,
-    }
+    *match reason {
+        CloseReason::Timeout => &mut request.tally.timeouts,
+        CloseReason::Disconnected(_) => &mut request.tally.disconnects,
+        CloseReason::Panic(_) => &mut request.tally.panics,
+        _ => &mut request.tally.handler_errors,
+    } += 1;
     Err(reason.into())
 }
 

@@ -37,6 +37,8 @@ struct Seat {
     found_idle: AtomicBool,
     /// A stop has shut its socket down, or is about to: an end of its input is the stop's doing.
     shut: AtomicBool,
+    /// The time for stopping is up, and it has been ended.
+    cut: AtomicBool,
     /// What wakes its thread, if it waits for more than its socket.
     wakeup: OnceLock<Arc<Wakeup>>,
 }
@@ -65,6 +67,7 @@ impl Seats {
             idle: AtomicBool::new(false),
             found_idle: AtomicBool::new(false),
             shut: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             wakeup: OnceLock::new(),
         });
         let number = lock(&self.taken).insert(seat.clone());
@@ -85,11 +88,13 @@ impl Seats {
         }
     }
 
-    /// Ends everyone; reads and writes that wait come back.
+    /// Ends everyone, by a reset; reads and writes that wait come back.
     pub(crate) fn cut(&self) {
         self.stopping.store(true, SeqCst);
         for (_, seat) in lock(&self.taken).iter() {
-            seat.shut_down(Shutdown::Both);
+            seat.cut.store(true, SeqCst);
+            seat.shut.store(true, SeqCst);
+            sys::disconnect(&seat.socket);
             seat.wake();
         }
     }
@@ -122,6 +127,11 @@ impl Taken {
     /// Whether a stop has shut this socket down.
     pub(crate) fn is_shut(&self) -> bool {
         self.seat.shut.load(SeqCst)
+    }
+
+    /// Whether the time for stopping is up, and it has been ended.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.seat.cut.load(SeqCst)
     }
 
     /// Its thread, which waited with nothing begun and not for its peer, has been woken by a stop.

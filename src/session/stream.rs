@@ -1,23 +1,20 @@
 //! The blocking pump: one connection and its conversation, served to its end on this thread.
 
 use std::io;
-use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::closing::{Linger, Progress};
 use super::seats::Taken;
 use super::waiting::{Input, Waiting};
-use super::{Place, Served, Session};
-use crate::conversation::{Conversation, Encodable, Env, Framing, Handler, Home};
+use super::{Lingering, Place, Served, Session};
+use crate::address::Peer;
+use crate::conversation::{Conversation, Encodable, Env, Framing, Handler, Home, Outgoing, Rest};
 use crate::error::{CloseReason, Unsupported};
 use crate::mailbox::{Ending, Keeper, Outlet};
 use crate::sys;
-
-/// How long, and how much of, a closed peer's input is thrown away so that no reset cuts its reply.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
 
 /// A connection with its conversation, on its way to where it is served.
 pub(crate) struct StreamSession<H, F> {
@@ -46,59 +43,45 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
         let StreamSession { socket, mut conversation, room } = *self;
         let mut buffer = std::mem::take(place.buffer);
-        talk(&socket, &mut conversation, room, &mut buffer, place);
+        let cut = talk(&socket, &mut conversation, room, &mut buffer, place);
         let peer = conversation.peer().clone();
-        if conversation.is_aborted() {
-            let _ = socket.set_linger(Some(Duration::ZERO));
-        } else if !conversation.input_ended() {
-            close_politely(&socket, &mut buffer, place);
-        }
-        *place.buffer = buffer;
+        place.waiting.over();
+        let cut = cut || conversation.is_aborted() || place.waiting.is_cut();
+        // The conversation is over, whatever its connection still waits for.
         let reason = conversation.closed(place.tally);
-        place.tally.closed += 1;
-        Served { peer, reason }
+        let ended = conversation.input_ended();
+        let lingering = close(&socket, &peer, cut, ended, &mut buffer, place);
+        *place.buffer = buffer;
+        Served { peer, reason, cut, lingering }
     }
 }
 
-/// Talks until the conversation is over.
+/// Talks until the conversation is over; whether output was lost.
 fn talk<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
     room: usize,
     buffer: &mut [u8],
     place: &mut Place<'_>,
-) {
-    let step = |conversation: &mut Conversation<H, F>,
-                fresh: &[u8],
-                place: &mut Place<'_>,
-                take: &dyn Fn(&mut Conversation<H, F>, &mut Env<'_>)| {
-        let unsupported = place.no_sender;
-        let taken = match place.waiting {
-            Waiting::InThread(taken) => Some(taken),
-            _ => None,
-        };
-        let home = ThreadHome { taken, unsupported, limit: room };
-        let mut env = Env::new(place.outgoing, place.tally, &home, room);
-        take(conversation, &mut env);
-        if env.shutdown {
-            (place.on_shutdown)();
-        }
+) -> bool {
+    let mut cut = false;
+    let mut progress = Progress::default();
+    let mut step = |conversation: &mut Conversation<H, F>,
+                    fresh: &[u8],
+                    place: &mut Place<'_>,
+                    take: &dyn Fn(&mut Conversation<H, F>, &mut Env<'_>)| {
+        call(conversation, room, place, take);
+        let mut sent = Ok(());
         if !conversation.is_aborted() {
             let (input, outlet) = (conversation.input(fresh), conversation.outlet());
-            let sent =
-                send(socket, input, conversation.timeout(), outlet.map(|outlet| &**outlet), place);
-            if let Err(error) = sent {
-                match (conversation.ending(), error.kind()) {
-                    (Ending::Aborted, _) | (Ending::Closing, io::ErrorKind::TimedOut) => {
-                        conversation.abort();
-                    }
-                    (_, io::ErrorKind::TimedOut) => conversation.end(CloseReason::Timeout),
-                    _ => conversation.end(CloseReason::Disconnected(error)),
-                }
-            }
+            let outlet = outlet.map(|outlet| &**outlet);
+            sent = send(socket, input, conversation.patience(), outlet, place);
         }
         place.outgoing.clear();
         conversation.settle(fresh);
+        if let Err(unsent) = sent {
+            cut |= !insist(socket, conversation, room, unsent, place);
+        }
     };
     step(conversation, &[], place, &|conversation, env| conversation.open(env));
     while !conversation.is_over() {
@@ -138,6 +121,8 @@ fn talk<H: Handler, F: Framing>(
                 });
             }
             Ok(Input::Parcels) => {}
+            // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
+            Ok(Input::TimedOut) if progress.is_made(socket) => {}
             Ok(Input::TimedOut) => {
                 step(conversation, &[], place, &|conversation, env| conversation.timed_out(env));
             }
@@ -145,41 +130,165 @@ fn talk<H: Handler, F: Framing>(
             Err(error) => conversation.end(CloseReason::Disconnected(error)),
         }
     }
+    cut
 }
 
+/// Calls the conversation; its output is collected.
+fn call<H: Handler, F: Framing>(
+    conversation: &mut Conversation<H, F>,
+    room: usize,
+    place: &mut Place<'_>,
+    take: &dyn Fn(&mut Conversation<H, F>, &mut Env<'_>),
+) {
+    let unsupported = place.no_sender;
+    let taken = match place.waiting {
+        Waiting::InThread(taken) => Some(taken),
+        _ => None,
+    };
+    let home = ThreadHome { taken, unsupported, limit: room };
+    let mut env = Env::new(place.outgoing, place.tally, &home, room);
+    take(conversation, &mut env);
+    if env.shutdown {
+        (place.on_shutdown)();
+    }
+}
+
+/// What the kernel did not take, and why.
+struct Unsent {
+    bytes: Vec<u8>,
+    error: io::Error,
+}
+
+/// Sends what is collected.
 fn send(
     socket: &Socket,
     input: &[u8],
     timeout: Option<Duration>,
     outlet: Option<&Outlet>,
     place: &mut Place<'_>,
-) -> io::Result<()> {
-    if place.outgoing.is_empty() {
+) -> Result<(), Unsent> {
+    let total = place.outgoing.len();
+    if total == 0 {
         return Ok(());
     }
-    place.tally.bytes_out += place.outgoing.len() as u64;
-    if let Some(bytes) = place.outgoing.contiguous(input) {
-        return place.waiting.write_all(socket, bytes, timeout, outlet);
-    }
-    let mut parts = place.outgoing.parts(input);
-    parts.try_for_each(|part| place.waiting.write_all(socket, part, timeout, outlet))
+    let mut left = total;
+    let mut write = |mut part: &[u8]| {
+        left -= part.len();
+        let written = place.waiting.write_all(socket, &mut part, timeout, outlet);
+        left += part.len();
+        written
+    };
+    let written = match place.outgoing.contiguous(input) {
+        Some(bytes) => write(bytes),
+        None => place.outgoing.parts(input).try_for_each(write),
+    };
+    place.tally.bytes_out += (total - left) as u64;
+    written.map_err(|error| {
+        let mut bytes = Vec::new();
+        if error.kind() == io::ErrorKind::TimedOut {
+            keep(place.outgoing, input, total - left, &mut bytes);
+        }
+        Unsent { bytes, error }
+    })
 }
 
-/// Sees to it that a reply already sent is not cut by the reset that unread input would cause.
-pub(super) fn close_politely(socket: &Socket, buffer: &mut [u8], place: &mut Place<'_>) {
-    place.waiting.over();
-    let unread = sys::receive_now(socket, buffer).is_ok_and(|count| count > 0);
-    if !unread || socket.shutdown(Shutdown::Write).is_err() {
-        return;
+/// Appends what `outgoing` holds after its first `sent` bytes.
+fn keep(outgoing: &mut Outgoing, input: &[u8], sent: usize, bytes: &mut Vec<u8>) {
+    outgoing.rest(input, sent, |rest| match rest {
+        Rest::Bytes(part) => bytes.extend_from_slice(part),
+        Rest::Shared(payload, range) => bytes.extend_from_slice(&payload[range]),
+    });
+}
+
+/// Asks the handler about a peer that takes no output, each time that its timeout has passed, until
+/// all is sent; whether it was.
+#[cold]
+fn insist<H: Handler, F: Framing>(
+    socket: &Socket,
+    conversation: &mut Conversation<H, F>,
+    room: usize,
+    unsent: Unsent,
+    place: &mut Place<'_>,
+) -> bool {
+    let Unsent { mut bytes, mut error } = unsent;
+    loop {
+        let late = error.kind() == io::ErrorKind::TimedOut;
+        match conversation.ending() {
+            // As a sender has asked for.
+            Ending::Aborted => {
+                conversation.abort();
+                return false;
+            }
+            Ending::Closing if late => {
+                conversation.abort();
+                return false;
+            }
+            _ => {}
+        }
+        if !late || bytes.is_empty() {
+            conversation.end(match place.waiting.is_cut() {
+                true => CloseReason::Shutdown,
+                false => CloseReason::Disconnected(error),
+            });
+            return false;
+        }
+        if conversation.is_over() {
+            return false;
+        }
+        call(conversation, room, place, &|conversation, env| conversation.timed_out(env));
+        if conversation.is_aborted() {
+            place.outgoing.clear();
+            return false;
+        }
+        keep(place.outgoing, &[], 0, &mut bytes);
+        place.outgoing.clear();
+        let mut left = &bytes[..];
+        let outlet = conversation.outlet().map(|outlet| &**outlet);
+        let patience = conversation.patience();
+        let written = place.waiting.write_all(socket, &mut left, patience, outlet);
+        let sent = bytes.len() - left.len();
+        place.tally.bytes_out += sent as u64;
+        match written {
+            Ok(()) => return true,
+            Err(next) => error = next,
+        }
+        bytes.drain(..sent);
     }
-    let (until, mut left) = (Instant::now() + LINGER, LINGER_BYTES);
-    while left > 0 {
-        let patience = until.saturating_duration_since(Instant::now());
-        if patience.is_zero() {
+}
+
+/// Closes a connection, so that its output arrives, or, where it is cut, so that it does not look
+/// whole. What lingers is left to who asked for it, where it takes it.
+pub(super) fn close(
+    socket: &Arc<Socket>,
+    peer: &Peer,
+    cut: bool,
+    ended: bool,
+    buffer: &mut [u8],
+    place: &mut Place<'_>,
+) -> Option<Lingering> {
+    if cut {
+        sys::reset_on_close(socket);
+    } else if !ended && let Some(mut linger) = Linger::begin(socket, peer, buffer, Instant::now()) {
+        if place.leaves_lingering {
+            return Some(Lingering { socket: socket.clone(), linger });
+        }
+        linger_here(socket, &mut linger, buffer, place);
+    }
+    place.tally.closed += 1;
+    None
+}
+
+/// Throws input away until the peer has ended, or has all of its output, but not for ever.
+fn linger_here(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], place: &mut Place<'_>) {
+    loop {
+        let now = Instant::now();
+        if linger.is_done(socket, now) {
             return;
         }
-        match place.waiting.read(socket, buffer, Some(patience), true, false) {
-            Ok(Input::Bytes(count)) if count > 0 => left = left.saturating_sub(count),
+        let pause = Some(linger.next().saturating_duration_since(now));
+        match place.waiting.read(socket, buffer, pause, true, false) {
+            Ok(Input::TimedOut) => {}
+            Ok(Input::Bytes(count @ 1..)) if !linger.discard(count) => {}
             _ => return,
         }
     }

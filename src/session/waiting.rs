@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::CLOSING_PATIENCE;
+use super::closing::Progress;
 use super::seats::Taken;
+use crate::conversation::CLOSING_PATIENCE;
 use crate::mailbox::{Ending, Outlet};
 use crate::sys::{self, Wakeup, Want};
 
@@ -91,6 +92,7 @@ impl Waiting<'_> {
                     // The stop has shut this socket down; what came before it has been read. Where it
                     // has not, this is the peer's own end.
                     Ok(Input::Bytes(0)) if taken.is_shut() => Ok(Input::Stopping),
+                    Err(_) if taken.is_cut() => Ok(Input::Stopping),
                     other => other,
                 }
             }
@@ -103,6 +105,15 @@ impl Waiting<'_> {
     pub(crate) fn over(&mut self) {
         if let Waiting::Alone(alone) = self {
             alone.overtaken = alone.overtaken();
+        }
+    }
+
+    /// Whether the time for stopping was up before it was over.
+    pub(crate) fn is_cut(&self) -> bool {
+        match self {
+            Waiting::InThread(taken) => taken.is_cut(),
+            Waiting::Nobody => false,
+            Waiting::Alone(alone) => alone.overtaken == Some(Overtaken::Cut),
         }
     }
 
@@ -129,23 +140,25 @@ impl Waiting<'_> {
         })
     }
 
-    /// Sends all of it, waiting as long as it takes; for no longer than `timeout` at a time. Where it
-    /// waits, it also sees what others ask of the connection through `outlet`.
+    /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
+    /// long as `timeout`; `bytes` is then what the kernel has not taken. Where it waits, it also sees
+    /// what others ask of the connection through `outlet`.
     pub(crate) fn write_all(
         &mut self,
         socket: &Socket,
-        mut bytes: &[u8],
+        bytes: &mut &[u8],
         timeout: Option<Duration>,
         outlet: Option<&Outlet>,
     ) -> io::Result<()> {
         while !bytes.is_empty() {
-            if let Waiting::Alone(alone) = self
-                && alone.is_overdue()
-            {
-                return Err(io::ErrorKind::TimedOut.into());
+            if let Waiting::Alone(alone) = self {
+                alone.is_overdue();
+            }
+            if self.is_cut() {
+                return Err(out_of_time());
             }
             let sent = sys::send_now(socket, bytes)?;
-            bytes = &bytes[sent..];
+            *bytes = &bytes[sent..];
             if sent == 0 {
                 self.wait_writable(socket, timeout, outlet)?;
             }
@@ -153,47 +166,56 @@ impl Waiting<'_> {
         Ok(())
     }
 
+    /// Waits until the kernel has room, or the peer has taken nothing for as long as `timeout`.
     fn wait_writable(
         &mut self,
         socket: &Socket,
         timeout: Option<Duration>,
         outlet: Option<&Outlet>,
     ) -> io::Result<()> {
-        let expiry = expiry(timeout);
-        match (self, outlet) {
-            (Waiting::InThread(taken), Some(outlet)) => {
-                wait_writable_or_ended(socket, timeout, outlet, taken.wakeup()?)
-            }
-            (Waiting::InThread(_) | Waiting::Nobody, _) => {
-                match sys::wait_for(&[(socket.as_fd(), Want::Write)], timeout)? {
-                    0 => Err(io::ErrorKind::TimedOut.into()),
-                    _ => Ok(()),
+        if let (Waiting::InThread(taken), Some(outlet)) = (&*self, outlet) {
+            return wait_writable_or_ended(socket, timeout, outlet, taken.wakeup()?);
+        }
+        let mut progress = timeout.map(|_| Progress::of(socket));
+        loop {
+            let timed_out = match self {
+                Waiting::InThread(_) | Waiting::Nobody => {
+                    sys::wait_for(&[(socket.as_fd(), Want::Write)], timeout)? == 0
                 }
-            }
-            (Waiting::Alone(alone), _) => loop {
-                match alone.wait(Some((socket.as_fd(), Want::Write)), expiry)? {
-                    Woken::Peer => return Ok(()),
-                    Woken::Stop => {}
-                    Woken::TimedOut | Woken::Deadline => {
-                        return Err(io::ErrorKind::TimedOut.into());
+                Waiting::Alone(alone) => {
+                    let expiry = expiry(timeout);
+                    loop {
+                        match alone.wait(Some((socket.as_fd(), Want::Write)), expiry)? {
+                            Woken::Peer | Woken::Deadline => break false,
+                            Woken::TimedOut => break true,
+                            Woken::Stop => {}
+                        }
                     }
                 }
-            },
+            };
+            if !timed_out {
+                return Ok(());
+            }
+            if !progress.as_mut().is_some_and(|progress| progress.is_made(socket)) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
     }
 }
 
-/// Waits until the peer takes output, for no longer than `timeout`; where a sender closes the
-/// connection, for as long as a peer that is being closed has. One that is aborted is an error.
+/// Waits until the kernel has room, or the peer has taken nothing for as long as `timeout`; where a
+/// sender closes the connection, for as long as a peer that is being closed has. One that is aborted
+/// is an error.
 fn wait_writable_or_ended(
     socket: &Socket,
     timeout: Option<Duration>,
     outlet: &Outlet,
     wakeup: &Wakeup,
 ) -> io::Result<()> {
-    let after = |timeout| Instant::now().checked_add(timeout);
     let mut is_closing = false;
-    let mut until = timeout.and_then(after);
+    let mut timeout = timeout;
+    let mut until = expiry(timeout);
+    let mut progress = Progress::of(socket);
     loop {
         outlet.listen();
         match outlet.ending() {
@@ -201,7 +223,8 @@ fn wait_writable_or_ended(
             Ending::Closing if is_closing => {}
             Ending::Closing => {
                 is_closing = true;
-                until = after(CLOSING_PATIENCE);
+                timeout = Some(CLOSING_PATIENCE);
+                until = expiry(timeout);
             }
             Ending::Aborted | Ending::Closed => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
@@ -210,6 +233,7 @@ fn wait_writable_or_ended(
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let wanted = [(socket.as_fd(), Want::Write), (wakeup.as_fd(), Want::Read)];
         match sys::wait_for(&wanted, left)? {
+            0 if progress.is_made(socket) => until = expiry(timeout),
             0 => return Err(io::ErrorKind::TimedOut.into()),
             // What else it is woken for is looked at when the output has gone.
             0b10 => wakeup.clear(),
@@ -259,6 +283,19 @@ fn read_in_thread(
 /// When a wait is over that begins now; never, where that is too far to be told.
 fn expiry(timeout: Option<Duration>) -> Option<Instant> {
     timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// The time for stopping is up.
+pub(super) fn out_of_time() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the server is stopping and its time for that is up",
+    )
+}
+
+/// Whether a stop has ended the wait: the system's own errors have a number.
+pub(super) fn is_out_of_time(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionAborted && error.raw_os_error().is_none()
 }
 
 fn is_passing(error: &io::Error) -> bool {

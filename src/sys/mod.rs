@@ -22,10 +22,12 @@ pub(crate) use datagrams::{
 };
 pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, ChildProcess, Forked, fork, is_only_thread};
-pub(crate) use signals::{SignalWatch, child_is_terminated, watch_stop_signals};
+pub(crate) use signals::{
+    SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
+};
 pub(crate) use socket::{
-    Want, accept, has_input, receive_now, restrict_socket_file, send, send_now, send_vectored,
-    wait_for, waiting_connections,
+    Want, accept, disconnect, has_input, receive_now, reset_on_close, restrict_socket_file, send,
+    send_now, send_vectored, unsent, wait_for, waiting_connections,
 };
 pub(crate) use wakeup::Wakeup;
 

@@ -5,7 +5,7 @@
 //! takes no lock and allocates nothing, and no thread exists for its sake.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -178,6 +178,37 @@ pub(crate) fn child_is_terminated() -> bool {
     RECEIVED.load(SeqCst) > 0
 }
 
+/// The connection that a forked child serves.
+static CONNECTION: AtomicI32 = AtomicI32::new(-1);
+
+/// In a forked child: once it is told to end, its connection is closed by a reset, however it is
+/// closed, until it is [`None`] here: a child that is killed in the middle of an answer does not
+/// leave one that looks whole.
+pub(crate) fn reset_on_termination(connection: Option<BorrowedFd<'_>>) {
+    CONNECTION.store(connection.map_or(-1, |connection| connection.as_raw_fd()), SeqCst);
+    if child_is_terminated() {
+        // It has been told just before.
+        set_reset(CONNECTION.load(SeqCst));
+    }
+}
+
+fn set_reset(fd: RawFd) {
+    if fd < 0 {
+        return;
+    }
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: setsockopt reads one linger; it is async-signal-safe, see signal-safety(7).
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        );
+    }
+}
+
 fn end_if_orphaned() {
     // SAFETY: getppid takes nothing, _exit does not return; both are async-signal-safe.
     unsafe {
@@ -192,6 +223,7 @@ extern "C" fn on_termination(_signal: libc::c_int) {
     RECEIVED.fetch_add(1, SeqCst);
     // SAFETY: errno is this thread's own; the interrupted code may be about to read it.
     let errno = unsafe { *errno_location() };
+    set_reset(CONNECTION.load(SeqCst));
     wake_raw(WAKE.load(SeqCst));
     // SAFETY: as above.
     unsafe { *errno_location() = errno };

@@ -2,6 +2,7 @@
 //! [poll(2)](https://man7.org/linux/man-pages/man2/poll.2.html) do it.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -105,6 +106,45 @@ pub(crate) fn has_input(socket: &Socket) -> bool {
     // SAFETY: recv writes at most the one byte that the array has.
     let peeked = unsafe { libc::recv(socket.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
     peeked >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+}
+
+/// How many bytes of a stream's output the kernel still holds, because the peer has not
+/// acknowledged them (TCP, which counts an unacknowledged FIN as one), or has not read them (a Unix
+/// socket, where it is the memory that they take); see `SIOCOUTQ` in
+/// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html). 0 where the system does not tell.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn unsent(socket: &Socket) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request, which is `SIOCOUTQ` by another name, writes one integer.
+    let known = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if known == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
+/// As above: such a system is not asked, and what its kernel has taken counts as sent.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn unsent(_socket: &Socket) -> usize {
+    0
+}
+
+/// Has the last close of a TCP connection send a reset and drop what is not sent, so that output
+/// that was cut does not look whole. A Unix socket has no reset, and its peer sees the end.
+pub(crate) fn reset_on_close(socket: &Socket) {
+    // It fails only where the connection is gone already.
+    let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+/// Ends a connection while another thread uses it: whoever waits for it comes back. By a reset,
+/// where the kernel can send one without a close: see the dissolving of an association in
+/// [connect(2)](https://man7.org/linux/man-pages/man2/connect.2.html).
+pub(crate) fn disconnect(socket: &Socket) {
+    reset_on_close(socket);
+    // SAFETY: an address of zeros is a valid one, of the family AF_UNSPEC, which is 0.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let len = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: connect reads `len` bytes of the address.
+    if unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, len) } != 0 {
+        let _ = socket.shutdown(Shutdown::Both);
+    }
 }
 
 /// macOS has no such flag; there Rust's runtime ignores the signal for the whole process.

@@ -14,8 +14,8 @@ use crate::dispatch::{
 };
 use crate::error::CloseReason;
 use crate::guard;
-use crate::reactor::{Acceptor, Answerer, Fork, Request, Taker, Turn};
-use crate::session::{Answering, Packet, Session};
+use crate::reactor::{Acceptor, Answerer, Fork, Lingers, Newcomer, Request, Taker, Turn};
+use crate::session::{Answering, Packet, Served, Session};
 use crate::sys::{Child, ChildProcess, Received};
 use crate::token::Token;
 
@@ -44,6 +44,7 @@ struct InlineTaker<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
     door: Door,
+    listener: Token,
     alongside: Alongside<'static>,
 }
 
@@ -61,6 +62,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
             make: driver.start.start()?,
             serve: &driver.serve,
             door: ground.door.clone(),
+            listener: ground.listener,
             alongside: Alongside::new(
                 ground.control.mailbox.clone(),
                 wakeup,
@@ -74,7 +76,19 @@ impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
 
     fn serve(&mut self, session: impl Session, turn: &mut Turn) {
         let (served, overtaken) = self.alongside.serve(Box::new(session), &mut turn.tally);
-        turn.end(&served.peer, served.reason);
+        let Served { peer, reason, lingering, .. } = served;
+        if let Some(lingering) = lingering {
+            // On the loop, since it would hold up the next request here.
+            match Lingers::new(lingering) {
+                Ok(lingers) => turn.let_in(Newcomer {
+                    descriptor: lingers.descriptor(),
+                    live: Box::new(lingers),
+                    parent: self.listener,
+                }),
+                Err(_) => turn.tally.closed += 1,
+            }
+        }
+        turn.end(&peer, reason);
         turn.overtaken = overtaken;
         turn.shutdown |= self.alongside.is_stopping();
     }
@@ -380,11 +394,13 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
             Request::Stream(_, peer) => peer.clone(),
             Request::Datagram(packet) => packet.peer.clone(),
         };
+        let mut connection = None;
         let made = guard::call(|| {
             let answerer = self.make.make(&peer);
             let session: Box<dyn Session> = match request {
                 Request::Stream(socket, peer) => {
-                    Box::new(self.serve.stream(answerer, &self.door, Arc::new(socket), peer))
+                    let socket = connection.insert(Arc::new(socket)).clone();
+                    Box::new(self.serve.stream(answerer, &self.door, socket, peer))
                 }
                 Request::Datagram(packet) => {
                     Box::new(self.serve.datagram(answerer, &self.door, packet))
@@ -393,9 +409,11 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
             session
         });
         match made {
-            Ok(session) => self.family.serve_in_child(session, process, |served| {
-                fault(&served.peer, &served.reason);
-            }),
+            Ok(session) => {
+                self.family.serve_in_child(session, connection.as_deref(), process, |served| {
+                    fault(&served.peer, &served.reason);
+                })
+            }
             Err(message) => {
                 fault(&peer, &CloseReason::Panic(message));
                 1
