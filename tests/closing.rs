@@ -7,14 +7,15 @@ mod support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use forked::{Process, play, start, tell, terminate};
 use socket2::{Domain, SockRef, Socket, Type};
 use socketserver::{
-    BlockingMode, CloseReason, Context, Handler, HandlerResult, Hooks, Inline, Mode, Peer, Request,
-    RequestHandler, Server,
+    BlockingMode, CloseReason, Context, FixedSize, Handler, HandlerResult, Hooks, Inline, Mode,
+    Peer, Request, RequestHandler, Server, ShutdownHandle, handler_fn,
 };
 use support::*;
 
@@ -40,7 +41,7 @@ const FITTING: usize = 1 << 20;
 fn be_a_process() {
     play(|role| {
         let (what, mode) = role.split_once(' ').unwrap();
-        let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(SendBuffer(what == "slow"));
+        let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(SendBuffer(what.ends_with("slow")));
         let what = what.to_owned();
         let mut server = match what.strip_prefix("request_") {
             None => {
@@ -348,21 +349,34 @@ fn a_request_handler_that_the_deadline_of_a_stop_cuts_ends_in_a_reset() {
 
 #[test]
 fn under_inline_a_connection_that_lingers_does_not_hold_up_the_next() {
-    let server = Server::tcp("127.0.0.1:0").unwrap().dispatch(Inline);
-    let make = |_: &Peer| {
-        socketserver::handler_fn(|_, cx| {
-            cx.close();
-            cx.send(b"")
+    let handle = Arc::new(OnceLock::<ShutdownHandle>::new());
+    let (tell, closed) = mpsc::channel();
+    let own = handle.clone();
+    let make = move |_: &Peer| {
+        let (handle, tell) = (own.clone(), tell.clone());
+        handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
+            if message == b"?" {
+                cx.close();
+                tell.send(handle.get().unwrap().counters().closed)?;
+            }
+            cx.send(message)
         })
     };
-    let server = start_server(server.framing(socketserver::FixedSize::new(1)).serve(make).unwrap());
+    let server = Server::tcp("127.0.0.1:0").unwrap().dispatch(Inline).framing(FixedSize::new(1));
+    let server = start_server(server.serve(make).unwrap());
+    assert!(handle.set(server.handle()).is_ok());
+    let mut served = server.connect();
+    served.send("!").expect_reply("!");
     // More than one read takes, so that some of it is unread at the close.
-    let much = pattern(100 << 10);
     let mut first = server.connect();
-    first.send(&much);
-    server.connect().send("?").end().expect_closed();
-    assert_eq!(server.counters().accepted, 2);
-    first.send("still here").expect_closed();
+    first.send(vec![b'?'; 100 << 10]);
+    let mut second = server.connect();
+    second.send("?");
+    served.end().expect_closed();
+    second.end().expect_closed();
+    assert_eq!(expect_told(&closed), 1, "when the first is served");
+    assert_eq!(expect_told(&closed), 1, "when the second is: the first still lingers");
+    first.expect_closed();
     drop(first);
     server.wait_for_no_connection();
 }
