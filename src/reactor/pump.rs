@@ -695,3 +695,18 @@ fn flush(socket: &Socket, backlog: &mut Backlog, desk: &mut Desk) -> io::Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_this_system_is_not_the_end_of_the_peer() {
+        for errno in [libc::EPIPE, libc::ECONNRESET, libc::ETIMEDOUT, libc::EHOSTUNREACH] {
+            assert!(is_peers_end(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EPERM] {
+            assert!(!is_peers_end(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+    }
+}

@@ -167,3 +167,62 @@ impl Linger {
         now >= self.moved + CLOSING_PATIENCE
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")] // no other system is asked
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn tcp() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().unwrap().0.into(), theirs)
+    }
+
+    /// Writes until the kernel takes no more.
+    fn fill(mut socket: &Socket) {
+        socket.set_nonblocking(true).unwrap();
+        while socket.write(&[0; 64 << 10]).is_ok() {}
+    }
+
+    #[test]
+    fn a_peer_that_reads_makes_progress_and_one_that_does_not_makes_none() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = &Socket::from(OwnedFd::from(ours));
+        fill(ours);
+        let mut progress = Progress::default();
+        assert!(progress.is_made(ours), "it is asked for the first time");
+        assert!(!progress.is_made(ours), "nothing is read");
+        theirs.read_exact(&mut [0; 128 << 10]).unwrap();
+        assert!(progress.is_made(ours), "some is read");
+        assert!(!progress.is_made(ours));
+    }
+
+    #[test]
+    fn a_close_lingers_while_the_kernel_holds_output_and_ends_when_the_peer_takes_none() {
+        let (ours, theirs) = tcp();
+        let peer = Peer::Inet(theirs.local_addr().unwrap());
+        fill(&ours);
+        let (mut buffer, now) = ([0; 100], Instant::now());
+        let mut linger = Linger::begin(&ours, &peer, &mut buffer, now).expect("output is held");
+        assert!(!linger.drain(&ours, &mut buffer));
+        let mut at = now;
+        while !linger.is_done(&ours, at) {
+            assert!(linger.next() > at, "it is looked at later");
+            at = linger.next();
+        }
+        assert!((CLOSING_PATIENCE..2 * CLOSING_PATIENCE).contains(&(at - now)));
+    }
+
+    #[test]
+    fn a_close_with_nothing_unread_and_nothing_held_does_not_linger() {
+        let (ours, theirs) = tcp();
+        let peer = Peer::Inet(theirs.local_addr().unwrap());
+        assert!(Linger::begin(&ours, &peer, &mut [0; 100], Instant::now()).is_none());
+    }
+}
