@@ -1,7 +1,8 @@
 //! SIGINT and SIGTERM as something a loop can wait for, see
 //! [signal-safety(7)](https://man7.org/linux/man-pages/man7/signal-safety.7.html).
 //!
-//! **Invariant:** the handler stores a number and writes to a descriptor that is never closed. It
+//! **Invariant:** the handler stores a number, writes to a descriptor that is never closed, and in a
+//! forked child sets an option of the connection that the child keeps until it has taken it back. It
 //! takes no lock and allocates nothing, and no thread exists for its sake.
 
 use std::io;
