@@ -114,6 +114,9 @@ impl Context<'_> {
     /// that a peer which stops taking output is found out after no more than twice the time. On other
     /// systems output has moved when the kernel has taken some. It is the same under every mode.
     ///
+    /// [`Duration::ZERO`] asks for it whenever there is nothing to read, again and again for as long as
+    /// the connection stays open, which keeps a processor busy.
+    ///
     /// As Python's `timeout` of a stream request handler, but it costs nothing per message.
     ///
     /// # Errors

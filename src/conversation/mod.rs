@@ -38,6 +38,13 @@ pub(crate) use output::{Outgoing, Rest};
 /// How long the peer of a connection that is over may take none of its last output.
 pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many steps of the framing, and so how many messages, are taken before others come first: who
+/// drives the conversation goes on with the rest later.
+pub(crate) const MESSAGE_BUDGET: usize = 256;
+
+/// Memory of less than this is kept for the input that follows.
+const SHRINK_FROM: usize = 64 * 1024;
+
 /// What a conversation works with for one turn: it belongs to whoever drives it.
 pub(crate) struct Env<'a> {
     /// Where output is collected, to be sent before the next call.
@@ -79,7 +86,7 @@ struct State {
     /// `on_open` has been called and `on_close` has not.
     open: bool,
     input_ended: bool,
-    /// Input was left undelivered because the output was at its mark.
+    /// Input was left undelivered because the output was at its mark, or the budget was used up.
     stuffed: bool,
     /// It may be ending, ended, stuffed, or reached from elsewhere: one look instead of four.
     special: bool,
@@ -167,8 +174,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// Takes in `fresh` bytes and delivers every message that is whole now, or, with none, goes on
-    /// with what was left for want of room.
+    /// Takes in `fresh` bytes and delivers the messages that are whole now, or, with none, goes on
+    /// with what was left for want of room or because the budget was used up.
     ///
     /// The output refers to the input, so the caller sends it, with [`input`](Self::input), and then
     /// calls [`settle`](Self::settle) with the same bytes before anything else.
@@ -211,9 +218,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 Err(_) => ahead = Some(Ahead(None)),
             }
         }
-        self.inbox.drain(..skipped);
-        if self.inbox.is_empty() {
-            self.inbox = Vec::new();
+        if skipped > 0 {
+            self.drop_first(skipped);
         }
         self.state.stuffed = false;
         ahead
@@ -256,12 +262,21 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         if self.state.is_over() {
             self.inbox = Vec::new();
         } else if !self.inbox.is_empty() {
-            self.inbox.drain(..consumed);
-            if self.inbox.is_empty() {
-                self.inbox = Vec::new();
-            }
+            self.drop_first(consumed);
         } else if consumed < fresh.len() {
             self.inbox.extend_from_slice(&fresh[consumed..]);
+        }
+    }
+
+    /// Drops the first bytes of the input kept, and gives back memory that a long message had taken.
+    fn drop_first(&mut self, count: usize) {
+        self.inbox.drain(..count);
+        if self.inbox.is_empty() {
+            self.inbox = Vec::new();
+        } else if self.inbox.capacity() > SHRINK_FROM
+            && self.inbox.len() < self.inbox.capacity() / 4
+        {
+            self.inbox.shrink_to_fit();
         }
     }
 
@@ -307,14 +322,17 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// Frames what came from elsewhere and puts it on the output, as far as there is room.
-    pub(crate) fn push_parcels(&mut self, env: &mut Env<'_>) {
+    /// Frames what came from elsewhere and puts it on the output, as far as there is room and the
+    /// budget allows; returns how many parcels that were.
+    pub(crate) fn push_parcels(&mut self, env: &mut Env<'_>) -> usize {
+        let mut taken = 0;
         self.guarded(env, |this, env| {
-            while !this.state.is_over() && env.outgoing.len() < env.room {
+            while taken < MESSAGE_BUDGET && !this.state.is_over() && env.outgoing.len() < env.room {
                 let Some(parcel) = this.state.outlet.as_ref().and_then(|outlet| outlet.take())
                 else {
                     break;
                 };
+                taken += 1;
                 match parcel {
                     Parcel::Close => this.state.end(CloseReason::Handler),
                     Parcel::Abort => this.state.abort(),
@@ -332,6 +350,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 }
             }
         });
+        taken
     }
 
     /// Ends it for a reason of the driver's: the peer is gone, the server stops.
@@ -394,7 +413,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.state.input_ended
     }
 
-    /// Whether whole messages may wait, left for want of room in the output.
+    /// Whether whole messages may wait, left for want of room in the output or for others' sake.
     #[inline]
     pub(crate) fn is_stuffed(&self) -> bool {
         self.state.stuffed
@@ -442,20 +461,47 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         &self.state.peer
     }
 
-    /// Delivers every whole message of `input` for which there is room.
+    /// Delivers the whole messages of `input` for which there is room, up to the budget.
+    ///
+    /// Nearly always there is one: it is counted by being the first.
     #[inline(always)]
     fn deliver(&mut self, input: &[u8], env: &mut Env<'_>) {
-        while self.consumed < input.len() && !self.state.is_over() {
-            if env.outgoing.len() >= env.room {
-                self.state.stuffed = true;
-                self.state.special = true;
-                return;
-            }
-            let step = self.framing.decode(&input[self.consumed..]);
-            if !self.step(step, input, env) {
+        if self.deliver_one(input, env) && self.consumed < input.len() {
+            self.deliver_more(input, env);
+        }
+    }
+
+    #[inline(never)]
+    fn deliver_more(&mut self, input: &[u8], env: &mut Env<'_>) {
+        for _ in 1..MESSAGE_BUDGET {
+            if !self.deliver_one(input, env) {
                 return;
             }
         }
+        if self.consumed < input.len() && !self.state.is_over() {
+            self.stuff();
+        }
+    }
+
+    /// Delivers one message; false when there is none, or none may be.
+    #[inline(always)]
+    fn deliver_one(&mut self, input: &[u8], env: &mut Env<'_>) -> bool {
+        if self.consumed >= input.len() || self.state.is_over() {
+            return false;
+        }
+        if env.outgoing.len() >= env.room {
+            self.stuff();
+            return false;
+        }
+        let step = self.framing.decode(&input[self.consumed..]);
+        self.step(step, input, env)
+    }
+
+    /// Notes that input is left.
+    #[cold]
+    fn stuff(&mut self) {
+        self.state.stuffed = true;
+        self.state.special = true;
     }
 
     /// Asks the framing what the bytes are that the peer left behind.

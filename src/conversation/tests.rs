@@ -167,7 +167,9 @@ impl<H: Handler, F: Framing> Stage<H, F> {
     }
 
     fn push_parcels(&mut self) -> &mut Self {
-        self.step(&[], Conversation::push_parcels);
+        self.step(&[], |conversation, env| {
+            conversation.push_parcels(env);
+        });
         self
     }
 
@@ -1063,6 +1065,42 @@ fn a_handler_can_stop_the_server() {
     stage.feed(b"stop");
     assert!(stage.shutdown);
     assert!(!stage.is_over(), "the server stops, not this conversation");
+}
+
+#[test]
+fn messages_beyond_the_budget_are_left_for_later() {
+    let (mut stage, log) = start(Lines::default(), echo);
+    let wire = vec![b'\n'; 3 * MESSAGE_BUDGET - 1];
+    stage.step(&wire, |conversation, env| conversation.receive(&wire, env));
+    assert_eq!(messages(&log).len(), MESSAGE_BUDGET);
+    assert!(stage.conversation.is_stuffed());
+    stage.resume();
+    assert_eq!(messages(&log).len(), 2 * MESSAGE_BUDGET);
+    assert!(stage.deliver_kept(), "by a worker");
+    assert_eq!(messages(&log).len(), wire.len());
+    assert!(!stage.conversation.is_stuffed());
+    assert_eq!(stage.sent, wire);
+}
+
+#[test]
+fn a_long_message_leaves_no_more_memory_than_what_follows_it_needs() {
+    for kept in [false, true] {
+        let (mut stage, log) = start(LengthPrefixed::default(), |_, _| Ok(()));
+        let message = vec![7; 8 << 20];
+        let wire = encode(&mut LengthPrefixed::default(), &[message]);
+        for piece in wire.chunks(64 << 10) {
+            stage.step(&[], |conversation, _| conversation.keep(piece));
+        }
+        stage.conversation.keep(b"\0");
+        if kept {
+            assert!(stage.deliver_kept());
+        } else {
+            stage.resume();
+        }
+        assert_eq!(messages(&log).len(), 1);
+        assert_eq!(stage.conversation.inbox, [0]);
+        assert!(stage.conversation.inbox.capacity() <= 64 << 10);
+    }
 }
 
 #[test]

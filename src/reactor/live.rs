@@ -16,11 +16,11 @@ use crate::error::{CloseReason, Error, Unsupported};
 use crate::log;
 use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
 use crate::session::{Overtaken, Packet, READ_SIZE};
-use crate::sys::{CatchDrop, Child, ChildProcess};
+use crate::sys::{self, CatchDrop, Child, ChildProcess};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
-const HEAVY_FROM: usize = 32 * 1024;
+pub(super) const HEAVY_FROM: usize = 32 * 1024;
 
 /// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
 /// until an attempt shows that it no longer holds.
@@ -37,6 +37,14 @@ impl Readiness {
     pub(crate) const GONE: Readiness = Readiness(8);
     /// It moved much when it was last called: who moves little comes before it.
     pub(crate) const HEAVY: Readiness = Readiness(16);
+    /// A read may stop at a boundary in the input, an urgent mark or ancillary data: until the next
+    /// EAGAIN, a short read does not mean that all is read.
+    pub(crate) const BOUNDARY: Readiness = Readiness(32);
+    /// Ancillary data can come with its input: each read has to tell whether there was any.
+    pub(crate) const ANCILLARY: Readiness = Readiness(64);
+
+    /// What keeps a short read from meaning that all is read.
+    const NOT_DRAINED: Readiness = Readiness(Self::ENDED.0 | Self::BOUNDARY.0);
 
     #[inline]
     pub(crate) fn of(event: &mio::event::Event) -> Self {
@@ -47,16 +55,24 @@ impl Readiness {
         } else {
             Readiness(if event.is_readable() { Self::READABLE.0 } else { 0 })
         };
+        if sys::may_be_urgent(event) {
+            readiness.add(Self::BOUNDARY);
+        }
         if event.is_writable() {
             readiness.add(Self::WRITABLE);
         }
         readiness
     }
 
-    /// Readable, and no sign of an end.
+    /// Readable, and no sign of an end or a boundary.
     #[inline]
     pub(crate) fn is_plainly_readable(self) -> bool {
         self.0 & !Self::WRITABLE.0 == Self::READABLE.0
+    }
+
+    /// The same where ancillary data can come with the input.
+    pub(crate) fn is_plainly_readable_with_ancillary(self) -> bool {
+        self.0 & !Self::WRITABLE.0 == Self::READABLE.0 | Self::ANCILLARY.0
     }
 
     #[inline]
@@ -104,6 +120,9 @@ pub(crate) struct Desk {
     pub(crate) port: Port,
     /// What is known of its descriptor; it removes what turns out not to hold.
     pub(crate) readiness: Readiness,
+    /// How much of their budgets connections have used in this turn, in bytes; what is read in the
+    /// plain case counts nowhere.
+    pub(crate) used: u64,
     /// It has another deadline than before.
     pub(crate) rearm: bool,
     /// Someone has asked the server to stop.
@@ -156,6 +175,7 @@ impl Turn {
             tally: Tally::default(),
             port: Port { mailbox, token: Token::WAKE, limit: 0 },
             readiness: Readiness::NONE,
+            used: 0,
             rearm: false,
             shutdown: false,
             stopping: false,
@@ -178,11 +198,11 @@ impl Turn {
 impl Desk {
     /// So many bytes have been read into a buffer of that size. A short read has drained a stream,
     /// see epoll(7), unless its end is there to be read too: the end brings no edge of its own if it
-    /// was part of this one.
+    /// was part of this one. Nor does what lies behind a boundary.
     #[inline(always)]
     pub(crate) fn read(&mut self, count: usize, buffer: usize) {
         self.tally.bytes_in += count as u64;
-        if count < buffer && !self.readiness.has(Readiness::ENDED) {
+        if count < buffer && !self.readiness.has(Readiness::NOT_DRAINED) {
             self.readiness.remove(Readiness::READABLE);
         }
         if count >= HEAVY_FROM {

@@ -43,9 +43,12 @@ use timers::Timers;
 /// How many pieces of mail a turn takes.
 const MAIL_BUDGET: usize = 1024;
 
-/// How much those who could go on may read together, in bytes, before it is looked who else is
-/// ready.
+/// How much those who could go on may read and answer together, in bytes, before it is looked who
+/// else is ready.
 const LEFTOVER_BUDGET: u64 = 64 * 1024;
+
+/// How many deadlines a turn looks after.
+const EXPIRY_BUDGET: usize = 256;
 
 /// How many events a turn takes from the poller.
 pub(crate) const EVENTS: usize = 1024;
@@ -213,10 +216,11 @@ impl<'a> Reactor<'a> {
     ) -> io::Result<()> {
         self.wait(patience, signals)?;
         self.turn.tally.turns += 1;
+        self.turn.used = 0;
         // Those that could have gone on after the last turn; who joins now comes in the next.
         let leftover = self.ready.len();
         self.serve_events();
-        let enough = self.turn.tally.bytes_in + LEFTOVER_BUDGET;
+        let begun = self.spent();
         for _ in 0..leftover {
             let Some(token) = self.ready.pop_front() else {
                 break;
@@ -225,14 +229,12 @@ impl<'a> Reactor<'a> {
                 entry.listed = false;
                 self.call(token, |live, turn| live.ready(turn));
             }
-            if self.turn.tally.bytes_in >= enough {
+            if self.is_enough_since(begun) {
                 break;
             }
         }
         self.serve_mail();
-        while let Some(token) = self.timers.due(self.turn.now) {
-            self.expire(token);
-        }
+        self.serve_timers();
         if std::mem::take(&mut self.turn.freed) {
             // What was closed in this turn has its descriptor until it is dropped.
             self.bury();
@@ -240,6 +242,33 @@ impl<'a> Reactor<'a> {
         }
         self.end_turn();
         Ok(())
+    }
+
+    /// How much has been read in this turn, and how much of their budgets connections have used, in
+    /// bytes.
+    fn spent(&self) -> (u64, u64) {
+        (self.turn.tally.bytes_in, self.turn.used)
+    }
+
+    /// Whether so much has been spent since then that others come first.
+    fn is_enough_since(&self, (bytes_in, used): (u64, u64)) -> bool {
+        let (bytes_in_now, used_now) = self.spent();
+        (bytes_in_now - bytes_in).max(used_now - used) >= LEFTOVER_BUDGET
+    }
+
+    /// Serves the connections whose deadline has come; those that are left are still due in the next
+    /// turn.
+    fn serve_timers(&mut self) {
+        let begun = self.spent();
+        for _ in 0..EXPIRY_BUDGET {
+            let Some(token) = self.timers.due(self.turn.now) else {
+                break;
+            };
+            self.expire(token);
+            if self.is_enough_since(begun) {
+                break;
+            }
+        }
     }
 
     /// What was put off to the end of a turn: workers are called for what was lent in it.
@@ -300,7 +329,7 @@ impl<'a> Reactor<'a> {
             || self.turn.freed
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
-        if !busy && self.spin(timeout, signals)? {
+        if !busy && self.spin(&mut timeout, signals)? {
             return Ok(());
         }
         if busy || !self.ground.mailbox.fall_asleep() {
@@ -322,17 +351,19 @@ impl<'a> Reactor<'a> {
     }
 
     /// Looks again and again for a moment, if that is wanted: waking a thread that sleeps may take
-    /// longer than the next request takes to come. True when there is something to do.
+    /// longer than the next request takes to come. True when there is something to do; otherwise
+    /// `timeout` is less by the time that has passed.
     fn spin(
         &mut self,
-        timeout: Option<Duration>,
+        timeout: &mut Option<Duration>,
         signals: Option<&SignalWatch>,
     ) -> io::Result<bool> {
         if self.ground.spin.is_zero() {
             return Ok(false);
         }
         let spin = timeout.map_or(self.ground.spin, |timeout| timeout.min(self.ground.spin));
-        let until = Instant::now() + spin;
+        let began = Instant::now();
+        let until = began + spin;
         loop {
             match self.ground.poll.poll(self.ground.events, Some(Duration::ZERO)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -348,6 +379,8 @@ impl<'a> Reactor<'a> {
                 return Ok(true);
             }
             if self.turn.now >= until {
+                let passed = self.turn.now.saturating_duration_since(began);
+                *timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
                 return Ok(false);
             }
         }
@@ -360,15 +393,7 @@ impl<'a> Reactor<'a> {
             let readiness = Readiness::of(event);
             let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                 entry.readiness.add(readiness);
-                // Who stands in the ready list is called from there.
-                if entry.listed {
-                    return false;
-                }
-                let is_heavy = entry.readiness.has(Readiness::HEAVY);
-                if is_heavy {
-                    entry.line_up(ready);
-                }
-                !is_heavy
+                may_go_first(entry, ready)
             };
             self.visit(token, note, |live, turn| live.ready(turn));
         }
@@ -379,7 +404,9 @@ impl<'a> Reactor<'a> {
         self.ground.mailbox.collect(&mut self.mail, MAIL_BUDGET);
         while let Some(mail) = self.mail.pop_front() {
             match mail {
-                Mail::Outlet(token) => self.call(token, |live, turn| live.parcels(turn)),
+                Mail::Outlet(token) => {
+                    self.visit(token, may_go_first, |live, turn| live.parcels(turn))
+                }
                 Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
                     Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
                     None => abandon(work),
@@ -433,7 +460,9 @@ impl<'a> Reactor<'a> {
         }
         if std::mem::take(&mut turn.left) {
             if std::mem::take(&mut turn.rearm) {
-                let deadline = entry.live.deadline();
+                // Never due in this turn: an entry could keep the loop from all others.
+                let next_turn = turn.now + Duration::from_nanos(1);
+                let deadline = entry.live.deadline().map(|deadline| deadline.max(next_turn));
                 self.timers.set(token, &mut entry.armed, deadline);
             }
             let parent = entry.parent;
@@ -546,7 +575,7 @@ impl<'a> Reactor<'a> {
         let Newcomer { live, descriptor, parent } = newcomer;
         let token = self.next_token();
         // Both at once and for good: interest is never changed afterwards.
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        let interest = sys::stream_interest();
         let registry = self.ground.poll.registry();
         if let Err(error) = registry.register(&mut SourceFd(&descriptor), token.into(), interest) {
             log::warn!("a connection cannot be watched and is closed: {error}");
@@ -591,13 +620,19 @@ impl<'a> Reactor<'a> {
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
+        // It has just been given another deadline.
+        if entry.armed.is_some() {
+            return;
+        }
         let deadline = entry.live.deadline();
         if deadline.is_some_and(|deadline| deadline > now) {
             return self.timers.set(token, &mut entry.armed, deadline);
         }
-        self.turn.rearm();
         if deadline.is_some() {
-            self.call(token, |live, turn| live.expired(turn));
+            self.call(token, |live, turn| {
+                turn.rearm();
+                live.expired(turn)
+            });
         }
     }
 
@@ -687,8 +722,50 @@ fn forked(beside_threads: bool) -> Result<Forked, Error> {
     sys::fork().map_err(Error::Loop)
 }
 
+/// Whether an entry is called at once; who moves much, or could have gone on already, is called from
+/// the ready list.
+#[inline]
+fn may_go_first(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
+    if entry.listed {
+        return false;
+    }
+    let is_heavy = entry.readiness.has(Readiness::HEAVY);
+    if is_heavy {
+        entry.line_up(ready);
+    }
+    !is_heavy
+}
+
 /// The entry a token names, if it is still that one and alive.
 #[inline]
 fn entry_of<'s, 'a>(slab: &'s mut Slab<Entry<'a>>, token: Token) -> Option<&'s mut Entry<'a>> {
     slab.get_mut(token.slot()).filter(|entry| entry.token == token && !entry.dead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_spin_counts_as_waited() {
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
+        let (published, mut generation) = (Published::default(), 0);
+        let mut reactor = Reactor::new(Ground {
+            poll: &mut poll,
+            events: &mut events,
+            mailbox,
+            published: &published,
+            spin: Duration::from_millis(20),
+            generation: &mut generation,
+        });
+        for (before, spun) in [(1000, 20), (10, 10)] {
+            let mut timeout = Some(Duration::from_millis(before));
+            assert!(!reactor.spin(&mut timeout, None).unwrap(), "nothing happens");
+            assert!(timeout.unwrap() <= Duration::from_millis(before - spun));
+        }
+        let mut timeout = None;
+        assert!(!reactor.spin(&mut timeout, None).unwrap());
+        assert_eq!(timeout, None);
+    }
 }

@@ -7,16 +7,20 @@ use std::time::Instant;
 use socket2::Socket;
 
 use super::backlog::{Backlog, SLICES};
-use super::live::{Desk, Fate, Live, Readiness, Turn};
-use crate::conversation::{Conversation, Env, Framing, Handler};
+use super::live::{Desk, Fate, HEAVY_FROM, Live, Readiness, Turn};
+use crate::conversation::{Conversation, Env, Framing, Handler, MESSAGE_BUDGET};
 use crate::error::CloseReason;
 use crate::mailbox::{Ending, Work};
 use crate::session::{Linger, Lingering, Progress};
 use crate::sys;
 
-/// How much a connection may read, or frame of what it is sent before a close, before others come
-/// first.
+/// How much a connection may read before others come first, in bytes; what it answers or is sent
+/// from elsewhere counts as much.
 const READ_BUDGET: usize = 64 * 1024;
+
+/// What a message counts beside its bytes, so that as many as a conversation delivers at once are the
+/// whole budget.
+const MESSAGE_COST: usize = READ_BUDGET / MESSAGE_BUDGET;
 
 /// How much output may wait for a peer before its own input is no longer read, and how little must
 /// be left before it is read again; in bytes, of which four thousand million are as good as no mark.
@@ -24,12 +28,13 @@ const READ_BUDGET: usize = 64 * 1024;
 pub(crate) struct Marks {
     high: u32,
     low: u32,
+    room: u32,
 }
 
 impl Marks {
     pub(crate) fn new(high: usize, low: usize) -> Self {
         let mark = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        Marks { high: mark(high), low: mark(low) }
+        Marks { high: mark(high), low: mark(low), room: mark(high.min(READ_BUDGET)) }
     }
 
     #[inline]
@@ -39,6 +44,12 @@ impl Marks {
 
     fn low(self) -> usize {
         self.low as usize
+    }
+
+    /// How much output is collected at once while none waits.
+    #[inline]
+    fn room(self) -> usize {
+        self.room as usize
     }
 }
 
@@ -114,6 +125,15 @@ impl<H: Handler + 'static, F: Framing + 'static> Talk for Conversation<H, F> {
     }
 }
 
+/// What came of a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Settled {
+    /// Any byte of its output has gone.
+    moved: bool,
+    /// How many bytes of output it made.
+    produced: usize,
+}
+
 /// One connection of the loop.
 pub(crate) struct Connection<T> {
     socket: Socket,
@@ -127,8 +147,10 @@ pub(crate) struct Connection<T> {
     progress: Progress,
     /// It is over, and only waits for its peer to have read the end.
     linger: Option<Box<Linger>>,
-    /// The peer takes no more output; what it has sent is still read.
+    /// Why the peer takes no more output, where the conversation is out and has yet to be told.
     broken: Option<io::Error>,
+    /// Input comes next, and what waits in the outlet after it.
+    input_next: bool,
     /// The backlog has reached the high mark and not yet sunk to the low one.
     paused: bool,
     /// The conversation has been closed.
@@ -150,6 +172,7 @@ impl<T: Talk> Connection<T> {
             progress: Progress::default(),
             linger: None,
             broken: None,
+            input_next: false,
             paused: false,
             told: false,
             missed_mail: false,
@@ -164,26 +187,38 @@ impl<T: Talk> Connection<T> {
     #[inline(always)]
     fn run(&mut self, turn: &mut Turn) -> Fate {
         let Turn { buffer, desk } = turn;
-        if desk.readiness.is_plainly_readable() && self.is_plain() {
-            desk.port.limit = self.marks.high();
-            match (&self.socket).read(buffer) {
-                Ok(count) if count > 0 => {
-                    desk.read(count, buffer.len());
-                    self.last_moved = desk.now;
-                    let fresh = &buffer[..count];
-                    // Nothing waits, so that all of the room is there.
-                    let room = self.marks.high();
-                    let _ = self.step(Step::Receive(fresh), room, fresh, desk);
-                    let drained = !desk.readiness.has(Readiness::READABLE);
-                    if drained && !desk.stopping && self.is_plain() {
-                        return Fate::Wait;
-                    }
-                }
-                // Whatever it is, reading once more tells it again.
-                _ => {}
-            }
+        if desk.readiness.is_plainly_readable()
+            && self.is_plain()
+            && self.run_plainly(buffer, desk, |mut socket, buffer, _| socket.read(buffer))
+        {
+            return Fate::Wait;
         }
         self.run_on(buffer, desk)
+    }
+
+    /// The plain case; false when there is more to do.
+    #[inline(always)]
+    fn run_plainly(
+        &mut self,
+        buffer: &mut [u8],
+        desk: &mut Desk,
+        read: impl FnOnce(&Socket, &mut [u8], &mut Desk) -> io::Result<usize>,
+    ) -> bool {
+        desk.port.limit = self.marks.high();
+        match read(&self.socket, buffer, desk) {
+            Ok(count) if count > 0 => {
+                desk.read(count, buffer.len());
+                self.last_moved = desk.now;
+                let fresh = &buffer[..count];
+                // Nothing waits, so that all of the room is there.
+                let room = self.marks.room();
+                let _ = self.step(Step::Receive(fresh), room, fresh, desk);
+                let drained = !desk.readiness.has(Readiness::READABLE);
+                drained && !desk.stopping && self.is_plain()
+            }
+            // Whatever it is, reading once more tells it again.
+            _ => false,
+        }
     }
 
     /// Whether there is nothing to remember of it but that it waits for its peer.
@@ -196,6 +231,12 @@ impl<T: Talk> Connection<T> {
 
     #[inline(never)]
     fn run_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
+        if desk.readiness.is_plainly_readable_with_ancillary()
+            && self.is_plain()
+            && self.run_plainly(buffer, desk, receive_with_ancillary)
+        {
+            return Fate::Wait;
+        }
         desk.readiness.remove(Readiness::HEAVY);
         desk.port.limit = self.marks.high();
         if self.linger.is_some() {
@@ -207,8 +248,19 @@ impl<T: Talk> Connection<T> {
         self.talk_on(buffer, desk)
     }
 
+    /// Goes on until nothing more can be done, or its share of the turn is used up.
     fn talk_on(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Fate {
         let mut budget = READ_BUDGET;
+        let fate = self.talk_within(&mut budget, buffer, desk);
+        let used = READ_BUDGET - budget;
+        desk.used += used as u64;
+        if used >= HEAVY_FROM {
+            desk.readiness.add(Readiness::HEAVY);
+        }
+        fate
+    }
+
+    fn talk_within(&mut self, budget: &mut usize, buffer: &mut [u8], desk: &mut Desk) -> Fate {
         loop {
             let backlog = self.backlog.as_ref().map_or(0, |backlog| backlog.len());
             let Some(conversation) = self.talk.home() else {
@@ -226,55 +278,63 @@ impl<T: Talk> Connection<T> {
                 // What was sent before goes behind what waits, whatever the mark: no more can come.
                 // From then on the peer has so long to take some of it.
                 self.last_moved = desk.now;
-                self.push_parcels(READ_BUDGET, desk);
+                *budget = budget.saturating_sub(self.push_parcels(READ_BUDGET, desk));
                 match self.talk.home() {
                     Some(conversation) if !conversation.is_over() => return Fate::Again,
                     _ => continue,
                 }
             }
             // One that only listens is read no more: what else tells that it is gone must end it.
-            if conversation.input_ended() {
-                if desk.readiness.has(Readiness::GONE) && self.broken.is_none() {
-                    let error = self.socket.take_error().ok().flatten();
-                    let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
-                    self.broken = Some(error);
-                }
-                if let Some(error) = self.broken.take() {
-                    conversation.end(CloseReason::Disconnected(error));
-                    self.backlog = None;
-                    continue;
-                }
+            if conversation.input_ended() && desk.readiness.has(Readiness::GONE) && !self.cut {
+                let error = self.socket.take_error().ok().flatten();
+                self.broken = Some(error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()));
+            }
+            // Who takes no answer is not asked what else it has to say.
+            if let Some(error) = self.broken.take() {
+                self.broken(error);
+                continue;
             }
             if backlog >= if self.paused { self.marks.low() + 1 } else { self.marks.high() } {
                 self.paused = true;
                 return Fate::Wait;
             }
             self.paused = false;
-            if conversation.outlet().is_some_and(|outlet| !outlet.is_empty()) {
-                self.push_parcels(self.room(), desk);
-                continue;
-            }
-            if conversation.is_stuffed() {
-                self.step_alone(Step::Receive(&[]), desk);
-                continue;
-            }
-            if conversation.input_ended() || !desk.readiness.has(Readiness::READABLE) {
+            let has_parcels = conversation.outlet().is_some_and(|outlet| !outlet.is_empty());
+            let is_stuffed = conversation.is_stuffed();
+            let may_read = !conversation.input_ended() && desk.readiness.has(Readiness::READABLE);
+            let has_input = is_stuffed || may_read;
+            if !has_parcels && !has_input {
                 return self.rest(buffer, desk);
             }
-            if budget == 0 {
+            if *budget == 0 {
                 return Fate::Again;
             }
-            match (&self.socket).read(buffer) {
-                Ok(0) => self.ended(desk),
+            // In turns: neither keeps the other from being served.
+            if has_parcels && !(has_input && self.input_next) {
+                *budget = budget.saturating_sub(self.push_parcels(self.room(), desk));
+                self.input_next = true;
+                continue;
+            }
+            self.input_next = false;
+            if is_stuffed {
+                *budget = budget.saturating_sub(self.step_alone(Step::Receive(&[]), desk));
+                continue;
+            }
+            match read(&self.socket, buffer, desk) {
+                Ok(0) => {
+                    desk.readiness.remove(Readiness::READABLE);
+                    *budget = budget.saturating_sub(self.step_alone(Step::Eof, desk));
+                }
                 Ok(count) => {
                     self.last_moved = desk.now;
                     desk.read(count, buffer.len());
-                    budget = budget.saturating_sub(count);
                     let fresh = &buffer[..count];
-                    self.received(fresh, desk);
+                    let cost = count.max(self.received(fresh, desk));
+                    *budget = budget.saturating_sub(cost);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     desk.readiness.remove(Readiness::READABLE);
+                    desk.readiness.remove(Readiness::BOUNDARY);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -283,17 +343,6 @@ impl<T: Talk> Connection<T> {
                     self.backlog = None;
                 }
             }
-        }
-    }
-
-    /// The peer has said all; one that takes no output either is gone.
-    fn ended(&mut self, desk: &mut Desk) {
-        desk.readiness.remove(Readiness::READABLE);
-        match (self.broken.take(), self.talk.home()) {
-            (Some(error), Some(conversation)) => {
-                conversation.end(CloseReason::Disconnected(error));
-            }
-            _ => self.step_alone(Step::Eof, desk),
         }
     }
 
@@ -316,48 +365,70 @@ impl<T: Talk> Connection<T> {
         Fate::Wait
     }
 
-    /// Takes a step of the conversation, and sends what it answers; true when any byte has gone.
+    /// Takes a step of the conversation, and sends what it answers.
     #[inline(always)]
-    fn step(&mut self, step: Step<'_>, room: usize, fresh: &[u8], desk: &mut Desk) -> bool {
-        self.talk.take(step, room, desk) && self.settle(fresh, desk)
+    fn step(&mut self, step: Step<'_>, room: usize, fresh: &[u8], desk: &mut Desk) -> Settled {
+        if !self.talk.take(step, room, desk) {
+            return Settled::default();
+        }
+        self.settle(fresh, desk)
     }
 
-    /// As [`step`](Self::step), where nothing has been read.
+    /// As [`step`](Self::step), where nothing has been read; how much of the budget it takes.
     #[inline(never)]
-    fn step_alone(&mut self, step: Step<'_>, desk: &mut Desk) {
-        if self.step(step, self.room(), &[], desk) {
+    fn step_alone(&mut self, step: Step<'_>, desk: &mut Desk) -> usize {
+        let before = desk.tally.messages;
+        let settled = self.step(step, self.room(), &[], desk);
+        if settled.moved {
             self.last_moved = desk.now;
         }
+        self.cost(settled, before, desk)
     }
 
-    /// Delivers what has been read.
+    /// Delivers what has been read; how much of the budget the answers take.
     #[inline(never)]
-    fn received(&mut self, fresh: &[u8], desk: &mut Desk) {
-        self.step(Step::Receive(fresh), self.room(), fresh, desk);
+    fn received(&mut self, fresh: &[u8], desk: &mut Desk) -> usize {
+        let before = desk.tally.messages;
+        let settled = self.step(Step::Receive(fresh), self.room(), fresh, desk);
+        self.cost(settled, before, desk)
     }
 
-    fn push_parcels(&mut self, room: usize, desk: &mut Desk) {
+    /// How much of the budget a step takes: what it answers, or the messages it delivers; all of it
+    /// where it leaves messages, since it does so at the limit of either.
+    fn cost(&mut self, settled: Settled, messages_before: u64, desk: &Desk) -> usize {
+        if self.talk.home().is_some_and(|conversation| conversation.is_stuffed()) {
+            return READ_BUDGET;
+        }
+        let messages = usize::try_from(desk.tally.messages - messages_before).unwrap_or(usize::MAX);
+        settled.produced.max(messages.saturating_mul(MESSAGE_COST))
+    }
+
+    /// Sends what waits in the outlet, as far as there is `room`; how much of the budget it takes.
+    fn push_parcels(&mut self, room: usize, desk: &mut Desk) -> usize {
         let Some(conversation) = self.talk.home() else {
-            return;
+            return 0;
         };
         let mut env = Env::new(&mut desk.outgoing, &mut desk.tally, &desk.port, room);
-        conversation.push_parcels(&mut env);
-        if self.settle(&[], desk) {
+        let parcels = conversation.push_parcels(&mut env);
+        let settled = self.settle(&[], desk);
+        if settled.moved {
             self.last_moved = desk.now;
         }
+        settled.produced.max(parcels * MESSAGE_COST)
     }
 
+    /// How much output may be collected at once.
     fn room(&self) -> usize {
         let waiting = self.backlog.as_ref().map_or(0, |backlog| backlog.len());
-        self.marks.high().saturating_sub(waiting)
+        self.marks.high().saturating_sub(waiting).min(self.marks.room())
     }
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
     #[inline(always)]
-    fn settle(&mut self, fresh: &[u8], desk: &mut Desk) -> bool {
-        let mut moved = false;
+    fn settle(&mut self, fresh: &[u8], desk: &mut Desk) -> Settled {
+        let mut settled = Settled::default();
         let Some(conversation) = self.talk.home() else {
-            return moved;
+            return settled;
         };
         if !conversation.is_plain() {
             if conversation.take_timeout_changed() {
@@ -368,10 +439,11 @@ impl<T: Talk> Connection<T> {
             }
         }
         if !desk.outgoing.is_empty() {
-            if self.broken.is_none() {
+            settled.produced = desk.outgoing.len();
+            if !self.cut {
                 let input = conversation.input(fresh);
                 match transmit(&self.socket, &mut self.backlog, input, desk) {
-                    Ok(sent) => moved = sent,
+                    Ok(sent) => settled.moved = sent,
                     Err(error) => self.broken(error),
                 }
             }
@@ -380,7 +452,7 @@ impl<T: Talk> Connection<T> {
         if let Some(conversation) = self.talk.home() {
             conversation.settle(fresh);
         }
-        moved
+        settled
     }
 
     /// Sends what waits, as far as the kernel takes it.
@@ -402,15 +474,15 @@ impl<T: Talk> Connection<T> {
         }
     }
 
+    /// The peer takes no more output, which is its end: nothing that it still has to say can be
+    /// answered.
     #[cold]
     fn broken(&mut self, error: io::Error) {
-        self.backlog = None;
         self.cut = true;
-        if is_peers_end(&error) {
-            self.broken = Some(error);
-        } else if let Some(conversation) = self.talk.home() {
-            // The peer is there, and would wait for what is lost.
-            conversation.end(CloseReason::Disconnected(error));
+        self.backlog = None;
+        match self.talk.home() {
+            Some(conversation) => conversation.end(CloseReason::Disconnected(error)),
+            None => self.broken = Some(error),
         }
     }
 
@@ -427,7 +499,7 @@ impl<T: Talk> Connection<T> {
             desk.rearm();
             return Fate::Wait;
         }
-        if conversation.input_ended() || self.broken.is_some() || self.cut {
+        if conversation.input_ended() || self.cut {
             return Fate::Done;
         }
         let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, desk.now)
@@ -514,6 +586,9 @@ fn linger_on(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], desk: &mut
 impl<T: Talk> Live for Connection<T> {
     fn opened(&mut self, turn: &mut Turn) -> Fate {
         turn.port.limit = self.marks.high();
+        if self.talk.peek().is_some_and(|conversation| conversation.peer().inet().is_none()) {
+            turn.readiness.add(Readiness::ANCILLARY);
+        }
         self.step_alone(Step::Open, &mut turn.desk);
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }
@@ -538,7 +613,7 @@ impl<T: Talk> Live for Connection<T> {
         {
             conversation.listen();
         }
-        if self.settle(&[], &mut turn.desk) {
+        if self.settle(&[], &mut turn.desk).moved {
             self.last_moved = turn.now;
         }
         self.run_on(&mut turn.buffer, &mut turn.desk)
@@ -601,20 +676,25 @@ impl<T: Talk> Live for Connection<T> {
     }
 }
 
-/// Whether the peer takes no more output, by what an attempt to send to it has told.
-fn is_peers_end(error: &io::Error) -> bool {
-    use io::ErrorKind::*;
-    matches!(
-        error.kind(),
-        BrokenPipe
-            | ConnectionReset
-            | ConnectionAborted
-            | NotConnected
-            | TimedOut
-            | HostUnreachable
-            | NetworkUnreachable
-            | NetworkDown
-    )
+/// Reads, and notes where the read may have stopped although more is there.
+fn read(mut socket: &Socket, buffer: &mut [u8], desk: &mut Desk) -> io::Result<usize> {
+    if desk.readiness.has(Readiness::ANCILLARY) {
+        return receive_with_ancillary(socket, buffer, desk);
+    }
+    socket.read(buffer)
+}
+
+/// Reads from a Unix stream, where a read stops behind bytes that came with ancillary data.
+fn receive_with_ancillary(
+    socket: &Socket,
+    buffer: &mut [u8],
+    desk: &mut Desk,
+) -> io::Result<usize> {
+    let (count, had_ancillary) = sys::receive(socket, buffer)?;
+    if had_ancillary {
+        desk.readiness.add(Readiness::BOUNDARY);
+    }
+    Ok(count)
 }
 
 /// Writes the output of a turn; what the kernel does not take goes to the backlog. True when any
@@ -694,19 +774,4 @@ fn flush(socket: &Socket, backlog: &mut Backlog, desk: &mut Desk) -> io::Result<
         backlog.advance(sent);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_of_this_system_is_not_the_end_of_the_peer() {
-        for errno in [libc::EPIPE, libc::ECONNRESET, libc::ETIMEDOUT, libc::EHOSTUNREACH] {
-            assert!(is_peers_end(&io::Error::from_raw_os_error(errno)), "{errno}");
-        }
-        for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EPERM] {
-            assert!(!is_peers_end(&io::Error::from_raw_os_error(errno)), "{errno}");
-        }
-    }
 }

@@ -84,12 +84,24 @@ fn talk<H: Handler, F: Framing>(
         }
     };
     step(conversation, &[], place, &|conversation, env| conversation.open(env));
+    let mut input_next = false;
     while !conversation.is_over() {
-        if conversation.outlet().is_some_and(|outlet| !outlet.is_empty()) {
-            step(conversation, &[], place, &|conversation, env| conversation.push_parcels(env));
+        let has_parcels = conversation.outlet().is_some_and(|outlet| !outlet.is_empty());
+        // In turns: neither keeps the other from being served.
+        if has_parcels && !input_next {
+            step(conversation, &[], place, &|conversation, env| {
+                conversation.push_parcels(env);
+            });
+            input_next = true;
             continue;
         }
+        input_next = false;
         if conversation.is_stuffed() {
+            // However much is left, the end of the time for stopping is an end.
+            if place.waiting.is_overdue() {
+                conversation.end(CloseReason::Shutdown);
+                break;
+            }
             step(conversation, &[], place, &|conversation, env| conversation.receive(&[], env));
             continue;
         }
@@ -104,7 +116,11 @@ fn talk<H: Handler, F: Framing>(
         let timeout = conversation.timeout();
         let idle = conversation.is_idle();
         let parcels = conversation.outlet().is_some();
-        let input = if conversation.input_ended() {
+        let input = if has_parcels && conversation.input_ended() {
+            continue;
+        } else if has_parcels {
+            place.waiting.look(socket, buffer)
+        } else if conversation.input_ended() {
             place.waiting.rest(timeout)
         } else {
             place.waiting.read(socket, buffer, timeout, idle, parcels)

@@ -101,6 +101,27 @@ impl Waiting<'_> {
         }
     }
 
+    /// Takes the input that is there, and waits for none: something that came from elsewhere is there
+    /// too.
+    pub(crate) fn look(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Input> {
+        match sys::receive_now(socket, buffer) {
+            Ok(0) if matches!(self, Waiting::InThread(taken) if taken.is_shut()) => {
+                Ok(Input::Stopping)
+            }
+            Ok(count) => Ok(Input::Bytes(count)),
+            Err(error) if is_passing(&error) => Ok(Input::Parcels),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the time for stopping is up, where nobody else could say so.
+    pub(crate) fn is_overdue(&mut self) -> bool {
+        match self {
+            Waiting::Alone(alone) => alone.is_overdue(),
+            Waiting::InThread(_) | Waiting::Nobody => false,
+        }
+    }
+
     /// The session is over, but for its closing.
     pub(crate) fn over(&mut self) {
         if let Waiting::Alone(alone) = self {

@@ -6,6 +6,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use mio::Interest;
+use mio::event::Event;
 use socket2::{SockAddr, Socket};
 
 use super::checked;
@@ -145,6 +147,41 @@ pub(crate) fn disconnect(socket: &Socket) {
     if unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, len) } != 0 {
         let _ = socket.shutdown(Shutdown::Both);
     }
+}
+
+/// Receives from a stream; how many bytes, and whether ancillary data came with them. There is no
+/// room for that: the kernel drops it, closing the descriptors in it, and says so by `MSG_CTRUNC`,
+/// see [recvmsg(2)](https://man7.org/linux/man-pages/man2/recvmsg.2.html). On Linux a read of a Unix
+/// stream stops behind it, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: zeros are a valid msghdr: no name, no slice, no room for ancillary data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut slice;
+    message.msg_iovlen = 1;
+    // SAFETY: recvmsg writes at most as many bytes as the buffer has, and it is initialised already.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, 0) };
+    let count = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    Ok((count, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
+/// What a stream is watched for: that it can be read, written, and, where the poller tells, that
+/// urgent data has come.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn stream_interest() -> Interest {
+    Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn stream_interest() -> Interest {
+    Interest::READABLE | Interest::WRITABLE
+}
+
+/// Whether urgent data may be among what an event of a stream tells of: a read stops at its mark, and
+/// what lies behind brings no event of its own. Where the poller does not tell, any event may.
+#[inline]
+pub(crate) fn may_be_urgent(event: &Event) -> bool {
+    event.is_priority() || !cfg!(any(target_os = "linux", target_os = "android"))
 }
 
 /// macOS has no such flag; there Rust's runtime ignores the signal for the whole process.
