@@ -8,6 +8,7 @@
 //!   --full        everything, --smoke  a few seconds, --help  all options
 //!   allocations   allocations per message, counted
 //!   shutdown      how long shutdown() takes, in every mode
+//!   fairness      how long others wait beside clients whose short requests have long answers
 //!   micro         framings, timers, one among many, hand-over and broadcast by themselves
 //! ```
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some("micro") => (&["bench", "--bench", "micro"], &arguments[1..]),
         Some("allocations") => (&["run", "--release", "--bin", "allocations"], &arguments[1..]),
         Some("shutdown") => (&["run", "--release", "--bin", "shutdown"], &arguments[1..]),
+        Some("fairness") => (&["run", "--release", "--bin", "fairness"], &arguments[1..]),
         _ => (&["run", "--release", "--bin", "engines"], &arguments[..]),
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
