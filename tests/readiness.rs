@@ -304,7 +304,7 @@ fn expect_reply(mut socket: &Socket, expected: &str) {
 
 /// The modes that serve several streams at a time without a process for each.
 fn modes() -> impl Iterator<Item = Mode> {
-    Mode::all().into_iter().filter(|mode| !matches!(mode.name(), "inline" | "forking"))
+    Mode::all().filter(|mode| !matches!(mode.name(), "inline" | "forking"))
 }
 
 #[test]
