@@ -305,6 +305,9 @@ pub(crate) trait Live {
     /// `turn.readiness` holds of its descriptor, or it asked to go on.
     fn ready(&mut self, turn: &mut Turn) -> Fate;
 
+    /// The mail that told of its outlet has been taken: more mail may come from now on.
+    fn mail_taken(&mut self) {}
+
     /// Something waits in its outlet.
     fn parcels(&mut self, turn: &mut Turn) -> Fate {
         let _ = turn;

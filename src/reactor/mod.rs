@@ -405,7 +405,11 @@ impl<'a> Reactor<'a> {
         while let Some(mail) = self.mail.pop_front() {
             match mail {
                 Mail::Outlet(token) => {
-                    self.visit(token, may_go_first, |live, turn| live.parcels(turn))
+                    let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
+                        entry.live.mail_taken();
+                        may_go_first(entry, ready)
+                    };
+                    self.visit(token, note, |live, turn| live.parcels(turn));
                 }
                 Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
                     Some(_) => self.call(token, |live, turn| live.returned(work, turn)),

@@ -597,11 +597,14 @@ impl<T: Talk> Live for Connection<T> {
         self.run(turn)
     }
 
-    fn parcels(&mut self, turn: &mut Turn) -> Fate {
+    fn mail_taken(&mut self) {
         match self.talk.home() {
             Some(conversation) => conversation.listen(),
             None => self.missed_mail = true,
         }
+    }
+
+    fn parcels(&mut self, turn: &mut Turn) -> Fate {
         self.run_on(&mut turn.buffer, &mut turn.desk)
     }
 
