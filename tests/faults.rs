@@ -103,7 +103,7 @@ const FAULTS: [Fault; 28] = [
     fault("clone3", 2, &["EAGAIN"], "threading", Stays),
     fault("clone", 2, &["EAGAIN", "ENOMEM"], "forking", Lost),
     fault("clone", 2, &["EAGAIN"], "forking", Stays),
-    fault("wait4", 1, &["EINTR"], "forking", Whole),
+    fault("waitid", 1, &["EINTR"], "forking", Whole),
     fault("pipe2,eventfd2", 5, &["EMFILE", "ENFILE", "ENOMEM"], "forking", Lost),
     fault("pidfd_open", 2, &["EMFILE", "ENOMEM", "ENOSYS"], "forking", Lost),
 ];

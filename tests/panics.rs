@@ -740,6 +740,6 @@ fn what_makes_the_handlers_of_one_run_fails_that_run_when_it_panics() {
     let mut server = server.unwrap();
     server.timeout(Duration::from_millis(1));
     let error = server.handle_request().unwrap_err();
-    assert!(error.to_string().contains("on purpose"), "{error}");
+    assert!(format!("{error:#}").contains("on purpose"), "{error:#}");
     assert!(!server.handle_request().unwrap());
 }

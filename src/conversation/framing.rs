@@ -235,6 +235,10 @@ impl Framing for BoxFraming {
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
         self.0.encode(message, output)
     }
+
+    fn encodable(&self) -> Encodable {
+        self.0.encodable()
+    }
 }
 
 /// No framing: a message is whatever bytes one read brought, at most 64 KiB. Python's `recv`.

@@ -407,7 +407,8 @@ impl<'a> Reactor<'a> {
                 Mail::Outlet(token) => {
                     let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                         entry.live.mail_taken();
-                        may_go_first(entry, ready)
+                        // A listener has its replies to try again, which nothing else tells it.
+                        entry.parent == entry.token || may_go_first(entry, ready)
                     };
                     self.visit(token, note, |live, turn| live.parcels(turn));
                 }

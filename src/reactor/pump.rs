@@ -496,6 +496,7 @@ impl<T: Talk> Connection<T> {
             return Fate::Done;
         }
         if self.backlog.is_some() {
+            self.progress.begin(&self.socket);
             desk.rearm();
             return Fate::Wait;
         }

@@ -44,6 +44,14 @@ impl Progress {
         std::mem::replace(&mut self.held, held) != held
     }
 
+    /// Asks the kernel now, where it has not been asked since output was last sent: from now on the
+    /// peer is waited for.
+    pub(crate) fn begin(&mut self, socket: &Socket) {
+        if self.held == 0 {
+            *self = Progress::of(socket);
+        }
+    }
+
     /// Other output has been sent since the kernel was asked.
     pub(crate) fn forget(&mut self) {
         self.held = 0;

@@ -105,8 +105,8 @@ fn talk<H: Handler, F: Framing>(
             step(conversation, &[], place, &|conversation, env| conversation.receive(&[], env));
             continue;
         }
-        // Something may have come since it was last looked.
-        if conversation.outlet().is_some_and(|outlet| outlet.listen()) {
+        // Before it waits: something may have come since it was last looked.
+        if !has_parcels && conversation.outlet().is_some_and(|outlet| outlet.listen()) {
             continue;
         }
         conversation.end_if_nothing_follows();
