@@ -354,6 +354,11 @@ pub(crate) trait Live {
         let _ = turn;
     }
 
+    /// Whether it is a request, and not what is left of one that has been served.
+    fn is_request(&self) -> bool {
+        true
+    }
+
     /// How many replies wait for room in the kernel, of those that no connection holds: datagrams. A
     /// run does not end before they are sent or lost, which each is after a while.
     fn undelivered(&self) -> usize {

@@ -168,6 +168,15 @@ impl<'a> Reactor<'a> {
         self.slab.len() - self.listeners.len() - self.graveyard.len()
     }
 
+    /// How many of them are being served: not those that linger after a request that was served by
+    /// blocking.
+    pub(crate) fn requests(&self) -> usize {
+        let is_request = |entry: &Entry<'_>| {
+            !entry.dead && entry.parent != entry.token && entry.live.is_request()
+        };
+        self.slab.iter().filter(|(_, entry)| is_request(entry)).count()
+    }
+
     /// How many requests are served outside the slab.
     pub(crate) fn elsewhere(&mut self) -> usize {
         self.sum_of_takers(|taker| taker.elsewhere())
@@ -302,7 +311,7 @@ impl<'a> Reactor<'a> {
 
     /// Ends whoever is left; returns how many requests that were.
     pub(crate) fn cut(&mut self) -> usize {
-        let count = self.connections() + self.elsewhere();
+        let count = self.requests() + self.elsewhere();
         self.end_connections();
         if count > 0 {
             self.tell_listeners(|live, turn| {

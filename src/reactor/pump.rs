@@ -11,7 +11,7 @@ use super::live::{Desk, Fate, HEAVY_FROM, Live, Readiness, Turn};
 use crate::conversation::{Conversation, Env, Framing, Handler, MESSAGE_BUDGET};
 use crate::error::CloseReason;
 use crate::mailbox::{Ending, Work};
-use crate::session::{Linger, Lingering, Progress};
+use crate::session::{FIRST_LOOK, Linger, Lingering, Progress};
 use crate::sys;
 
 /// How much a connection may read before others come first, in bytes; what it answers or is sent
@@ -159,6 +159,8 @@ pub(crate) struct Connection<T> {
     missed_mail: bool,
     /// Output was lost: its peer is to see a reset.
     cut: bool,
+    /// It is over, and the kernel has been asked since how much it still holds.
+    looked: bool,
 }
 
 impl<T: Talk> Connection<T> {
@@ -177,6 +179,7 @@ impl<T: Talk> Connection<T> {
             told: false,
             missed_mail: false,
             cut: false,
+            looked: false,
         }
     }
 
@@ -548,6 +551,10 @@ impl Lingers {
 }
 
 impl Live for Lingers {
+    fn is_request(&self) -> bool {
+        false
+    }
+
     fn opened(&mut self, turn: &mut Turn) -> Fate {
         self.look(turn)
     }
@@ -627,7 +634,11 @@ impl<T: Talk> Live for Connection<T> {
         if let Some(linger) = &self.linger {
             return Some(linger.next());
         }
-        self.last_moved.checked_add(self.talk.peek()?.patience()?)
+        let conversation = self.talk.peek()?;
+        let patience = conversation.patience()?;
+        // What was on its way when it was closed is the peer's soon, and is then no sign of progress.
+        let is_first = conversation.is_over() && !self.looked;
+        self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
     }
 
     fn expired(&mut self, turn: &mut Turn) -> Fate {
@@ -637,9 +648,13 @@ impl<T: Talk> Live for Connection<T> {
         let Some(conversation) = self.talk.home() else {
             return Fate::Wait;
         };
+        let is_first = conversation.is_over() && !std::mem::replace(&mut self.looked, true);
         // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
         if self.progress.is_made(&self.socket) {
             self.last_moved = turn.now;
+            return Fate::Wait;
+        }
+        if is_first {
             return Fate::Wait;
         }
         if conversation.is_over() {

@@ -524,10 +524,10 @@ impl Drop for Server {
 fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
     let overtaken = reactor.turn().overtaken.take();
-    let (connections, elsewhere) = (reactor.connections(), reactor.elsewhere());
+    let (requests, elsewhere) = (reactor.requests(), reactor.elsewhere());
     reactor.stop();
     // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
-    let idle = connections.saturating_sub(reactor.connections());
+    let idle = requests.saturating_sub(reactor.requests());
     while reactor.connections() + reactor.elsewhere() + reactor.undelivered() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -550,7 +550,7 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
     }
     // What they have left in the mailbox.
     reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-    let ended = (connections + elsewhere).saturating_sub(idle + cut);
+    let ended = (requests + elsewhere).saturating_sub(idle + cut);
     let ended_idle = ended_idle.min(ended);
     let mut report = StopReport { idle: idle + ended_idle, finished: ended - ended_idle, cut };
     match overtaken {

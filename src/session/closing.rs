@@ -19,7 +19,7 @@ const LINGER_BYTES: usize = 1 << 20;
 /// How long after the close the kernel is asked again whether the peer has acknowledged all: later
 /// than a delayed acknowledgement comes, which is after 40 ms on Linux. Then twice as long each time,
 /// up to a second.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
+pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Whether a peer takes its output. What counts is what the peer takes, and not what the kernel

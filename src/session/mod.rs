@@ -25,7 +25,7 @@ mod waiting;
 #[cfg(test)]
 pub(crate) use aside::{ASIDE_HIGH, OVERHEAD};
 pub(crate) use aside::{Aside, RETRY, charge};
-pub(crate) use closing::{Linger, Progress};
+pub(crate) use closing::{FIRST_LOOK, Linger, Progress};
 pub(crate) use datagram::{Answering, DatagramSession, Nowhere, Packet};
 #[cfg(test)]
 pub(crate) use deaf::PATIENCE;

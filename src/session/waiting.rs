@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::closing::Progress;
+use super::closing::{FIRST_LOOK, Progress};
 use super::seats::Taken;
 use crate::conversation::CLOSING_PATIENCE;
 use crate::mailbox::{Ending, Outlet};
@@ -240,13 +240,18 @@ fn wait_writable_or_ended(
     loop {
         outlet.listen();
         match outlet.ending() {
-            Ending::Open => {}
-            Ending::Closing if is_closing => {}
-            Ending::Closing => {
+            Ending::Closing if !is_closing => {
                 is_closing = true;
                 timeout = Some(CLOSING_PATIENCE);
+                // What is on its way now is the peer's soon, and is then no sign of progress.
+                let peer = (socket.as_fd(), Want::Write);
+                if sys::wait_for(&[peer], Some(FIRST_LOOK))? != 0 {
+                    return Ok(());
+                }
+                progress = Progress::of(socket);
                 until = expiry(timeout);
             }
+            Ending::Open | Ending::Closing => {}
             Ending::Aborted | Ending::Closed => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
