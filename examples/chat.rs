@@ -86,9 +86,9 @@ fn main() {
     let framing = Lines::default().overlong(Overlong::Discard).unterminated(true);
     options.run(|endpoint| {
         let room = room.clone();
-        Server::listen(endpoint)?
+        Server::endpoint(endpoint)?
             .framing(framing.clone())
-            .dispatch(options.mode)
+            .mode(options.mode)
             .service(move |_peer| Member { room: room.clone(), number: 0 })
     });
 }

@@ -20,5 +20,5 @@ fn main() {
         values: &[("spin", "0", "microseconds to look for events before each sleep")],
         ..About::new("echo", "Sends every byte back as it came.", "tcp://127.0.0.1:9999")
     });
-    options.run(|endpoint| Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| Echo));
+    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Echo));
 }

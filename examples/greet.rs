@@ -25,5 +25,5 @@ fn main() {
     let about =
         About::new("greet", "Greets who says something, and closes.", "tcp://127.0.0.1:8090");
     let options = Options::parse(&about);
-    options.run(|endpoint| Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| Greet));
+    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Greet));
 }

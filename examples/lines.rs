@@ -42,6 +42,6 @@ fn main() {
     });
     options.run(|endpoint| {
         let mode = BlockingMode::try_from(options.mode)?;
-        Server::listen(endpoint)?.dispatch(mode).service_blocking(|_peer| StrippedLines)
+        Server::endpoint(endpoint)?.mode(mode).service_blocking(|_peer| StrippedLines)
     });
 }

@@ -45,7 +45,7 @@ fn main() {
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
         let nihao = move |_: &_| Nihao { text: Text::new(whole) };
-        let server = Server::listen(endpoint)?.framing(framing.framing());
-        server.dispatch(options.mode).service(nihao)
+        let server = Server::endpoint(endpoint)?.framing(framing.framing());
+        server.mode(options.mode).service(nihao)
     });
 }

@@ -22,6 +22,5 @@ fn main() {
     let about =
         About::new("receive", "Tells what each client sends first.", "tcp://127.0.0.1:8888");
     let options = Options::parse(&about);
-    options
-        .run(|endpoint| Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| Receive));
+    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Receive));
 }

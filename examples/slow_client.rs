@@ -29,7 +29,7 @@ fn serve(mode: Mode) -> Result<(), socketserver::Error> {
     server.add(
         Server::tcp("127.0.0.1:0")?
             .framing(Lines::default())
-            .dispatch(mode)
+            .mode(mode)
             .hooks(orphaned)
             .service(|_peer| handler_fn(|line, cx| cx.send(line)))?,
     )?;

@@ -37,7 +37,7 @@ where
     }
     client.shutdown(std::net::Shutdown::Write)?;
     thread::sleep(stick);
-    server.timeout(Duration::from_secs(10));
+    server.request_timeout(Duration::from_secs(10));
     server.handle_request()?; // one connection, to its end
     client.set_read_timeout(Some(Duration::from_secs(10)))?;
     client.read_to_end(&mut Vec::new())?;

@@ -18,7 +18,7 @@ impl Handler for StopOnEof {
     }
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        cx.shutdown();
+        cx.stop_server();
         cx.close();
         Ok(())
     }
@@ -33,7 +33,6 @@ fn main() {
             "tcp://localhost:10888",
         )
     });
-    options.run(|endpoint| {
-        Server::listen(endpoint)?.dispatch(options.mode).service(|_peer| StopOnEof)
-    });
+    options
+        .run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| StopOnEof));
 }

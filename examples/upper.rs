@@ -31,6 +31,6 @@ fn main() {
     });
     let once = options.has("once");
     options.run(|endpoint| {
-        Server::listen(endpoint)?.dispatch(options.mode).service(move |_peer| Upper { once })
+        Server::endpoint(endpoint)?.mode(options.mode).service(move |_peer| Upper { once })
     });
 }

@@ -65,7 +65,7 @@ fn main() {
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
         let welcome = move |peer: &Peer| Welcome { peer: peer.clone(), text: Text::new(whole) };
-        let server = Server::listen(endpoint)?.framing(framing.framing());
-        server.dispatch(options.mode).service(welcome)
+        let server = Server::endpoint(endpoint)?.framing(framing.framing());
+        server.mode(options.mode).service(welcome)
     });
 }

@@ -38,9 +38,9 @@ fn main() {
     let forked = matches!(options.mode, Mode::Forking(_));
     options.run(|endpoint| {
         let end: &[u8] = if is_datagram(endpoint) { b"\n" } else { b"" };
-        Server::listen(endpoint)?
+        Server::endpoint(endpoint)?
             .framing(Lines::default().unterminated(true))
-            .dispatch(options.mode)
+            .mode(options.mode)
             .service(move |_peer| WhoAmI { forked, end })
     });
 }

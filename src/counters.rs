@@ -98,17 +98,17 @@ counters! {
     framing_errors,
     /// Connections that a reset, a broken pipe or the network ended.
     disconnects,
-    /// Times that `on_timeout` was due, and requests that a
+    /// Times that `on_idle_timeout` was due, and requests that a
     /// [`RequestHandler`](crate::RequestHandler) gave up for a read or a write that timed out.
     timeouts,
     /// Requests that `verify_request` refused.
-    refused,
+    refused_by_hook,
     /// Requests rejected because the mode had no room for them, or the system no thread or process.
-    rejected,
+    rejected_full,
     /// Times that a listener was paused for want of descriptors or memory.
     accept_pauses,
     /// Connections accepted only to be closed, for want of descriptors.
-    shed,
+    shed_no_fd,
     /// Turns of the loop: each is one return of the poller.
     turns,
     /// Times that another thread had to wake the loop.

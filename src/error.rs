@@ -1,5 +1,5 @@
 //! What can go wrong, as plain data: for the one who builds a server ([`Error`]), for the one who
-//! writes a handler ([`HandlerError`], [`Unsupported`], [`SendError`]) and for the one who is told
+//! writes a handler ([`HandlerError`], [`UnsupportedError`], [`SendError`]) and for the one who is told
 //! why a conversation ended ([`CloseReason`]).
 
 use std::fmt;
@@ -107,7 +107,7 @@ pub enum CloseReason {
     Eof,
     /// The peer is gone: a reset, a broken pipe, a network that no longer reaches it.
     Disconnected(io::Error),
-    /// [`Handler::on_timeout`](crate::Handler::on_timeout) closed it.
+    /// [`Handler::on_idle_timeout`](crate::Handler::on_idle_timeout) closed it.
     Timeout,
     /// What the peer sent is no frame.
     Framing(FramingError),
@@ -188,7 +188,7 @@ impl std::error::Error for FramingError {
 /// A [`Context`](crate::Context) was asked for what this request or this mode does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unsupported {
+pub enum UnsupportedError {
     /// A datagram is answered and over: it has no timeout.
     DatagramTimeout,
     /// A datagram is answered and over: nothing can be sent to it from elsewhere.
@@ -201,19 +201,25 @@ pub enum Unsupported {
     NoDescriptor,
 }
 
-impl fmt::Display for Unsupported {
+impl fmt::Display for UnsupportedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Unsupported::DatagramTimeout => "a datagram has no timeout: it is answered at once",
-            Unsupported::DatagramSender => "a datagram has no sender: it is answered at once",
-            Unsupported::InlineSender => "no sender under inline: nothing else runs meanwhile",
-            Unsupported::NoDescriptor => "no sender: the process has no descriptor left for it",
-            Unsupported::ForkingSender => "no sender under forking: the peer is in another process",
+            UnsupportedError::DatagramTimeout => {
+                "a datagram has no timeout: it is answered at once"
+            }
+            UnsupportedError::DatagramSender => "a datagram has no sender: it is answered at once",
+            UnsupportedError::InlineSender => "no sender under inline: nothing else runs meanwhile",
+            UnsupportedError::NoDescriptor => {
+                "no sender: the process has no descriptor left for it"
+            }
+            UnsupportedError::ForkingSender => {
+                "no sender under forking: the peer is in another process"
+            }
         })
     }
 }
 
-impl std::error::Error for Unsupported {}
+impl std::error::Error for UnsupportedError {}
 
 /// Why a [`Sender`](crate::Sender) did not take a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@
 //! # Ok::<(), socketserver::Error>(())
 //! ```
 //!
-//! The same handler, unchanged, runs elsewhere by one more word, `.dispatch(Threading::default())`:
+//! The same handler, unchanged, runs elsewhere by one more word, `.mode(Threading::default())`:
 //!
 //! | mode | Python | a request is served | [`Handler`] | [`RequestHandler`] |
 //! |---|---|---|---|---|
@@ -44,7 +44,7 @@
 //! server.add(Server::tcp("127.0.0.1:0")?.service(|_peer| handler_fn(|message, cx| cx.send(message)))?)?;
 //! server.add(
 //!     Server::udp("127.0.0.1:0")?
-//!         .dispatch(Threading::default())
+//!         .mode(Threading::default())
 //!         .service(|_peer| handler_fn(|_message, cx| cx.send(b"pong")))?,
 //! )?;
 //! let running = server.spawn()?;
@@ -108,13 +108,13 @@ mod transport;
 
 pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
 pub use conversation::{
-    BoxFraming, Context, Delimited, Encodable, Endian, FixedSize, Framing, Handler, HandlerFn,
-    LengthPrefixed, Lines, Output, Overlong, Raw, Step, Width, handler_fn,
+    BoxFraming, Context, Decoded, Delimited, Encodable, Endian, FixedSize, Framing, Handler,
+    HandlerFn, LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
 };
 pub use counters::Counters;
 pub use dispatch::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};
 pub use error::{
-    CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, Unsupported,
+    CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,
 };
 pub use mailbox::{Sender, broadcast};
 pub use server::{

@@ -513,7 +513,7 @@ impl Sender {
     ///
     /// The message is queued until the connection's loop, or its thread under `threading` and
     /// `pool`, comes for it. That takes all that waits at once, and takes no more while as much as the
-    /// high mark of [`Builder::output_marks`](crate::Builder::output_marks) waits for the peer. In the
+    /// high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) waits for the peer. In the
     /// queue there may be as much again: each message counts as its bytes and 64 more, and one message
     /// always fits. With the default of 64 KiB these are 61 messages of 1,000 bytes. So a sender that
     /// is faster than the loop or the thread is refused also where the peer reads well; many threads

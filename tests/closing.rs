@@ -47,16 +47,16 @@ fn be_a_process() {
             None => {
                 let mode: Mode = mode.parse().unwrap();
                 let make = move |_: &Peer| Answer { what: what.clone(), timeouts: 0 };
-                builder.dispatch(mode).serve(make)
+                builder.mode(mode).serve(make)
             }
             Some(what) => {
                 let mode: BlockingMode = mode.parse().unwrap();
                 let what = what.to_owned();
-                builder.dispatch(mode).serve_blocking(move |_| AnswerRequest(what.clone()))
+                builder.mode(mode).serve_blocking(move |_| AnswerRequest(what.clone()))
             }
         }
         .unwrap();
-        server.drain(TIMEOUT);
+        server.drain_timeout(TIMEOUT);
         server.stop_on_signals().unwrap();
         tell(server.local_addr().inet().unwrap());
         tell(std::process::id());
@@ -70,7 +70,7 @@ fn be_a_process() {
 struct SendBuffer(bool);
 
 impl Hooks for SendBuffer {
-    fn get_request(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
+    fn on_accept(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
         match self.0 {
             true => SockRef::from(&connection).set_send_buffer_size(128 << 10),
             false => SockRef::from(&connection).set_send_buffer_size(2 << 20),
@@ -87,11 +87,11 @@ impl Handler for Answer {
     fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         match self.what.as_str() {
             "slow" => {
-                cx.set_timeout(TIMEOUT)?;
+                cx.set_idle_timeout(TIMEOUT)?;
                 cx.send(&pattern(SLOW))
             }
             "stuck" => {
-                cx.set_timeout(TIMEOUT)?;
+                cx.set_idle_timeout(TIMEOUT)?;
                 cx.send(&pattern(LONG))
             }
             "stopped" => {
@@ -107,7 +107,7 @@ impl Handler for Answer {
         }
     }
 
-    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         tell("timeout");
         self.timeouts += 1;
         if self.timeouts == 2 {
@@ -281,7 +281,7 @@ fn a_request_that_ends_by_a_timeout_is_counted_as_one() {
         }
     }
     for mode in [BlockingMode::Inline(Inline), BlockingMode::Threading(Default::default())] {
-        let server = Server::tcp("127.0.0.1:0").unwrap().dispatch(mode);
+        let server = Server::tcp("127.0.0.1:0").unwrap().mode(mode);
         let server = start_server(server.serve_blocking(|_| Late).unwrap());
         server.connect().expect_closed();
         server.wait_for("the timeout is counted", |counters| counters.timeouts == 1);
@@ -362,7 +362,7 @@ fn under_inline_a_connection_that_lingers_does_not_hold_up_the_next() {
             cx.send(message)
         })
     };
-    let server = Server::tcp("127.0.0.1:0").unwrap().dispatch(Inline).framing(FixedSize::new(1));
+    let server = Server::tcp("127.0.0.1:0").unwrap().mode(Inline).framing(FixedSize::new(1));
     let server = start_server(server.serve(make).unwrap());
     assert!(handle.set(server.handle()).is_ok());
     let mut served = server.connect();
@@ -392,7 +392,7 @@ fn a_connection_whose_peer_has_all_of_its_answer_is_closed_without_its_doing() {
             }
             Ok(())
         });
-        let server = Server::tcp("127.0.0.1:0").unwrap().dispatch(mode).serve(make).unwrap();
+        let server = Server::tcp("127.0.0.1:0").unwrap().mode(mode).serve(make).unwrap();
         let server = start_server(server);
         let mut client = server.connect();
         client.send("hello").expect_reply("hello");

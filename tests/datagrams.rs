@@ -42,7 +42,7 @@ impl Handler for Asked {
             b"!silence" => Ok(()),
             b"!three" => ["one", "", "three"].iter().try_for_each(|each| cx.send(each.as_bytes())),
             b"!timeout" => {
-                let set = cx.set_timeout(std::time::Duration::from_secs(1));
+                let set = cx.set_idle_timeout(std::time::Duration::from_secs(1));
                 cx.send(format!("{set:?}").as_bytes())
             }
             b"!sender" => {
@@ -70,7 +70,7 @@ fn serve(arguments: &[String]) {
         return in_a_namespace(mode.parse().unwrap());
     }
     let mut server = Server::new().unwrap();
-    let mut builder = Server::listen(&url.parse().unwrap()).unwrap();
+    let mut builder = Server::endpoint(&url.parse().unwrap()).unwrap();
     if let Ok(size) = size.parse() {
         builder = builder.max_packet_size(size);
     }
@@ -78,7 +78,7 @@ fn serve(arguments: &[String]) {
     let mut stamped = false;
     for option in options {
         match option.as_str() {
-            "asked address" => builder = builder.reply_from_asked_address(true),
+            "asked address" => builder = builder.reply_from_destination(true),
             "dual stack" => builder = builder.dual_stack(true),
             "stamped" => stamped = true,
             "two children" => mode = Mode::Forking(Forking::default().max_children(2)),
@@ -90,7 +90,7 @@ fn serve(arguments: &[String]) {
     if stamped {
         stamp(builder.socket().unwrap().as_raw_fd());
     }
-    let service = builder.dispatch(mode).service(|_: &Peer| Asked);
+    let service = builder.mode(mode).service(|_: &Peer| Asked);
     server.add(service.unwrap()).unwrap();
     server.stop_on_signals().unwrap();
     announce(&server.addresses());

@@ -89,7 +89,7 @@ fn be_a_server() {
     };
     let (mode, root) = role.split_once(' ').unwrap_or((&role, "/"));
     let mode = mode.parse::<Mode>().unwrap().workers(4);
-    let mut server = builder.dispatch(mode).serve(make).unwrap();
+    let mut server = builder.mode(mode).serve(make).unwrap();
     if root != "/" {
         std::os::unix::fs::chroot(root).unwrap();
         std::env::set_current_dir("/").unwrap();
@@ -230,7 +230,7 @@ fn resets_in_every_state_lose_no_connection() {
     let counters = server.counters();
     assert_eq!((counters.panics, counters.handler_errors), (0, 0));
     let (server, report) = server.stop();
-    assert_eq!((report.idle, report.finished, report.cut), (0, 0, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (0, 0, 0));
     drop(server);
     let told: Vec<_> = told.iter().collect();
     let count = |wanted: fn(&Told) -> bool| told.iter().filter(|told| wanted(told)).count();

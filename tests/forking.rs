@@ -43,7 +43,7 @@ impl Handler for Asked {
                 cx.send(b"printed")
             }
             b"shutdown" => {
-                cx.shutdown();
+                cx.stop_server();
                 cx.send(b"shall stop")
             }
             b"shutdown by handle" => {
@@ -64,9 +64,9 @@ impl Handler for Asked {
 /// Serves lines at `urls` with these children; what is left to be done differs from test to test.
 fn lines(server: &mut Server, url: &str, forking: Forking, gate: &Path) {
     let (gate, handle) = (gate.to_owned(), server.shutdown_handle());
-    let builder = Server::listen(&url.parse().unwrap()).unwrap().framing(Lines::default());
+    let builder = Server::endpoint(&url.parse().unwrap()).unwrap().framing(Lines::default());
     let make = move |_: &Peer| Asked { gate: gate.clone(), handle: handle.clone() };
-    server.add(builder.dispatch(forking).service(make).unwrap()).unwrap();
+    server.add(builder.mode(forking).service(make).unwrap()).unwrap();
 }
 
 /// A datagram listener on the loop, beside the children.
@@ -86,7 +86,7 @@ fn serve(arguments: &[String]) {
 
     let mut server = Server::new().unwrap();
     server.stop_on_signals().unwrap();
-    server.drain(match what {
+    server.drain_timeout(match what {
         "short drain" => Duration::from_millis(300),
         "foreign child" => Duration::MAX,
         _ => 2 * DEADLINE,
@@ -104,14 +104,15 @@ fn serve(arguments: &[String]) {
         }
         "inline beside" => {
             lines(&mut server, LOCAL, forking, &gate);
-            let inline = Server::listen(&LOCAL.parse().unwrap()).unwrap().dispatch(Inline);
+            let inline = Server::endpoint(&LOCAL.parse().unwrap()).unwrap().mode(Inline);
             let inline = inline.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
             server.add(inline.unwrap()).unwrap();
         }
         "slow to begin" => {
             let handle = server.shutdown_handle();
-            let maker = Server::listen(&LOCAL.parse().unwrap()).unwrap().framing(Lines::default());
-            let service = maker.dispatch(forking).service(move |_: &Peer| {
+            let maker =
+                Server::endpoint(&LOCAL.parse().unwrap()).unwrap().framing(Lines::default());
+            let service = maker.mode(forking).service(move |_: &Peer| {
                 wait_at_gate(&gate);
                 Asked { gate: gate.clone(), handle: handle.clone() }
             });
@@ -128,7 +129,7 @@ fn serve(arguments: &[String]) {
         (send, std::thread::spawn(move || wait.recv().is_ok()))
     });
     match server.serve_forever() {
-        Ok(report) => println!("cut {}", report.cut),
+        Ok(report) => println!("cut {}", report.aborted),
         Err(error) => println!("error: {error}"),
     }
     if let Some((send, thread)) = thread {
@@ -451,7 +452,7 @@ fn what_a_child_prints_is_not_lost_and_not_told_twice() {
 fn forking_beside_threads_is_refused_when_it_is_added() {
     let handler = |_: &Peer| handler_fn(|message, cx| cx.send(message));
     let service =
-        |mode: Mode| Server::tcp("127.0.0.1:0").unwrap().dispatch(mode).service(handler).unwrap();
+        |mode: Mode| Server::tcp("127.0.0.1:0").unwrap().mode(mode).service(handler).unwrap();
     for other in Mode::all() {
         let starts_threads = matches!(other.name(), "offload" | "threading" | "pool");
         for first_forks in [true, false] {

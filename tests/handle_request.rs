@@ -92,9 +92,9 @@ impl Gate {
 #[test]
 fn a_datagram_is_answered_before_handle_request_returns() {
     for name in SERVED {
-        let builder = Server::udp(LOCAL).unwrap().dispatch(mode(name));
+        let builder = Server::udp(LOCAL).unwrap().mode(mode(name));
         let mut server = builder.serve(|_| handler_fn(|bytes, cx| cx.send(bytes))).unwrap();
-        server.timeout(DEADLINE);
+        server.request_timeout(DEADLINE);
         let client = UdpSocket::bind(LOCAL).unwrap();
         client.connect(inet(&server)).unwrap();
         client.set_nonblocking(true).unwrap();
@@ -113,9 +113,9 @@ fn a_unix_datagram_is_answered_before_handle_request_returns() {
     for name in SERVED {
         let directory = std::env::temp_dir().join(format!("hr-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let builder = Server::unix_datagram(directory.join("server")).unwrap().dispatch(mode(name));
+        let builder = Server::unix_datagram(directory.join("server")).unwrap().mode(mode(name));
         let mut server = builder.serve(|_| handler_fn(|bytes, cx| cx.send(bytes))).unwrap();
-        server.timeout(DEADLINE);
+        server.request_timeout(DEADLINE);
         let client = UnixDatagram::bind(directory.join("client")).unwrap();
         client.connect(directory.join("server")).unwrap();
         client.set_nonblocking(true).unwrap();
@@ -137,9 +137,9 @@ fn a_fault_is_told_and_counted_before_handle_request_returns() {
         let (tell, told) = mpsc::channel();
         let closed = Arc::new(AtomicUsize::new(0));
         let of_handlers = closed.clone();
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(mode(name)).hooks(Telling(tell));
+        let builder = Server::tcp(LOCAL).unwrap().mode(mode(name)).hooks(Telling(tell));
         let mut server = builder.serve(move |_| Failing(of_handlers.clone())).unwrap();
-        server.timeout(DEADLINE);
+        server.request_timeout(DEADLINE);
         for number in 1..=10 {
             let mut client = connect(inet(&server));
             client.send("boom").end();
@@ -158,13 +158,13 @@ fn a_fault_that_comes_after_handle_request_has_returned_is_told_by_a_later_call(
         let (gate, arrivals, open) = gate();
         let (tell, told) = mpsc::channel();
         let builder = Server::tcp(LOCAL).unwrap().hooks(Telling(tell));
-        let builder = builder.dispatch(BlockingMode::try_from(mode(name)).unwrap());
+        let builder = builder.mode(BlockingMode::try_from(mode(name)).unwrap());
         let fail = move |_: &mut Request<'_>| -> HandlerResult {
             gate.wait();
             Err("a late fault".into())
         };
         let mut server = builder.serve_blocking(move |_| Do(fail.clone())).unwrap();
-        server.timeout(DEADLINE);
+        server.request_timeout(DEADLINE);
         let mut clients: Vec<_> = (0..3).map(|_| connect(inet(&server))).collect();
         for _ in 0..3 {
             assert!(server.handle_request().unwrap());
@@ -172,7 +172,7 @@ fn a_fault_that_comes_after_handle_request_has_returned_is_told_by_a_later_call(
         }
         (0..3).for_each(|_| open.send(()).unwrap());
         clients.iter_mut().for_each(Client::expect_gone);
-        server.timeout(Duration::from_millis(1));
+        server.request_timeout(Duration::from_millis(1));
         let mut faults = Vec::new();
         wait_until("all three are told", || {
             assert!(!server.handle_request().unwrap());
@@ -213,7 +213,7 @@ fn a_fault_that_no_later_call_can_tell_is_logged() {
     for when in ["before the server is dropped", "after the server was dropped"] {
         let (gate, arrivals, open) = gate();
         let threading = Threading::default().daemon_threads(true);
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(threading);
+        let builder = Server::tcp(LOCAL).unwrap().mode(threading);
         let fail = move |_: &mut Request<'_>| -> HandlerResult {
             gate.wait();
             Err(format!("a fault {when}").into())
@@ -240,7 +240,7 @@ fn a_call_that_waits_for_room_goes_on_when_the_request_of_an_earlier_call_ends()
         [Mode::Threading(Threading::default().limit(1)), Mode::Pool(Pool::new(1).queue(0))];
     for mode in limited {
         let (gate, arrivals, open) = gate();
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(BlockingMode::try_from(mode).unwrap());
+        let builder = Server::tcp(LOCAL).unwrap().mode(BlockingMode::try_from(mode).unwrap());
         let wait = move |_: &mut Request<'_>| -> HandlerResult {
             gate.wait();
             Ok(())
@@ -268,7 +268,7 @@ impl Handler for Late {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         if message == b"shutdown" {
             self.0.wait();
-            cx.shutdown();
+            cx.stop_server();
         }
         cx.send(message)
     }
@@ -279,7 +279,7 @@ impl RequestHandler for Late {
         while let Some(line) = request.read_line()? {
             if line == b"shutdown" {
                 self.0.wait();
-                request.shutdown();
+                request.stop_server();
             }
             request.write_all(&[&line, &b"\n"[..]].concat())?;
         }
@@ -291,10 +291,10 @@ impl RequestHandler for Late {
 fn late(name: &str, blocking: bool, gate: Gate) -> Server {
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     if blocking {
-        let builder = builder.dispatch(BlockingMode::try_from(mode(name)).unwrap());
+        let builder = builder.mode(BlockingMode::try_from(mode(name)).unwrap());
         builder.serve_blocking(move |_| Late(gate.clone())).unwrap()
     } else {
-        builder.dispatch(mode(name)).serve(move |_| Late(gate.clone())).unwrap()
+        builder.mode(mode(name)).serve(move |_| Late(gate.clone())).unwrap()
     }
 }
 
@@ -340,22 +340,22 @@ fn a_shutdown_that_is_asked_for_in_a_later_run_than_its_requests_does_not_end_th
 fn a_worker_that_comes_home_to_a_later_run_does_not_end_it() {
     let (gate, arrivals, open) = gate();
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    let builder = builder.dispatch(Offload::new(2));
+    let builder = builder.mode(Offload::new(2));
     let mut server = builder.serve(move |_| Late(gate.clone())).unwrap();
-    server.drain(Duration::from_millis(10));
+    server.drain_timeout(Duration::from_millis(10));
     let server = start_server(server);
     let mut first = server.connect();
     first.send("shutdown\n");
     expect_told(&arrivals);
     let (mut server, report) = server.stop();
-    assert_eq!(report.cut, 1);
-    server.drain(2 * DEADLINE);
+    assert_eq!(report.aborted, 1);
+    server.drain_timeout(2 * DEADLINE);
     let server = start_server(server);
     server.connect().send("hello\n").expect_reply("hello\n");
     // Its stop waits for workers of its own alone.
     let (mut server, report) = server.stop();
-    assert_eq!(report.cut, 0);
-    server.drain(Duration::from_millis(10));
+    assert_eq!(report.aborted, 0);
+    server.drain_timeout(Duration::from_millis(10));
     let server = start_server(server);
     open.send(()).unwrap();
     first.expect_gone();
@@ -395,7 +395,7 @@ fn announce(server: &Server) {
 
 fn one_request_and_then_dropped(drain: Duration) {
     let mut server = ForkingTcpServer::bind(LOCAL, |_| Do(two_lines)).unwrap();
-    server.drain(drain);
+    server.drain_timeout(drain);
     announce(&server);
     tell(server.handle_request().unwrap());
     server.server_close();
@@ -404,10 +404,10 @@ fn one_request_and_then_dropped(drain: Duration) {
 
 fn two_runs() {
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    let server = builder.dispatch(Forking::default()).serve(|_| {
+    let server = builder.mode(Forking::default()).serve(|_| {
         handler_fn(|line, cx| {
             if line == b"shutdown" {
-                cx.shutdown();
+                cx.stop_server();
             }
             cx.send(line)
         })
@@ -415,13 +415,13 @@ fn two_runs() {
     let mut server = server.unwrap();
     announce(&server);
     tell(server.handle_request().unwrap());
-    tell(format_args!("cut {}", server.serve_forever().unwrap().cut));
+    tell(format_args!("cut {}", server.serve_forever().unwrap().aborted));
 }
 
 /// Serves three connections that are handed over, two at a time.
 fn handed_over(test: &str) {
-    let builder = Server::detached().unwrap().framing(Lines::default());
-    let service = builder.dispatch(Forking::default().max_children(2)).service(|_| {
+    let builder = Server::without_listener().unwrap().framing(Lines::default());
+    let service = builder.mode(Forking::default().max_children(2)).service(|_| {
         handler_fn(|line, cx| {
             cx.send(line)?;
             cx.close();
@@ -431,11 +431,11 @@ fn handed_over(test: &str) {
     let mut server = Server::new().unwrap();
     let id = server.add(service.unwrap()).unwrap();
     for _ in 0..3 {
-        server.hand_over(id, TcpStream::connect(test).unwrap()).unwrap();
+        server.add_connection(id, TcpStream::connect(test).unwrap()).unwrap();
     }
     server.stop_on_signals().unwrap();
     tell(format_args!("pid {}", std::process::id()));
-    tell(format_args!("cut {}", server.serve_forever().unwrap().cut));
+    tell(format_args!("cut {}", server.serve_forever().unwrap().aborted));
 }
 
 fn roles(role: &str) {

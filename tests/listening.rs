@@ -100,7 +100,7 @@ impl Hooks for PerTurn {
 fn serve_and_count_per_turn() {
     let most = Arc::new(AtomicUsize::new(0));
     let hooks = PerTurn { now: 0, most: most.clone() };
-    let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(hooks).dispatch(Forking::default());
+    let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(hooks).mode(Forking::default());
     let make = |_: &Peer| handler_fn(|message, cx| cx.send(message));
     let mut server = builder.serve(make).unwrap();
     server.stop_on_signals().unwrap();

@@ -201,7 +201,7 @@ impl Handler for Suite {
                 self.say("shall tell", cx)
             }
             b"!timeout" => {
-                let set = cx.set_timeout(Duration::from_millis(20));
+                let set = cx.set_idle_timeout(Duration::from_millis(20));
                 self.say(&format!("{set:?}"), cx)
             }
             b"!hold" => {
@@ -220,7 +220,7 @@ impl Handler for Suite {
         Ok(())
     }
 
-    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         self.say("late", cx)?;
         cx.close();
         Ok(())
@@ -236,8 +236,8 @@ fn serve(arguments: &[String]) {
     let belongings = Belongings::of_this_process();
 
     let mut server = Server::new().unwrap();
-    let builder = Server::listen(&url.parse().unwrap()).unwrap();
-    let builder = builder.dispatch(mode.parse::<Mode>().unwrap());
+    let builder = Server::endpoint(&url.parse().unwrap()).unwrap();
+    let builder = builder.mode(mode.parse::<Mode>().unwrap());
     let gate = PathBuf::from(gate);
     let make = move |_: &Peer| Suite { frames, gate: gate.clone(), tells_eof: false };
     server
@@ -249,11 +249,11 @@ fn serve(arguments: &[String]) {
             Frames::FixedSize => made(builder.framing(FixedSize::new(SIZE)), make),
         })
         .unwrap();
-    server.drain(process::DEADLINE);
+    server.drain_timeout(process::DEADLINE);
     server.stop_on_signals().unwrap();
     announce(&server.addresses());
     let report = server.serve_forever().unwrap();
-    assert_eq!(report.cut, 0, "nobody had to be cut off");
+    assert_eq!(report.aborted, 0, "nobody had to be cut off");
     drop(server);
     belongings.wait_for_them();
 }

@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use forked::{play, start, tell, terminate};
 use socketserver::{
-    Address, BlockingMode, CloseReason, Context, Endpoint, Forking, Framing, FramingError, Handler,
-    HandlerResult, Hooks, Inline, Mode, Offload, Output, Peer, Pool, Raw, Reactor, Request,
-    RequestHandler, Server, Step, Threading,
+    Address, BlockingMode, CloseReason, Context, Decoded, Endpoint, Forking, Framing, FramingError,
+    Handler, HandlerResult, Hooks, Inline, Mode, Offload, Output, Peer, Pool, Raw, Reactor,
+    Request, RequestHandler, Server, Threading,
 };
 use support::{DEADLINE, in_time, start_server, wait_until};
 
@@ -263,18 +263,18 @@ impl Clone for Custom {
 }
 
 impl Framing for Custom {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.faulty.at(Place::Decode);
         match input.strip_suffix(b".") {
-            Some([]) => Ok(Step::More),
-            Some(body) => Ok(Step::Frame { body: 0..body.len(), consumed: body.len() }),
+            Some([]) => Ok(Decoded::Incomplete),
+            Some(body) => Ok(Decoded::Frame { body: 0..body.len(), consumed: body.len() }),
             None => Raw.decode(input),
         }
     }
 
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.faulty.at(Place::DecodeEof);
-        Ok(Step::Skip(input.len()))
+        Ok(Decoded::Skip(input.len()))
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
@@ -307,7 +307,7 @@ impl<S: Fn()> FirstToSee<S> {
 }
 
 impl<S: Fn()> Hooks for FirstToSee<S> {
-    fn get_request(&mut self, _: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
+    fn on_accept(&mut self, _: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
         self.next().at(Place::GetRequest);
         Ok(())
     }
@@ -408,7 +408,8 @@ impl Case {
         let plan = Plan::new(self.places());
         let streams = !is_datagram(&self.transport);
         let hooks = FirstToSee { plan: plan.clone(), seen, streams };
-        let builder = Server::listen(&endpoint.parse::<Endpoint>().unwrap()).unwrap().hooks(hooks);
+        let builder =
+            Server::endpoint(&endpoint.parse::<Endpoint>().unwrap()).unwrap().hooks(hooks);
         let mode = mode(&self.mode);
         let faulty = move |plan: &Plan| {
             let faulty = Faulty(plan.now());
@@ -417,15 +418,15 @@ impl Case {
         };
         let of_makers = plan.clone();
         let mut server = if self.blocking {
-            let builder = builder.dispatch(BlockingMode::try_from(mode).unwrap());
+            let builder = builder.mode(BlockingMode::try_from(mode).unwrap());
             builder.serve_blocking(move |_| EchoRequest { faulty: faulty(&of_makers) })
         } else {
             let framing = Custom { plan, faulty: Faulty(None) };
-            let builder = builder.framing(framing).dispatch(mode);
+            let builder = builder.framing(framing).mode(mode);
             builder.serve(move |_| Echo { faulty: faulty(&of_makers) })
         }
         .unwrap();
-        server.drain(2 * DEADLINE);
+        server.drain_timeout(2 * DEADLINE);
         server
     }
 }
@@ -579,7 +580,7 @@ fn check(case: &Case) {
     });
     let handle = server.handle();
     let (_, report) = server.stop();
-    assert_eq!((report.cut, handle.counters().panics), (0, panics), "{case:?}");
+    assert_eq!((report.aborted, handle.counters().panics), (0, panics), "{case:?}");
 }
 
 /// As `check`, for a server in a process of its own.
@@ -623,7 +624,7 @@ fn roles(role: &str) {
     tell(format_args!("pid {}", std::process::id()));
     tell(format_args!("address {}", text_of(&server)));
     let report = server.serve_forever().unwrap();
-    tell(format_args!("cut {}", report.cut));
+    tell(format_args!("cut {}", report.aborted));
 }
 
 #[test]
@@ -715,14 +716,14 @@ fn a_server_whose_hooks_and_factory_panic_when_they_are_dropped_can_be_dropped()
     prepare();
     for name in ["reactor", "offload", "inline", "threading", "pool"] {
         let kept = PanicsWhenDropped;
-        let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(mode(name));
+        let builder = Server::tcp("127.0.0.1:0").unwrap().mode(mode(name));
         let builder = builder.hooks(HooksThatPanicWhenDropped(PanicsWhenDropped));
         let server = builder.serve(move |_| {
             let _ = &kept;
             Echo { faulty: Faulty(None) }
         });
         let mut server = server.unwrap();
-        server.timeout(Duration::from_millis(1));
+        server.request_timeout(Duration::from_millis(1));
         assert!(!server.handle_request().unwrap());
         in_time("it is dropped", move || drop(server));
     }
@@ -738,7 +739,7 @@ fn what_makes_the_handlers_of_one_run_fails_that_run_when_it_panics() {
         |_: &Peer| Echo { faulty: Faulty(None) }
     });
     let mut server = server.unwrap();
-    server.timeout(Duration::from_millis(1));
+    server.request_timeout(Duration::from_millis(1));
     let error = server.handle_request().unwrap_err();
     assert!(format!("{error:#}").contains("on purpose"), "{error:#}");
     assert!(!server.handle_request().unwrap());

@@ -120,7 +120,7 @@ struct Serving {
 // ---- scripts and transcripts
 
 /// What a client does, or waits for.
-enum Step {
+enum Decoded {
     /// From here on it is this client; it connects, if it has not yet. A script begins with client 0.
     As(usize),
     Send(Vec<u8>),
@@ -136,14 +136,14 @@ enum Step {
     /// The server closes although there was more to read, which resets the connection.
     Cut,
 }
-use Step::{As, Cut, End, HalfClose, Reset, Silence};
+use Decoded::{As, Cut, End, HalfClose, Reset, Silence};
 
-fn send(bytes: impl Into<Vec<u8>>) -> Step {
-    Step::Send(bytes.into())
+fn send(bytes: impl Into<Vec<u8>>) -> Decoded {
+    Decoded::Send(bytes.into())
 }
 
-fn expect(bytes: impl Into<Vec<u8>>) -> Step {
-    Step::Expect(bytes.into())
+fn expect(bytes: impl Into<Vec<u8>>) -> Decoded {
+    Decoded::Expect(bytes.into())
 }
 
 /// What a client has seen.
@@ -209,7 +209,7 @@ fn read(client: &mut Client, wanted: usize, patience: Duration) -> Event {
 }
 
 /// Plays a client's script to a server, and writes down what comes back.
-fn play(url: &str, script: &[Step]) -> Vec<Event> {
+fn play(url: &str, script: &[Decoded]) -> Vec<Event> {
     let mut transcript = Vec::new();
     let mut clients = BTreeMap::new();
     let mut who = 0;
@@ -225,7 +225,7 @@ fn play(url: &str, script: &[Step]) -> Vec<Event> {
         let client = clients.get_mut(&who).expect("it has not gone yet");
         match step {
             As(_) => unreachable!("it is dealt with"),
-            Step::Send(bytes) => {
+            Decoded::Send(bytes) => {
                 client.send(bytes);
             }
             HalfClose => {
@@ -235,7 +235,7 @@ fn play(url: &str, script: &[Step]) -> Vec<Event> {
                 client.socket.set_linger(Some(Duration::ZERO)).unwrap();
                 clients.remove(&who);
             }
-            Step::Expect(bytes) => transcript.push(read(client, bytes.len(), DEADLINE)),
+            Decoded::Expect(bytes) => transcript.push(read(client, bytes.len(), DEADLINE)),
             Silence => transcript.push(read(client, 1, A_WHILE)),
             End | Cut => transcript.push(read(client, 1, DEADLINE)),
         }
@@ -244,25 +244,25 @@ fn play(url: &str, script: &[Step]) -> Vec<Event> {
 }
 
 /// The transcript that a script hopes for.
-fn hoped_for(script: &[Step]) -> Vec<Event> {
-    let event = |step: &Step| match step {
-        Step::Expect(bytes) => Some(Event::Received(bytes.clone())),
+fn hoped_for(script: &[Decoded]) -> Vec<Event> {
+    let event = |step: &Decoded| match step {
+        Decoded::Expect(bytes) => Some(Event::Received(bytes.clone())),
         Silence => Some(Event::Silence),
         End => Some(Event::End),
         Cut => Some(Event::Cut),
-        As(_) | Step::Send(_) | HalfClose | Reset => None,
+        As(_) | Decoded::Send(_) | HalfClose | Reset => None,
     };
     script.iter().filter_map(event).collect()
 }
 
 /// What the clients of a script do, told in words.
-fn actions(script: &[Step]) -> Vec<String> {
-    let action = |step: &Step| match step {
+fn actions(script: &[Decoded]) -> Vec<String> {
+    let action = |step: &Decoded| match step {
         As(number) => Some(format!("as {number}")),
-        Step::Send(bytes) => Some(format!("send {}", bytes.escape_ascii())),
+        Decoded::Send(bytes) => Some(format!("send {}", bytes.escape_ascii())),
         HalfClose => Some("half-close".to_owned()),
         Reset => Some("reset".to_owned()),
-        Step::Expect(_) | Silence | End | Cut => None,
+        Decoded::Expect(_) | Silence | End | Cut => None,
     };
     script.iter().filter_map(action).collect()
 }
@@ -303,7 +303,7 @@ const WHOAMI: Pair = pair("004_threaded_server.py", "whoami");
 const WELCOMED: &str = "欢迎访问socketserver服务器！";
 const GREETED: &str = "亲,学会了吗";
 
-fn confirmed(text: &str) -> Step {
+fn confirmed(text: &str) -> Decoded {
     expect(format!("已收到你的消息<{text}>"))
 }
 
@@ -317,7 +317,7 @@ impl Pair {
 
     /// Checks what the tutorial's server answers to a script.
     #[track_caller]
-    fn python_says(&self, python: Python, script: &[Step]) -> (Vec<Event>, Program) {
+    fn python_says(&self, python: Python, script: &[Decoded]) -> (Vec<Event>, Program) {
         let serving = python.serve(self.tutorial);
         let transcript = play(&serving.url, script);
         assert_eq!(transcript, hoped_for(script), "{}", self.tutorial);
@@ -325,7 +325,7 @@ impl Pair {
     }
 
     /// Checks what the example answers in each of its modes, all at the same time.
-    fn rust_says(&self, script: &[Step], expected: &[Event], check: impl Fn(Program) + Sync) {
+    fn rust_says(&self, script: &[Decoded], expected: &[Event], check: impl Fn(Program) + Sync) {
         thread::scope(|scope| {
             for mode in self.modes {
                 let check = &check;
@@ -342,7 +342,7 @@ impl Pair {
 
     /// Checks that both answer the same, byte for byte.
     #[track_caller]
-    fn agree(&self, python: Python, script: &[Step]) {
+    fn agree(&self, python: Python, script: &[Decoded]) {
         let (transcript, _server) = self.python_says(python, script);
         self.rust_says(script, &transcript, |program| drop(program.stop()));
     }
@@ -350,14 +350,14 @@ impl Pair {
     /// Checks that to the same actions of its clients, one goes wrong as is known, and the other
     /// does not. Where a server has closed or stopped, there is nothing more to do.
     #[track_caller]
-    fn differ(&self, python: Python, wrong: &[Step], right: &[Step]) {
+    fn differ(&self, python: Python, wrong: &[Decoded], right: &[Decoded]) {
         self.goes_wrong(python, wrong, right);
         self.rust_says(right, &hoped_for(right), |program| drop(program.stop()));
     }
 
     /// The half of [`Pair::differ`] that is Python's. The server is still there.
     #[track_caller]
-    fn goes_wrong(&self, python: Python, wrong: &[Step], right: &[Step]) -> Program {
+    fn goes_wrong(&self, python: Python, wrong: &[Decoded], right: &[Decoded]) -> Program {
         let (done, seen) = (actions(right), actions(wrong));
         assert!(done.starts_with(&seen) || seen.starts_with(&done), "the clients do the same");
         assert_ne!(hoped_for(wrong), hoped_for(right), "it is a difference");

@@ -46,7 +46,7 @@ where
 {
     let (make, told) = tellers(act);
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    let builder = builder.dispatch(Offload::new(workers));
+    let builder = builder.mode(Offload::new(workers));
     (start_server(builder.serve(make).unwrap()), told)
 }
 
@@ -347,9 +347,9 @@ fn who_has_to_wait_for_others_does_not_time_out_meanwhile() {
     let waiting = gate.clone();
     let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
         match told {
-            Told::Open => cx.set_timeout(TIMEOUT)?,
+            Told::Open => cx.set_idle_timeout(TIMEOUT)?,
             Told::Message(message) if message == b"hold" => {
-                cx.set_timeout(None)?;
+                cx.set_idle_timeout(None)?;
                 waiting.wait();
                 waiting.wait();
             }
@@ -532,7 +532,7 @@ fn a_handler_whose_destructor_panics_costs_only_its_own_connection() {
         let builder = Server::tcp(LOCAL).unwrap();
         let server = match workers {
             0 => builder.serve(|_: &Peer| Grumpy),
-            workers => builder.dispatch(Offload::new(workers)).serve(|_: &Peer| Grumpy),
+            workers => builder.mode(Offload::new(workers)).serve(|_: &Peer| Grumpy),
         };
         let server = start_server(server.unwrap());
         let mut bystander = server.connect();
@@ -581,7 +581,7 @@ fn a_hook_that_panics_never_ends_the_loop() {
     let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
     let server = start_server(server.unwrap());
     server.connect().expect_closed();
-    server.wait_for("it is refused", |counters| counters.refused == 1);
+    server.wait_for("it is refused", |counters| counters.refused_by_hook == 1);
     assert_eq!(server.counters().panics, 1);
 }
 
@@ -591,11 +591,11 @@ fn a_panic_in_handle_timeout_never_ends_the_server() {
     let server = Server::tcp(LOCAL).unwrap().hooks(hooks);
     let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
     let mut server = server.unwrap();
-    server.timeout(Duration::from_millis(10));
+    server.request_timeout(Duration::from_millis(10));
     assert!(!server.handle_request().unwrap());
     let mut client = connect(server.local_addr().inet().unwrap());
     client.send("hello").end();
-    server.timeout(DEADLINE);
+    server.request_timeout(DEADLINE);
     assert!(server.handle_request().unwrap());
     assert_eq!(client.read_to_end(), b"hello");
 }
@@ -653,7 +653,7 @@ fn a_silent_peer_times_out() {
     for workers in [0, 1] {
         let act = |told: &Told, cx: &mut Context<'_>| {
             if *told == Told::Open {
-                cx.set_timeout(Duration::from_millis(50))?;
+                cx.set_idle_timeout(Duration::from_millis(50))?;
             }
             echo(told, cx)
         };
@@ -674,9 +674,9 @@ fn a_silent_peer_times_out() {
 fn a_timeout_that_does_not_close_comes_again() {
     let (server, told) = start_lines(|told: &Told, cx: &mut Context<'_>| {
         match told {
-            Told::Open => cx.set_timeout(Duration::from_millis(20))?,
+            Told::Open => cx.set_idle_timeout(Duration::from_millis(20))?,
             Told::Timeout => cx.send(b"well?")?,
-            Told::Message(_) => cx.set_timeout(None)?,
+            Told::Message(_) => cx.set_idle_timeout(None)?,
             _ => {}
         }
         Ok(())
@@ -697,7 +697,7 @@ fn a_timeout_that_does_not_close_comes_again() {
 fn a_peer_that_talks_does_not_time_out() {
     let (server, told) = start_lines(|told: &Told, cx: &mut Context<'_>| {
         if *told == Told::Open {
-            cx.set_timeout(Duration::from_secs(1))?;
+            cx.set_idle_timeout(Duration::from_secs(1))?;
         }
         echo(told, cx)
     });
@@ -716,13 +716,13 @@ fn a_peer_that_never_reads_times_out_although_more_is_sent_to_it() {
     let (out, senders) = mpsc::channel();
     let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
         if *told == Told::Open {
-            cx.set_timeout(A_WHILE)?;
+            cx.set_idle_timeout(A_WHILE)?;
             cx.send(&pattern(16 << 20))?;
             out.send(cx.sender()?)?;
         }
         Ok(())
     });
-    let server = Server::tcp(LOCAL).unwrap().output_marks(1 << 30, 1);
+    let server = Server::tcp(LOCAL).unwrap().write_watermarks(1 << 30, 1);
     let server = start_server(server.serve(make).unwrap());
     let _stalled = server.connect();
     let sender = expect_told(&senders);
@@ -908,7 +908,7 @@ fn a_handler_can_stop_the_server() {
         let act = |told: &Told, cx: &mut Context<'_>| {
             if *told == message("stop") {
                 cx.send(b"stopping")?;
-                cx.shutdown();
+                cx.stop_server();
             }
             Ok(())
         };
@@ -919,7 +919,7 @@ fn a_handler_can_stop_the_server() {
         let mut client = server.connect();
         client.send("stop\n").expect_reply("stopping\n");
         let (server, report) = server.join();
-        assert_eq!((report.idle, report.cut), (1, 0));
+        assert_eq!((report.idle, report.aborted), (1, 0));
         client.expect_closed();
         drop(server);
     }
@@ -989,7 +989,7 @@ fn a_stop_tells_who_was_idle_who_finished_and_who_was_cut() {
     let (make, told) = tellers(echo);
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let mut server = builder.serve(make).unwrap();
-    server.drain(Duration::from_secs(2));
+    server.drain_timeout(Duration::from_secs(2));
     let server = start_server(server);
     let mut idle: Vec<_> = (0..3).map(|_| server.connect()).collect();
     for client in &mut idle {
@@ -1010,7 +1010,7 @@ fn a_stop_tells_who_was_idle_who_finished_and_who_was_cut() {
     assert!(handle.is_running());
     finishing.send("ished\n").expect_reply("unfinished\n").expect_closed();
     let (_server, report) = server.join();
-    assert_eq!((report.idle, report.finished, report.cut), (3, 1, 1));
+    assert_eq!((report.idle, report.finished, report.aborted), (3, 1, 1));
     never.expect_gone();
     for _ in 0..5 {
         assert_eq!(expect_close(&told), "the server is stopping");
@@ -1022,14 +1022,14 @@ fn a_stop_with_idle_clients_only_waits_for_nobody() {
     let (make, _told) = tellers(echo);
     let mut server = Server::tcp(LOCAL).unwrap().serve(make).unwrap();
     // The deadline of the test is far below this one.
-    server.drain(DEADLINE * 100);
+    server.drain_timeout(DEADLINE * 100);
     let server = start_server(server);
     let mut clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("hello").expect_reply("hello");
     }
     let (_server, report) = server.stop();
-    assert_eq!((report.idle, report.finished, report.cut), (50, 0, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (50, 0, 0));
     for client in &mut clients {
         client.expect_closed();
     }
@@ -1045,7 +1045,7 @@ fn a_stop_lets_a_long_reply_finish() {
         _ => Ok(()),
     });
     let mut server = Server::tcp(LOCAL).unwrap().serve(make).unwrap();
-    server.drain(DEADLINE);
+    server.drain_timeout(DEADLINE);
     let server = start_server(server);
     let mut client = server.connect();
     client.send("all of it");
@@ -1053,7 +1053,7 @@ fn a_stop_lets_a_long_reply_finish() {
     server.handle().shutdown();
     assert!(client.read_to_end() == expected);
     let (_server, report) = server.join();
-    assert_eq!((report.idle, report.finished, report.cut), (0, 1, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (0, 1, 0));
 }
 
 #[test]
@@ -1129,7 +1129,7 @@ fn one_loop_serves_several_listeners_each_in_its_own_way() {
     let bytes = Server::tcp(LOCAL).unwrap();
     let lines = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let prefixed = Server::tcp(LOCAL).unwrap();
-    let prefixed = prefixed.framing(LengthPrefixed::default()).dispatch(Offload::new(2));
+    let prefixed = prefixed.framing(LengthPrefixed::default()).mode(Offload::new(2));
     let ids = [
         server.add(bytes.service(|_: &Peer| handler_fn(|message, cx| cx.send(message))).unwrap()),
         server.add(
@@ -1211,7 +1211,7 @@ fn echo_behind(
 fn while_all_workers_block_the_loop_serves_other_listeners() {
     let gate = Arc::new(Barrier::new(2));
     let (make, told) = tellers(echo_behind(&gate));
-    let blocking = Server::tcp(LOCAL).unwrap().dispatch(Offload::new(1));
+    let blocking = Server::tcp(LOCAL).unwrap().mode(Offload::new(1));
     let mut server = blocking.serve(make).unwrap();
     let quick = Server::tcp(LOCAL).unwrap();
     let quick = quick.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
@@ -1227,7 +1227,7 @@ fn while_all_workers_block_the_loop_serves_other_listeners() {
 
 #[test]
 fn three_mebibytes_come_back_whole_from_workers_too() {
-    let server = Server::tcp(LOCAL).unwrap().dispatch(Offload::new(2));
+    let server = Server::tcp(LOCAL).unwrap().mode(Offload::new(2));
     let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
     let server = start_server(server.unwrap());
     let mut client = server.connect();
@@ -1247,7 +1247,7 @@ fn a_line_that_is_dropped_stays_dropped_under_workers() {
     let (make, told) = tellers(echo);
     let lines = Lines::default().max_len(8).overlong(Overlong::Discard);
     let server = Server::tcp(LOCAL).unwrap().framing(lines);
-    let server = start_server(server.dispatch(Offload::new(1)).serve(make).unwrap());
+    let server = start_server(server.mode(Offload::new(1)).serve(make).unwrap());
     let mut client = server.connect();
     client.send("x".repeat(20));
     server.wait_for("it is read", |counters| counters.bytes_in == 20);
@@ -1293,16 +1293,16 @@ fn on_close_is_called_for_everyone_who_was_idle_when_workers_stop() {
 fn a_connection_that_is_cut_while_it_is_lent_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
     let (make, told) = tellers(echo_behind(&gate));
-    let server = Server::tcp(LOCAL).unwrap().dispatch(Offload::new(1));
+    let server = Server::tcp(LOCAL).unwrap().mode(Offload::new(1));
     let mut server = server.serve(make).unwrap();
-    server.drain(Duration::from_millis(50));
+    server.drain_timeout(Duration::from_millis(50));
     let server = start_server(server);
     let mut client = server.connect();
     client.send("never mind");
     assert_eq!(expect_told(&told), Told::Open);
     server.wait_for("it is lent", |counters| counters.bytes_in > 0);
     let (server, report) = server.stop();
-    assert_eq!(report.cut, 1);
+    assert_eq!(report.aborted, 1);
     client.expect_gone();
     assert_eq!(server.counters().closed, 1);
     gate.wait();

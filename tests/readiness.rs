@@ -19,8 +19,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 use socketserver::{
-    CloseReason, Context, Framing, FramingError, Handler, HandlerResult, Hooks, Lines, Mode,
-    Output, Peer, Sender, Server, Step,
+    CloseReason, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks, Lines,
+    Mode, Output, Peer, Sender, Server,
 };
 use support::*;
 
@@ -276,7 +276,7 @@ impl LineServer {
         let path = std::env::temp_dir().join(name);
         let start = |builder: socketserver::Builder| {
             let hold = Hold::new();
-            let builder = builder.framing(Lines::default()).dispatch(mode).hooks(hold.clone());
+            let builder = builder.framing(Lines::default()).mode(mode).hooks(hold.clone());
             let (make, _) = tellers(echo);
             (start_server(builder.serve(make).unwrap()), hold)
         };
@@ -350,7 +350,7 @@ fn a_line_behind_a_descriptor_is_answered() {
 fn a_line_is_answered_where_a_hook_asks_for_credentials() {
     struct Asking;
     impl Hooks for Asking {
-        fn get_request(
+        fn on_accept(
             &mut self,
             connection: std::os::fd::BorrowedFd<'_>,
             _: &Peer,
@@ -365,7 +365,7 @@ fn a_line_is_answered_where_a_hook_asks_for_credentials() {
         let path = std::env::temp_dir().join(name);
         let builder = Server::unix_stream(&path).unwrap().framing(Lines::default());
         let (make, _) = tellers(echo);
-        let _server = start_server(builder.dispatch(mode).hooks(Asking).serve(make).unwrap());
+        let _server = start_server(builder.mode(mode).hooks(Asking).serve(make).unwrap());
         let mut client = UnixStream::connect(&path).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         for line in ["one\n", "two\n"] {
@@ -426,7 +426,7 @@ impl LengthyServer {
     fn start<F: Framing + Clone + Send + 'static>(mode: Mode, framing: F, served: Served) -> Self {
         let gate = Arc::new(Barrier::new(2));
         let ((senders, given), (closed, told)) = (mpsc::channel(), mpsc::channel());
-        let builder = Server::tcp(LOCAL).unwrap().framing(framing).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(framing).mode(mode);
         let server = {
             let (served, gate) = (served.clone(), gate.clone());
             builder.serve(move |_: &Peer| Lengthy {
@@ -499,7 +499,7 @@ struct Refilling {
 }
 
 impl Framing for Refilling {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.lines.decode(input)
     }
 
@@ -612,7 +612,7 @@ fn a_sender_to_a_client_that_is_gone_says_so_although_more_waits() {
 /// Asks for a timeout of nothing, stays open whenever that has passed, and answers.
 fn stay_at_once(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
     match told {
-        Told::Open => Ok(cx.set_timeout(Duration::ZERO)?),
+        Told::Open => Ok(cx.set_idle_timeout(Duration::ZERO)?),
         Told::Message(message) => cx.send(message),
         _ => Ok(()),
     }
@@ -622,11 +622,11 @@ fn stay_at_once(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
 fn a_timeout_of_zero_that_does_not_close_keeps_nobody_from_being_served() {
     for mode in Mode::all() {
         let mode = match mode {
-            Mode::Forking(forking) => Mode::Forking(forking.beside_threads(true)),
+            Mode::Forking(forking) => Mode::Forking(forking.allow_threads(true)),
             mode => mode,
         };
         let (make, told) = tellers(stay_at_once);
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let server = start_server(builder.serve(make).unwrap());
         let mut client = server.connect();
         client.send("one\n").expect_reply("one\n");
@@ -639,7 +639,7 @@ fn a_timeout_of_zero_that_does_not_close_keeps_nobody_from_being_served() {
         }
         client.send("two\n").expect_reply("two\n");
         let (_, report) = server.stop();
-        assert_eq!(report.cut, 0, "{mode}");
+        assert_eq!(report.aborted, 0, "{mode}");
     }
 }
 
@@ -675,7 +675,7 @@ fn however_many_deadlines_have_come_a_turn_serves_some_of_them() {
     };
     let (make, _) = tellers(move |told: &Told, cx: &mut Context<'_>| {
         match told {
-            Told::Message(_) => cx.set_timeout(Duration::from_millis(50))?,
+            Told::Message(_) => cx.set_idle_timeout(Duration::from_millis(50))?,
             Told::Timeout => {
                 timeouts.fetch_add(1, SeqCst);
                 cx.close();

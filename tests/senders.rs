@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socketserver::{
-    Context, FixedSize, Forking, Framing, FramingError, Handler, HandlerResult, Inline, Lines,
-    Mode, Offload, Output, Peer, Raw, SendError, Sender, Server, Step, broadcast, handler_fn,
+    Context, Decoded, FixedSize, Forking, Framing, FramingError, Handler, HandlerResult, Inline,
+    Lines, Mode, Offload, Output, Peer, Raw, SendError, Sender, Server, broadcast, handler_fn,
 };
 use support::{
     A_WHILE, Client, DEADLINE, TestServer, Told, connect, echo, expect_close, start_server, tellers,
@@ -39,7 +39,7 @@ impl Handler for Giving {
 
 fn start_giving(mode: Mode) -> (TestServer, Receiver<Sender>) {
     let (give, given) = mpsc::channel();
-    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
     let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
     (start_server(server), given)
 }
@@ -214,7 +214,7 @@ fn start_telling(mode: Mode) -> (TestServer, Receiver<Told>, Receiver<Sender>) {
         }
         echo(told, cx)
     });
-    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
     (start_server(builder.serve(make).unwrap()), told, given)
 }
 
@@ -246,8 +246,8 @@ fn a_close_is_seen_behind_a_full_queue_and_what_was_sent_before_it_arrives() {
 fn what_was_sent_before_a_close_arrives_however_much_it_is() {
     for mode in modes_with_senders() {
         let (give, given) = mpsc::channel();
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
-        let builder = builder.output_marks(4 << 20, 1 << 20);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
+        let builder = builder.write_watermarks(4 << 20, 1 << 20);
         let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
         let server = start_server(server);
         let (mut client, sender) = arrival(&server, &given);
@@ -324,7 +324,7 @@ fn an_abort_resets_a_connection_whose_peer_does_not_read_its_reply() {
             Told::Message(_) => cx.send(&[b'x'; 32 << 20]),
             _ => Ok(()),
         });
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let server = start_server(builder.serve(make).unwrap());
         let (mut client, sender) = arrival(&server, &given);
         // The reply has begun, and is more than the kernel takes.
@@ -362,7 +362,7 @@ fn an_abort_resets_a_connection_whose_peer_has_ended() {
             }
             Ok(())
         });
-        let server = start_server(Server::tcp(LOCAL).unwrap().dispatch(mode).serve(make).unwrap());
+        let server = start_server(Server::tcp(LOCAL).unwrap().mode(mode).serve(make).unwrap());
         let mut client = server.connect();
         client.end();
         given.recv_timeout(DEADLINE).unwrap().abort();
@@ -375,15 +375,15 @@ fn an_abort_resets_a_connection_whose_peer_has_ended() {
 fn a_stop_waits_no_longer_than_its_drain_deadline_for_a_closed_connection_that_is_not_read() {
     for mode in modes_with_senders() {
         let (give, given) = mpsc::channel();
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let mut server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
-        server.drain(A_WHILE);
+        server.drain_timeout(A_WHILE);
         let server = start_server(server);
         let (mut client, sender) = arrival(&server, &given);
         send_until_stalled(&sender);
         sender.close();
         let (_server, report) = server.stop();
-        assert_eq!(report.cut, 1, "{mode}");
+        assert_eq!(report.aborted, 1, "{mode}");
         client.expect_gone();
         // There is nothing left to abort.
         sender.abort();
@@ -394,7 +394,7 @@ fn a_stop_waits_no_longer_than_its_drain_deadline_for_a_closed_connection_that_i
 fn a_message_that_cannot_be_framed_is_refused_and_the_connection_stays_open() {
     for mode in modes_with_senders() {
         let (give, given) = mpsc::channel();
-        let builder = Server::tcp(LOCAL).unwrap().framing(FixedSize::new(4)).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(FixedSize::new(4)).mode(mode);
         let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
         let server = start_server(server);
         let (mut client, sender) = arrival(&server, &given);
@@ -411,7 +411,7 @@ fn a_message_that_cannot_be_framed_is_refused_and_the_connection_stays_open() {
 struct Picky;
 
 impl Framing for Picky {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         Raw.decode(input)
     }
 
@@ -427,7 +427,7 @@ impl Framing for Picky {
 fn a_message_that_only_the_framing_refuses_is_dropped_and_the_connection_stays_open() {
     for mode in modes_with_senders() {
         let (give, given) = mpsc::channel();
-        let builder = Server::tcp(LOCAL).unwrap().framing(Picky).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Picky).mode(mode);
         let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
         let server = start_server(server);
         let (mut client, sender) = arrival(&server, &given);
@@ -468,7 +468,7 @@ fn who_has_ended_can_be_sent_to() {
     }
     for mode in modes_with_senders() {
         let (give, given) = mpsc::channel();
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let server = builder.serve(move |_: &Peer| Lasting(give.clone())).unwrap();
         let server = start_server(server);
         let mut client = server.connect();
@@ -499,7 +499,7 @@ fn who_has_ended_can_still_time_out_in_every_mode() {
     struct Patient(Duration);
     impl Handler for Patient {
         fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-            Ok(cx.set_timeout(self.0)?)
+            Ok(cx.set_idle_timeout(self.0)?)
         }
         fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
             Ok(())
@@ -507,7 +507,7 @@ fn who_has_ended_can_still_time_out_in_every_mode() {
         fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
             cx.send(b"ended")
         }
-        fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
             cx.send(b"timed out")?;
             cx.close();
             Ok(())
@@ -516,11 +516,11 @@ fn who_has_ended_can_still_time_out_in_every_mode() {
     for mode in Mode::all() {
         // The server of this test has threads beside it, none of which the child needs.
         let mode = match mode {
-            Mode::Forking(forking) => Mode::Forking(forking.beside_threads(true)),
+            Mode::Forking(forking) => Mode::Forking(forking.allow_threads(true)),
             other => other,
         };
         let serve = |timeout| {
-            let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+            let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
             start_server(builder.serve(move |_: &Peer| Patient(timeout)).unwrap())
         };
         let server = serve(Duration::from_millis(50));
@@ -532,7 +532,7 @@ fn who_has_ended_can_still_time_out_in_every_mode() {
         let mut client = server.connect();
         client.end().expect_reply("ended\n");
         let (_server, report) = server.stop();
-        assert_eq!(report.cut, 0, "{mode}");
+        assert_eq!(report.aborted, 0, "{mode}");
         client.expect_closed();
     }
 }
@@ -544,7 +544,7 @@ fn a_stop_closes_who_has_a_sender() {
         let (mut client, sender) = arrival(&server, &given);
         client.send("hello\n").expect_reply("hello\n");
         let (_server, report) = server.stop();
-        assert_eq!(report.cut, 0, "{mode}");
+        assert_eq!(report.aborted, 0, "{mode}");
         client.expect_closed();
         assert_eq!(sender.send(b"late"), Err(SendError::Closed), "{mode}");
     }
@@ -553,7 +553,7 @@ fn a_stop_closes_who_has_a_sender() {
 #[test]
 fn where_nothing_could_send_a_sender_is_a_typed_error() {
     let answer = |cx: &mut Context<'_>| format!("{:?}", cx.sender().map(drop));
-    let server = Server::tcp(LOCAL).unwrap().dispatch(Inline);
+    let server = Server::tcp(LOCAL).unwrap().mode(Inline);
     let server = server.serve(move |_: &Peer| {
         handler_fn(move |_, cx| {
             let answer = answer(cx);
@@ -563,7 +563,7 @@ fn where_nothing_could_send_a_sender_is_a_typed_error() {
     let server = start_server(server.unwrap());
     server.connect().send("?").expect_reply("Err(InlineSender)");
     // The server of this test has threads beside it, none of which the child needs.
-    let server = Server::tcp(LOCAL).unwrap().dispatch(Forking::default().beside_threads(true));
+    let server = Server::tcp(LOCAL).unwrap().mode(Forking::default().allow_threads(true));
     let server = server.serve(move |_: &Peer| {
         handler_fn(move |_, cx| {
             let answer = answer(cx);
@@ -584,7 +584,7 @@ fn eight_workers_block_side_by_side_and_the_loop_goes_on() {
     let mut server = Server::new().unwrap();
     let meeting = barrier.clone();
     let blocking = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    let blocking = blocking.dispatch(Offload::new(WORKERS)).service(move |_: &Peer| {
+    let blocking = blocking.mode(Offload::new(WORKERS)).service(move |_: &Peer| {
         let (barrier, arrive) = (meeting.clone(), arrive.clone());
         handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
             arrive.send(())?;
@@ -644,7 +644,7 @@ fn no_more_workers_are_woken_than_sleep_and_none_that_is_awake() {
     let (go, gate) = mpsc::channel::<()>();
     let gate = Arc::new(Mutex::new(gate));
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    let builder = builder.dispatch(Offload::new(WORKERS));
+    let builder = builder.mode(Offload::new(WORKERS));
     let server = builder.serve(move |_: &Peer| {
         let (arrive, gate) = (arrive.clone(), gate.clone());
         handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
@@ -710,18 +710,18 @@ fn a_shutdown_asked_for_on_a_thread_reaches_a_loop_that_serves_inline() {
     // Under reactor the loop itself would be waiting here.
     for mode in modes_with_senders().filter(|mode| mode.name() != "reactor") {
         let mut server = Server::new().unwrap();
-        let inline = Server::tcp(LOCAL).unwrap().dispatch(Inline);
+        let inline = Server::tcp(LOCAL).unwrap().mode(Inline);
         let inline = inline.service(|_: &Peer| handler_fn(|message: &[u8], cx| cx.send(message)));
         let (arrive, arrived) = mpsc::channel();
         let (go, gone) = mpsc::channel::<()>();
         let gone = Arc::new(Mutex::new(gone));
-        let beside = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let beside = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let beside = beside.service(move |_: &Peer| {
             let (arrive, gone) = (arrive.clone(), gone.clone());
             handler_fn(move |_: &[u8], cx: &mut Context<'_>| {
                 arrive.send(())?;
                 gone.lock().unwrap().recv_timeout(DEADLINE)?;
-                cx.shutdown();
+                cx.stop_server();
                 Ok(())
             })
         });

@@ -148,8 +148,8 @@ fn serve(arguments: &[String]) {
         let through_sender = number >= 2;
         let unix = |framing| format!("unix://{directory}/{number}-{framing}");
         let listen = |framing| match number % 2 {
-            0 => Server::tcp("127.0.0.1:0").unwrap().dispatch(mode),
-            _ => Server::listen(&unix(framing).parse().unwrap()).unwrap().dispatch(mode),
+            0 => Server::tcp("127.0.0.1:0").unwrap().mode(mode),
+            _ => Server::endpoint(&unix(framing).parse().unwrap()).unwrap().mode(mode),
         };
         let lines = Lines::default().max_len(LONGEST as usize);
         // As in `FRAMINGS`.
@@ -157,12 +157,12 @@ fn serve(arguments: &[String]) {
         add(&mut server, listen("lines").framing(lines), through_sender);
         add(&mut server, listen("prefixed").framing(LengthPrefixed::default()), through_sender);
     }
-    server.drain(process::DEADLINE).stop_on_signals().unwrap();
+    server.drain_timeout(process::DEADLINE).stop_on_signals().unwrap();
     announce(&server.addresses());
     let report = server.serve_forever().unwrap();
     let counters = server.counters();
     drop(server);
-    assert_eq!(report.cut, 0, "nobody had to be cut off");
+    assert_eq!(report.aborted, 0, "nobody had to be cut off");
     assert_eq!(counters.accepted, counters.closed, "each connection is closed once");
     // A child of a forking server counts for itself.
     let opened = if mode.name() == "forking" { 0 } else { counters.accepted };

@@ -21,8 +21,8 @@ use std::time::Duration;
 use process::{DEADLINE, Gate, Process, Stream, announce, connect, eventually, wait_at_gate};
 use socket2::SockRef;
 use socketserver::{
-    BlockingMode, Context, Framing, FramingError, Handler, HandlerResult, Hooks, Lines, Mode,
-    Output, Peer, Pool, Request, RequestHandler, Sender, Server, Step, Threading,
+    BlockingMode, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks, Lines,
+    Mode, Output, Peer, Pool, Request, RequestHandler, Sender, Server, Threading,
 };
 
 const ALL: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
@@ -38,12 +38,12 @@ const CONCURRENT: [&str; 5] = ["reactor", "offload", "threading", "pool", "forki
 struct LinesToTheEnd(Lines);
 
 impl Framing for LinesToTheEnd {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.0.decode(input)
     }
 
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
-        Ok(Step::Frame { body: 0..input.len(), consumed: input.len() })
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+        Ok(Decoded::Frame { body: 0..input.len(), consumed: input.len() })
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
@@ -133,7 +133,7 @@ impl RequestHandler for ByRequest {
 struct NonBlocking;
 
 impl Hooks for NonBlocking {
-    fn get_request(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
+    fn on_accept(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
         SockRef::from(&connection).set_nonblocking(true)
     }
 }
@@ -143,7 +143,7 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
     let builder = Server::tcp("127.0.0.1:0").unwrap();
     let act = match what {
         "lines" | "nonblocking lines" => {
-            let builder = builder.framing(LinesToTheEnd::default()).dispatch(mode);
+            let builder = builder.framing(LinesToTheEnd::default()).mode(mode);
             let make = move |_: &Peer| ByLine { gate: gate.clone(), lines: 0, sender: None };
             let service = match what {
                 "lines" => builder.service(make),
@@ -156,7 +156,7 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
         "echo idly" => Act::EchoIdly,
         _ => Act::Echo,
     };
-    let builder = builder.dispatch(BlockingMode::try_from(mode).unwrap());
+    let builder = builder.mode(BlockingMode::try_from(mode).unwrap());
     let make = move |_: &Peer| ByRequest { gate: gate.clone(), act };
     let service = match what {
         "nonblocking echo" => builder.hooks(NonBlocking).service_blocking(make),
@@ -170,7 +170,7 @@ fn serve(arguments: &[String]) {
     let [what, mode, drain, gate] = arguments else { panic!("{arguments:?}") };
     let mut server = Server::new().unwrap();
     server.stop_on_signals().unwrap();
-    server.drain(Duration::from_millis(drain.parse().unwrap()));
+    server.drain_timeout(Duration::from_millis(drain.parse().unwrap()));
     add(&mut server, what, mode.parse().unwrap(), Path::new(gate));
     add(&mut server, "lines", Mode::default(), Path::new(gate));
     announce(&server.addresses());
@@ -183,10 +183,10 @@ fn serve(arguments: &[String]) {
     if may_have_two_threads {
         let counters = server.counters();
         let open = counters.accepted - counters.closed;
-        println!("rejected {} open {open}", counters.rejected);
+        println!("rejected {} open {open}", counters.rejected_full);
         return;
     }
-    println!("idle {} finished {} cut {}", report.idle, report.finished, report.cut);
+    println!("idle {} finished {} cut {}", report.idle, report.finished, report.aborted);
 }
 
 /// The size of a thread's stack, where a server may have two threads beside its own.
@@ -268,8 +268,8 @@ fn wait_until_asleep(server: &Process) {
 }
 
 /// A report of a stop. Whoever [`begin_to_stop`] has connected to the loop is one of the idle.
-fn count(idle: usize, finished: usize, cut: usize) -> String {
-    format!("idle {idle} finished {finished} cut {cut}")
+fn count(idle: usize, finished: usize, aborted: usize) -> String {
+    format!("idle {idle} finished {finished} cut {aborted}")
 }
 
 /// What serves lines under a mode, and can be found idle.
@@ -321,7 +321,7 @@ fn a_request_whose_last_flush_fails_is_counted_as_a_disconnect() {
 
     let (go, gone) = mpsc::channel();
     let mut gone = Some(gone);
-    let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(Threading::default());
+    let builder = Server::tcp("127.0.0.1:0").unwrap().mode(Threading::default());
     let server = builder.serve_blocking(move |_: &Peer| Verbose(gone.take().unwrap())).unwrap();
     let server = support::start_server(server);
     let client = server.connect();
@@ -560,7 +560,7 @@ fn above_the_limit_of_threading_clients_wait_in_the_kernel() {
     first.expect_reply("held\n").end().read_to_end();
     third.expect_reply("hello\n");
     server.wait_for("all are accepted", |counters| counters.accepted == 3);
-    assert_eq!(server.counters().rejected, 0);
+    assert_eq!(server.counters().rejected_full, 0);
 }
 
 fn above_its_queue_a_pools_clients_wait_in_the_kernel() {
@@ -579,7 +579,7 @@ fn above_its_queue_a_pools_clients_wait_in_the_kernel() {
         for client in &mut others {
             client.expect_reply("hello\n1 lines\n").expect_closed();
         }
-        assert_eq!(server.counters().rejected, 0);
+        assert_eq!(server.counters().rejected_full, 0);
     }
 }
 
@@ -595,7 +595,7 @@ fn above_its_queue_a_pool_that_rejects_turns_clients_away() {
         for _ in 0..3 {
             server.connect().expect_gone();
         }
-        server.wait_for("they are counted", |counters| counters.rejected == 3);
+        server.wait_for("they are counted", |counters| counters.rejected_full == 3);
         arrival.let_go();
         first.expect_reply("held\n").end().read_to_end();
         for client in &mut queued {
@@ -625,7 +625,7 @@ fn a_stack_larger_than_there_is_memory_for_turns_requests_away() {
             let server = start_here(mode, &process::Directory::new());
             server.connect().expect_gone();
             server.connect().expect_gone();
-            server.wait_for("both are counted", |counters| counters.rejected == 2);
+            server.wait_for("both are counted", |counters| counters.rejected_full == 2);
             server.wait_for_no_connection();
         }
     }

@@ -80,7 +80,7 @@ fn received_at_once(mode: Mode) -> u64 {
     let (open, gate) = mpsc::channel::<()>();
     let gate = Arc::new(Mutex::new(gate));
     let make = move |_: &Peer| Waits { begun: begun.clone(), gate: gate.clone() };
-    let service = Server::udp("127.0.0.1:0").unwrap().dispatch(mode).service(make).unwrap();
+    let service = Server::udp("127.0.0.1:0").unwrap().mode(mode).service(make).unwrap();
     let mut server = Server::new().unwrap();
     server.add(service).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -129,7 +129,7 @@ impl Handler for Many {
 fn server_of_many(directory: &Directory, mode: Mode) -> (Server, usize) {
     let count = more_than_a_queue_holds();
     let listener = Server::unix_datagram(directory.0.join("server")).unwrap();
-    let service = listener.dispatch(mode).service(move |_: &Peer| Many(count)).unwrap();
+    let service = listener.mode(mode).service(move |_: &Peer| Many(count)).unwrap();
     let mut server = Server::new().unwrap();
     server.add(service).unwrap();
     (server, count)
@@ -191,7 +191,7 @@ fn replies_that_nobody_takes_are_counted_when_a_server_has_stopped() {
     for mode in modes() {
         let directory = directory();
         let (mut server, count) = server_of_many(&directory, mode);
-        server.drain(Duration::ZERO);
+        server.drain_timeout(Duration::ZERO);
         let client = client(&directory, "client");
         let server = start_server(server);
         client.send_to(b"hello", directory.0.join("server")).unwrap();
@@ -212,7 +212,7 @@ fn an_ipv6_address_with_an_interface_is_one_to_listen_at() {
     }
     for text in ["[fe80::1%lo]:0", "[fe80::1%1]:0"] {
         let endpoint: Endpoint = format!("udp://{text}").parse().unwrap();
-        for listener in [Server::tcp(text), Server::udp(text), Server::listen(&endpoint)] {
+        for listener in [Server::tcp(text), Server::udp(text), Server::endpoint(&endpoint)] {
             assert!(listener.is_ok(), "{text}: {:?}", listener.err());
         }
     }

@@ -303,7 +303,7 @@ fn serve(arguments: &[String]) {
         } else {
             Path::new(directory).join(name)
         };
-        let service = make(&path).unwrap().dispatch(mode);
+        let service = make(&path).unwrap().mode(mode);
         let service = service.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
         server.add(service.unwrap()).unwrap();
     }

@@ -62,7 +62,7 @@ fn echo_lines(request: &mut Request<'_>) -> HandlerResult {
 fn stop_when_told(request: &mut Request<'_>) -> HandlerResult {
     while let Some(line) = request.read_line()? {
         if line == b"stop" {
-            request.shutdown();
+            request.stop_server();
         }
         request.write_all(&[&line, &b"\n"[..]].concat())?;
     }
@@ -119,9 +119,9 @@ impl Hooks for Noting {
 fn handle_request_gives_up_after_the_servers_timeout_and_calls_handle_timeout() {
     for mode in BLOCKING {
         let (hooks, told) = Noting::new();
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(hooks);
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(hooks);
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
-        server.timeout(Duration::from_millis(40));
+        server.request_timeout(Duration::from_millis(40));
         let begun = Instant::now();
         let served = in_time("it gives up", move || server.handle_request().unwrap());
         assert!(!served);
@@ -136,7 +136,7 @@ fn without_patience_handle_request_serves_who_waits_and_waits_for_nobody() {
     let (hooks, told) = Noting::new();
     let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
     let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
-    server.timeout(Duration::ZERO);
+    server.request_timeout(Duration::ZERO);
     for _ in 0..2 {
         let mut client = connect(inet(&server));
         client.send("waiting\n").end();
@@ -152,7 +152,7 @@ fn the_servers_timeout_does_not_end_serve_forever() {
     let (hooks, told) = Noting::new();
     let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
     let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
-    server.timeout(Duration::from_millis(1));
+    server.request_timeout(Duration::from_millis(1));
     let server = start_server(server);
     let mut client = server.connect();
     client.expect_silence();
@@ -164,7 +164,7 @@ fn the_servers_timeout_does_not_end_serve_forever() {
 #[test]
 fn a_request_that_takes_long_is_not_cut_by_the_servers_timeout() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
-    server.timeout(Duration::from_millis(20));
+    server.request_timeout(Duration::from_millis(20));
     let mut client = connect(inet(&server));
     let serving = thread::spawn(move || server.handle_request().unwrap());
     client.expect_silence();
@@ -189,7 +189,7 @@ fn a_read_that_timed_out_is_tried_again_and_nothing_is_lost() {
                 }
             }
         };
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let server = start_server(builder.serve_blocking(each(handle)).unwrap());
         let mut client = server.connect();
         for part in ["in ", "three ", "parts"] {
@@ -267,7 +267,7 @@ fn an_idle_server_does_not_wake() {
     let modes = Mode::all().filter(|mode| mode.name() != "forking");
     let servers: Vec<_> = modes
         .map(|mode| {
-            let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);
+            let builder = Server::tcp(LOCAL).unwrap().mode(mode);
             let make = |_: &Peer| handler_fn(|bytes: &[u8], cx: &mut Context<'_>| cx.send(bytes));
             let server = start_server(builder.serve(make).unwrap());
             server.connect().send("x").expect_reply("x").end().expect_closed();
@@ -290,7 +290,7 @@ fn shutdown_takes_effect_at_once() {
     for mode in BLOCKING {
         let mut quickest = DEADLINE;
         for _ in 0..20 {
-            let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+            let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
             let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
             let handle = server.handle();
             wait_until("it runs", || handle.is_running());
@@ -397,7 +397,7 @@ fn one_server_takes_both_families_if_asked() {
 fn allow_reuse_address_is_on_for_tcp_and_off_for_udp() {
     let reuses = |server: Server| {
         let id = server.listeners()[0];
-        SockRef::from(&server.listener(id).unwrap()).reuse_address().unwrap()
+        SockRef::from(&server.listener_fd(id).unwrap()).reuse_address().unwrap()
     };
     assert!(reuses(TcpServer::bind(LOCAL, each(echo_lines)).unwrap()));
     assert!(!reuses(UdpServer::bind(LOCAL, each(echo_lines)).unwrap()));
@@ -624,7 +624,7 @@ fn a_request_knows_where_it_was_asked_and_shares_what_its_maker_gave_it() {
             let address = request.server_address().clone();
             Ok(write!(request, "{number} {address}")?)
         };
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let server = start_server(builder.serve_blocking(each(handle)).unwrap());
         for number in 1..=3 {
             let expected = format!("{number} tcp://{}", server.address());
@@ -663,7 +663,7 @@ fn verify_request_says_who_is_served_and_who_is_closed() {
     }
 
     for mode in BLOCKING {
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(Every2nd(0));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(Every2nd(0));
         let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
         for _ in 0..3 {
             server.connect().expect_closed();
@@ -694,7 +694,7 @@ fn verify_request_is_asked_about_datagrams_too() {
     stranger.set_nonblocking(true).unwrap();
     assert_eq!(stranger.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
     let (server, _) = server.stop();
-    assert_eq!(server.counters().refused, 1);
+    assert_eq!(server.counters().refused_by_hook, 1);
 }
 
 /// Python's `get_request` is overridden to set a connection's options, and raises where it must not
@@ -704,7 +704,7 @@ fn get_request_sets_a_connections_options_or_refuses_it() {
     struct Preparing(usize);
 
     impl Hooks for Preparing {
-        fn get_request(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> io::Result<()> {
+        fn on_accept(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> io::Result<()> {
             self.0 += 1;
             assert!(peer.inet().is_some());
             if self.0 == 1 {
@@ -719,7 +719,7 @@ fn get_request_sets_a_connections_options_or_refuses_it() {
             let keepalive = SockRef::from(&*request).keepalive()?;
             Ok(write!(request, "{keepalive}")?)
         };
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(Preparing(0));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(Preparing(0));
         let server = start_server(builder.serve_blocking(each(handle)).unwrap());
         server.connect().expect_closed();
         server.connect().expect_reply("true").expect_closed();
@@ -730,7 +730,7 @@ fn get_request_sets_a_connections_options_or_refuses_it() {
 struct InOrder(Noting);
 
 impl Hooks for InOrder {
-    fn get_request(&mut self, _: BorrowedFd<'_>, _: &Peer) -> io::Result<()> {
+    fn on_accept(&mut self, _: BorrowedFd<'_>, _: &Peer) -> io::Result<()> {
         self.0.note("get_request");
         Ok(())
     }
@@ -750,7 +750,7 @@ fn get_request_comes_first_then_verify_request_then_the_handler() {
             handlers.note("made");
             Ordered { fail_in: "nothing", hooks: handlers.clone() }
         };
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(InOrder(hooks));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(InOrder(hooks));
         let server = start_server(builder.serve_blocking(make).unwrap());
         server.connect().expect_closed();
         drop(server);
@@ -770,7 +770,7 @@ fn a_handler_that_cannot_be_made_costs_its_own_request() {
             assert_ne!(made, 1, "not the first");
             Do(echo_lines)
         };
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode)).hooks(hooks);
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(hooks);
         let server = start_server(builder.serve_blocking(make).unwrap());
         server.connect().expect_closed();
         assert!(expect_told(&told).contains("not the first"), "{mode}");
@@ -786,10 +786,10 @@ fn a_handler_can_stop_its_server_in_every_mode() {
         if mode.name() == "forking" {
             continue; // a process of its own, below
         }
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let make = |_: &Peer| {
             handler_fn(|line: &[u8], cx: &mut Context<'_>| {
-                cx.shutdown();
+                cx.stop_server();
                 cx.send(line)
             })
         };
@@ -797,20 +797,20 @@ fn a_handler_can_stop_its_server_in_every_mode() {
         let mut client = server.connect();
         client.send("stop\n").expect_reply("stop\n").expect_closed();
         let (_server, report) = server.join();
-        assert_eq!(report.cut, 0, "{mode}");
+        assert_eq!(report.aborted, 0, "{mode}");
     }
 }
 
 #[test]
 fn a_request_handler_can_stop_its_server_in_every_mode() {
     for mode in BLOCKING {
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let server = start_server(builder.serve_blocking(each(stop_when_told)).unwrap());
         let mut client = server.connect();
         // It returns at once, and the handler goes on.
         client.send("stop\nmore\n").expect_reply("stop\nmore\n").end().expect_closed();
         let (_server, report) = server.join();
-        assert_eq!(report.cut, 0, "{mode}");
+        assert_eq!(report.aborted, 0, "{mode}");
     }
 }
 
@@ -826,7 +826,7 @@ fn a_forked_handler_can_stop_its_server() {
 #[test]
 fn a_server_serves_again_after_a_stop_and_a_stop_counts_once() {
     for mode in BLOCKING {
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
         for _ in 0..3 {
             let running = start_server(server);
@@ -875,9 +875,9 @@ fn a_stop_waits_for_threads_and_with_daemon_threads_or_without_block_on_close_it
         [(usual, true), (usual.daemon_threads(true), false), (usual.block_on_close(false), false)]
     {
         let (make, begun, go) = lasting();
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().mode(mode);
         let mut server = builder.serve_blocking(make).unwrap();
-        server.drain(DEADLINE * 2);
+        server.drain_timeout(DEADLINE * 2);
         let server = start_server(server);
         let mut client = server.connect();
         expect_told(&begun);
@@ -888,7 +888,7 @@ fn a_stop_waits_for_threads_and_with_daemon_threads_or_without_block_on_close_it
         go.send(()).unwrap();
         client.expect_reply("done").expect_closed();
         let (server, report) = server.join();
-        assert_eq!((report.finished, report.cut), (usize::from(waits), 0));
+        assert_eq!((report.finished, report.aborted), (usize::from(waits), 0));
         server.server_close();
     }
 }
@@ -898,12 +898,12 @@ fn a_stop_waits_for_threads_and_with_daemon_threads_or_without_block_on_close_it
 fn a_stop_waits_for_threads_no_longer_than_the_drain_deadline() {
     let builder = ThreadingTcpServer::builder(LOCAL).unwrap();
     let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
-    server.drain(Duration::from_millis(50));
+    server.drain_timeout(Duration::from_millis(50));
     let server = start_server(server);
     let mut client = server.connect();
     client.send("I stay\n").expect_reply("I stay\n");
     let (_server, report) = server.stop();
-    assert_eq!(report.cut, 1);
+    assert_eq!(report.aborted, 1);
     client.expect_gone();
 }
 
@@ -911,19 +911,19 @@ fn a_stop_waits_for_threads_no_longer_than_the_drain_deadline() {
 #[test]
 fn an_inline_server_can_be_stopped_although_its_client_stays() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
-    server.drain(Duration::from_millis(50));
+    server.drain_timeout(Duration::from_millis(50));
     let server = start_server(server);
     let mut client = server.connect();
     client.send("I stay\n").expect_reply("I stay\n");
     let (_server, report) = server.stop();
-    assert_eq!((report.idle, report.finished, report.cut), (0, 0, 1));
+    assert_eq!((report.idle, report.finished, report.aborted), (0, 0, 1));
     client.expect_gone();
 }
 
 #[test]
 fn the_report_of_a_stop_tells_of_a_request_served_inline() {
     let by_message = || {
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(Inline);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(Inline);
         let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
         start_server(builder.serve(make).unwrap())
     };
@@ -932,7 +932,7 @@ fn the_report_of_a_stop_tells_of_a_request_served_inline() {
     let mut idle = server.connect();
     idle.send("hello\n").expect_reply("hello\n");
     let (_server, report) = server.stop();
-    assert_eq!((report.idle, report.finished, report.cut), (1, 0, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (1, 0, 0));
     idle.expect_closed();
     // With half a line.
     let server = by_message();
@@ -942,7 +942,7 @@ fn the_report_of_a_stop_tells_of_a_request_served_inline() {
     busy.expect_silence();
     busy.send("f\n").expect_reply("half\n").expect_closed();
     let report = in_time("it stops", move || stopping.join().unwrap());
-    assert_eq!((report.idle, report.finished, report.cut), (0, 1, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (0, 1, 0));
     // With a handler that returns in time, and does not wait meanwhile.
     let (make, begun, go) = lasting();
     let server = start_server(TcpServer::bind(LOCAL, make).unwrap());
@@ -952,17 +952,17 @@ fn the_report_of_a_stop_tells_of_a_request_served_inline() {
     go.send(()).unwrap();
     client.expect_reply("done").expect_closed();
     let (_server, report) = server.join();
-    assert_eq!((report.idle, report.finished, report.cut), (0, 1, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (0, 1, 0));
     // With none.
     let (_server, report) = by_message().stop();
-    assert_eq!((report.idle, report.finished, report.cut), (0, 0, 0));
+    assert_eq!((report.idle, report.finished, report.aborted), (0, 0, 0));
 }
 
 /// Nor by one that never stops talking, message by message or not.
 #[test]
 fn an_inline_server_can_be_stopped_although_its_client_never_pauses() {
     let by_request = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
-    let by_message = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(Inline);
+    let by_message = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(Inline);
     let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
     // This one never reads.
     let chatter = |request: &mut Request<'_>| loop {
@@ -970,7 +970,7 @@ fn an_inline_server_can_be_stopped_although_its_client_never_pauses() {
     };
     let by_writing = TcpServer::bind(LOCAL, each(chatter)).unwrap();
     for mut server in [by_request, by_message.serve(make).unwrap(), by_writing] {
-        server.drain(Duration::from_millis(50));
+        server.drain_timeout(Duration::from_millis(50));
         let server = start_server(server);
         let mut client = server.connect();
         client.send("hello\n").expect_reply("hello\n");
@@ -988,7 +988,7 @@ fn an_inline_server_can_be_stopped_although_its_client_never_pauses() {
 #[test]
 fn an_inline_server_may_have_all_the_time_in_the_world_to_stop() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
-    server.drain(Duration::MAX);
+    server.drain_timeout(Duration::MAX);
     let server = start_server(server);
     let mut client = server.connect();
     client.send("hello\n").expect_reply("hello\n");
@@ -1035,7 +1035,7 @@ fn a_slow_client_holds_up_the_others_under_inline_alone() {
         if mode.name() == "forking" {
             continue; // a process of its own, below
         }
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).dispatch(mode);
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
         let server = start_server(builder.serve(make).unwrap());
         let (mut slow, mut quick) = (server.connect(), server.connect());
@@ -1080,10 +1080,10 @@ fn be_a_process() {
         "stop_when_told" => {
             let mut server = ForkingTcpServer::bind(LOCAL, each(stop_when_told)).unwrap();
             tell(inet(&server));
-            tell(format_args!("cut {}", server.serve_forever().unwrap().cut));
+            tell(format_args!("cut {}", server.serve_forever().unwrap().aborted));
         }
         "max_children" => {
-            let builder = Server::tcp(LOCAL).unwrap().dispatch(Forking::default().max_children(2));
+            let builder = Server::tcp(LOCAL).unwrap().mode(Forking::default().max_children(2));
             let handle = |request: &mut Request<'_>| {
                 request.write_all(b"here\n")?;
                 echo_lines(request)
@@ -1111,14 +1111,14 @@ fn be_a_process() {
 fn a_socket_that_was_bound_elsewhere_is_adopted() {
     let listener = TcpListener::bind(LOCAL).unwrap();
     let address = listener.local_addr().unwrap();
-    let builder = Server::adopt(listener).unwrap().dispatch(Inline);
+    let builder = Server::from_socket(listener).unwrap().mode(Inline);
     assert_eq!(builder.address().unwrap().inet(), Some(address));
     let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
     connect(address).send("x\n").expect_reply("x\n").end().expect_closed();
 
     let socket = UdpSocket::bind(LOCAL).unwrap();
     let address = socket.local_addr().unwrap();
-    let builder = Server::adopt(socket).unwrap().dispatch(Inline);
+    let builder = Server::from_socket(socket).unwrap().mode(Inline);
     let handle = |request: &mut Request<'_>| {
         let packet = request.packet().unwrap().to_vec();
         Ok(request.write_all(&packet)?)
@@ -1134,7 +1134,7 @@ fn a_socket_that_was_bound_elsewhere_is_adopted() {
 fn the_file_of_an_adopted_unix_socket_stays() {
     let path = std::env::temp_dir().join(format!("adopted-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).unwrap();
-    let builder = Server::adopt(listener).unwrap().dispatch(Inline);
+    let builder = Server::from_socket(listener).unwrap().mode(Inline);
     let server = builder.serve_blocking(each(echo_lines)).unwrap();
     assert_eq!(server.local_addr().path(), Some(&*path));
     let running = server.spawn().unwrap();
@@ -1153,15 +1153,15 @@ fn the_file_of_an_adopted_unix_socket_stays() {
 #[test]
 fn what_is_no_socket_is_not_adopted() {
     let file = std::fs::File::open("/dev/null").unwrap();
-    assert!(matches!(Server::adopt(file).unwrap_err(), Error::Bind { .. }));
+    assert!(matches!(Server::from_socket(file).unwrap_err(), Error::Bind { .. }));
 }
 
 #[test]
 fn what_is_no_connection_is_not_served_when_it_is_handed_over() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     let id = server.listeners()[0];
-    server.hand_over(id, std::fs::File::open("/dev/null").unwrap()).unwrap();
-    server.hand_over(id, UdpSocket::bind(LOCAL).unwrap()).unwrap();
+    server.add_connection(id, std::fs::File::open("/dev/null").unwrap()).unwrap();
+    server.add_connection(id, UdpSocket::bind(LOCAL).unwrap()).unwrap();
     let server = start_server(server);
     server.connect().send("x\n").expect_reply("x\n").end().expect_closed();
     server.wait_for_no_connection();
@@ -1170,21 +1170,21 @@ fn what_is_no_connection_is_not_served_when_it_is_handed_over() {
 #[test]
 fn a_connection_is_not_adopted_but_handed_over() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    assert!(matches!(Server::adopt(ours).unwrap_err(), Error::UnusableAddress { .. }));
+    assert!(matches!(Server::from_socket(ours).unwrap_err(), Error::UnusableAddress { .. }));
 }
 
 /// What IDLE overrides three methods for: it connects, and then serves that connection.
 #[test]
 fn connections_made_elsewhere_are_served() {
     for mode in BLOCKING {
-        let builder = Server::detached().unwrap().dispatch(blocking(mode));
+        let builder = Server::without_listener().unwrap().mode(blocking(mode));
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
         let id = server.listeners()[0];
         let mut clients = Vec::new();
         for _ in 0..3 {
             let (ours, theirs) = UnixStream::pair().unwrap();
             theirs.set_read_timeout(Some(DEADLINE)).unwrap();
-            server.hand_over(id, ours).unwrap();
+            server.add_connection(id, ours).unwrap();
             clients.push(theirs);
         }
         let server = server.spawn().unwrap();
@@ -1209,7 +1209,7 @@ fn connections_that_are_handed_over_are_served_in_their_order() {
         let number = made;
         Do(move |request: &mut Request<'_>| Ok(write!(request, "{number}")?))
     };
-    let builder = Server::detached().unwrap().dispatch(Inline);
+    let builder = Server::without_listener().unwrap().mode(Inline);
     let mut server = builder.serve_blocking(make).unwrap();
     let id = server.listeners()[0];
     for round in ["12", "34"] {
@@ -1217,7 +1217,7 @@ fn connections_that_are_handed_over_are_served_in_their_order() {
         let clients: Vec<_> = [(); 2]
             .map(|()| {
                 let (ours, theirs) = UnixStream::pair().unwrap();
-                server.hand_over(id, ours).unwrap();
+                server.add_connection(id, ours).unwrap();
                 theirs
             })
             .into();
@@ -1235,7 +1235,7 @@ fn a_connection_cannot_be_handed_over_to_a_datagram_service() {
     let mut server = UdpServer::bind(LOCAL, each(echo_lines)).unwrap();
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let id = server.listeners()[0];
-    assert!(matches!(server.hand_over(id, ours).unwrap_err(), Error::Mode(_)));
+    assert!(matches!(server.add_connection(id, ours).unwrap_err(), Error::Mode(_)));
 }
 
 // One request at a time
@@ -1255,7 +1255,7 @@ fn is_readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
 #[test]
 fn the_servers_descriptor_is_readable_when_a_client_waits() {
     for mode in BLOCKING {
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
         let address = inet(&server);
         for _ in 0..2 {
@@ -1305,7 +1305,7 @@ fn handle_request_returns_when_the_request_is_served() {
     for mode in ["reactor", "offload", "inline"] {
         let (make, told) = tellers(echo);
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-        let builder = builder.dispatch(mode.parse::<Mode>().unwrap());
+        let builder = builder.mode(mode.parse::<Mode>().unwrap());
         let mut server = builder.serve(make).unwrap();
         let mut client = connect(inet(&server));
         let serving = thread::spawn(move || (server.handle_request().unwrap(), server));
@@ -1321,7 +1321,7 @@ fn handle_request_returns_when_the_request_is_served() {
 #[test]
 fn handle_request_returns_when_the_request_is_handed_over() {
     for mode in ["threading", "pool"] {
-        let builder = Server::tcp(LOCAL).unwrap().dispatch(blocking(mode));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let server = builder.serve_blocking(each(echo_lines)).unwrap();
         let mut client = connect(inet(&server));
         let mut server = server;

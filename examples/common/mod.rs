@@ -180,7 +180,7 @@ impl Options {
             for endpoint in &self.listen {
                 server.add(service(endpoint)?)?;
             }
-            server.drain(self.drain).spin(self.spin);
+            server.drain_timeout(self.drain).spin(self.spin);
             run(server)
         };
         if let Err(error) = serve() {

@@ -9,13 +9,13 @@ use super::State;
 use super::framing::{Encodable, Framing};
 use super::output::Output;
 use crate::address::Peer;
-use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, Unsupported};
+use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
 use crate::mailbox::{Outlet, Payload, Sender};
 
 /// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
 pub(crate) trait Home {
     /// A way in for messages from other threads.
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported>;
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError>;
 }
 
 /// What a [`Handler`](crate::Handler) is given to answer with.
@@ -40,7 +40,7 @@ impl Context<'_> {
     ///
     /// The bytes of the message just received are not copied on their way out, in whole or in part.
     /// The call never waits; what the kernel does not take is kept, and above the high mark (see
-    /// [`Builder::output_marks`](crate::Builder::output_marks)) the peer's own input is not read
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) the peer's own input is not read
     /// until it has read enough of its output. What is sent after [`close`](Context::close) is
     /// dropped.
     ///
@@ -95,7 +95,7 @@ impl Context<'_> {
     /// (nginx's `lingering_close`). [`on_close`](crate::Handler::on_close) comes before that.
     ///
     /// A peer that takes none of the output that waits for 30 seconds, or for its timeout if that is
-    /// longer, is cut by a reset; after [`on_timeout`](crate::Handler::on_timeout), for its timeout.
+    /// longer, is cut by a reset; after [`on_idle_timeout`](crate::Handler::on_idle_timeout), for its timeout.
     pub fn close(&mut self) {
         self.state.end(CloseReason::Handler);
     }
@@ -105,7 +105,7 @@ impl Context<'_> {
         self.state.abort();
     }
 
-    /// Asks for [`on_timeout`](crate::Handler::on_timeout) when no byte has moved either way for
+    /// Asks for [`on_idle_timeout`](crate::Handler::on_idle_timeout) when no byte has moved either way for
     /// so long; `None`, the default, waits for ever.
     ///
     /// Output has moved when the peer has taken some: over TCP by acknowledging it, over a Unix
@@ -121,10 +121,13 @@ impl Context<'_> {
     ///
     /// # Errors
     ///
-    /// [`Unsupported::DatagramTimeout`] for a datagram.
-    pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) -> Result<(), Unsupported> {
+    /// [`UnsupportedError::DatagramTimeout`] for a datagram.
+    pub fn set_idle_timeout(
+        &mut self,
+        timeout: impl Into<Option<Duration>>,
+    ) -> Result<(), UnsupportedError> {
         if self.state.datagram {
-            return Err(Unsupported::DatagramTimeout);
+            return Err(UnsupportedError::DatagramTimeout);
         }
         self.state.timeout = timeout.into();
         self.state.timeout_changed = true;
@@ -144,7 +147,7 @@ impl Context<'_> {
 
     /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
     /// does: it returns at once, and the stop begins when the handler has returned.
-    pub fn shutdown(&mut self) {
+    pub fn stop_server(&mut self) {
         *self.shutdown = true;
     }
 
@@ -152,11 +155,11 @@ impl Context<'_> {
     ///
     /// # Errors
     ///
-    /// [`Unsupported`] for a datagram, and under `inline` and `forking`, where nothing in this
+    /// [`UnsupportedError`] for a datagram, and under `inline` and `forking`, where nothing in this
     /// process could use it.
-    pub fn sender(&mut self) -> Result<Sender, Unsupported> {
+    pub fn sender(&mut self) -> Result<Sender, UnsupportedError> {
         if self.state.datagram {
-            return Err(Unsupported::DatagramSender);
+            return Err(UnsupportedError::DatagramSender);
         }
         let outlet = match &self.state.outlet {
             Some(outlet) => outlet.clone(),

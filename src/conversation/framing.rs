@@ -10,7 +10,7 @@ use crate::sys;
 
 /// What a framing found at the start of the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum Decoded {
     /// A whole message.
     Frame {
         /// Where in the input the message is, without its framing.
@@ -21,7 +21,7 @@ pub enum Step {
     /// This many bytes belong to no message and are dropped; at least 1.
     Skip(usize),
     /// No whole message yet: ask again when there are more bytes.
-    More,
+    Incomplete,
 }
 
 /// How messages are told apart on a stream, and put on it.
@@ -32,16 +32,16 @@ pub enum Step {
 /// cloned from the one given to [`Builder::framing`](crate::Builder::framing).
 ///
 /// ```
-/// use socketserver::{Encodable, Framing, FramingError, Output, Step};
+/// use socketserver::{Encodable, Framing, FramingError, Output, Decoded};
 ///
 /// /// `5:hello,`: Bernstein's netstrings, up to 999 bytes.
 /// #[derive(Clone)]
 /// struct Netstring;
 ///
 /// impl Framing for Netstring {
-///     fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
 ///         let Some(colon) = input.iter().take(4).position(|&byte| byte == b':') else {
-///             return if input.len() < 4 { Ok(Step::More) } else { Err(FramingError::TooLong { limit: 999 }) };
+///             return if input.len() < 4 { Ok(Decoded::Incomplete) } else { Err(FramingError::TooLong { limit: 999 }) };
 ///         };
 ///         let length: usize = std::str::from_utf8(&input[..colon])
 ///             .ok()
@@ -49,8 +49,8 @@ pub enum Step {
 ///             .ok_or(FramingError::Other("no length".into()))?;
 ///         let body = colon + 1..colon + 1 + length;
 ///         match input.get(body.end) {
-///             None => Ok(Step::More),
-///             Some(b',') => Ok(Step::Frame { consumed: body.end + 1, body }),
+///             None => Ok(Decoded::Incomplete),
+///             Some(b',') => Ok(Decoded::Frame { consumed: body.end + 1, body }),
 ///             Some(_) => Err(FramingError::Other("no comma".into())),
 ///         }
 ///     }
@@ -73,22 +73,22 @@ pub enum Step {
 pub trait Framing {
     /// Looks for a message at the start of `input`, which is never empty.
     ///
-    /// After [`Step::More`] the next call gets the same bytes and more behind them, so a framing may
+    /// After [`Decoded::Incomplete`] the next call gets the same bytes and more behind them, so a framing may
     /// remember how far it has looked. After the other two it gets what follows.
     ///
     /// # Errors
     ///
     /// [`FramingError`] where the bytes can never become a message, or one over the framing's
     /// maximum: the connection is closed with [`CloseReason::Framing`](crate::CloseReason::Framing).
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError>;
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError>;
 
     /// Decides what the peer's last bytes are when it ends with `input` left over, which
-    /// [`decode`](Framing::decode) has answered with [`Step::More`].
+    /// [`decode`](Framing::decode) has answered with [`Decoded::Incomplete`].
     ///
     /// # Errors
     ///
     /// By default [`FramingError::UnexpectedEof`]: the peer ended inside a frame.
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         Err(FramingError::UnexpectedEof { buffered: input.len() })
     }
 
@@ -157,11 +157,11 @@ fn holds_delimiter(message: &[u8], delimiter: &[u8]) -> bool {
 }
 
 impl<F: Framing + ?Sized> Framing for Box<F> {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         (**self).decode(input)
     }
 
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         (**self).decode_eof(input)
     }
 
@@ -224,11 +224,11 @@ impl std::fmt::Debug for BoxFraming {
 }
 
 impl Framing for BoxFraming {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.0.decode(input)
     }
 
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.0.decode_eof(input)
     }
 
@@ -250,8 +250,8 @@ pub struct Raw;
 
 impl Framing for Raw {
     #[inline]
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
-        Ok(Step::Frame { body: 0..input.len(), consumed: input.len() })
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+        Ok(Decoded::Frame { body: 0..input.len(), consumed: input.len() })
     }
 
     #[inline]
@@ -324,23 +324,23 @@ fn without_cr(input: &[u8], body: Range<usize>) -> Range<usize> {
 
 impl Framing for Lines {
     #[inline(always)] // or a whole message costs as much again
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         // One more byte than the maximum may come before the `\n`: the carriage return.
         let step = self.scan.find(input, b"\n", 1)?;
         Ok(match step {
-            Step::Frame { body, consumed } => {
+            Decoded::Frame { body, consumed } => {
                 let body = without_cr(input, body);
                 if body.len() > self.scan.max_len {
                     self.scan.too_long(consumed)?
                 } else {
-                    Step::Frame { body, consumed }
+                    Decoded::Frame { body, consumed }
                 }
             }
             other => other,
         })
     }
 
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         if !self.unterminated || self.scan.discarding {
             return Err(FramingError::UnexpectedEof { buffered: input.len() });
         }
@@ -348,7 +348,7 @@ impl Framing for Lines {
         if body.len() > self.scan.max_len {
             return self.scan.too_long(input.len());
         }
-        Ok(Step::Frame { body, consumed: input.len() })
+        Ok(Decoded::Frame { body, consumed: input.len() })
     }
 
     #[inline(always)]
@@ -401,7 +401,7 @@ impl Delimited {
 
 impl Framing for Delimited {
     #[inline]
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.scan.find(input, &self.delimiter, 0)
     }
 
@@ -437,14 +437,19 @@ impl Scan {
 
     /// Finds `delimiter`; a frame may be `slack` bytes over the maximum (the caller cuts them).
     #[inline(always)]
-    fn find(&mut self, input: &[u8], delimiter: &[u8], slack: usize) -> Result<Step, FramingError> {
+    fn find(
+        &mut self,
+        input: &[u8],
+        delimiter: &[u8],
+        slack: usize,
+    ) -> Result<Decoded, FramingError> {
         // A delimiter may begin in what was scanned before and end in what is new.
         let from = self.scanned.saturating_sub(delimiter.len() - 1);
         let end = find(&input[from..], delimiter).map(|at| from + at);
         match end {
             Some(end) if end <= self.max_len && !self.discarding => {
                 self.scanned = 0;
-                Ok(Step::Frame { body: 0..end, consumed: end + delimiter.len() })
+                Ok(Decoded::Frame { body: 0..end, consumed: end + delimiter.len() })
             }
             _ => self.found(end, input.len(), delimiter.len(), slack),
         }
@@ -458,17 +463,17 @@ impl Scan {
         input: usize,
         delimiter: usize,
         slack: usize,
-    ) -> Result<Step, FramingError> {
+    ) -> Result<Decoded, FramingError> {
         let most = self.max_len.saturating_add(slack);
         if let Some(end) = end {
             self.scanned = 0;
             let consumed = end + delimiter;
             return if std::mem::take(&mut self.discarding) {
-                Ok(Step::Skip(consumed))
+                Ok(Decoded::Skip(consumed))
             } else if end > most {
                 self.too_long(consumed)
             } else {
-                Ok(Step::Frame { body: 0..end, consumed })
+                Ok(Decoded::Frame { body: 0..end, consumed })
             };
         }
         self.scanned = input;
@@ -481,17 +486,17 @@ impl Scan {
         if frame > most || (self.discarding && frame > 0) {
             self.discarding = true;
             self.scanned = kept;
-            return Ok(Step::Skip(frame));
+            return Ok(Decoded::Skip(frame));
         }
-        Ok(Step::More)
+        Ok(Decoded::Incomplete)
     }
 
     /// The end of an over-long frame has been found `consumed` bytes on.
     #[cold]
-    fn too_long(&mut self, consumed: usize) -> Result<Step, FramingError> {
+    fn too_long(&mut self, consumed: usize) -> Result<Decoded, FramingError> {
         match self.overlong {
             Overlong::Close => Err(FramingError::TooLong { limit: self.max_len }),
-            Overlong::Discard => Ok(Step::Skip(consumed)),
+            Overlong::Discard => Ok(Decoded::Skip(consumed)),
         }
     }
 }
@@ -586,10 +591,10 @@ impl Default for LengthPrefixed {
 
 impl Framing for LengthPrefixed {
     #[inline]
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         let width = self.width as usize;
         let Some(prefix) = input.get(..width) else {
-            return Ok(Step::More);
+            return Ok(Decoded::Incomplete);
         };
         let length = usize::try_from(self.length(prefix))
             .ok()
@@ -597,9 +602,9 @@ impl Framing for LengthPrefixed {
             .ok_or(FramingError::TooLong { limit: self.max_len })?;
         let body = width..width.saturating_add(length);
         if input.len() < body.end {
-            return Ok(Step::More);
+            return Ok(Decoded::Incomplete);
         }
-        Ok(Step::Frame { consumed: body.end, body })
+        Ok(Decoded::Frame { consumed: body.end, body })
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
@@ -641,11 +646,11 @@ impl FixedSize {
 
 impl Framing for FixedSize {
     #[inline]
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         if input.len() < self.size {
-            return Ok(Step::More);
+            return Ok(Decoded::Incomplete);
         }
-        Ok(Step::Frame { body: 0..self.size, consumed: self.size })
+        Ok(Decoded::Frame { body: 0..self.size, consumed: self.size })
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {

@@ -60,7 +60,7 @@ pub trait Handler {
         Ok(())
     }
 
-    /// No byte has moved either way for as long as [`Context::set_timeout`] says: nothing has come,
+    /// No byte has moved either way for as long as [`Context::set_idle_timeout`] says: nothing has come,
     /// and of the output that waits, here or in the kernel, the peer has taken nothing. Closes the
     /// connection unless overridden; the time then starts again.
     ///
@@ -71,7 +71,7 @@ pub trait Handler {
     /// # Errors
     ///
     /// An error closes the connection.
-    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         cx.close();
         Ok(())
     }
@@ -96,8 +96,8 @@ impl<H: Handler + ?Sized> Handler for Box<H> {
         (**self).on_eof(cx)
     }
 
-    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        (**self).on_timeout(cx)
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        (**self).on_idle_timeout(cx)
     }
 
     fn on_close(&mut self, reason: &CloseReason) {

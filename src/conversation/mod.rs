@@ -28,8 +28,8 @@ mod tests;
 pub use context::Context;
 pub(crate) use context::Home;
 pub use framing::{
-    BoxFraming, Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
-    Raw, Step, Width,
+    BoxFraming, Decoded, Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines,
+    Overlong, Raw, Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
@@ -154,7 +154,7 @@ pub(crate) struct Conversation<H, F> {
 
 /// What the framing has said of the start of the input kept, where it was asked ahead of a delivery;
 /// nothing where it panicked: it is asked again where panics are counted.
-pub(crate) struct Ahead(Option<Result<Step, FramingError>>);
+pub(crate) struct Ahead(Option<Result<Decoded, FramingError>>);
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
@@ -212,8 +212,10 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         while ahead.is_none() && skipped < self.inbox.len() {
             let input = &self.inbox[skipped..];
             match guard::call(|| self.framing.decode(input)) {
-                Ok(Ok(Step::More)) => break,
-                Ok(Ok(Step::Skip(count))) if (1..=input.len()).contains(&count) => skipped += count,
+                Ok(Ok(Decoded::Incomplete)) => break,
+                Ok(Ok(Decoded::Skip(count))) if (1..=input.len()).contains(&count) => {
+                    skipped += count
+                }
                 Ok(step) => ahead = Some(Ahead(Some(step))),
                 Err(_) => ahead = Some(Ahead(None)),
             }
@@ -315,7 +317,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.guarded(env, |this, env| {
             env.tally.timeouts += 1;
             let (handler, mut cx) = this.parts(&[], env);
-            match handler.on_timeout(&mut cx) {
+            match handler.on_idle_timeout(&mut cx) {
                 Err(error) => this.state.end(CloseReason::Error(error)),
                 Ok(()) => this.relabel(CloseReason::Timeout),
             }
@@ -510,7 +512,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             let step = self.framing.decode_eof(&input[self.consumed..]);
             let left = input.len() - self.consumed;
             let step = match step {
-                Ok(Step::More) => Err(FramingError::UnexpectedEof { buffered: left }),
+                Ok(Decoded::Incomplete) => Err(FramingError::UnexpectedEof { buffered: left }),
                 other => other,
             };
             self.step(step, input, env);
@@ -519,18 +521,23 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Takes one step of the framing; false when it wants more input.
     #[inline(always)]
-    fn step(&mut self, step: Result<Step, FramingError>, input: &[u8], env: &mut Env<'_>) -> bool {
+    fn step(
+        &mut self,
+        step: Result<Decoded, FramingError>,
+        input: &[u8],
+        env: &mut Env<'_>,
+    ) -> bool {
         let start = self.consumed;
         let left = input.len() - start;
         match step {
-            Ok(Step::Frame { body, consumed })
+            Ok(Decoded::Frame { body, consumed })
                 if (1..=left).contains(&consumed) && body.start <= body.end && body.end <= left =>
             {
                 self.consumed += consumed;
                 self.message(input, start + body.start..start + body.end, env);
             }
-            Ok(Step::Skip(count)) if (1..=left).contains(&count) => self.consumed += count,
-            Ok(Step::More) => return false,
+            Ok(Decoded::Skip(count)) if (1..=left).contains(&count) => self.consumed += count,
+            Ok(Decoded::Incomplete) => return false,
             Ok(_) => self.state.end(CloseReason::Framing(FramingError::Other(
                 "the framing names bytes that are not there".into(),
             ))),

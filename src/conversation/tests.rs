@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::error::{HandlerResult, SendError, Unsupported};
+use crate::error::{HandlerResult, SendError, UnsupportedError};
 use crate::mailbox::{Keeper, Mailbox, Sender};
 use crate::token::Token;
 
@@ -54,7 +54,7 @@ impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Handler for Actor<A> {
         self.note(Told::Eof, cx)
     }
 
-    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         self.note(Told::Timeout, cx)
     }
 
@@ -77,7 +77,7 @@ impl Handler for Echo {
 struct Nowhere(Arc<Mailbox>);
 
 impl Home for Nowhere {
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
         let keeper = Keeper::Loop(self.0.clone(), Token::new(1, 1));
         Ok(Arc::new(Outlet::new(keeper, 64 * 1024, encodable)))
     }
@@ -293,9 +293,9 @@ fn messages_of(bytes: &'static [u8]) -> impl Strategy<Value = Vec<Vec<u8>>> {
 struct Netstring;
 
 impl Framing for Netstring {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         let Some(colon) = input.iter().position(|&byte| byte == b':') else {
-            return Ok(Step::More);
+            return Ok(Decoded::Incomplete);
         };
         let length: usize = std::str::from_utf8(&input[..colon])
             .ok()
@@ -303,8 +303,8 @@ impl Framing for Netstring {
             .ok_or_else(|| FramingError::Other("no length".into()))?;
         let body = colon + 1..colon + 1 + length;
         match input.get(body.end) {
-            None => Ok(Step::More),
-            Some(b',') => Ok(Step::Frame { consumed: body.end + 1, body }),
+            None => Ok(Decoded::Incomplete),
+            Some(b',') => Ok(Decoded::Frame { consumed: body.end + 1, body }),
             Some(_) => Err(FramingError::Other("no comma".into())),
         }
     }
@@ -568,14 +568,14 @@ fn a_last_line_without_an_end_has_the_same_maximum() {
 #[test]
 fn a_scanner_looks_at_no_byte_twice() {
     let mut lines = Lines::default();
-    assert_eq!(lines.decode(b"aaaa").unwrap(), Step::More);
-    assert_eq!(lines.decode(b"\n\n\n\na").unwrap(), Step::More);
-    let frame = |body, consumed| Step::Frame { body, consumed };
+    assert_eq!(lines.decode(b"aaaa").unwrap(), Decoded::Incomplete);
+    assert_eq!(lines.decode(b"\n\n\n\na").unwrap(), Decoded::Incomplete);
+    let frame = |body, consumed| Decoded::Frame { body, consumed };
     assert_eq!(lines.decode(b"\n\n\n\na\n").unwrap(), frame(0..5, 6));
     // Here the end of what was seen may be the beginning of a delimiter, and is looked at again.
     let mut delimited = Delimited::new(b"###");
-    assert_eq!(delimited.decode(b"aaaaa#").unwrap(), Step::More);
-    assert_eq!(delimited.decode(b"###aa##").unwrap(), Step::More);
+    assert_eq!(delimited.decode(b"aaaaa#").unwrap(), Decoded::Incomplete);
+    assert_eq!(delimited.decode(b"###aa##").unwrap(), Decoded::Incomplete);
     assert_eq!(delimited.decode(b"###aa###").unwrap(), frame(0..5, 8));
 }
 
@@ -588,16 +588,16 @@ struct Asked {
 }
 
 impl Framing for Asked {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         *self.calls.borrow_mut() += 1;
         *self.looked_at.borrow_mut() += input.len() - self.seen;
         let end = input[self.seen..].iter().position(|&byte| byte == b'\n');
         let Some(end) = end.map(|end| self.seen + end) else {
             self.seen = input.len();
-            return Ok(Step::More);
+            return Ok(Decoded::Incomplete);
         };
         self.seen = 0;
-        Ok(Step::Frame { body: 0..end, consumed: end + 1 })
+        Ok(Decoded::Frame { body: 0..end, consumed: end + 1 })
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
@@ -637,14 +637,14 @@ fn long_frames_that_come_byte_by_byte_are_found_by_every_scanner() {
 }
 
 /// A framing that answers whatever it is told to.
-struct Says(Step);
+struct Says(Decoded);
 
 impl Framing for Says {
-    fn decode(&mut self, _: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, _: &[u8]) -> Result<Decoded, FramingError> {
         Ok(self.0.clone())
     }
 
-    fn decode_eof(&mut self, _: &[u8]) -> Result<Step, FramingError> {
+    fn decode_eof(&mut self, _: &[u8]) -> Result<Decoded, FramingError> {
         Ok(self.0.clone())
     }
 
@@ -654,11 +654,11 @@ impl Framing for Says {
     }
 }
 
-fn impossible_steps() -> Vec<Step> {
-    let frame = |body, consumed| Step::Frame { body, consumed };
+fn impossible_steps() -> Vec<Decoded> {
+    let frame = |body, consumed| Decoded::Frame { body, consumed };
     vec![
-        Step::Skip(0),
-        Step::Skip(5),
+        Decoded::Skip(0),
+        Decoded::Skip(5),
         frame(0..0, 0),
         frame(0..4, 0),
         frame(0..5, 4),
@@ -683,8 +683,8 @@ fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
 
 #[test]
 fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
-    for step in impossible_steps().into_iter().chain([Step::More]) {
-        let (mut stage, _) = start(Says(Step::More), echo);
+    for step in impossible_steps().into_iter().chain([Decoded::Incomplete]) {
+        let (mut stage, _) = start(Says(Decoded::Incomplete), echo);
         stage.feed(b"four");
         stage.conversation.framing.0 = step.clone();
         stage.eof();
@@ -893,7 +893,7 @@ fn a_panic_that_is_no_text_is_one_all_the_same() {
 fn a_panic_in_a_framing_ends_only_the_conversation() {
     struct Panics;
     impl Framing for Panics {
-        fn decode(&mut self, _: &[u8]) -> Result<Step, FramingError> {
+        fn decode(&mut self, _: &[u8]) -> Result<Decoded, FramingError> {
             panic!("cannot read");
         }
         fn encode(&mut self, _: &[u8], _: &mut Output<'_>) -> Result<(), FramingError> {
@@ -984,8 +984,8 @@ fn a_timeout_may_be_answered_and_forgiven() {
 fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         match told {
-            Told::Open => cx.set_timeout(Duration::from_secs(5))?,
-            Told::Message(_) => cx.set_timeout(None)?,
+            Told::Open => cx.set_idle_timeout(Duration::from_secs(5))?,
+            Told::Message(_) => cx.set_idle_timeout(None)?,
             _ => {}
         }
         Ok(())
@@ -1010,7 +1010,7 @@ fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
 fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         if *told == Told::Open {
-            cx.set_timeout(Duration::from_secs(1))?;
+            cx.set_idle_timeout(Duration::from_secs(1))?;
         }
         Ok(())
     });
@@ -1057,7 +1057,7 @@ fn a_sender_that_is_gone_before_the_end_keeps_nothing_open() {
 fn a_handler_can_stop_the_server() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         if matches!(told, Told::Message(_)) {
-            cx.shutdown();
+            cx.stop_server();
         }
         Ok(())
     });
@@ -1153,12 +1153,12 @@ fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
 fn looking_ahead_asks_a_framing_about_no_frame_twice() {
     struct Growing(usize);
     impl Framing for Growing {
-        fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
             if input.len() < self.0 {
-                return Ok(Step::More);
+                return Ok(Decoded::Incomplete);
             }
             let consumed = std::mem::replace(&mut self.0, 2);
-            Ok(Step::Frame { body: 0..consumed, consumed })
+            Ok(Decoded::Frame { body: 0..consumed, consumed })
         }
         fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
             output.put(message);
@@ -1330,7 +1330,7 @@ fn what_others_send_and_cannot_be_framed_is_refused_where_that_can_be_told() {
 struct Picky;
 
 impl Framing for Picky {
-    fn decode(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         Raw.decode(input)
     }
 
@@ -1422,9 +1422,9 @@ fn each_send_to_a_datagrams_peer_is_a_datagram() {
 #[test]
 fn what_a_datagram_does_not_have_is_a_typed_error() {
     let (.., told) = datagram(b"x", true, |told: &Told, cx: &mut Context<'_>| {
-        assert_eq!(cx.sender().unwrap_err(), Unsupported::DatagramSender);
-        let timeout = cx.set_timeout(Duration::from_secs(1));
-        assert_eq!(timeout, Err(Unsupported::DatagramTimeout));
+        assert_eq!(cx.sender().unwrap_err(), UnsupportedError::DatagramSender);
+        let timeout = cx.set_idle_timeout(Duration::from_secs(1));
+        assert_eq!(timeout, Err(UnsupportedError::DatagramTimeout));
         assert!(cx.is_truncated());
         echo(told, cx)
     });
@@ -1460,12 +1460,12 @@ fn a_closure_is_a_handler_that_closes_at_the_end() {
 fn a_boxed_framing_frames_as_the_one_in_it_and_its_clones_have_a_state_each() {
     let mut first = BoxFraming::new(Lines::default().max_len(3).overlong(Overlong::Discard));
     // What is dropped until the end of the line is state of this one alone.
-    assert_eq!(first.decode(b"too long").unwrap(), Step::Skip(8));
+    assert_eq!(first.decode(b"too long").unwrap(), Decoded::Skip(8));
     let mut discarding = first.clone();
-    assert_eq!(first.decode(b"x\n").unwrap(), Step::Skip(2));
-    assert_eq!(first.decode(b"abc\n").unwrap(), Step::Frame { body: 0..3, consumed: 4 });
-    assert_eq!(discarding.decode(b"abc\n").unwrap(), Step::Skip(4));
+    assert_eq!(first.decode(b"x\n").unwrap(), Decoded::Skip(2));
+    assert_eq!(first.decode(b"abc\n").unwrap(), Decoded::Frame { body: 0..3, consumed: 4 });
+    assert_eq!(discarding.decode(b"abc\n").unwrap(), Decoded::Skip(4));
     assert!(first.decode_eof(b"abc").is_err());
     let mut accepting = BoxFraming::new(Lines::default().unterminated(true));
-    assert_eq!(accepting.decode_eof(b"abc").unwrap(), Step::Frame { body: 0..3, consumed: 3 });
+    assert_eq!(accepting.decode_eof(b"abc").unwrap(), Decoded::Frame { body: 0..3, consumed: 3 });
 }

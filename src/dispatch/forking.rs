@@ -9,7 +9,7 @@ use socket2::Socket;
 
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
-use crate::error::Unsupported;
+use crate::error::UnsupportedError;
 use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
 use crate::sys::{self, Child, ChildProcess, Wakeup, Want};
 
@@ -25,11 +25,11 @@ use crate::sys::{self, Child, ChildProcess, Wakeup, Want};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forking {
     max_children: usize,
-    beside_threads: bool,
+    allow_threads: bool,
 }
 
 impl Forking {
-    pub(super) const DEFAULT: Forking = Forking { max_children: 40, beside_threads: false };
+    pub(super) const DEFAULT: Forking = Forking { max_children: 40, allow_threads: false };
 
     /// Sets Python's `max_children`, 40 by default: with as many the listener pauses, and clients
     /// wait in the kernel's queue. The loop goes on.
@@ -45,8 +45,8 @@ impl Forking {
     /// the child, where it would stay locked for ever: that of the allocator, of standard output,
     /// of a logger, of the user's own.
     #[must_use]
-    pub fn beside_threads(mut self, allowed: bool) -> Self {
-        self.beside_threads = allowed;
+    pub fn allow_threads(mut self, allowed: bool) -> Self {
+        self.allow_threads = allowed;
         self
     }
 }
@@ -128,8 +128,8 @@ impl Family {
         self.expected += 1;
     }
 
-    pub(crate) fn is_allowed_beside_threads(&self) -> bool {
-        self.mode.beside_threads
+    pub(crate) fn threads_allowed(&self) -> bool {
+        self.mode.allow_threads
     }
 
     /// The fork has been tried.
@@ -208,7 +208,7 @@ impl Family {
                 deadline: None,
                 overtaken: None,
             }),
-            no_sender: Unsupported::ForkingSender,
+            no_sender: UnsupportedError::ForkingSender,
             on_shutdown: &|| self.shutdown.iter().for_each(|shutdown| shutdown.wake()),
         };
         let linger = connection.and_then(|connection| connection.linger().ok());

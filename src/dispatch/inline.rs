@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
-use crate::error::Unsupported;
+use crate::error::UnsupportedError;
 use crate::mailbox::Mailbox;
 use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
 use crate::sys::Wakeup;
@@ -83,7 +83,7 @@ impl<'a> Alongside<'a> {
                 deadline: None,
                 overtaken: None,
             }),
-            no_sender: Unsupported::InlineSender,
+            no_sender: UnsupportedError::InlineSender,
             on_shutdown: &*self.on_shutdown,
         };
         let served = session.run(&mut place);

@@ -12,7 +12,7 @@ use super::threading::{Threads, When};
 /// Where the system starts no more threads (`RLIMIT_NPROC`, a control group's limit on pids, memory)
 /// requests wait in the queue for those that there are, and a warning is logged, once in ten seconds;
 /// where there is none, they are turned away and counted in
-/// [`Counters::rejected`](crate::Counters::rejected).
+/// [`Counters::rejected_full`](crate::Counters::rejected_full).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool {
     threads: usize,

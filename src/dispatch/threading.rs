@@ -8,7 +8,7 @@ use super::Homeward;
 use super::crew::{Crew, Labour, Manning};
 use crate::conversation::Outgoing;
 use crate::counters::{Published, Tally};
-use crate::error::Unsupported;
+use crate::error::UnsupportedError;
 use crate::session::{Place, READ_SIZE, Seats, Session, Taken, Waiting};
 
 /// How long a thread that has served its request waits for another one.
@@ -19,7 +19,7 @@ const STAY: Duration = Duration::from_secs(5);
 ///
 /// Where the system starts no more threads (`RLIMIT_NPROC`, a control group's limit on pids, memory) a
 /// request for which none is free is turned away at once, as in Python: it is counted in
-/// [`Counters::rejected`](crate::Counters::rejected), and a warning is logged, once in ten seconds. A
+/// [`Counters::rejected_full`](crate::Counters::rejected_full), and a warning is logged, once in ten seconds. A
 /// [`limit`](Threading::limit) below what the system allows lets clients wait instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Threading {
@@ -58,7 +58,7 @@ impl Threading {
     }
 
     /// Python's `block_on_close`: a stop waits for the threads, until the
-    /// [`drain`](crate::Server::drain) deadline. On by default; off is as
+    /// [`drain`](crate::Server::drain_timeout) deadline. On by default; off is as
     /// [`daemon_threads`](Threading::daemon_threads).
     #[must_use]
     pub fn block_on_close(mut self, block: bool) -> Self {
@@ -211,7 +211,7 @@ impl Labour<Assigned> for Serving {
                 tally: &mut kit.tally,
                 leaves_lingering: false,
                 waiting,
-                no_sender: Unsupported::DatagramSender,
+                no_sender: UnsupportedError::DatagramSender,
                 on_shutdown: &|| home.shutdown(run),
             };
             let served = session.run(&mut place);
@@ -231,7 +231,7 @@ impl Labour<Assigned> for Serving {
         let Assigned { session, seat, home, run: _ } = job;
         let closed = u64::from(seat.is_some());
         drop((session, seat));
-        let mut tally = Tally { rejected: 1, closed, ..Tally::default() };
+        let mut tally = Tally { rejected_full: 1, closed, ..Tally::default() };
         home.published.add(&mut tally);
         home.freed();
     }

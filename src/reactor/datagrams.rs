@@ -175,7 +175,7 @@ impl<'a> Datagrams<'a> {
             turn.allowance = turn.allowance.saturating_sub(1);
             let peer = peer_of(&datagram.from.address);
             if !self.gate.verify(&peer, turn) {
-                turn.tally.refused += 1;
+                turn.tally.refused_by_hook += 1;
                 continue;
             }
             let bytes = self.batch.bytes(number, datagram.len);

@@ -176,7 +176,7 @@ impl<'a> Listener<'a> {
         if self.gate.prepare(socket.as_fd(), &peer, turn) && self.gate.verify(&peer, turn) {
             self.acceptor.accept(socket, peer, turn);
         } else {
-            turn.tally.refused += 1;
+            turn.tally.refused_by_hook += 1;
             turn.tally.closed += 1;
         }
     }
@@ -205,7 +205,7 @@ impl<'a> Listener<'a> {
             }
         }
         turn.keep_reserve();
-        turn.tally.shed += shed as u64;
+        turn.tally.shed_no_fd += shed as u64;
         if nobody_waits && shed == 0 {
             return self.drained(turn);
         }

@@ -12,7 +12,7 @@ use socket2::Socket;
 use crate::address::Peer;
 use crate::conversation::{Encodable, Home, Outgoing};
 use crate::counters::Tally;
-use crate::error::{CloseReason, Error, Unsupported};
+use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::log;
 use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
 use crate::session::{Overtaken, Packet, READ_SIZE};
@@ -161,7 +161,7 @@ pub(crate) struct Port {
 }
 
 impl Home for Port {
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
         let keeper = Keeper::Loop(self.mailbox.clone(), self.token);
         Ok(Arc::new(Outlet::new(keeper, self.limit, encodable)))
     }
@@ -279,7 +279,7 @@ pub(crate) struct Fork {
     /// Its listener.
     pub(crate) parent: Token,
     /// It is forked for although there are other threads.
-    pub(crate) beside_threads: bool,
+    pub(crate) allow_threads: bool,
 }
 
 /// A request as it comes from a listener.

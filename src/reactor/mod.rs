@@ -513,8 +513,8 @@ impl<'a> Reactor<'a> {
 
     /// Forks for a request. The child closes all that is the loop's and serves; it does not return.
     fn fork(&mut self, fork: Fork) {
-        let Fork { request, parent, beside_threads } = fork;
-        let child = match forked(beside_threads) {
+        let Fork { request, parent, allow_threads } = fork;
+        let child = match forked(allow_threads) {
             Ok(Forked::Child(process)) => {
                 process.run(|process| self.serve_in_child(request, parent, process))
             }
@@ -530,7 +530,7 @@ impl<'a> Reactor<'a> {
                 Some(child)
             }
             Err(error) => {
-                self.turn.tally.rejected += 1;
+                self.turn.tally.rejected_full += 1;
                 let is_connection = matches!(request, Request::Stream(..));
                 self.turn.tally.closed += u64::from(is_connection);
                 // Nobody will end to say that there is room.
@@ -713,13 +713,13 @@ impl Drop for Reactor<'_> {
 }
 
 /// Forks, where that is sound.
-fn forked(beside_threads: bool) -> Result<Forked, Error> {
-    match if beside_threads { Ok(true) } else { sys::is_only_thread() } {
+fn forked(allow_threads: bool) -> Result<Forked, Error> {
+    match if allow_threads { Ok(true) } else { sys::is_only_thread() } {
         Ok(true) => {}
         Ok(false) => {
             return Err(Error::Mode(
                 "this process has other threads, so a fork is unsound: serve on the only thread, \
-                 before others are started, or say Forking::beside_threads(true)"
+                 before others are started, or say Forking::allow_threads(true)"
                     .to_owned(),
             ));
         }
@@ -727,7 +727,7 @@ fn forked(beside_threads: bool) -> Result<Forked, Error> {
             return Err(Error::Mode(format!(
                 "it cannot be told whether this process has other threads, beside which a fork is \
                  unsound: there is no /proc, and unshare(2) says {error}; see to one of the two, or \
-                 say Forking::beside_threads(true)"
+                 say Forking::allow_threads(true)"
             )));
         }
     }

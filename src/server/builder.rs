@@ -127,17 +127,17 @@ impl Builder {
         Ok(Self::new(Family::UnixDatagram, target))
     }
 
-    pub(super) fn listen(endpoint: &Endpoint) -> Result<Self, Error> {
+    pub(super) fn endpoint(endpoint: &Endpoint) -> Result<Self, Error> {
         let (family, target) = Target::endpoint(endpoint)?;
         Ok(Self::new(family, target))
     }
 
-    pub(super) fn adopt(socket: OwnedFd) -> Result<Self, Error> {
-        Ok(Self::of(Source::Bound(Bound::adopt(socket.into())?)))
+    pub(super) fn from_socket(socket: OwnedFd) -> Result<Self, Error> {
+        Ok(Self::of(Source::Bound(Bound::from_socket(socket.into())?)))
     }
 
-    pub(super) fn detached() -> Result<Self, Error> {
-        Ok(Self::of(Source::Bound(Bound::detached()?)))
+    pub(super) fn without_listener() -> Result<Self, Error> {
+        Ok(Self::of(Source::Bound(Bound::without_listener()?)))
     }
 
     fn new(family: Family, target: Target) -> Self {
@@ -164,7 +164,7 @@ impl<F, D, K> Builder<F, D, K> {
     }
 
     /// Says where requests are served; on the [`Reactor`] by default.
-    pub fn dispatch<E>(self, mode: E) -> Builder<F, E, K> {
+    pub fn mode<E>(self, mode: E) -> Builder<F, E, K> {
         Builder { plan: self.plan, framing: self.framing, mode, hooks: self.hooks }
     }
 
@@ -257,7 +257,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// # Panics
     ///
     /// If `high` is 0 or `low` is not below `high`.
-    pub fn output_marks(mut self, high: usize, low: usize) -> Self {
+    pub fn write_watermarks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
         self.plan.marks = Marks::new(high, low);
         self
@@ -282,7 +282,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// that the route would give it: for hosts with several addresses, on a socket bound to all of
     /// them. Off by default; Linux alone has it, see `IP_PKTINFO` in
     /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html).
-    pub fn reply_from_asked_address(mut self, asked: bool) -> Self {
+    pub fn reply_from_destination(mut self, asked: bool) -> Self {
         self.plan.bind.asked_address = asked;
         self
     }

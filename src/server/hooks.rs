@@ -24,12 +24,12 @@ pub trait Hooks {
 
     /// A connection has been accepted, and is about to be served: a place to set its options. Python's
     /// `get_request` is overridden for that; for other things, see
-    /// [`Server::hand_over`](crate::Server::hand_over). By default it does nothing.
+    /// [`Server::add_connection`](crate::Server::add_connection). By default it does nothing.
     ///
     /// # Errors
     ///
     /// An error closes this connection.
-    fn get_request(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> std::io::Result<()> {
+    fn on_accept(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> std::io::Result<()> {
         let _ = (connection, peer);
         Ok(())
     }
@@ -85,8 +85,8 @@ pub(crate) fn wants_service_actions(hooks: &dyn Hooks) -> bool {
 
 impl Gate for Guarded<'_> {
     fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool {
-        let hook = || self.hooks.get_request(connection, peer);
-        match guard("get_request", &mut turn.tally.panics, hook).map(CatchDrop::new).as_deref() {
+        let hook = || self.hooks.on_accept(connection, peer);
+        match guard("on_accept", &mut turn.tally.panics, hook).map(CatchDrop::new).as_deref() {
             Some(Ok(())) => true,
             Some(Err(error)) => {
                 log::warn!("{peer} is not served: {error}");

@@ -38,7 +38,7 @@ pub use shutdown::{ShutdownHandle, StopReport};
 use hooks::{Guarded, wants_service_actions};
 use shutdown::Control;
 
-/// How long a stop waits for who is busy, unless [`Server::drain`] says otherwise.
+/// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// What is for ever, and can still be added to a point in time.
@@ -58,7 +58,7 @@ pub struct ListenerId(usize);
 /// Dropping it closes its listeners and removes its own Unix socket files: Python's `server_close`,
 /// and the end of its `with`. Under [`Forking`](crate::Forking) it then asks the children that
 /// [`handle_request`](Server::handle_request) has left to finish, waits for them until the
-/// [`drain`](Server::drain) deadline, and kills those that are left.
+/// [`drain`](Server::drain_timeout) deadline, and kills those that are left.
 pub struct Server {
     // Dropped in this order: what listens goes before what it was registered with.
     services: Vec<Service>,
@@ -156,7 +156,7 @@ impl Server {
     /// [`max_children`](crate::Forking::max_children) meanwhile.
     ///
     /// A stop, and [`handle_request`](Server::handle_request), end only when such replies are sent or
-    /// lost; a stop no later than [`drain`](Server::drain) allows.
+    /// lost; a stop no later than [`drain`](Server::drain_timeout) allows.
     ///
     /// There is one exception, and Linux leaves no cure for it. The queue of a client that has
     /// connected its socket to the server's has no limit of its own: what it does not read is charged
@@ -181,8 +181,8 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::UnusableAddress`] or [`Error::Resolve`] when it cannot be an address.
-    pub fn listen(endpoint: &Endpoint) -> Result<Builder, Error> {
-        Builder::listen(endpoint)
+    pub fn endpoint(endpoint: &Endpoint) -> Result<Builder, Error> {
+        Builder::endpoint(endpoint)
     }
 
     /// Begins a service on a socket that was bound elsewhere: handed down by a supervisor, or made
@@ -192,19 +192,19 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::Bind`] when it is no socket, [`Error::UnusableAddress`] when it is a connection: see
-    /// [`hand_over`](Server::hand_over).
-    pub fn adopt(socket: impl Into<OwnedFd>) -> Result<Builder, Error> {
-        Builder::adopt(socket.into())
+    /// [`add_connection`](Server::add_connection).
+    pub fn from_socket(socket: impl Into<OwnedFd>) -> Result<Builder, Error> {
+        Builder::from_socket(socket.into())
     }
 
     /// Begins a stream service without a listener, for connections that are
-    /// [handed over](Server::hand_over).
+    /// [handed over](Server::add_connection).
     ///
     /// # Errors
     ///
     /// [`Error::Loop`] when the system has no descriptor left.
-    pub fn detached() -> Result<Builder, Error> {
-        Builder::detached()
+    pub fn without_listener() -> Result<Builder, Error> {
+        Builder::without_listener()
     }
 
     /// Hands a connected stream socket over to a service, to be served as if it had been accepted:
@@ -213,7 +213,11 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::Mode`] when there is no such stream service.
-    pub fn hand_over(&mut self, id: ListenerId, stream: impl Into<OwnedFd>) -> Result<(), Error> {
+    pub fn add_connection(
+        &mut self,
+        id: ListenerId,
+        stream: impl Into<OwnedFd>,
+    ) -> Result<(), Error> {
         match self.services.get_mut(id.0).filter(|service| service.batch.is_none()) {
             Some(service) => {
                 service.handed.push_back(OwnedFd::into(stream.into()));
@@ -253,7 +257,7 @@ impl Server {
     }
 
     /// Serves until it is asked to stop, then lets who is busy finish until the
-    /// [`drain`](Server::drain) deadline, and cuts off the rest. It may serve again afterwards.
+    /// [`drain`](Server::drain_timeout) deadline, and cuts off the rest. It may serve again afterwards.
     ///
     /// While nothing happens the loop does not wake.
     ///
@@ -266,7 +270,7 @@ impl Server {
     }
 
     /// Serves one request: returns when it is served (under `reactor`, `offload` and `inline`) or
-    /// handed over (under the other modes). `Ok(false)` after [`timeout`](Server::timeout) has
+    /// handed over (under the other modes). `Ok(false)` after [`timeout`](Server::request_timeout) has
     /// passed without one, and [`Hooks::handle_timeout`] has been called.
     ///
     /// A request that was handed over goes on after the return. Under `threading` and `pool` its
@@ -363,7 +367,7 @@ impl Server {
     }
 
     /// Sets how long a stop waits for who is busy; 5 seconds by default.
-    pub fn drain(&mut self, deadline: Duration) -> &mut Self {
+    pub fn drain_timeout(&mut self, deadline: Duration) -> &mut Self {
         self.drain = deadline.min(FOR_EVER);
         self
     }
@@ -382,7 +386,7 @@ impl Server {
 
     /// Sets how long [`handle_request`](Server::handle_request) waits for a request; for ever by
     /// default. Python's `timeout` of a server.
-    pub fn timeout(&mut self, timeout: impl Into<Option<Duration>>) -> &mut Self {
+    pub fn request_timeout(&mut self, timeout: impl Into<Option<Duration>>) -> &mut Self {
         self.timeout = timeout.into();
         self
     }
@@ -431,7 +435,7 @@ impl Server {
     /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|bytes, cx| cx.send(bytes)))?;
     /// let [only] = server.listeners()[..] else { unreachable!() };
     /// assert_eq!(server.address(only), Some(server.local_addr()));
-    /// assert!(server.listener(only).is_some());
+    /// assert!(server.listener_fd(only).is_some());
     /// # Ok::<(), socketserver::Error>(())
     /// ```
     pub fn listeners(&self) -> Vec<ListenerId> {
@@ -444,7 +448,7 @@ impl Server {
     }
 
     /// The descriptor of one listener.
-    pub fn listener(&self, id: ListenerId) -> Option<BorrowedFd<'_>> {
+    pub fn listener_fd(&self, id: ListenerId) -> Option<BorrowedFd<'_>> {
         self.services.get(id.0).map(|service| service.socket().as_fd())
     }
 
@@ -552,11 +556,12 @@ fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error>
     reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
     let ended = (requests + elsewhere).saturating_sub(idle + cut);
     let ended_idle = ended_idle.min(ended);
-    let mut report = StopReport { idle: idle + ended_idle, finished: ended - ended_idle, cut };
+    let mut report =
+        StopReport { idle: idle + ended_idle, finished: ended - ended_idle, aborted: cut };
     match overtaken {
         Some(Overtaken::Idle) => report.idle += 1,
         Some(Overtaken::Finished) => report.finished += 1,
-        Some(Overtaken::Cut) => report.cut += 1,
+        Some(Overtaken::Cut) => report.aborted += 1,
         None => {}
     }
     Ok(report)
@@ -641,7 +646,7 @@ impl Service {
         token: Token,
     ) -> io::Result<Box<dyn Live + 'a>> {
         let Service { driver, hooks, bound, batch, handed, .. } = self;
-        let closed = bound.kind == Kind::Detached;
+        let closed = bound.kind == Kind::WithoutListener;
         let gate = Box::new(Guarded::new(&mut ***hooks));
         let ground = service::Ground {
             listener: token,

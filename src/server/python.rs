@@ -42,7 +42,7 @@ macro_rules! classes {
             ///
             /// As for the [`Server`]'s constructor.
             pub fn builder($address: $($bound)+) -> Result<Builder<Raw, $mode>, Error> {
-                Ok(Server::$begin($address)?.dispatch($mode::default()))
+                Ok(Server::$begin($address)?.mode($mode::default()))
             }
         }
     )+};

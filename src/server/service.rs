@@ -237,7 +237,7 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
 #[diagnostic::on_unimplemented(
     message = "the mode `{Self}` cannot run a blocking `RequestHandler`",
     label = "this mode never waits for one peer, and a `RequestHandler` does",
-    note = "say `.dispatch(Threading::default())`, or `Inline`, `Pool` or `Forking`; or write a `Handler`, which every mode can run"
+    note = "say `.mode(Threading::default())`, or `Inline`, `Pool` or `Forking`; or write a `Handler`, which every mode can run"
 )]
 pub trait RequestMode<R: RequestHandler>: Sealed {
     #[doc(hidden)]

@@ -22,7 +22,7 @@ pub struct StopReport {
     /// Busy when the stop began, and finished before the deadline.
     pub finished: usize,
     /// Cut off by the deadline.
-    pub cut: usize,
+    pub aborted: usize,
 }
 
 /// What the server, its handles and its threads share.

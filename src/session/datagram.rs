@@ -12,7 +12,7 @@ use super::{Place, Served, Session};
 use crate::address::Peer;
 use crate::conversation::{Encodable, Env, Handler, Home, serve_datagram};
 use crate::counters::Tally;
-use crate::error::Unsupported;
+use crate::error::UnsupportedError;
 use crate::log;
 use crate::mailbox::{Mail, Mailbox, Outlet, lock};
 use crate::sys::{self, CatchDrop, Destination, Received};
@@ -46,8 +46,8 @@ pub(crate) struct DatagramSession<H> {
 pub(crate) struct Nowhere;
 
 impl Home for Nowhere {
-    fn outlet(&self, _encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
-        Err(Unsupported::DatagramSender)
+    fn outlet(&self, _encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
+        Err(UnsupportedError::DatagramSender)
     }
 }
 

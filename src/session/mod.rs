@@ -8,7 +8,7 @@ use socket2::Socket;
 use crate::address::Peer;
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
-use crate::error::{CloseReason, Unsupported};
+use crate::error::{CloseReason, UnsupportedError};
 use crate::mailbox::{Mailbox, Work};
 use crate::sys::CatchDrop;
 use crate::token::Token;
@@ -85,7 +85,7 @@ pub(crate) struct Place<'a> {
     /// How it waits for its peer.
     pub(crate) waiting: Waiting<'a>,
     /// Why nothing can be sent to it from elsewhere, where it is not in a thread of its own.
-    pub(crate) no_sender: Unsupported,
+    pub(crate) no_sender: UnsupportedError,
     /// Called at once when its handler asks the server to stop.
     pub(crate) on_shutdown: &'a dyn Fn(),
 }

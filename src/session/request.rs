@@ -25,7 +25,7 @@ use crate::sys::{self, CatchDrop};
 /// [`Forking`](crate::Forking).
 ///
 /// A stop of the server waits for a request until its handler returns, or until the
-/// [`drain`](crate::Server::drain) deadline; [`Request::set_idle`] says when it need not.
+/// [`drain`](crate::Server::drain_timeout) deadline; [`Request::set_idle`] says when it need not.
 ///
 /// The order is Python's: where `setup` fails, neither of the others runs; where `handle` fails,
 /// `finish` runs all the same. When all is done, what was written is flushed and the connection is
@@ -254,7 +254,7 @@ impl Request<'_> {
 
     /// Asks the server to stop, and returns at once; the stop waits for this request, unless it is
     /// [idle](Request::set_idle).
-    pub fn shutdown(&self) {
+    pub fn stop_server(&self) {
         (self.on_shutdown)();
     }
 
@@ -321,7 +321,7 @@ impl Request<'_> {
     /// ever. Python's `timeout` of a `StreamRequestHandler`. A datagram never waits.
     ///
     /// A write does not time out while the peer takes some of the output within each such time, as
-    /// [`Context::set_timeout`](crate::Context::set_timeout) says; after one that has failed, the
+    /// [`Context::set_idle_timeout`](crate::Context::set_idle_timeout) says; after one that has failed, the
     /// connection ends in a reset, so that its answer does not look whole.
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {

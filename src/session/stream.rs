@@ -12,7 +12,7 @@ use super::waiting::{Input, Waiting};
 use super::{Lingering, Place, Served, Session};
 use crate::address::Peer;
 use crate::conversation::{Conversation, Encodable, Env, Framing, Handler, Home, Outgoing, Rest};
-use crate::error::{CloseReason, Unsupported};
+use crate::error::{CloseReason, UnsupportedError};
 use crate::mailbox::{Ending, Keeper, Outlet};
 use crate::sys;
 
@@ -27,14 +27,14 @@ pub(crate) struct StreamSession<H, F> {
 /// How a conversation that is served by blocking is reached from elsewhere.
 struct ThreadHome<'a> {
     taken: Option<&'a Taken>,
-    unsupported: Unsupported,
+    unsupported: UnsupportedError,
     limit: usize,
 }
 
 impl Home for ThreadHome<'_> {
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, Unsupported> {
+    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
         let Some(taken) = self.taken else { return Err(self.unsupported) };
-        let wakeup = taken.wakeup().map_err(|_| Unsupported::NoDescriptor)?;
+        let wakeup = taken.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
         Ok(Arc::new(Outlet::new(Keeper::Thread(wakeup.clone()), self.limit, encodable)))
     }
 }

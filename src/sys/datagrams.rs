@@ -411,7 +411,7 @@ mod portable {
     pub(crate) type Local = std::convert::Infallible;
 
     pub(crate) fn remember_asked_address(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        Err(io::ErrorKind::UnsupportedError.into())
     }
 
     pub(crate) fn joins_replies(_socket: &Socket) -> bool {

@@ -170,7 +170,7 @@ pub(crate) enum Kind {
     Stream,
     Datagram,
     /// Nothing of itself: connections are handed to it.
-    Detached,
+    WithoutListener,
 }
 
 impl Bound {
@@ -198,7 +198,7 @@ impl Bound {
     }
 
     /// A socket that was made elsewhere: bound, or listening already.
-    pub(crate) fn adopt(socket: Socket) -> Result<Self, Error> {
+    pub(crate) fn from_socket(socket: Socket) -> Result<Self, Error> {
         let unusable =
             |source: io::Error| Error::Bind { address: "the socket given".into(), source };
         socket.set_nonblocking(true).map_err(unusable)?;
@@ -225,10 +225,10 @@ impl Bound {
     }
 
     /// No socket of its own: for connections that are handed over.
-    pub(crate) fn detached() -> Result<Self, Error> {
+    pub(crate) fn without_listener() -> Result<Self, Error> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::Loop)?;
         let mut bound = Bound::new(Address::Unix(None), socket);
-        bound.kind = Kind::Detached;
+        bound.kind = Kind::WithoutListener;
         Ok(bound)
     }
 }

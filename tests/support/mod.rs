@@ -280,7 +280,7 @@ impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Handler for Teller<A> {
         self.tell(Told::Eof, cx)
     }
 
-    fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         self.tell(Told::Timeout, cx)
     }
 

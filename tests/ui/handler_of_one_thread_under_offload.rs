@@ -15,5 +15,5 @@ impl Handler for Counting {
 
 fn main() {
     let builder = Server::tcp("127.0.0.1:0").unwrap();
-    let _ = builder.dispatch(Offload::new(4)).serve(|_peer| Counting(Rc::new(())));
+    let _ = builder.mode(Offload::new(4)).serve(|_peer| Counting(Rc::new(())));
 }

@@ -14,6 +14,6 @@ impl RequestHandler for Counting {
 }
 
 fn main() {
-    let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(Threading::default());
+    let builder = Server::tcp("127.0.0.1:0").unwrap().mode(Threading::default());
     let _ = builder.serve_blocking(|_peer| Counting(Rc::new(())));
 }

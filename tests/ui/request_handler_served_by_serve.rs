@@ -12,6 +12,6 @@ impl RequestHandler for Greet {
 }
 
 fn main() {
-    let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(Threading::default());
+    let builder = Server::tcp("127.0.0.1:0").unwrap().mode(Threading::default());
     let _ = builder.serve(|_peer| Greet);
 }

@@ -12,6 +12,6 @@ impl RequestHandler for Greet {
 }
 
 fn main() {
-    let builder = Server::tcp("127.0.0.1:0").unwrap().dispatch(Offload::new(4));
+    let builder = Server::tcp("127.0.0.1:0").unwrap().mode(Offload::new(4));
     let _ = builder.serve_blocking(|_peer| Greet);
 }

@@ -16,7 +16,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use socketserver::{
     Context, Delimited, Endian, FixedSize, Framing, Handler, HandlerResult, LengthPrefixed, Lines,
-    Raw, Running, Sender, Server, Step, Width, broadcast, handler_fn,
+    Raw, Running, Sender, Server, Decoded, Width, broadcast, handler_fn,
 };
 
 fn main() {
@@ -90,7 +90,7 @@ mod decode {
             let mut bytes = 0;
             while !rest.is_empty() {
                 match framing.decode(rest) {
-                    Ok(Step::Frame { body, consumed }) => {
+                    Ok(Decoded::Frame { body, consumed }) => {
                         bytes += body.len();
                         rest = &rest[consumed..];
                     }
@@ -116,12 +116,12 @@ impl Site {
     {
         socketserver::raise_descriptor_limit().unwrap();
         let mut server = Server::new().unwrap();
-        let service = Server::detached().unwrap().framing(framing);
+        let service = Server::without_listener().unwrap().framing(framing);
         let id = server.add(service.service(move |_peer| handler()).unwrap()).unwrap();
         let mut clients = Vec::new();
         for _ in 0..connections {
             let (client, served) = UnixStream::pair().unwrap();
-            server.hand_over(id, served).unwrap();
+            server.add_connection(id, served).unwrap();
             clients.push(client);
         }
         Site { clients, running: server.spawn().unwrap() }
@@ -212,15 +212,15 @@ mod timers {
 
     #[divan::bench(args = CROWDS)]
     fn set_anew(bencher: Bencher<'_, '_>, connections: usize) {
-        run(bencher, connections, || Clocked(|cx| Ok(cx.set_timeout(LATER)?)));
+        run(bencher, connections, || Clocked(|cx| Ok(cx.set_idle_timeout(LATER)?)));
     }
 
     #[divan::bench(args = CROWDS)]
     fn set_and_taken_back(bencher: Bencher<'_, '_>, connections: usize) {
         run(bencher, connections, || {
             Clocked(|cx| {
-                cx.set_timeout(LATER)?;
-                Ok(cx.set_timeout(None)?)
+                cx.set_idle_timeout(LATER)?;
+                Ok(cx.set_idle_timeout(None)?)
             })
         });
     }
@@ -245,11 +245,11 @@ mod timers {
 
     impl Handler for RunsOut {
         fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-            Ok(cx.set_timeout(Duration::ZERO)?)
+            Ok(cx.set_idle_timeout(Duration::ZERO)?)
         }
 
-        fn on_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-            cx.set_timeout(None)?; // or it would run out again
+        fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+            cx.set_idle_timeout(None)?; // or it would run out again
             cx.send(&line())
         }
     }
@@ -386,13 +386,13 @@ mod from_elsewhere {
             socketserver::raise_descriptor_limit().unwrap();
             let (outgoing, incoming) = mpsc::channel();
             let mut server = Server::new().unwrap();
-            let service = Server::detached().unwrap();
+            let service = Server::without_listener().unwrap();
             let service = service.service(move |_peer| Member { senders: outgoing.clone() });
             let id = server.add(service.unwrap()).unwrap();
             let mut clients = Vec::new();
             for _ in 0..connections {
                 let (client, served) = UnixStream::pair().unwrap();
-                server.hand_over(id, served).unwrap();
+                server.add_connection(id, served).unwrap();
                 clients.push(client);
             }
             let running = server.spawn().unwrap();

@@ -44,8 +44,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let mode = args.workers.map_or(args.mode, |count| args.mode.workers(count));
     let block = args.block.map(Duration::from_micros);
     let mut server =
-        Server::listen(&args.listen)?.dispatch(mode).serve(move |_peer| Echo { block })?;
-    server.drain(Duration::from_millis(200));
+        Server::endpoint(&args.listen)?.mode(mode).serve(move |_peer| Echo { block })?;
+    server.drain_timeout(Duration::from_millis(200));
     server.stop_on_signals()?;
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on {}", server.local_addr())?;

@@ -205,7 +205,7 @@ where
     /// Whether a request is turned away, rather than left in the kernel's queue.
     fn rejects(&self, turn: &mut Turn) -> bool {
         let rejected = self.threads.when_full == When::Reject && !self.threads.has_room(&self.home);
-        turn.tally.rejected += u64::from(rejected);
+        turn.tally.rejected_full += u64::from(rejected);
         rejected
     }
 }
@@ -353,8 +353,8 @@ impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
 
     fn fork_for(&mut self, request: Request, turn: &mut Turn) {
         self.family.expect_one();
-        let beside_threads = self.family.is_allowed_beside_threads();
-        turn.fork(Fork { request, parent: self.listener, beside_threads });
+        let allow_threads = self.family.threads_allowed();
+        turn.fork(Fork { request, parent: self.listener, allow_threads });
     }
 }
 

@@ -72,7 +72,7 @@ where
     let echo =
         |_: &_| handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message));
     let running =
-        Server::tcp("127.0.0.1:0")?.framing(framing).dispatch(mode).serve(echo)?.spawn()?;
+        Server::tcp("127.0.0.1:0")?.framing(framing).mode(mode).serve(echo)?.spawn()?;
     let address = running.local_addr().inet().context("no address")?;
     let mut client = TcpStream::connect(address)?;
     client.set_nodelay(true)?;

@@ -98,7 +98,7 @@ fn subjects(cli: &Cli) -> Vec<Subject> {
             Mode::Inline(_) => (mode, 1),
             Mode::Pool(_) => (mode.workers(POOL), POOL),
             // Nobody holds a lock that the echo wants.
-            Mode::Forking(forking) => (Mode::Forking(forking.beside_threads(true)), CHILDREN),
+            Mode::Forking(forking) => (Mode::Forking(forking.allow_threads(true)), CHILDREN),
             _ => (mode, usize::MAX),
         };
         let counts = [0, cli.conns.min(most)];
@@ -127,7 +127,7 @@ fn subjects(cli: &Cli) -> Vec<Subject> {
 fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
     let echo =
         |_: &_| handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message));
-    let mut server = Server::tcp("127.0.0.1:0")?.dispatch(mode).serve(echo)?;
+    let mut server = Server::tcp("127.0.0.1:0")?.mode(mode).serve(echo)?;
     let address = server.local_addr().inet().context("no address")?;
     let handle = server.shutdown_handle();
     let serving = thread::spawn(move || {
@@ -157,8 +157,8 @@ fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
         bail!("the server panicked");
     };
     let report = report?;
-    if report.cut > 0 {
-        bail!("{} idle connections were taken for busy ones", report.cut);
+    if report.aborted > 0 {
+        bail!("{} idle connections were taken for busy ones", report.aborted);
     }
     Ok(returned - called)
 }

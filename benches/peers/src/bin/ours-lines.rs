@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn serve(url: &str) -> Result<(), Error> {
     let echo = |_: &_| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
     let listen: Endpoint = url.parse()?;
-    let mut server = Server::listen(&listen)?.framing(Lines::default()).serve(echo)?;
+    let mut server = Server::endpoint(&listen)?.framing(Lines::default()).serve(echo)?;
     server.stop_on_signals()?;
     println!("listening on {}", server.local_addr());
     server.serve_forever()?;
