@@ -11,7 +11,7 @@ use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::error::UnsupportedError;
 use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
-use crate::sys::{self, Child, ChildProcess, Wakeup, Want};
+use crate::sys::{self, Child, ChildProcess, PollInterest, Wakeup};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
 /// one's memory, at the price of a fork per request.
@@ -107,7 +107,7 @@ impl Family {
             self.reap();
             let Some(child) = self.children.first() else { return };
             let left = deadline.saturating_duration_since(Instant::now());
-            let ended = sys::wait_for(&[(child.as_fd(), Want::Read)], Some(left));
+            let ended = sys::wait_for(&[(child.as_fd(), PollInterest::Read)], Some(left));
             if left.is_zero() || ended.is_err() {
                 break;
             }

@@ -170,12 +170,12 @@ impl Threads {
 
     /// Ends everyone whose socket it can end; how many connections have ended that no thread had
     /// begun to serve.
-    pub(crate) fn cut(&self) -> usize {
+    pub(crate) fn abort_all(&self) -> usize {
         if self.left_alone {
             return 0;
         }
         let waiting = self.crew.take_waiting();
-        self.seats.cut();
+        self.seats.abort_all();
         waiting.iter().filter(|assigned| assigned.seat.is_some()).count()
     }
 }

@@ -18,7 +18,7 @@ use crate::address::{Address, Endpoint, Peer};
 use crate::conversation::{Framing, Handler, Raw};
 use crate::dispatch::Reactor;
 use crate::error::Error;
-use crate::reactor::Marks;
+use crate::event_loop::WaterMarks;
 use crate::session::RequestHandler;
 use crate::sys::{Batch, CatchDrop};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
@@ -92,7 +92,7 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
 struct Plan {
     socket: Source,
     bind: BindOptions,
-    marks: Marks,
+    water_marks: WaterMarks,
     poll_interval: Duration,
     max_packet_size: Option<usize>,
 }
@@ -148,7 +148,7 @@ impl Builder {
         let plan = Plan {
             socket,
             bind: BindOptions::default(),
-            marks: Marks::default(),
+            water_marks: WaterMarks::default(),
             poll_interval: POLL_INTERVAL,
             max_packet_size: None,
         };
@@ -259,7 +259,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// If `high` is 0 or `low` is not below `high`.
     pub fn write_watermarks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.plan.marks = Marks::new(high, low);
+        self.plan.water_marks = WaterMarks::new(high, low);
         self
     }
 
@@ -283,7 +283,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// them. Off by default; Linux alone has it, see `IP_PKTINFO` in
     /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html).
     pub fn reply_from_destination(mut self, asked: bool) -> Self {
-        self.plan.bind.asked_address = asked;
+        self.plan.bind.pktinfo = asked;
         self
     }
 
@@ -393,8 +393,11 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, mode, hooks, .. } = self;
-        let recipe =
-            Recipe { start: Box::new(Shared(make.into())), framing: ().into(), marks: plan.marks };
+        let recipe = Recipe {
+            start: Box::new(Shared(make.into())),
+            framing: ().into(),
+            water_marks: plan.water_marks,
+        };
         bound(plan, hooks, || mode.drive_requests(recipe))
     }
 
@@ -424,7 +427,11 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, framing, mode, hooks } = self;
-        let recipe = Recipe { start: Box::new(start), framing: framing.into(), marks: plan.marks };
+        let recipe = Recipe {
+            start: Box::new(start),
+            framing: framing.into(),
+            water_marks: plan.water_marks,
+        };
         bound(plan, hooks, || mode.drive(recipe))
     }
 }

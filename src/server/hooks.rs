@@ -5,9 +5,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::address::Peer;
 use crate::error::CloseReason;
+use crate::event_loop::{ListenerHooks, LoopCx};
 use crate::guard::{contain, guard};
 use crate::log;
-use crate::reactor::{Gate, Turn};
 use crate::sys::CatchDrop;
 
 /// Hooks of one listener: each method is Python's of the same name.
@@ -68,13 +68,13 @@ pub struct NoHooks;
 impl Hooks for NoHooks {}
 
 /// Hooks behind a guard.
-pub(crate) struct Guarded<'a> {
+pub(crate) struct GuardedHooks<'a> {
     hooks: &'a mut (dyn Hooks + Send),
 }
 
-impl<'a> Guarded<'a> {
+impl<'a> GuardedHooks<'a> {
     pub(crate) fn new(hooks: &'a mut (dyn Hooks + Send)) -> Self {
-        Guarded { hooks }
+        GuardedHooks { hooks }
     }
 }
 
@@ -83,10 +83,10 @@ pub(crate) fn wants_service_actions(hooks: &dyn Hooks) -> bool {
     contain("wants_service_actions", || hooks.wants_service_actions()).unwrap_or(false)
 }
 
-impl Gate for Guarded<'_> {
-    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool {
+impl ListenerHooks for GuardedHooks<'_> {
+    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, cx: &mut LoopCx) -> bool {
         let hook = || self.hooks.on_accept(connection, peer);
-        match guard("on_accept", &mut turn.tally.panics, hook).map(CatchDrop::new).as_deref() {
+        match guard("on_accept", &mut cx.tally.panics, hook).map(CatchDrop::new).as_deref() {
             Some(Ok(())) => true,
             Some(Err(error)) => {
                 log::warn!("{peer} is not served: {error}");
@@ -96,21 +96,21 @@ impl Gate for Guarded<'_> {
         }
     }
 
-    fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool {
+    fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool {
         // One that panics has not said yes.
-        guard("verify_request", &mut turn.tally.panics, || self.hooks.verify_request(peer))
+        guard("verify_request", &mut cx.tally.panics, || self.hooks.verify_request(peer))
             .unwrap_or(false)
     }
 
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn) {
-        guard("handle_error", &mut turn.tally.panics, || self.hooks.handle_error(peer, reason));
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, cx: &mut LoopCx) {
+        guard("handle_error", &mut cx.tally.panics, || self.hooks.handle_error(peer, reason));
     }
 
-    fn is_attentive(&self) -> bool {
+    fn wants_turn_end(&self) -> bool {
         wants_service_actions(self.hooks)
     }
 
-    fn turned(&mut self, turn: &mut Turn) {
-        guard("service_actions", &mut turn.tally.panics, || self.hooks.service_actions());
+    fn on_turn_end(&mut self, cx: &mut LoopCx) {
+        guard("service_actions", &mut cx.tally.panics, || self.hooks.service_actions());
     }
 }

@@ -15,9 +15,9 @@ use mio::{Events, Interest, Poll};
 use crate::address::{Address, Endpoint};
 use crate::counters::{Counters, Tally};
 use crate::error::Error;
+use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
 use crate::guard::{guard, panic_message};
 use crate::log;
-use crate::reactor::{Datagrams, EVENTS, Ground, Listener, Live, Reactor};
 use crate::session::Overtaken;
 use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
@@ -35,7 +35,7 @@ pub use python::*;
 pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
-use hooks::{Guarded, wants_service_actions};
+use hooks::{GuardedHooks, wants_service_actions};
 use shutdown::Control;
 
 /// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
@@ -313,7 +313,7 @@ impl Server {
         if let Some(asked) = control.asked_by_child() {
             renew(asked, &self.poll).map_err(Error::Loop)?;
         }
-        let mut reactor = Reactor::new(Ground {
+        let mut event_loop = EventLoop::new(LoopResources {
             poll: &mut self.poll,
             events: &mut self.events,
             mailbox: control.mailbox.clone(),
@@ -321,27 +321,29 @@ impl Server {
             spin: self.spin,
             generation: &mut self.generation,
         });
-        reactor.turn().allowance = requests;
-        let ground = RunGround { control: &control, signals: signals.clone(), drain };
+        event_loop.cx().accepts_left = requests;
+        let run_cx = RunOptions { control: &control, signals: signals.clone(), drain };
         for (number, service) in self.services.iter_mut().enumerate() {
             let descriptor = service.socket().as_raw_fd();
-            reactor
-                .add_listener(descriptor, |token| service.begin(&ground, number, token))
+            event_loop
+                .add_listener(descriptor, |token| service.begin(&run_cx, number, token))
                 .map_err(Error::Loop)?;
         }
         let (mut looked, mut served) = (false, false);
         loop {
-            if std::mem::take(&mut reactor.turn().shutdown) {
+            if std::mem::take(&mut event_loop.cx().shutdown) {
                 control.request_stop();
             }
             let signalled = signals.as_mut().is_some_and(SignalWatch::take);
             if signalled || control.stop_requested() {
                 break;
             }
-            served = requests != usize::MAX && reactor.turn().allowance == 0;
-            if served && reactor.connections() + reactor.undelivered() + reactor.lent() == 0 {
+            served = requests != usize::MAX && event_loop.cx().accepts_left == 0;
+            if served
+                && event_loop.connections() + event_loop.undelivered() + event_loop.lent() == 0
+            {
                 // What workers have left in the mailbox.
-                reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
+                event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
                 return Ok((StopReport::default(), true));
             }
             let left = deadline
@@ -352,14 +354,14 @@ impl Server {
                 return Ok((StopReport::default(), false));
             }
             let patience = left.into_iter().chain(interval).min();
-            reactor.run_turn(patience, signals.as_ref()).map_err(Error::Loop)?;
+            event_loop.run_turn(patience, signals.as_ref()).map_err(Error::Loop)?;
             looked = true;
-            if let Some(error) = reactor.turn().failed.take() {
-                stop(&mut reactor, drain)?;
+            if let Some(error) = event_loop.cx().failed.take() {
+                stop(&mut event_loop, drain)?;
                 return Err(error);
             }
         }
-        let report = stop(&mut reactor, drain)?;
+        let report = stop(&mut event_loop, drain)?;
         if let Some(signals) = signals {
             signals.answer();
         }
@@ -525,36 +527,36 @@ impl Drop for Server {
 }
 
 /// Lets who is busy finish, until the deadline.
-fn stop(reactor: &mut Reactor<'_>, drain: Duration) -> Result<StopReport, Error> {
+fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
-    let overtaken = reactor.turn().overtaken.take();
-    let (requests, elsewhere) = (reactor.requests(), reactor.elsewhere());
-    reactor.stop();
+    let overtaken = event_loop.cx().inline_outcome.take();
+    let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
+    event_loop.stop();
     // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
-    let idle = requests.saturating_sub(reactor.requests());
-    while reactor.connections() + reactor.elsewhere() + reactor.undelivered() > 0 {
+    let idle = requests.saturating_sub(event_loop.requests());
+    while event_loop.connections() + event_loop.in_flight() + event_loop.undelivered() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
-        reactor.turn().shutdown = false;
-        reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
+        event_loop.cx().shutdown = false;
+        event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // Elsewhere it shows only at its end that a request was idle.
-    let ended_idle = reactor.ended_idle();
-    let cut = reactor.cut();
+    let ended_idle = event_loop.ended_idle();
+    let cut = event_loop.abort_all();
     // Those who have ended and are still being told so, by workers.
-    while reactor.lent() > 0 {
+    while event_loop.lent() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
-        reactor.turn().shutdown = false;
-        reactor.run_turn(Some(left), None).map_err(Error::Loop)?;
+        event_loop.cx().shutdown = false;
+        event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // What they have left in the mailbox.
-    reactor.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-    let ended = (requests + elsewhere).saturating_sub(idle + cut);
+    event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
+    let ended = (requests + in_flight).saturating_sub(idle + cut);
     let ended_idle = ended_idle.min(ended);
     let mut report =
         StopReport { idle: idle + ended_idle, finished: ended - ended_idle, aborted: cut };
@@ -641,37 +643,37 @@ impl Drop for Running {
 impl Service {
     fn begin<'a>(
         &'a mut self,
-        ground: &RunGround<'_>,
+        run_cx: &RunOptions<'_>,
         number: usize,
         token: Token,
-    ) -> io::Result<Box<dyn Live + 'a>> {
+    ) -> io::Result<Box<dyn EventSource + 'a>> {
         let Service { driver, hooks, bound, batch, handed, .. } = self;
         let closed = bound.kind == Kind::WithoutListener;
-        let gate = Box::new(Guarded::new(&mut ***hooks));
-        let ground = service::Ground {
+        let hooks = Box::new(GuardedHooks::new(&mut ***hooks));
+        let run_cx = service::RunContext {
             listener: token,
             service: number,
             door: service::Door::new(bound.socket.clone(), bound.address.clone()),
-            control: ground.control,
-            signals: ground.signals.clone(),
-            drain: ground.drain,
+            control: run_cx.control,
+            signals: run_cx.signals.clone(),
+            drain: run_cx.drain,
         };
         Ok(match batch {
             None => {
-                let acceptor = driver.accept(&ground)?;
+                let dispatcher = driver.stream_dispatcher(&run_cx)?;
                 let (socket, address) = (&bound.socket, &bound.address);
-                Box::new(Listener::new(socket, address, acceptor, gate, handed, closed))
+                Box::new(Listener::new(socket, address, dispatcher, hooks, handed, closed))
             }
             Some(batch) => {
-                let answerer = driver.answer(&ground)?;
-                Box::new(Datagrams::new(&bound.socket, &bound.address, batch, answerer, gate))
+                let dispatcher = driver.datagram_dispatcher(&run_cx)?;
+                Box::new(Datagrams::new(&bound.socket, &bound.address, batch, dispatcher, hooks))
             }
         })
     }
 }
 
 /// What one run gives its services.
-struct RunGround<'a> {
+struct RunOptions<'a> {
     control: &'a Arc<Control>,
     signals: Option<SignalWatch>,
     drain: Duration,

@@ -13,8 +13,8 @@ use crate::dispatch::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
 };
 use crate::error::CloseReason;
+use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::guard;
-use crate::reactor::{Acceptor, Answerer, Marks, Turn};
 use crate::session::{
     Answering, DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session,
     StreamRequestSession, StreamSession,
@@ -89,7 +89,7 @@ pub(crate) struct Needs {
 pub struct Recipe<H, F> {
     pub(super) start: Box<dyn Start<H>>,
     pub(super) framing: CatchDrop<F>,
-    pub(super) marks: Marks,
+    pub(super) water_marks: WaterMarks,
 }
 
 impl<H, F> std::fmt::Debug for Recipe<H, F> {
@@ -110,10 +110,16 @@ impl std::fmt::Debug for Driven {
 /// What a service keeps of its handlers and its mode between runs.
 pub(crate) trait Driver: Send {
     /// Begins a run of a stream service.
-    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>>;
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>>;
 
     /// Begins a run of a datagram service.
-    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>>;
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>>;
 
     /// The server goes: asks what is left of earlier runs to end. Dropping waits for it.
     fn close(&mut self) {}
@@ -125,7 +131,7 @@ pub(crate) trait Driver: Send {
 }
 
 /// What a run gives a service to stand on.
-pub(crate) struct Ground<'a> {
+pub(crate) struct RunContext<'a> {
     pub(crate) listener: Token,
     /// The service's number in the server.
     pub(crate) service: usize,
@@ -288,12 +294,12 @@ pub(crate) trait Serve<T>: Send + 'static {
     /// code.
     fn stream(
         &self,
-        answerer: CatchDrop<T>,
+        handler: CatchDrop<T>,
         door: &Door,
         socket: Arc<Socket>,
         peer: Peer,
     ) -> Self::Stream;
-    fn datagram(&self, answerer: CatchDrop<T>, door: &Door, packet: Packet) -> Self::Datagram;
+    fn datagram(&self, handler: CatchDrop<T>, door: &Door, packet: Packet) -> Self::Datagram;
 }
 
 /// By what a request has come in.
@@ -312,12 +318,12 @@ impl Door {
 /// A [`Handler`] is served message by message.
 pub(crate) struct ByMessage<F> {
     framing: CatchDrop<F>,
-    marks: Marks,
+    water_marks: WaterMarks,
 }
 
 fn by_message<H, F>(recipe: Recipe<H, F>) -> (Box<dyn Start<H>>, ByMessage<F>) {
-    let Recipe { start, framing, marks } = recipe;
-    (start, ByMessage { framing, marks })
+    let Recipe { start, framing, water_marks } = recipe;
+    (start, ByMessage { framing, water_marks })
 }
 
 impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByMessage<F> {
@@ -332,7 +338,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByM
         peer: Peer,
     ) -> StreamSession<H, F> {
         let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer);
-        StreamSession { socket, conversation, room: self.marks.high() }
+        StreamSession { socket, conversation, room: self.water_marks.high() }
     }
 
     fn datagram(&self, handler: CatchDrop<H>, door: &Door, packet: Packet) -> DatagramSession<H> {
@@ -365,12 +371,12 @@ impl<R: RequestHandler + 'static> Serve<R> for ByRequest {
 }
 
 /// Makes whoever answers by the user's code; one that cannot be made costs its own request.
-fn made<T>(peer: &Peer, turn: &mut Turn, make: impl FnOnce() -> T) -> Option<T> {
+fn made<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
     match guard::call(make) {
         Ok(made) => Some(made),
         Err(message) => {
-            turn.tally.panics += 1;
-            turn.end(peer, CloseReason::Panic(message));
+            cx.tally.panics += 1;
+            cx.end(peer, CloseReason::Panic(message));
             None
         }
     }

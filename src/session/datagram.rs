@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use socket2::Socket;
 
-use super::aside::Aside;
+use super::retries::RetryQueues;
 use super::{Place, Served, Session};
 use crate::address::Peer;
 use crate::conversation::{Encodable, Env, Handler, Home, serve_datagram};
@@ -15,7 +15,7 @@ use crate::counters::Tally;
 use crate::error::UnsupportedError;
 use crate::log;
 use crate::mailbox::{Mail, Mailbox, Outlet, lock};
-use crate::sys::{self, CatchDrop, Destination, Received};
+use crate::sys::{self, CatchDrop, Destination, RecvMeta};
 use crate::token::Token;
 
 /// A datagram that has come, and where it came from.
@@ -29,7 +29,7 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
-    pub(crate) fn new(bytes: &[u8], peer: Peer, received: &Received) -> Self {
+    pub(crate) fn new(bytes: &[u8], peer: Peer, received: &RecvMeta) -> Self {
         let from = received.from.clone();
         Packet { bytes: bytes.to_vec(), peer, from, truncated: received.truncated }
     }
@@ -76,7 +76,7 @@ impl<H: Handler> Session for DatagramSession<H> {
 #[derive(Debug)]
 pub(crate) struct Answering {
     pub(crate) socket: Arc<Socket>,
-    aside: Mutex<Aside>,
+    retries: Mutex<RetryQueues>,
     /// The loop that tries again what is put aside. It is told when there is something.
     retried_by: OnceLock<(Arc<Mailbox>, Token)>,
     /// That loop has ended. Changed only while `aside` is locked.
@@ -87,7 +87,7 @@ impl Answering {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
         Answering {
             socket,
-            aside: Mutex::default(),
+            retries: Mutex::default(),
             retried_by: OnceLock::new(),
             deserted: AtomicBool::new(false),
         }
@@ -100,21 +100,21 @@ impl Answering {
 
     /// Tries those again that were put aside; whether some are left.
     pub(crate) fn retry(&self, now: Instant, tally: &mut Tally) -> bool {
-        let mut aside = lock(&self.aside);
-        aside.retry(&self.socket, now, tally);
-        !aside.is_empty()
+        let mut retries = lock(&self.retries);
+        retries.retry(&self.socket, now, tally);
+        !retries.is_empty()
     }
 
     /// How many replies are put aside.
     pub(crate) fn undelivered(&self) -> usize {
-        lock(&self.aside).len()
+        lock(&self.retries).len()
     }
 
     /// The loop ends: what is put aside is lost, and nothing is any more.
     pub(crate) fn desert(&self, tally: &mut Tally) {
-        let mut aside = lock(&self.aside);
+        let mut retries = lock(&self.retries);
         self.deserted.store(true, SeqCst);
-        aside.give_up(tally);
+        retries.give_up(tally);
     }
 
     /// Sends one datagram; a peer that has gone, or has no address, is counted and no error.
@@ -134,7 +134,7 @@ impl Answering {
 
     /// Leaves a reply to the loop, if there is one: whether it did. A peer's replies keep their order,
     /// so where `only_behind_others` says so it is left only if others for the same peer are.
-    fn put_aside(
+    fn queue_retry(
         &self,
         to: &Destination,
         bytes: &[u8],
@@ -144,18 +144,18 @@ impl Answering {
         let Some((mailbox, token)) = self.retried_by.get().filter(|_| to.address.is_unix()) else {
             return false;
         };
-        let mut aside = lock(&self.aside);
-        let first = aside.is_empty();
-        if self.deserted.load(SeqCst) || only_behind_others && !aside.has(&to.address) {
+        let mut retries = lock(&self.retries);
+        let first = retries.is_empty();
+        if self.deserted.load(SeqCst) || only_behind_others && !retries.has(&to.address) {
             return false;
         }
         let now = Instant::now();
-        if aside.deaf.patience(&to.address, now).is_zero() {
+        if retries.deaf.patience(&to.address, now).is_zero() {
             tally.unsent += 1;
             return true;
         }
-        aside.put(to.clone(), bytes.into(), now, tally);
-        drop(aside);
+        retries.put(to.clone(), bytes.into(), now, tally);
+        drop(retries);
         if first {
             mailbox.post(Mail::Outlet(*token));
         }
@@ -164,28 +164,28 @@ impl Answering {
 
     /// Sends one datagram (true), or leaves it to the loop.
     fn send(&self, to: &Destination, bytes: &[u8], tally: &mut Tally) -> io::Result<bool> {
-        if self.put_aside(to, bytes, true, tally) {
+        if self.queue_retry(to, bytes, true, tally) {
             return Ok(false);
         }
         let mut deadline = None;
         loop {
             let error = match sys::send_datagram(&self.socket, to, bytes) {
                 Ok(()) => {
-                    lock(&self.aside).deaf.went(&to.address);
+                    lock(&self.retries).deaf.went(&to.address);
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => error,
                 Err(error) => return Err(error),
             };
-            if self.put_aside(to, bytes, false, tally) {
+            if self.queue_retry(to, bytes, false, tally) {
                 return Ok(false);
             }
             let now = Instant::now();
             let deadline = match deadline {
                 Some(deadline) => deadline,
                 None => {
-                    let patience = lock(&self.aside).deaf.patience(&to.address, now);
+                    let patience = lock(&self.retries).deaf.patience(&to.address, now);
                     if patience.is_zero() {
                         return Err(error);
                     }
@@ -195,7 +195,7 @@ impl Answering {
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 let for_all = sys::is_send_buffer_full(&self.socket);
-                lock(&self.aside).deaf.in_vain(&to.address, now, for_all);
+                lock(&self.retries).deaf.in_vain(&to.address, now, for_all);
                 return Err(error);
             }
             sys::wait_for_room(&self.socket, to, left)?;
@@ -227,10 +227,10 @@ mod tests {
         while tally.unsent == 0 {
             answering.reply(&to, b"unread", &mut tally);
         }
-        let remembered = format!("{:?}", lock(&answering.aside).deaf);
+        let remembered = format!("{:?}", lock(&answering.retries).deaf);
         answering.reply(&to, b"lost at once", &mut tally);
         assert_eq!(tally.unsent, 2);
-        assert_eq!(format!("{:?}", lock(&answering.aside).deaf), remembered);
+        assert_eq!(format!("{:?}", lock(&answering.retries).deaf), remembered);
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -13,24 +13,24 @@ use crate::mailbox::{Mailbox, Work};
 use crate::sys::CatchDrop;
 use crate::token::Token;
 
-mod aside;
 mod closing;
 mod datagram;
 mod deaf;
 mod request;
+mod retries;
 mod seats;
 mod stream;
 mod waiting;
 
-#[cfg(test)]
-pub(crate) use aside::{ASIDE_HIGH, OVERHEAD};
-pub(crate) use aside::{Aside, RETRY, charge};
 pub(crate) use closing::{FIRST_LOOK, Linger, Progress};
 pub(crate) use datagram::{Answering, DatagramSession, Nowhere, Packet};
 #[cfg(test)]
 pub(crate) use deaf::PATIENCE;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
+#[cfg(test)]
+pub(crate) use retries::{OVERHEAD, RETRY_HIGH};
+pub(crate) use retries::{RETRY, RetryQueues, charge};
 pub(crate) use seats::{Seats, Taken};
 pub(crate) use stream::StreamSession;
 pub(crate) use waiting::{Alone, Overtaken, Waiting};

@@ -89,7 +89,7 @@ impl Seats {
     }
 
     /// Ends everyone, by a reset; reads and writes that wait come back.
-    pub(crate) fn cut(&self) {
+    pub(crate) fn abort_all(&self) {
         self.stopping.store(true, SeqCst);
         for (_, seat) in lock(&self.taken).iter() {
             seat.cut.store(true, SeqCst);

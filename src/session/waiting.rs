@@ -11,7 +11,7 @@ use super::closing::{FIRST_LOOK, Progress};
 use super::seats::Taken;
 use crate::conversation::CLOSING_PATIENCE;
 use crate::mailbox::{Ending, Outlet};
-use crate::sys::{self, Wakeup, Want};
+use crate::sys::{self, PollInterest, Wakeup};
 
 /// What came of waiting for input.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ impl Waiting<'_> {
         if taken.is_stopping() {
             return Ok(Input::Stopping);
         }
-        let woken = sys::wait_for(&[(wakeup.as_fd(), Want::Read)], timeout)?;
+        let woken = sys::wait_for(&[(wakeup.as_fd(), PollInterest::Read)], timeout)?;
         wakeup.clear();
         Ok(match woken {
             0 => Input::TimedOut,
@@ -201,12 +201,12 @@ impl Waiting<'_> {
         loop {
             let timed_out = match self {
                 Waiting::InThread(_) | Waiting::Nobody => {
-                    sys::wait_for(&[(socket.as_fd(), Want::Write)], timeout)? == 0
+                    sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], timeout)? == 0
                 }
                 Waiting::Alone(alone) => {
                     let expiry = expiry(timeout);
                     loop {
-                        match alone.wait(Some((socket.as_fd(), Want::Write)), expiry)? {
+                        match alone.wait(Some((socket.as_fd(), PollInterest::Write)), expiry)? {
                             Woken::Peer | Woken::Deadline => break false,
                             Woken::TimedOut => break true,
                             Woken::Stop => {}
@@ -244,7 +244,7 @@ fn wait_writable_or_ended(
                 is_closing = true;
                 timeout = Some(CLOSING_PATIENCE);
                 // What is on its way now is the peer's soon, and is then no sign of progress.
-                let peer = (socket.as_fd(), Want::Write);
+                let peer = (socket.as_fd(), PollInterest::Write);
                 if sys::wait_for(&[peer], Some(FIRST_LOOK))? != 0 {
                     return Ok(());
                 }
@@ -257,7 +257,7 @@ fn wait_writable_or_ended(
             }
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let wanted = [(socket.as_fd(), Want::Write), (wakeup.as_fd(), Want::Read)];
+        let wanted = [(socket.as_fd(), PollInterest::Write), (wakeup.as_fd(), PollInterest::Read)];
         match sys::wait_for(&wanted, left)? {
             0 if progress.is_made(socket) => until = expiry(timeout),
             0 => return Err(io::ErrorKind::TimedOut.into()),
@@ -279,11 +279,13 @@ fn read_in_thread(
     let mut polls = timeout.is_some() || parcels.is_some();
     loop {
         if polls {
-            let peer = (socket.as_fd(), Want::Read);
+            let peer = (socket.as_fd(), PollInterest::Read);
             let left = expiry.map(|expiry| expiry.saturating_duration_since(Instant::now()));
             let ready = match parcels {
                 None => sys::wait_for(&[peer], left)?,
-                Some(parcels) => sys::wait_for(&[peer, (parcels.as_fd(), Want::Read)], left)?,
+                Some(parcels) => {
+                    sys::wait_for(&[peer, (parcels.as_fd(), PollInterest::Read)], left)?
+                }
             };
             match ready {
                 0 => return Ok(Input::TimedOut),
@@ -365,7 +367,7 @@ impl Alone<'_> {
     /// none yet.
     fn wait(
         &mut self,
-        peer: Option<(BorrowedFd<'_>, Want)>,
+        peer: Option<(BorrowedFd<'_>, PollInterest)>,
         expiry: Option<Instant>,
     ) -> io::Result<Woken> {
         loop {
@@ -381,7 +383,7 @@ impl Alone<'_> {
             if !was_stopping {
                 let wakeups = self.wakeups.iter().copied().chain(self.asked);
                 for (slot, wakeup) in wanted[1..].iter_mut().zip(wakeups) {
-                    *slot = Some((wakeup.as_fd(), Want::Read));
+                    *slot = Some((wakeup.as_fd(), PollInterest::Read));
                 }
             }
             let ready = sys::wait_for(&wanted, left)?;
@@ -451,7 +453,7 @@ impl Alone<'_> {
             if is_stopping && idle {
                 return Ok(self.end_idle(knew));
             }
-            match self.wait(Some((socket.as_fd(), Want::Read)), expiry)? {
+            match self.wait(Some((socket.as_fd(), PollInterest::Read)), expiry)? {
                 Woken::Peer | Woken::Stop => {}
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),

@@ -13,7 +13,7 @@ use linux as imp;
 use portable as imp;
 
 pub(crate) use imp::{
-    is_send_buffer_full, joins_replies, remember_asked_address, send_batch, wait_for_room,
+    enable_pktinfo, is_send_buffer_full, send_batch, supports_gso, wait_for_room,
 };
 
 /// The most datagrams that one call takes or brings.
@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the kernel says of one datagram received.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct RecvMeta {
     pub(crate) len: usize,
     /// It was longer than the buffer, and was cut.
     pub(crate) truncated: bool,
@@ -35,7 +35,7 @@ pub(crate) struct Received {
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
     pub(crate) address: SockAddr,
-    local: Option<imp::Local>,
+    local: Option<imp::SourceAddress>,
 }
 
 impl PartialEq for Destination {
@@ -46,7 +46,7 @@ impl PartialEq for Destination {
 
 /// One send: a datagram, or several of one size joined.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Send<'a> {
+pub(crate) struct Transmit<'a> {
     pub(crate) to: &'a Destination,
     pub(crate) bytes: &'a [u8],
     /// The size of each of several datagrams; the last one may be smaller.
@@ -79,7 +79,7 @@ impl Batch {
         &mut self,
         socket: &Socket,
         most: usize,
-        into: &mut Vec<Received>,
+        into: &mut Vec<RecvMeta>,
     ) -> io::Result<bool> {
         imp::receive(socket, self.buffers.chunks_mut(self.size).take(most.min(MOST)), into)
     }
@@ -87,7 +87,7 @@ impl Batch {
 
 /// Sends one datagram without waiting.
 pub(crate) fn send_datagram(socket: &Socket, to: &Destination, bytes: &[u8]) -> io::Result<()> {
-    send_batch(socket, [Send { to, bytes, segment: None }].into_iter()).map(drop)
+    send_batch(socket, [Transmit { to, bytes, segment: None }].into_iter()).map(drop)
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -102,12 +102,12 @@ mod linux {
     use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
     use super::super::checked;
-    use super::super::socket::{Want, wait_for};
-    use super::{Destination, LOOK_AGAIN, MOST, Received, Send};
+    use super::super::socket::{PollInterest, wait_for};
+    use super::{Destination, LOOK_AGAIN, MOST, RecvMeta, Transmit};
 
     /// An address of this host, as ip(7) and ipv6(7) tell it.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(crate) enum Local {
+    pub(crate) enum SourceAddress {
         V4([u8; 4]),
         V6([u8; 16], libc::c_uint),
     }
@@ -131,7 +131,7 @@ mod linux {
     struct ReceivedControl(MaybeUninit<[u8; 256]>);
 
     /// Asks to be told which of this host's addresses a datagram was sent to.
-    pub(crate) fn remember_asked_address(socket: &Socket, ipv6: bool) -> io::Result<()> {
+    pub(crate) fn enable_pktinfo(socket: &Socket, ipv6: bool) -> io::Result<()> {
         set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO).or_else(|error| {
             // A socket of IPv6 alone may have no options of IPv4.
             if ipv6 { Ok(()) } else { Err(error) }
@@ -150,7 +150,7 @@ mod linux {
     }
 
     /// Whether the kernel cuts one send into several datagrams (`UDP_SEGMENT`, see udp(7)).
-    pub(crate) fn joins_replies(socket: &Socket) -> bool {
+    pub(crate) fn supports_gso(socket: &Socket) -> bool {
         let (mut size, mut len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
         // SAFETY: getsockopt writes one integer of the stated size.
         let known = unsafe {
@@ -188,18 +188,18 @@ mod linux {
             // A peer that has connected its own socket lets nobody else be connected to it, and its
             // queue has no limit. It was not what was full.
             if feeler.connect(&to.address).is_ok() {
-                return wait_for(&[(feeler.as_fd(), Want::Write)], Some(timeout)).map(drop);
+                return wait_for(&[(feeler.as_fd(), PollInterest::Write)], Some(timeout)).map(drop);
             }
         }
         // For a Unix socket it tells only when most of its buffer is free: it is looked at again.
         let timeout = if to.address.is_unix() { timeout.min(LOOK_AGAIN) } else { timeout };
-        wait_for(&[(socket.as_fd(), Want::Write)], Some(timeout)).map(drop)
+        wait_for(&[(socket.as_fd(), PollInterest::Write)], Some(timeout)).map(drop)
     }
 
     pub(super) fn receive(
         socket: &Socket,
         buffers: std::iter::Take<ChunksMut<'_, u8>>,
-        into: &mut Vec<Received>,
+        into: &mut Vec<RecvMeta>,
     ) -> io::Result<bool> {
         let mut names: [SockAddrStorage; MOST] = std::array::from_fn(|_| SockAddrStorage::zeroed());
         let mut controls = [ReceivedControl(MaybeUninit::uninit()); MOST];
@@ -237,9 +237,9 @@ mod linux {
             // room for; and control messages of that length into a buffer that is aligned for them.
             let (address, local) = unsafe {
                 let len = header.msg_hdr.msg_namelen.min(name.size_of());
-                (SockAddr::new(name, len), asked_address(&header.msg_hdr))
+                (SockAddr::new(name, len), local_addr_of(&header.msg_hdr))
             };
-            into.push(Received {
+            into.push(RecvMeta {
                 len: header.msg_len as usize,
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
                 from: Destination { address, local },
@@ -254,7 +254,7 @@ mod linux {
     /// # Safety
     ///
     /// The header's control messages are as the kernel has written them; the last one may be cut.
-    unsafe fn asked_address(header: &libc::msghdr) -> Option<Local> {
+    unsafe fn local_addr_of(header: &libc::msghdr) -> Option<SourceAddress> {
         let mut local = None;
         // SAFETY: the caller answers for the messages, and the macros stay within them.
         let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
@@ -265,7 +265,7 @@ mod linux {
                     // SAFETY: as above; the kernel's words are plain numbers.
                     if let Some(info) = unsafe { content::<libc::in_pktinfo>(message) } {
                         // Where many were asked, the kernel has chosen one of ours here.
-                        return Some(Local::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
+                        return Some(SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
                     }
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
@@ -285,14 +285,14 @@ mod linux {
 
     /// The address a reply comes from when this one was asked. A group is not a source, so the kernel
     /// chooses one on the interface that the datagram came by.
-    fn source(asked: Ipv6Addr, interface: libc::c_uint) -> Option<Local> {
+    fn source(asked: Ipv6Addr, interface: libc::c_uint) -> Option<SourceAddress> {
         match asked.to_ipv4_mapped() {
             Some(mapped) if mapped.is_multicast() || mapped.is_broadcast() => None,
-            Some(_) => Some(Local::V6(asked.octets(), interface)),
+            Some(_) => Some(SourceAddress::V6(asked.octets(), interface)),
             None if asked.is_multicast() => {
-                Some(Local::V6(Ipv6Addr::UNSPECIFIED.octets(), interface))
+                Some(SourceAddress::V6(Ipv6Addr::UNSPECIFIED.octets(), interface))
             }
-            None => Some(Local::V6(asked.octets(), interface)),
+            None => Some(SourceAddress::V6(asked.octets(), interface)),
         }
     }
 
@@ -315,7 +315,7 @@ mod linux {
     /// Sends in order until the kernel refuses; how many it took. An error is the first one's.
     pub(crate) fn send_batch<'a>(
         socket: &Socket,
-        sends: impl Iterator<Item = Send<'a>>,
+        sends: impl Iterator<Item = Transmit<'a>>,
     ) -> io::Result<usize> {
         let mut controls = [Control([0; 64]); MOST];
         // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
@@ -323,7 +323,7 @@ mod linux {
             (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
         };
         let mut count = 0;
-        for (number, Send { to, bytes, segment }) in sends.take(MOST).enumerate() {
+        for (number, Transmit { to, bytes, segment }) in sends.take(MOST).enumerate() {
             slices[number].iov_base = bytes.as_ptr().cast_mut().cast();
             slices[number].iov_len = bytes.len();
             let header = &mut headers[number].msg_hdr;
@@ -357,7 +357,11 @@ mod linux {
     /// # Safety
     ///
     /// The header's control buffer is a [`Control`] of zeros.
-    unsafe fn write_control(header: &mut libc::msghdr, segment: Option<u16>, local: Option<Local>) {
+    unsafe fn write_control(
+        header: &mut libc::msghdr,
+        segment: Option<u16>,
+        local: Option<SourceAddress>,
+    ) {
         let mut length = 0;
         let mut write = |level, kind, data: &[u8]| {
             header.msg_controllen = size_of::<Control>() as _;
@@ -377,12 +381,12 @@ mod linux {
         }
         match local {
             // An interface of 0 leaves the route to the kernel; only the source is asked for.
-            Some(Local::V4(address)) => {
+            Some(SourceAddress::V4(address)) => {
                 let mut info = [0; 12];
                 info[4..8].copy_from_slice(&address);
                 write(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
             }
-            Some(Local::V6(address, interface)) => {
+            Some(SourceAddress::V6(address, interface)) => {
                 let mut info = [0; 20];
                 info[..16].copy_from_slice(&address);
                 info[16..].copy_from_slice(&interface.to_ne_bytes());
@@ -404,17 +408,17 @@ mod portable {
 
     use socket2::{MaybeUninitSlice, Socket};
 
-    use super::super::socket::{Want, wait_for};
-    use super::{Destination, LOOK_AGAIN, Received, Send};
+    use super::super::socket::{PollInterest, wait_for};
+    use super::{Destination, LOOK_AGAIN, RecvMeta, Transmit};
 
     /// Which of its addresses was asked, this system is not asked for.
-    pub(crate) type Local = std::convert::Infallible;
+    pub(crate) type SourceAddress = std::convert::Infallible;
 
-    pub(crate) fn remember_asked_address(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
+    pub(crate) fn enable_pktinfo(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
         Err(io::ErrorKind::UnsupportedError.into())
     }
 
-    pub(crate) fn joins_replies(_socket: &Socket) -> bool {
+    pub(crate) fn supports_gso(_socket: &Socket) -> bool {
         false
     }
 
@@ -434,13 +438,13 @@ mod portable {
             std::thread::sleep(timeout.min(LOOK_AGAIN));
             return Ok(());
         }
-        wait_for(&[(socket.as_fd(), Want::Write)], Some(timeout)).map(drop)
+        wait_for(&[(socket.as_fd(), PollInterest::Write)], Some(timeout)).map(drop)
     }
 
     pub(super) fn receive(
         socket: &Socket,
         buffers: std::iter::Take<ChunksMut<'_, u8>>,
-        into: &mut Vec<Received>,
+        into: &mut Vec<RecvMeta>,
     ) -> io::Result<bool> {
         for (number, buffer) in buffers.enumerate() {
             // SAFETY: bytes that are initialised may be seen as ones that need not be; the callee
@@ -448,7 +452,7 @@ mod portable {
             let uninit = unsafe { &mut *(buffer as *mut [u8] as *mut [MaybeUninit<u8>]) };
             let mut slices = [MaybeUninitSlice::new(uninit)];
             match socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT) {
-                Ok((len, flags, address)) => into.push(Received {
+                Ok((len, flags, address)) => into.push(RecvMeta {
                     len,
                     truncated: flags.is_truncated(),
                     from: Destination { address, local: None },
@@ -463,10 +467,10 @@ mod portable {
 
     pub(crate) fn send_batch<'a>(
         socket: &Socket,
-        sends: impl Iterator<Item = Send<'a>>,
+        sends: impl Iterator<Item = Transmit<'a>>,
     ) -> io::Result<usize> {
         let mut sent = 0;
-        for Send { to, bytes, .. } in sends {
+        for Transmit { to, bytes, .. } in sends {
             match socket.send_to_with_flags(bytes, &to.address, libc::MSG_DONTWAIT) {
                 Ok(_) => sent += 1,
                 Err(error) if sent == 0 => return Err(error),

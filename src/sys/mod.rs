@@ -17,8 +17,8 @@ mod wakeup;
 pub(crate) use bytes::find_byte;
 pub(crate) use catch_drop::CatchDrop;
 pub(crate) use datagrams::{
-    Batch, Destination, Received, Send, is_send_buffer_full, joins_replies, remember_asked_address,
-    send_batch, send_datagram, wait_for_room,
+    Batch, Destination, RecvMeta, Transmit, enable_pktinfo, is_send_buffer_full, send_batch,
+    send_datagram, supports_gso, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, ChildProcess, Forked, fork, is_only_thread};
@@ -26,9 +26,9 @@ pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };
 pub(crate) use socket::{
-    Want, accept, disconnect, has_input, may_be_urgent, receive, receive_now, reset_on_close,
-    restrict_socket_file, send, send_now, send_vectored, stream_interest, unsent, wait_for,
-    waiting_connections,
+    PollInterest, accept, disconnect, has_input, may_be_urgent, receive, receive_now,
+    reset_on_close, restrict_socket_file, send, send_now, send_vectored, stream_interest, unsent,
+    wait_for, waiting_connections,
 };
 pub(crate) use wakeup::Wakeup;
 

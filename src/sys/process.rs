@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::checked;
 use super::signals::{set_action, watch_termination_in_child};
-use super::socket::{Want, wait_for};
+use super::socket::{PollInterest, wait_for};
 use super::wakeup::Wakeup;
 use crate::guard;
 use crate::log;
@@ -169,7 +169,7 @@ impl Child {
             Exit::Pidfd(_) => 0,
             // Closed, and about to be reaped: worth a moment, of which the loop cannot be told.
             Exit::Pipe(pipe) => {
-                let closed = wait_for(&[(pipe.as_fd(), Want::Read)], Some(Duration::ZERO));
+                let closed = wait_for(&[(pipe.as_fd(), PollInterest::Read)], Some(Duration::ZERO));
                 if closed.is_ok_and(|closed| closed != 0) { 100 } else { 0 }
             }
         };

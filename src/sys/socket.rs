@@ -201,7 +201,7 @@ fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 
 /// What to wait for on a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Want {
+pub(crate) enum PollInterest {
     /// That it can be read, has ended, or has failed.
     Read,
     /// That it can be written, or has failed.
@@ -214,15 +214,15 @@ const MOST_WANTED: usize = 4;
 /// Waits until one of `wanted`, of which there are at most four, is so; for at most `timeout`. Bit
 /// `n` of the answer says that the `n`-th is so.
 pub(crate) fn wait_for<'a>(
-    wanted: &[impl Into<Option<(BorrowedFd<'a>, Want)>> + Copy],
+    interests: &[impl Into<Option<(BorrowedFd<'a>, PollInterest)>> + Copy],
     timeout: Option<Duration>,
 ) -> io::Result<u32> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut polled = [libc::pollfd { fd: -1, events: 0, revents: 0 }; MOST_WANTED];
-    for (entry, wanted) in polled.iter_mut().zip(wanted) {
-        let Some((fd, want)) = (*wanted).into() else { continue };
+    for (entry, interests) in polled.iter_mut().zip(interests) {
+        let Some((fd, interest)) = (*interests).into() else { continue };
         entry.fd = fd.as_raw_fd();
-        entry.events = if want == Want::Read { libc::POLLIN } else { libc::POLLOUT };
+        entry.events = if interest == PollInterest::Read { libc::POLLIN } else { libc::POLLOUT };
     }
     loop {
         let millis = deadline.map_or(-1, |deadline| {

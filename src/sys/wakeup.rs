@@ -97,7 +97,7 @@ impl Wakeup {
 
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> io::Result<bool> {
-        let wanted = [(self.as_fd(), super::Want::Read)];
+        let wanted = [(self.as_fd(), super::PollInterest::Read)];
         Ok(super::wait_for(&wanted, Some(std::time::Duration::ZERO))? != 0)
     }
 }

@@ -127,7 +127,7 @@ pub(crate) struct BindOptions {
     pub(crate) dual_stack: bool,
     pub(crate) nodelay: bool,
     pub(crate) unix_mode: Option<u32>,
-    pub(crate) asked_address: bool,
+    pub(crate) pktinfo: bool,
 }
 
 impl Default for BindOptions {
@@ -139,7 +139,7 @@ impl Default for BindOptions {
             dual_stack: false,
             nodelay: true,
             unix_mode: None,
-            asked_address: false,
+            pktinfo: false,
         }
     }
 }
@@ -310,8 +310,8 @@ fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::
         // Accepted connections inherit it on Linux and the BSDs.
         socket.set_tcp_nodelay(true)?;
     }
-    if family == Family::Udp && options.asked_address {
-        sys::remember_asked_address(&socket, address.is_ipv6())?;
+    if family == Family::Udp && options.pktinfo {
+        sys::enable_pktinfo(&socket, address.is_ipv6())?;
     }
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);

@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::{Door, Driven, Driver, Ground, Make, Needs, Serve, Start, made};
+use super::{Door, Driven, Driver, Make, Needs, RunContext, Serve, Start, made};
 use crate::address::Peer;
 use crate::dispatch::{
     Alongside, Assigned, Family, Forking, Homeward, Pool, Threading, Threads, When,
 };
 use crate::error::CloseReason;
+use crate::event_loop::{
+    DatagramDispatcher, Dispatcher, Incoming, LingeringConnection, LoopCx, NewConnection,
+    PendingFork, StreamDispatcher,
+};
 use crate::guard;
-use crate::reactor::{Acceptor, Answerer, Fork, Lingers, Newcomer, Request, Taker, Turn};
 use crate::session::{Answering, Packet, Served, Session};
-use crate::sys::{Child, ChildProcess, Received};
+use crate::sys::{Child, ChildProcess, RecvMeta};
 use crate::token::Token;
 
 /// One request at a time, on the loop's thread.
@@ -30,17 +33,23 @@ pub(super) fn inline<T: 'static, S: Serve<T>>(start: Box<dyn Start<T>>, serve: S
 }
 
 impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
-    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(InlineTaker::new(self, ground)?))
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        Ok(Box::new(InlineDispatcher::new(self, run_cx)?))
     }
 
-    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        ground.door.answering.retried_by(&ground.control.mailbox, ground.listener);
-        Ok(Box::new(InlineTaker::new(self, ground)?))
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        run_cx.door.answering.retried_by(&run_cx.control.mailbox, run_cx.listener);
+        Ok(Box::new(InlineDispatcher::new(self, run_cx)?))
     }
 }
 
-struct InlineTaker<'a, T, S> {
+struct InlineDispatcher<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
     door: Door,
@@ -48,80 +57,80 @@ struct InlineTaker<'a, T, S> {
     alongside: Alongside<'static>,
 }
 
-impl<'a, T: 'static, S: Serve<T>> InlineTaker<'a, T, S> {
-    fn new(driver: &'a mut OnLoopsThread<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
-        let signals = ground.signals.clone();
-        let (control, asked) = (ground.control.clone(), ground.control.clone());
+impl<'a, T: 'static, S: Serve<T>> InlineDispatcher<'a, T, S> {
+    fn new(driver: &'a mut OnLoopsThread<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
+        let signals = run_cx.signals.clone();
+        let (control, asked) = (run_cx.control.clone(), run_cx.control.clone());
         let wakeup = signals.as_ref().map(|signals| signals.wakeup());
         let is_stopping = move || {
             control.stop_requested()
                 || control.mailbox.asks_shutdown()
                 || signals.as_ref().is_some_and(|signals| signals.is_due())
         };
-        Ok(InlineTaker {
+        Ok(InlineDispatcher {
             make: driver.start.start()?,
             serve: &driver.serve,
-            door: ground.door.clone(),
-            listener: ground.listener,
+            door: run_cx.door.clone(),
+            listener: run_cx.listener,
             alongside: Alongside::new(
-                ground.control.mailbox.clone(),
+                run_cx.control.mailbox.clone(),
                 wakeup,
-                ground.control.asked_by_child().cloned(),
+                run_cx.control.asked_by_child().cloned(),
                 is_stopping,
                 move || asked.request_stop(),
-                ground.drain,
+                run_cx.drain,
             ),
         })
     }
 
-    fn serve(&mut self, session: impl Session, turn: &mut Turn) {
-        let (served, overtaken) = self.alongside.serve(Box::new(session), &mut turn.tally);
+    fn serve(&mut self, session: impl Session, cx: &mut LoopCx) {
+        let (served, overtaken) = self.alongside.serve(Box::new(session), &mut cx.tally);
         let Served { peer, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
             // On the loop, since it would hold up the next request here.
-            match Lingers::new(lingering) {
-                Ok(lingers) => turn.let_in(Newcomer {
+            match LingeringConnection::new(lingering) {
+                Ok(lingers) => cx.register(NewConnection {
                     descriptor: lingers.descriptor(),
-                    live: Box::new(lingers),
+                    source: Box::new(lingers),
                     parent: self.listener,
                 }),
-                Err(_) => turn.tally.closed += 1,
+                Err(_) => cx.tally.closed += 1,
             }
         }
-        turn.end(&peer, reason);
-        turn.overtaken = overtaken;
-        turn.shutdown |= self.alongside.is_stopping();
+        cx.end(&peer, reason);
+        cx.inline_outcome = overtaken;
+        cx.shutdown |= self.alongside.is_stopping();
     }
 }
 
-impl<T, S> Taker for InlineTaker<'_, T, S> {
+impl<T, S> Dispatcher for InlineDispatcher<'_, T, S> {
     fn burst(&self) -> usize {
         1
     }
 }
 
-impl<T: 'static, S: Serve<T>> Acceptor for InlineTaker<'_, T, S> {
+impl<T: 'static, S: Serve<T>> StreamDispatcher for InlineDispatcher<'_, T, S> {
     fn nonblocking(&self) -> bool {
         false
     }
 
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
         let socket = Arc::new(socket);
-        let Some(session) = made(&peer, turn, || {
+        let Some(session) = made(&peer, cx, || {
             self.serve.stream(self.make.make(&peer), &self.door, socket, peer.clone())
         }) else {
-            turn.tally.closed += 1;
+            cx.tally.closed += 1;
             return;
         };
-        self.serve(session, turn);
+        self.serve(session, cx);
     }
 }
 
-impl<T: 'static, S: Serve<T>> Answerer for InlineTaker<'_, T, S> {
-    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        let Some(answerer) = made(&peer, turn, || self.make.make(&peer)) else { return };
-        let session = self.serve.datagram(answerer, &self.door, Packet::new(bytes, peer, received));
-        self.serve(session, turn);
+impl<T: 'static, S: Serve<T>> DatagramDispatcher for InlineDispatcher<'_, T, S> {
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
+        let session = self.serve.datagram(handler, &self.door, Packet::new(bytes, peer, received));
+        self.serve(session, cx);
     }
 
     fn answering(&self) -> Option<Arc<Answering>> {
@@ -164,13 +173,19 @@ where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
-    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(ThreadTaker::new(self, ground)?))
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
     }
 
-    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        ground.door.answering.retried_by(&ground.control.mailbox, ground.listener);
-        Ok(Box::new(ThreadTaker::new(self, ground)?))
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        run_cx.door.answering.retried_by(&run_cx.control.mailbox, run_cx.listener);
+        Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
     }
 
     fn needs(&self) -> Needs {
@@ -178,7 +193,7 @@ where
     }
 }
 
-struct ThreadTaker<'a, T, S> {
+struct ThreadDispatcher<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
     threads: &'a Threads,
@@ -187,35 +202,35 @@ struct ThreadTaker<'a, T, S> {
     run: usize,
 }
 
-impl<'a, T, S> ThreadTaker<'a, T, S>
+impl<'a, T, S> ThreadDispatcher<'a, T, S>
 where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
-    fn new(driver: &'a mut OnThreads<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
+    fn new(driver: &'a mut OnThreads<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
         let OnThreads { start, serve, threads, home } = driver;
-        let home = home.get_or_insert_with(|| Arc::new(homeward(ground))).clone();
-        let run = ground.control.mailbox.run();
+        let home = home.get_or_insert_with(|| Arc::new(homeward(run_cx))).clone();
+        let run = run_cx.control.mailbox.run();
         threads.seats.reopen();
-        threads.count_into(&ground.control.published);
-        let door = ground.door.clone();
-        Ok(ThreadTaker { make: start.start()?, serve, threads, door, home, run })
+        threads.count_into(&run_cx.control.published);
+        let door = run_cx.door.clone();
+        Ok(ThreadDispatcher { make: start.start()?, serve, threads, door, home, run })
     }
 
-    /// Whether a request is turned away, rather than left in the kernel's queue.
-    fn rejects(&self, turn: &mut Turn) -> bool {
+    /// Whether a request is on_turn_end away, rather than left in the kernel's queue.
+    fn rejects(&self, cx: &mut LoopCx) -> bool {
         let rejected = self.threads.when_full == When::Reject && !self.threads.has_room(&self.home);
-        turn.tally.rejected_full += u64::from(rejected);
+        cx.tally.rejected_full += u64::from(rejected);
         rejected
     }
 }
 
-fn homeward(ground: &Ground<'_>) -> Homeward {
-    let Ground { control, service, .. } = ground;
+fn homeward(run_cx: &RunContext<'_>) -> Homeward {
+    let RunContext { control, service, .. } = run_cx;
     Homeward::new(control.mailbox.clone(), control.published.clone(), *service)
 }
 
-impl<T, S> Taker for ThreadTaker<'_, T, S> {
+impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
     fn has_room(&mut self) -> bool {
         self.threads.when_full == When::Reject || self.threads.has_room(&self.home)
     }
@@ -232,11 +247,11 @@ impl<T, S> Taker for ThreadTaker<'_, T, S> {
         self.threads.stop(&self.home);
     }
 
-    fn cut(&mut self, turn: &mut Turn) {
-        turn.tally.closed += self.threads.cut() as u64;
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        cx.tally.closed += self.threads.abort_all() as u64;
     }
 
-    fn elsewhere(&self) -> usize {
+    fn in_flight(&self) -> usize {
         self.threads.load()
     }
 
@@ -245,7 +260,7 @@ impl<T, S> Taker for ThreadTaker<'_, T, S> {
     }
 }
 
-impl<T, S> Acceptor for ThreadTaker<'_, T, S>
+impl<T, S> StreamDispatcher for ThreadDispatcher<'_, T, S>
 where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
@@ -254,16 +269,16 @@ where
         false
     }
 
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        if self.rejects(turn) {
-            turn.tally.closed += 1;
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        if self.rejects(cx) {
+            cx.tally.closed += 1;
             return;
         }
         let socket = Arc::new(socket);
-        let Some(session) = made(&peer, turn, || {
+        let Some(session) = made(&peer, cx, || {
             self.serve.stream(self.make.make(&peer), &self.door, socket.clone(), peer.clone())
         }) else {
-            turn.tally.closed += 1;
+            cx.tally.closed += 1;
             return;
         };
         let seat = Some(self.threads.seats.take(socket));
@@ -272,18 +287,18 @@ where
     }
 }
 
-impl<T, S> Answerer for ThreadTaker<'_, T, S>
+impl<T, S> DatagramDispatcher for ThreadDispatcher<'_, T, S>
 where
     T: Send + 'static,
     S: Serve<T, Stream: Send, Datagram: Send>,
 {
-    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        if self.rejects(turn) {
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        if self.rejects(cx) {
             return;
         }
-        let Some(answerer) = made(&peer, turn, || self.make.make(&peer)) else { return };
+        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
         let packet = Packet::new(bytes, peer, received);
-        let session = Box::new(self.serve.datagram(answerer, &self.door, packet));
+        let session = Box::new(self.serve.datagram(handler, &self.door, packet));
         let (home, run) = (self.home.clone(), self.run);
         self.threads.assign(Assigned { session, seat: None, home, run });
     }
@@ -309,12 +324,18 @@ pub(super) fn forking<T: 'static, S: Serve<T>>(
 }
 
 impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
-    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        Ok(Box::new(ForkTaker { of_connections: true, ..ForkTaker::new(self, ground)? }))
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        Ok(Box::new(ForkDispatcher { of_connections: true, ..ForkDispatcher::new(self, run_cx)? }))
     }
 
-    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        Ok(Box::new(ForkTaker::new(self, ground)?))
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        Ok(Box::new(ForkDispatcher::new(self, run_cx)?))
     }
 
     fn close(&mut self) {
@@ -326,7 +347,7 @@ impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
     }
 }
 
-struct ForkTaker<'a, T, S> {
+struct ForkDispatcher<'a, T, S> {
     make: Make<'a, T>,
     serve: &'a S,
     family: &'a mut Family,
@@ -336,29 +357,29 @@ struct ForkTaker<'a, T, S> {
     of_connections: bool,
 }
 
-impl<'a, T: 'static, S: Serve<T>> ForkTaker<'a, T, S> {
-    fn new(driver: &'a mut InChildren<T, S>, ground: &Ground<'_>) -> io::Result<Self> {
+impl<'a, T: 'static, S: Serve<T>> ForkDispatcher<'a, T, S> {
+    fn new(driver: &'a mut InChildren<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
         let InChildren { start, serve, family } = driver;
-        let asked = ground.control.asked_by_child().cloned();
-        family.begin(asked.expect("made when a service that forks is added"), ground.drain);
-        Ok(ForkTaker {
+        let asked = run_cx.control.asked_by_child().cloned();
+        family.begin(asked.expect("made when a service that forks is added"), run_cx.drain);
+        Ok(ForkDispatcher {
             make: start.start()?,
             serve,
             family,
-            door: ground.door.clone(),
-            listener: ground.listener,
+            door: run_cx.door.clone(),
+            listener: run_cx.listener,
             of_connections: false,
         })
     }
 
-    fn fork_for(&mut self, request: Request, turn: &mut Turn) {
+    fn fork_for(&mut self, request: Incoming, cx: &mut LoopCx) {
         self.family.expect_one();
         let allow_threads = self.family.threads_allowed();
-        turn.fork(Fork { request, parent: self.listener, allow_threads });
+        cx.fork(PendingFork { request, parent: self.listener, allow_threads });
     }
 }
 
-impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
+impl<T: 'static, S: Serve<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     fn has_room(&mut self) -> bool {
         self.family.has_room()
     }
@@ -367,12 +388,12 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
         self.family.room().max(1)
     }
 
-    fn look(&mut self, turn: &mut Turn) {
+    fn look(&mut self, cx: &mut LoopCx) {
         let reaped = self.family.reap();
         if self.of_connections {
-            turn.tally.closed += reaped as u64;
+            cx.tally.closed += reaped as u64;
         }
-        turn.freed |= reaped > 0;
+        cx.capacity_freed |= reaped > 0;
     }
 
     fn watched(&self) -> Vec<RawFd> {
@@ -386,24 +407,24 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
     /// The child's whole life. Whoever answers is made here, as Python makes its handlers.
     fn serve_in_child(
         &mut self,
-        request: Request,
+        request: Incoming,
         process: &ChildProcess,
         fault: &mut dyn FnMut(&Peer, &CloseReason),
     ) -> i32 {
         let peer = match &request {
-            Request::Stream(_, peer) => peer.clone(),
-            Request::Datagram(packet) => packet.peer.clone(),
+            Incoming::Stream(_, peer) => peer.clone(),
+            Incoming::Datagram(packet) => packet.peer.clone(),
         };
         let mut connection = None;
         let made = guard::call(|| {
-            let answerer = self.make.make(&peer);
+            let handler = self.make.make(&peer);
             let session: Box<dyn Session> = match request {
-                Request::Stream(socket, peer) => {
+                Incoming::Stream(socket, peer) => {
                     let socket = connection.insert(Arc::new(socket)).clone();
-                    Box::new(self.serve.stream(answerer, &self.door, socket, peer))
+                    Box::new(self.serve.stream(handler, &self.door, socket, peer))
                 }
-                Request::Datagram(packet) => {
-                    Box::new(self.serve.datagram(answerer, &self.door, packet))
+                Incoming::Datagram(packet) => {
+                    Box::new(self.serve.datagram(handler, &self.door, packet))
                 }
             };
             session
@@ -425,14 +446,14 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
         self.family.terminate();
     }
 
-    fn cut(&mut self, turn: &mut Turn) {
+    fn abort_all(&mut self, cx: &mut LoopCx) {
         let killed = self.family.kill();
         if self.of_connections {
-            turn.tally.closed += killed as u64;
+            cx.tally.closed += killed as u64;
         }
     }
 
-    fn elsewhere(&self) -> usize {
+    fn in_flight(&self) -> usize {
         self.family.len()
     }
 
@@ -441,18 +462,18 @@ impl<T: 'static, S: Serve<T>> Taker for ForkTaker<'_, T, S> {
     }
 }
 
-impl<T: 'static, S: Serve<T>> Acceptor for ForkTaker<'_, T, S> {
+impl<T: 'static, S: Serve<T>> StreamDispatcher for ForkDispatcher<'_, T, S> {
     fn nonblocking(&self) -> bool {
         false
     }
 
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        self.fork_for(Request::Stream(socket, peer), turn);
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        self.fork_for(Incoming::Stream(socket, peer), cx);
     }
 }
 
-impl<T: 'static, S: Serve<T>> Answerer for ForkTaker<'_, T, S> {
-    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        self.fork_for(Request::Datagram(Packet::new(bytes, peer, received)), turn);
+impl<T: 'static, S: Serve<T>> DatagramDispatcher for ForkDispatcher<'_, T, S> {
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        self.fork_for(Incoming::Datagram(Packet::new(bytes, peer, received)), cx);
     }
 }

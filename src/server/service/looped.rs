@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::{Driven, Driver, Ground, Make, Needs, Recipe, made};
+use super::{Driven, Driver, Make, Needs, Recipe, RunContext, made};
 use crate::address::Peer;
 use crate::conversation::{Conversation, Env, Framing, Handler, serve_datagram};
 use crate::dispatch::{Offload, OffloadWorkers};
-use crate::mailbox::Work;
-use crate::reactor::{
-    Acceptor, Answerer, Connection, Lender, Lending, LentDatagram, Marks, Newcomer, Taker, Talk,
-    Turn,
+use crate::event_loop::{
+    Connection, ConversationSlot, DatagramDispatcher, DatagramJob, Dispatcher, LoopCx,
+    NewConnection, OffloadSlot, OffloadTarget, StreamDispatcher, WaterMarks,
 };
+use crate::mailbox::Work;
 use crate::session::{Nowhere, Packet, Workers as _};
-use crate::sys::{Destination, Received};
+use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
 
 /// Handlers on the loop.
@@ -31,66 +31,85 @@ where
 }
 
 impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Driver for OnLoop<H, F> {
-    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        let Recipe { start, framing, marks } = &mut self.0;
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        let Recipe { start, framing, water_marks } = &mut self.0;
         let framing = &**framing;
         let make = start.start()?;
-        Ok(Box::new(LoopAcceptor { make, framing, marks: *marks, listener: ground.listener }))
+        Ok(Box::new(LoopStreamDispatcher {
+            make,
+            framing,
+            water_marks: *water_marks,
+            listener: run_cx.listener,
+        }))
     }
 
-    fn answer<'a>(&'a mut self, _ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        Ok(Box::new(LoopAnswerer { make: self.0.start.start()? }))
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        _ground: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start()? }))
     }
 }
 
-struct LoopAcceptor<'a, H, F> {
+struct LoopStreamDispatcher<'a, H, F> {
     make: Make<'a, H>,
     framing: &'a F,
-    marks: Marks,
+    water_marks: WaterMarks,
     listener: Token,
 }
 
-impl<H, F> Taker for LoopAcceptor<'_, H, F> {}
+impl<H, F> Dispatcher for LoopStreamDispatcher<'_, H, F> {}
 
-impl<H: Handler + 'static, F: Framing + Clone + 'static> Acceptor for LoopAcceptor<'_, H, F> {
+impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
+    for LoopStreamDispatcher<'_, H, F>
+{
     fn nonblocking(&self) -> bool {
         true
     }
 
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(conversation) = made(&peer, turn, || {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        let Some(conversation) = made(&peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
         }) else {
-            turn.tally.closed += 1;
+            cx.tally.closed += 1;
             return;
         };
-        let_in(socket, conversation, self.marks, self.listener, turn);
+        register(socket, conversation, self.water_marks, self.listener, cx);
     }
 }
 
 /// Leaves a connection to the loop.
-fn let_in<T: Talk>(socket: Socket, talk: T, marks: Marks, listener: Token, turn: &mut Turn) {
+fn register<T: ConversationSlot>(
+    socket: Socket,
+    slot: T,
+    water_marks: WaterMarks,
+    listener: Token,
+    cx: &mut LoopCx,
+) {
     let descriptor = socket.as_raw_fd();
-    let live = Box::new(Connection::new(socket, talk, marks, turn.now));
-    turn.let_in(Newcomer { live, descriptor, parent: listener });
+    let source = Box::new(Connection::new(socket, slot, water_marks, cx.now));
+    cx.register(NewConnection { source, descriptor, parent: listener });
 }
 
-struct LoopAnswerer<'a, H> {
+struct LoopDatagramDispatcher<'a, H> {
     make: Make<'a, H>,
 }
 
-impl<H> Taker for LoopAnswerer<'_, H> {}
+impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
 
-impl<H: Handler> Answerer for LoopAnswerer<'_, H> {
-    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        let Some(handler) = made(&peer, turn, || self.make.make(&peer)) else { return };
-        let desk = &mut turn.desk;
-        let mut env = Env::new(&mut desk.outgoing, &mut desk.tally, &Nowhere, usize::MAX);
+impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
+        let state = &mut cx.state;
+        let mut env = Env::new(&mut state.outgoing, &mut state.tally, &Nowhere, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut env);
-        turn.shutdown |= env.shutdown;
+        cx.shutdown |= env.shutdown;
         if reason.is_fault() {
-            turn.end(&peer, reason);
+            cx.end(&peer, reason);
         }
     }
 }
@@ -114,19 +133,32 @@ where
     H: Handler + Send + 'static,
     F: Framing + Clone + Send + 'static,
 {
-    fn accept<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Acceptor + 'a>> {
-        let OnWorkers { recipe: Recipe { start, framing, marks }, workers } = self;
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        let OnWorkers { recipe: Recipe { start, framing, water_marks }, workers } = self;
         let framing = &**framing;
-        workers.count_into(&ground.control.published);
-        let (make, marks, listener) = (start.start()?, *marks, ground.listener);
-        let lender = Arc::new(Lender::new(workers.clone(), ground.service));
-        Ok(Box::new(LendingAcceptor { make, framing, marks, listener, workers, lender }))
+        workers.count_into(&run_cx.control.published);
+        let (make, water_marks, listener) = (start.start()?, *water_marks, run_cx.listener);
+        let target = Arc::new(OffloadTarget::new(workers.clone(), run_cx.service));
+        Ok(Box::new(OffloadStreamDispatcher {
+            make,
+            framing,
+            water_marks,
+            listener,
+            workers,
+            target,
+        }))
     }
 
-    fn answer<'a>(&'a mut self, ground: &Ground<'_>) -> io::Result<Box<dyn Answerer + 'a>> {
-        self.workers.count_into(&ground.control.published);
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        self.workers.count_into(&run_cx.control.published);
         let make = self.recipe.start.start()?;
-        Ok(Box::new(LendingAnswerer { make, workers: &self.workers, lent: 0 }))
+        Ok(Box::new(OffloadDatagramDispatcher { make, workers: &self.workers, lent: 0 }))
     }
 
     fn needs(&self) -> Needs {
@@ -134,30 +166,30 @@ where
     }
 }
 
-struct LendingAcceptor<'a, H, F> {
+struct OffloadStreamDispatcher<'a, H, F> {
     make: Make<'a, H>,
     framing: &'a F,
-    marks: Marks,
+    water_marks: WaterMarks,
     listener: Token,
     workers: &'a OffloadWorkers,
-    lender: Arc<Lender>,
+    target: Arc<OffloadTarget>,
 }
 
-impl<H, F> Taker for LendingAcceptor<'_, H, F> {
+impl<H, F> Dispatcher for OffloadStreamDispatcher<'_, H, F> {
     fn lent(&self) -> usize {
-        self.lender.closing()
+        self.target.closing()
     }
 
-    fn is_attentive(&self) -> bool {
+    fn wants_turn_end(&self) -> bool {
         true
     }
 
-    fn turned(&mut self) {
+    fn on_turn_end(&mut self) {
         self.workers.call();
     }
 }
 
-impl<H, F> Acceptor for LendingAcceptor<'_, H, F>
+impl<H, F> StreamDispatcher for OffloadStreamDispatcher<'_, H, F>
 where
     H: Handler + Send + 'static,
     F: Framing + Clone + Send + 'static,
@@ -166,29 +198,29 @@ where
         true
     }
 
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
-        let Some(conversation) = made(&peer, turn, || {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        let Some(conversation) = made(&peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
         }) else {
-            turn.tally.closed += 1;
+            cx.tally.closed += 1;
             return;
         };
-        let talk = Lending::new(conversation, self.lender.clone());
-        let_in(socket, talk, self.marks, self.listener, turn);
+        let slot = OffloadSlot::new(conversation, self.target.clone());
+        register(socket, slot, self.water_marks, self.listener, cx);
     }
 }
 
 /// How many datagrams may be out with workers, or wait for one; more wait in the kernel.
 const LENT_DATAGRAMS: usize = 1024;
 
-struct LendingAnswerer<'a, H> {
+struct OffloadDatagramDispatcher<'a, H> {
     make: Make<'a, H>,
     workers: &'a Arc<OffloadWorkers>,
     lent: usize,
 }
 
-impl<H> Taker for LendingAnswerer<'_, H> {
+impl<H> Dispatcher for OffloadDatagramDispatcher<'_, H> {
     fn lent(&self) -> usize {
         self.lent
     }
@@ -201,30 +233,30 @@ impl<H> Taker for LendingAnswerer<'_, H> {
         LENT_DATAGRAMS.saturating_sub(self.lent).max(1)
     }
 
-    fn is_attentive(&self) -> bool {
+    fn wants_turn_end(&self) -> bool {
         true
     }
 
-    fn turned(&mut self) {
+    fn on_turn_end(&mut self) {
         self.workers.call();
     }
 
-    fn elsewhere(&self) -> usize {
+    fn in_flight(&self) -> usize {
         self.lent
     }
 }
 
-impl<H: Handler + Send + 'static> Answerer for LendingAnswerer<'_, H> {
-    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn) {
-        let Some(handler) = made(&peer, turn, || self.make.make(&peer)) else { return };
+impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatcher<'_, H> {
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
         self.lent += 1;
         let packet = Packet::new(bytes, peer, received);
-        let work = Box::new(LentDatagram::new(handler, packet));
-        self.workers.submit(&turn.port.mailbox, turn.port.token, work);
+        let work = Box::new(DatagramJob::new(handler, packet));
+        self.workers.submit(&cx.entry.mailbox, cx.entry.token, work);
     }
 
-    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(Destination, Vec<u8>)> {
+    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         self.lent -= 1;
-        LentDatagram::<H>::take_back(work, turn)
+        DatagramJob::<H>::take_back(work, cx)
     }
 }

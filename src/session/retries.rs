@@ -14,7 +14,7 @@ use crate::sys::{self, Destination};
 pub(crate) const RETRY: Duration = Duration::from_millis(2);
 
 /// How much may be put aside for such peers, in bytes; what is over it is lost.
-pub(crate) const ASIDE_HIGH: usize = 1 << 20;
+pub(crate) const RETRY_HIGH: usize = 1 << 20;
 
 /// What a reply that waits is charged for beside its bytes, so that empty ones are bounded too.
 pub(crate) const OVERHEAD: usize = 64;
@@ -26,7 +26,7 @@ pub(crate) fn charge(bytes: usize) -> usize {
 
 /// The replies that are put aside on one socket.
 #[derive(Debug, Default)]
-pub(crate) struct Aside {
+pub(crate) struct RetryQueues {
     peers: HashMap<SockAddr, Queue>,
     charge: usize,
     count: usize,
@@ -41,7 +41,7 @@ struct Queue {
     replies: VecDeque<(Instant, Box<[u8]>)>,
 }
 
-impl Aside {
+impl RetryQueues {
     pub(crate) fn is_empty(&self) -> bool {
         self.peers.is_empty()
     }
@@ -69,7 +69,7 @@ impl Aside {
         now: Instant,
         tally: &mut Tally,
     ) {
-        if self.charge >= ASIDE_HIGH {
+        if self.charge >= RETRY_HIGH {
             tally.unsent += 1;
             return;
         }
@@ -82,7 +82,7 @@ impl Aside {
 
     /// Tries those again that were put aside. One that has waited too long is lost.
     pub(crate) fn retry(&mut self, socket: &Socket, now: Instant, tally: &mut Tally) {
-        let Aside { peers, charge: charged, count, deaf } = self;
+        let RetryQueues { peers, charge: charged, count, deaf } = self;
         let mut nobody = false;
         peers.retain(|peer, Queue { to, replies }| {
             let mut full = nobody;

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::listener::Trouble;
-use super::live::{Backing, Desk, Fate, Gate, Live, Readiness, Taker, Turn};
+use super::listener::LogLimiter;
+use super::source::{
+    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, LoopState, PostAction, Readiness,
+};
 use crate::address::{Address, Peer};
 use crate::conversation::Outgoing;
 use crate::counters::Tally;
 use crate::log;
 use crate::mailbox::Work;
-use crate::session::{Answering, Aside, RETRY, charge};
-use crate::sys::{self, Batch, Destination, Received, Send};
+use crate::session::{Answering, RETRY, RetryQueues, charge};
+use crate::sys::{self, Batch, Destination, RecvMeta, Transmit};
 use crate::transport::peer_of;
 
 /// How many datagrams are received before others come first.
@@ -37,13 +39,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const FAILURES: u32 = 16;
 
 /// Who answers datagrams.
-pub(crate) trait Answerer: Taker {
+pub(crate) trait DatagramDispatcher: Dispatcher {
     /// Takes a datagram: answers it into `turn.outgoing`, or has it answered elsewhere.
-    fn answer(&mut self, bytes: &[u8], peer: Peer, received: &Received, turn: &mut Turn);
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx);
 
     /// What was lent comes home: where its replies go, and what they refer to.
-    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Option<(Destination, Vec<u8>)> {
-        let _ = (work, turn);
+    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
+        let _ = (work, cx);
         None
     }
 
@@ -58,13 +60,13 @@ pub(crate) struct Datagrams<'a> {
     socket: &'a Socket,
     address: &'a Address,
     batch: &'a mut Batch,
-    answerer: Box<dyn Answerer + 'a>,
-    gate: Box<dyn Gate + 'a>,
-    received: Vec<Received>,
+    dispatcher: Box<dyn DatagramDispatcher + 'a>,
+    hooks: Box<dyn ListenerHooks + 'a>,
+    received: Vec<RecvMeta>,
     replies: Replies,
     /// What is sent beside the loop; the loop retries what it has put aside.
     answering: Option<Arc<Answering>>,
-    trouble: Trouble,
+    log_limiter: LogLimiter,
     /// How many receives have failed one after the other.
     failures: u32,
     /// Nothing is received until then, and then for twice as long if it fails again.
@@ -77,137 +79,137 @@ impl<'a> Datagrams<'a> {
         socket: &'a Socket,
         address: &'a Address,
         batch: &'a mut Batch,
-        answerer: Box<dyn Answerer + 'a>,
-        gate: Box<dyn Gate + 'a>,
+        dispatcher: Box<dyn DatagramDispatcher + 'a>,
+        hooks: Box<dyn ListenerHooks + 'a>,
     ) -> Self {
-        let answering = answerer.answering();
+        let answering = dispatcher.answering();
         Datagrams {
             socket,
             address,
             batch,
-            answerer,
-            gate,
+            dispatcher,
+            hooks,
             received: Vec::new(),
-            replies: Replies::new(matches!(address, Address::Udp(_)) && sys::joins_replies(socket)),
+            replies: Replies::new(matches!(address, Address::Udp(_)) && sys::supports_gso(socket)),
             answering,
-            trouble: Trouble::default(),
+            log_limiter: LogLimiter::default(),
             failures: 0,
             paused_until: None,
             pause: FIRST_PAUSE,
         }
     }
 
-    fn run(&mut self, turn: &mut Turn) -> Fate {
-        self.replies.send(self.socket, turn);
+    fn run(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.replies.send(self.socket, cx);
         let mut budget = RECEIVE_BUDGET;
-        while turn.readiness.has(Readiness::READABLE) {
-            if !turn.may_accept()
+        while cx.readiness.has(Readiness::READABLE) {
+            if !cx.may_accept()
                 || self.paused_until.is_some()
                 || self.replies.charge() >= REPLIES_HIGH
-                || !self.answerer.has_room()
+                || !self.dispatcher.has_room()
             {
-                return Fate::Wait;
+                return PostAction::Wait;
             }
             if budget == 0 {
-                return Fate::Again;
+                return PostAction::Requeue;
             }
-            let most = budget.min(turn.allowance).min(self.answerer.burst());
+            let most = budget.min(cx.accepts_left).min(self.dispatcher.burst());
             match self.batch.receive(self.socket, most, &mut self.received) {
                 // Unlike a stream, a datagram socket has been drained only when it says so itself;
                 // but a batch that was not filled is as good: the next edge is for the next one.
                 Ok(drained) => {
                     if drained {
-                        turn.readiness.remove(Readiness::READABLE);
+                        cx.readiness.remove(Readiness::READABLE);
                     }
                     self.failures = 0;
                     self.pause = FIRST_PAUSE;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    turn.readiness.remove(Readiness::READABLE);
+                    cx.readiness.remove(Readiness::READABLE);
                     self.failures = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     budget = budget.saturating_sub(1);
-                    self.not_received(&error, turn);
+                    self.not_received(&error, cx);
                 }
             }
             budget = budget.saturating_sub(self.received.len());
-            self.answer_all(turn);
-            self.replies.send(self.socket, turn);
-            if self.answerer.burst() == 1 && turn.readiness.has(Readiness::READABLE) {
-                return Fate::Again;
+            self.answer_all(cx);
+            self.replies.send(self.socket, cx);
+            if self.dispatcher.burst() == 1 && cx.readiness.has(Readiness::READABLE) {
+                return PostAction::Requeue;
             }
         }
-        Fate::Wait
+        PostAction::Wait
     }
 
     /// A receive has failed. What the network says of an earlier reply is said once, and the next
     /// call goes on; for what may stay, such as a want of memory, receiving pauses.
-    fn not_received(&mut self, error: &io::Error, turn: &mut Turn) {
-        turn.tally.unsent += u64::from(is_of_a_reply(error));
+    fn not_received(&mut self, error: &io::Error, cx: &mut LoopCx) {
+        cx.tally.unsent += u64::from(is_of_a_reply(error));
         self.failures += 1;
         if !is_exhaustion(error) && self.failures < FAILURES {
             return log::debug!("{}: {error}", self.address);
         }
-        turn.tally.accept_pauses += 1;
-        if let Some(times) = self.trouble.again(turn.now) {
+        cx.tally.accept_pauses += 1;
+        if let Some(times) = self.log_limiter.record(cx.now) {
             log::warn!("{} pauses ({times} times by now): {error}", self.address);
         }
-        self.paused_until = Some(turn.now + self.pause);
+        self.paused_until = Some(cx.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        turn.rearm();
+        cx.deadline_changed();
     }
 
     /// Receives again after a pause.
-    fn resume(&mut self, turn: &mut Turn) {
+    fn resume(&mut self, cx: &mut LoopCx) {
         if self.paused_until.take().is_some() {
-            turn.rearm();
+            cx.deadline_changed();
         }
     }
 
-    fn answer_all(&mut self, turn: &mut Turn) {
+    fn answer_all(&mut self, cx: &mut LoopCx) {
         let mut received = std::mem::take(&mut self.received);
         for (number, datagram) in received.drain(..).enumerate() {
-            turn.tally.datagrams += 1;
-            turn.tally.bytes_in += datagram.len as u64;
-            turn.tally.truncated += u64::from(datagram.truncated);
-            turn.allowance = turn.allowance.saturating_sub(1);
+            cx.tally.datagrams += 1;
+            cx.tally.bytes_in += datagram.len as u64;
+            cx.tally.truncated += u64::from(datagram.truncated);
+            cx.accepts_left = cx.accepts_left.saturating_sub(1);
             let peer = peer_of(&datagram.from.address);
-            if !self.gate.verify(&peer, turn) {
-                turn.tally.refused_by_hook += 1;
+            if !self.hooks.verify(&peer, cx) {
+                cx.tally.refused_by_hook += 1;
                 continue;
             }
             let bytes = self.batch.bytes(number, datagram.len);
-            self.answerer.answer(bytes, peer, &datagram, turn);
-            let Desk { outgoing, tally, now, .. } = &mut turn.desk;
+            self.dispatcher.dispatch(bytes, peer, &datagram, cx);
+            let LoopState { outgoing, tally, now, .. } = &mut cx.state;
             self.replies.keep(outgoing, bytes, datagram.from, *now, tally);
         }
         self.received = received;
     }
 }
 
-impl Live for Datagrams<'_> {
-    fn ready(&mut self, turn: &mut Turn) -> Fate {
-        self.answerer.look(turn);
-        self.run(turn)
+impl EventSource for Datagrams<'_> {
+    fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.dispatcher.look(cx);
+        self.run(cx)
     }
 
-    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
-        if let Some((from, bytes)) = self.answerer.returned(work, turn) {
-            let Desk { outgoing, tally, now, .. } = &mut turn.desk;
+    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> PostAction {
+        if let Some((from, bytes)) = self.dispatcher.returned(work, cx) {
+            let LoopState { outgoing, tally, now, .. } = &mut cx.state;
             self.replies.keep(outgoing, &bytes, from, *now, tally);
         }
-        self.run(turn)
+        self.run(cx)
     }
 
     /// Something has been put aside by whoever sends beside the loop.
-    fn parcels(&mut self, turn: &mut Turn) -> Fate {
+    fn parcels(&mut self, cx: &mut LoopCx) -> PostAction {
         if self.replies.retry_at.is_none() {
-            self.replies.retry_at = Some(turn.now + RETRY);
-            turn.rearm();
+            self.replies.retry_at = Some(cx.now + RETRY);
+            cx.deadline_changed();
         }
-        Fate::Wait
+        PostAction::Wait
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -215,56 +217,56 @@ impl Live for Datagrams<'_> {
         retry_at.into_iter().chain(stalled_until).chain(self.paused_until).min()
     }
 
-    fn expired(&mut self, turn: &mut Turn) -> Fate {
-        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= turn.now);
+    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= cx.now);
         let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
         let stalled = is_due(self.replies.stalled_until);
         if retry {
             let answering = self.answering.as_ref();
             let beside = answering
-                .is_some_and(|answering| answering.retry(turn.desk.now, &mut turn.desk.tally));
-            self.replies.retry(self.socket, beside, turn);
+                .is_some_and(|answering| answering.retry(cx.state.now, &mut cx.state.tally));
+            self.replies.retry(self.socket, beside, cx);
         }
         if stalled {
-            self.replies.try_once_more(self.socket, turn);
+            self.replies.try_once_more(self.socket, cx);
         }
         if resume {
-            self.resume(turn);
+            self.resume(cx);
         }
-        self.run(turn)
+        self.run(cx)
     }
 
-    fn freed(&mut self, turn: &mut Turn) -> Fate {
-        self.resume(turn);
-        self.run(turn)
+    fn on_capacity_freed(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.resume(cx);
+        self.run(cx)
     }
 
     fn undelivered(&self) -> usize {
         let beside = self.answering.as_ref().map_or(0, |answering| answering.undelivered());
-        self.replies.waiting.len() + self.replies.aside.len() + beside
+        self.replies.waiting.len() + self.replies.retries.len() + beside
     }
 
     /// What could not be delivered by the end of a run is lost.
-    fn finish(&mut self, turn: &mut Turn) {
-        self.replies.give_up(&mut turn.tally);
+    fn finish(&mut self, cx: &mut LoopCx) {
+        self.replies.give_up(&mut cx.tally);
         if let Some(answering) = &self.answering {
-            answering.desert(&mut turn.tally);
+            answering.desert(&mut cx.tally);
         }
     }
 
-    fn stop(&mut self, turn: &mut Turn) -> Fate {
-        self.replies.send(self.socket, turn);
-        self.answerer.stop();
-        Fate::Wait
+    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.replies.send(self.socket, cx);
+        self.dispatcher.stop();
+        PostAction::Wait
     }
 
-    fn cut(&mut self, turn: &mut Turn) {
-        self.replies.send(self.socket, turn);
-        self.answerer.cut(turn);
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        self.replies.send(self.socket, cx);
+        self.dispatcher.abort_all(cx);
     }
 
-    fn backing(&mut self) -> Option<Backing<'_>> {
-        Some(Backing { taker: &mut *self.answerer, gate: &mut *self.gate })
+    fn parts(&mut self) -> Option<ListenerParts<'_>> {
+        Some(ListenerParts { dispatcher: &mut *self.dispatcher, hooks: &mut *self.hooks })
     }
 }
 
@@ -302,13 +304,13 @@ struct Replies {
     /// How much waits in order, what is put aside not included.
     pending: usize,
     /// Whether the kernel cuts one send into several datagrams.
-    joins: bool,
+    gso: bool,
     /// How many of the first replies are not joined, because the kernel has refused them joined.
     alone: usize,
     /// When those that wait for room in the socket's own buffer are tried for the last time.
     stalled_until: Option<Instant>,
     /// For Unix peers whose queues are full.
-    aside: Aside,
+    retries: RetryQueues,
     /// When to try those again; the poller will not say.
     retry_at: Option<Instant>,
 }
@@ -320,27 +322,27 @@ struct Reply {
 }
 
 /// How many datagrams may be joined, and how large each may be: what passes any IPv6 path.
-const JOINED: usize = 64;
-const JOINED_SIZE: usize = 1232;
-const JOINED_TOTAL: usize = 65_000;
+const GSO_MAX_SEGMENTS: usize = 64;
+const GSO_MAX_SEGMENT_SIZE: usize = 1232;
+const GSO_MAX_BYTES: usize = 65_000;
 
 impl Replies {
-    fn new(joins: bool) -> Self {
+    fn new(gso: bool) -> Self {
         Replies {
             bytes: Vec::new(),
             waiting: VecDeque::new(),
             pending: 0,
-            joins,
+            gso,
             alone: 0,
             stalled_until: None,
-            aside: Aside::default(),
+            retries: RetryQueues::default(),
             retry_at: None,
         }
     }
 
     /// How much waits, in bytes.
     fn charge(&self) -> usize {
-        self.pending + self.aside.charge()
+        self.pending + self.retries.charge()
     }
 
     fn keep(
@@ -352,10 +354,10 @@ impl Replies {
         tally: &mut Tally,
     ) {
         // A peer's datagrams keep their order.
-        let aside = self.aside.has(&to.address);
+        let retries = self.retries.has(&to.address);
         for part in outgoing.parts(input) {
-            if aside {
-                self.aside.put(to.clone(), part.into(), now, tally);
+            if retries {
+                self.retries.put(to.clone(), part.into(), now, tally);
             } else {
                 self.pending += charge(part.len());
                 let start = self.bytes.len();
@@ -369,16 +371,14 @@ impl Replies {
 
     /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
     /// it has no room for waits.
-    fn send(&mut self, socket: &Socket, turn: &mut Turn) {
-        while !self.waiting.is_empty() && turn.readiness.has(Readiness::WRITABLE) {
-            match sys::send_batch(socket, Runs { replies: self, next: 0 }) {
-                Ok(sent) => self.forget(sent, &mut turn.tally),
+    fn send(&mut self, socket: &Socket, cx: &mut LoopCx) {
+        while !self.waiting.is_empty() && cx.readiness.has(Readiness::WRITABLE) {
+            match sys::send_batch(socket, GsoBatches { replies: self, next: 0 }) {
+                Ok(sent) => self.forget(sent, &mut cx.tally),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.no_room(&error, turn)
-                }
-                Err(error) if self.run_at(0) > 1 => self.part(&error),
-                Err(error) => self.drop_first(&error, &mut turn.tally),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.no_room(&error, cx),
+                Err(error) if self.gso_run(0) > 1 => self.part(&error),
+                Err(error) => self.drop_first(&error, &mut cx.tally),
             }
         }
         self.let_go_of_bytes();
@@ -389,10 +389,10 @@ impl Replies {
     /// replies are joined as before. Where a device or a route cannot do it, whatever the kernel said
     /// before, none are any more.
     fn part(&mut self, error: &io::Error) {
-        self.alone = self.run_at(0);
+        self.alone = self.gso_run(0);
         if matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) {
             log::debug!("replies are no longer joined: {error}");
-            self.joins = false;
+            self.gso = false;
         }
     }
 
@@ -415,13 +415,13 @@ impl Replies {
 
     /// How many of the replies from the `first` on can be one send: to one peer, of one size, but for
     /// the last one, which may be smaller.
-    fn run_at(&self, first: usize) -> usize {
+    fn gso_run(&self, first: usize) -> usize {
         let reply = &self.waiting[first];
         let size = reply.range.len();
-        if !self.joins || first < self.alone || size == 0 || size > JOINED_SIZE {
+        if !self.gso || first < self.alone || size == 0 || size > GSO_MAX_SEGMENT_SIZE {
             return 1;
         }
-        let most = JOINED.min(JOINED_TOTAL / size);
+        let most = GSO_MAX_SEGMENTS.min(GSO_MAX_BYTES / size);
         let mut count = 1;
         while count < most
             && let Some(next) = self.waiting.get(first + count)
@@ -441,9 +441,9 @@ impl Replies {
     fn forget(&mut self, sends: usize, tally: &mut Tally) {
         self.stalled_until = None;
         for _ in 0..sends {
-            let run = self.run_at(0);
+            let run = self.gso_run(0);
             self.alone = self.alone.saturating_sub(run);
-            self.aside.deaf.went(&self.waiting[0].to.address);
+            self.retries.deaf.went(&self.waiting[0].to.address);
             for reply in self.waiting.drain(..run) {
                 self.pending -= charge(reply.range.len());
                 tally.replies += 1;
@@ -463,52 +463,52 @@ impl Replies {
 
     /// The kernel has no room. For a UDP socket that is its own buffer, and the poller will tell; for
     /// a Unix socket it is mostly the peer's queue: this peer waits, and the others go on.
-    fn no_room(&mut self, error: &io::Error, turn: &mut Turn) {
+    fn no_room(&mut self, error: &io::Error, cx: &mut LoopCx) {
         let Some(reply) = self.waiting.front().filter(|reply| reply.to.address.is_unix()) else {
             if self.stalled_until.is_none() {
-                self.stalled_until = Some(turn.now + STALL);
-                turn.rearm();
+                self.stalled_until = Some(cx.now + STALL);
+                cx.deadline_changed();
             }
-            return turn.readiness.remove(Readiness::WRITABLE);
+            return cx.readiness.remove(Readiness::WRITABLE);
         };
-        if self.aside.deaf.patience(&reply.to.address, turn.now).is_zero() {
-            return self.drop_first(error, &mut turn.tally);
+        if self.retries.deaf.patience(&reply.to.address, cx.now).is_zero() {
+            return self.drop_first(error, &mut cx.tally);
         }
-        let (to, now) = (reply.to.clone(), turn.now);
+        let (to, now) = (reply.to.clone(), cx.now);
         // Those behind it are not to overtake it.
         for reply in std::mem::take(&mut self.waiting) {
             if reply.to == to {
                 self.pending -= charge(reply.range.len());
                 let bytes = self.bytes[reply.range].into();
-                self.aside.put(reply.to, bytes, now, &mut turn.tally);
+                self.retries.put(reply.to, bytes, now, &mut cx.tally);
             } else {
                 self.waiting.push_back(reply);
             }
         }
         if self.retry_at.is_none() {
             self.retry_at = Some(now + RETRY);
-            turn.rearm();
+            cx.deadline_changed();
         }
     }
 
     /// Tries those again that were put aside; `beside` says that others are to be tried again too.
-    fn retry(&mut self, socket: &Socket, beside: bool, turn: &mut Turn) {
-        self.aside.retry(socket, turn.now, &mut turn.desk.tally);
-        self.retry_at = (beside || !self.aside.is_empty()).then(|| turn.now + RETRY);
-        turn.rearm();
+    fn retry(&mut self, socket: &Socket, beside: bool, cx: &mut LoopCx) {
+        self.retries.retry(socket, cx.now, &mut cx.state.tally);
+        self.retry_at = (beside || !self.retries.is_empty()).then(|| cx.now + RETRY);
+        cx.deadline_changed();
     }
 
     /// The socket's own buffer has had no room for long: if not one reply can be sent now, those that
     /// wait are lost.
-    fn try_once_more(&mut self, socket: &Socket, turn: &mut Turn) {
+    fn try_once_more(&mut self, socket: &Socket, cx: &mut LoopCx) {
         let before = self.waiting.len();
         self.stalled_until = None;
-        turn.rearm();
-        turn.readiness.add(Readiness::WRITABLE);
-        self.send(socket, turn);
+        cx.deadline_changed();
+        cx.readiness.add(Readiness::WRITABLE);
+        self.send(socket, cx);
         if !self.waiting.is_empty() && self.waiting.len() == before {
             log::debug!("{before} replies were not sent: there is no room for them");
-            self.lose_waiting(&mut turn.tally);
+            self.lose_waiting(&mut cx.tally);
             self.let_go_of_bytes();
         }
     }
@@ -522,7 +522,7 @@ impl Replies {
     /// Nobody will send what waits any more.
     fn give_up(&mut self, tally: &mut Tally) {
         self.lose_waiting(tally);
-        self.aside.give_up(tally);
+        self.retries.give_up(tally);
     }
 }
 
@@ -533,20 +533,20 @@ const KEPT: usize = 1 << 20;
 const KEPT_REPLIES: usize = 4096;
 
 /// The replies that wait, as sends.
-struct Runs<'a> {
+struct GsoBatches<'a> {
     replies: &'a Replies,
     next: usize,
 }
 
-impl<'a> Iterator for Runs<'a> {
-    type Item = Send<'a>;
+impl<'a> Iterator for GsoBatches<'a> {
+    type Item = Transmit<'a>;
 
-    fn next(&mut self) -> Option<Send<'a>> {
+    fn next(&mut self) -> Option<Transmit<'a>> {
         let first = self.replies.waiting.get(self.next)?;
-        let run = self.replies.run_at(self.next);
+        let run = self.replies.gso_run(self.next);
         let last = &self.replies.waiting[self.next + run - 1];
         self.next += run;
-        Some(Send {
+        Some(Transmit {
             to: &first.to,
             bytes: &self.replies.bytes[first.range.start..last.range.end],
             segment: (run > 1).then_some(first.range.len() as u16),
@@ -568,14 +568,14 @@ mod tests {
     use crate::conversation::Output;
     use crate::error::CloseReason;
     use crate::mailbox::Mailbox;
-    use crate::session::{ASIDE_HIGH, OVERHEAD, PATIENCE};
+    use crate::session::{OVERHEAD, PATIENCE, RETRY_HIGH};
 
     /// A socket with two clients, and where their replies go.
     struct Stand {
         socket: Socket,
         clients: [UnixDatagram; 2],
         to: [Destination; 2],
-        turn: Turn,
+        cx: LoopCx,
         replies: Replies,
         directory: PathBuf,
     }
@@ -601,29 +601,29 @@ mod tests {
         let (mut batch, mut received) = (Batch::new(100), Vec::new());
         batch.receive(&socket, 2, &mut received).unwrap();
         let to = [received.remove(0).from, received.remove(0).from];
-        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
-        turn.readiness.add(Readiness::WRITABLE);
-        Stand { socket, clients, to, turn, replies: Replies::new(false), directory }
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
+        Stand { socket, clients, to, cx, replies: Replies::new(false), directory }
     }
 
     impl Stand {
         fn keep(&mut self, client: usize, bytes: &[u8]) {
-            let Desk { outgoing, tally, now, .. } = &mut self.turn.desk;
+            let LoopState { outgoing, tally, now, .. } = &mut self.cx.state;
             Output::new(&[], outgoing).put_datagram(bytes);
             self.replies.keep(outgoing, &[], self.to[client].clone(), *now, tally);
         }
 
         fn send(&mut self) {
-            self.replies.send(&self.socket, &mut self.turn);
+            self.replies.send(&self.socket, &mut self.cx);
         }
 
         fn retry(&mut self) {
-            self.replies.retry(&self.socket, false, &mut self.turn);
+            self.replies.retry(&self.socket, false, &mut self.cx);
         }
 
         /// Makes the first client's queue full, and one more reply wait.
         fn fill(&mut self) {
-            while self.replies.aside.is_empty() {
+            while self.replies.retries.is_empty() {
                 self.keep(0, b"unread");
                 self.send();
             }
@@ -643,16 +643,16 @@ mod tests {
     fn what_is_put_aside_is_bounded_though_it_be_empty() {
         let mut stand = stand("bounded");
         stand.fill();
-        for _ in 0..3 * ASIDE_HIGH / OVERHEAD {
+        for _ in 0..3 * RETRY_HIGH / OVERHEAD {
             stand.keep(0, b"");
         }
-        let aside = stand.replies.aside.len();
-        assert!(aside <= ASIDE_HIGH / OVERHEAD, "{aside} replies");
-        assert_eq!(stand.turn.tally.unsent as usize, 3 * ASIDE_HIGH / OVERHEAD + 1 - aside);
-        assert!(stand.replies.charge() <= ASIDE_HIGH + OVERHEAD);
-        stand.turn.now += PATIENCE;
+        let retries = stand.replies.retries.len();
+        assert!(retries <= RETRY_HIGH / OVERHEAD, "{retries} replies");
+        assert_eq!(stand.cx.tally.unsent as usize, 3 * RETRY_HIGH / OVERHEAD + 1 - retries);
+        assert!(stand.replies.charge() <= RETRY_HIGH + OVERHEAD);
+        stand.cx.now += PATIENCE;
         stand.retry();
-        assert_eq!((stand.replies.charge(), stand.replies.aside.len()), (0, 0));
+        assert_eq!((stand.replies.charge(), stand.replies.retries.len()), (0, 0));
     }
 
     #[test]
@@ -660,7 +660,7 @@ mod tests {
         let mut stand = stand("order");
         stand.fill();
         // As if the room had just gone: several for one, and one for another between them.
-        stand.replies.aside = Aside::default();
+        stand.replies.retries = RetryQueues::default();
         stand.keep(0, b"first");
         stand.keep(1, b"for another");
         stand.keep(0, b"second");
@@ -678,18 +678,18 @@ mod tests {
     fn who_was_waited_for_in_vain_is_heard_to_read_again() {
         let mut stand = stand("again");
         stand.fill();
-        stand.turn.now += PATIENCE;
+        stand.cx.now += PATIENCE;
         stand.retry();
-        assert_eq!(stand.turn.tally.unsent, 1);
+        assert_eq!(stand.cx.tally.unsent, 1);
         stand.keep(0, b"lost at once");
         stand.send();
-        assert_eq!((stand.turn.tally.unsent, stand.replies.charge() as u64), (2, 0));
+        assert_eq!((stand.cx.tally.unsent, stand.replies.charge() as u64), (2, 0));
         stand.received(0);
         stand.keep(0, b"heard");
         stand.send();
         assert_eq!(stand.received(0), [b"heard"]);
         stand.fill();
-        assert_eq!(stand.turn.tally.unsent, 2, "there is patience again");
+        assert_eq!(stand.cx.tally.unsent, 2, "there is patience again");
     }
 
     /// A socket whose send buffer can be full, and stays so until its peer reads: a TCP connection,
@@ -698,7 +698,7 @@ mod tests {
         socket: Socket,
         peer: TcpStream,
         to: Destination,
-        turn: Turn,
+        cx: LoopCx,
         replies: Replies,
     }
 
@@ -707,22 +707,22 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_nonblocking(true).unwrap();
         let (peer, _) = listener.accept().unwrap();
-        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
-        turn.readiness.add(Readiness::WRITABLE);
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
         let (_, _, to) = udp();
-        Narrow { socket: Socket::from(client), peer, to, turn, replies: Replies::new(false) }
+        Narrow { socket: Socket::from(client), peer, to, cx, replies: Replies::new(false) }
     }
 
     impl Narrow {
         fn keep(&mut self, bytes: &[u8]) {
-            let Desk { outgoing, tally, now, .. } = &mut self.turn.desk;
+            let LoopState { outgoing, tally, now, .. } = &mut self.cx.state;
             Output::new(&[], outgoing).put_datagram(bytes);
             self.replies.keep(outgoing, &[], self.to.clone(), *now, tally);
         }
 
         fn send(&mut self) {
-            self.turn.readiness.add(Readiness::WRITABLE);
-            self.replies.send(&self.socket, &mut self.turn);
+            self.cx.readiness.add(Readiness::WRITABLE);
+            self.replies.send(&self.socket, &mut self.cx);
         }
     }
 
@@ -762,10 +762,10 @@ mod tests {
         for number in 0..2000 {
             narrow.keep(&[number as u8; 1000]);
         }
-        narrow.replies.forget(1500, &mut narrow.turn.desk.tally);
+        narrow.replies.forget(1500, &mut narrow.cx.state.tally);
         narrow.replies.let_go_of_bytes();
         assert_eq!(narrow.replies.bytes.len(), 500 * 1000);
-        for (number, send) in (1500..2000).zip(Runs { replies: &narrow.replies, next: 0 }) {
+        for (number, send) in (1500..2000).zip(GsoBatches { replies: &narrow.replies, next: 0 }) {
             assert_eq!(send.bytes, [number as u8; 1000]);
         }
     }
@@ -778,21 +778,21 @@ mod tests {
             narrow.send();
         }
         narrow.keep(b"one more");
-        assert_eq!(narrow.replies.stalled_until, Some(narrow.turn.now + STALL));
+        assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.now + STALL));
         let mut read = vec![0; 8 << 20];
         narrow.peer.set_nonblocking(true).unwrap();
         // Some can go: the rest goes on waiting.
         while narrow.replies.waiting.len() == 2 {
             let _ = narrow.peer.read(&mut read);
-            narrow.replies.try_once_more(&narrow.socket, &mut narrow.turn);
+            narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
         }
-        assert_eq!(narrow.turn.tally.unsent, 0);
+        assert_eq!(narrow.cx.tally.unsent, 0);
         while narrow.replies.waiting.len() < 3 {
             narrow.keep(&[b'x'; 1200]);
             narrow.send();
         }
-        narrow.replies.try_once_more(&narrow.socket, &mut narrow.turn);
-        assert_eq!((narrow.turn.tally.unsent, narrow.replies.charge()), (3, 0));
+        narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
+        assert_eq!((narrow.cx.tally.unsent, narrow.replies.charge()), (3, 0));
         assert_eq!(narrow.replies.stalled_until, None);
     }
 
@@ -801,58 +801,58 @@ mod tests {
         let (socket, client, to) = udp();
         let mut nowhere = to.clone();
         nowhere.address = SocketAddr::from(([127, 0, 0, 1], 0)).into();
-        let joins = sys::joins_replies(&socket);
-        let mut replies = Replies::new(joins);
-        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
-        turn.readiness.add(Readiness::WRITABLE);
+        let gso = sys::supports_gso(&socket);
+        let mut replies = Replies::new(gso);
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
         for _ in 0..2 {
             for to in [&nowhere, &to] {
-                let Desk { outgoing, tally, now, .. } = &mut turn.desk;
+                let LoopState { outgoing, tally, now, .. } = &mut cx.state;
                 for _ in 0..3 {
                     Output::new(&[], outgoing).put_datagram(b"reply");
                 }
                 replies.keep(outgoing, &[], to.clone(), *now, tally);
             }
-            replies.send(&socket, &mut turn);
+            replies.send(&socket, &mut cx);
         }
-        assert_eq!((turn.tally.replies, turn.tally.unsent), (6, 6));
+        assert_eq!((cx.tally.replies, cx.tally.unsent), (6, 6));
         for _ in 0..6 {
             assert_eq!(client.recv(&mut [0; 10]).unwrap(), 5);
         }
-        assert_eq!((replies.joins, replies.alone), (joins, 0));
+        assert_eq!((replies.gso, replies.alone), (gso, 0));
         let refused = io::Error::from_raw_os_error(libc::EIO);
-        let Desk { outgoing, tally, now, .. } = &mut turn.desk;
+        let LoopState { outgoing, tally, now, .. } = &mut cx.state;
         Output::new(&[], outgoing).put_datagram(b"a device that cannot do it");
         replies.keep(outgoing, &[], to, *now, tally);
         replies.part(&refused);
-        assert!(!replies.joins);
+        assert!(!replies.gso);
     }
 
     /// Nobody, and no hooks.
     struct Nobody;
 
-    impl Taker for Nobody {}
+    impl Dispatcher for Nobody {}
 
-    impl Answerer for Nobody {
-        fn answer(&mut self, _: &[u8], _: Peer, _: &Received, _: &mut Turn) {}
+    impl DatagramDispatcher for Nobody {
+        fn dispatch(&mut self, _: &[u8], _: Peer, _: &RecvMeta, _: &mut LoopCx) {}
     }
 
-    impl Gate for Nobody {
-        fn prepare(&mut self, _: BorrowedFd<'_>, _: &Peer, _: &mut Turn) -> bool {
+    impl ListenerHooks for Nobody {
+        fn prepare(&mut self, _: BorrowedFd<'_>, _: &Peer, _: &mut LoopCx) -> bool {
             true
         }
 
-        fn verify(&mut self, _: &Peer, _: &mut Turn) -> bool {
+        fn verify(&mut self, _: &Peer, _: &mut LoopCx) -> bool {
             true
         }
 
-        fn fault(&mut self, _: &Peer, _: &CloseReason, _: &mut Turn) {}
+        fn fault(&mut self, _: &Peer, _: &CloseReason, _: &mut LoopCx) {}
 
-        fn is_attentive(&self) -> bool {
+        fn wants_turn_end(&self) -> bool {
             false
         }
 
-        fn turned(&mut self, _: &mut Turn) {}
+        fn on_turn_end(&mut self, _: &mut LoopCx) {}
     }
 
     #[test]
@@ -861,20 +861,20 @@ mod tests {
         let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let mut batch = Batch::new(100);
-        let (answerer, gate) = (Box::new(Nobody), Box::new(Nobody));
-        let mut datagrams = Datagrams::new(&broken, &address, &mut batch, answerer, gate);
-        let mut turn = Turn::new(Arc::new(Mailbox::new().unwrap()));
-        turn.readiness.add(Readiness::READABLE);
+        let (dispatcher, hooks) = (Box::new(Nobody), Box::new(Nobody));
+        let mut datagrams = Datagrams::new(&broken, &address, &mut batch, dispatcher, hooks);
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::READABLE);
         let mut pause = FIRST_PAUSE;
         for times in 1..=10 {
-            assert_eq!(datagrams.ready(&mut turn), Fate::Wait);
-            assert_eq!(datagrams.deadline(), Some(turn.now + pause));
-            assert_eq!((turn.tally.accept_pauses, turn.tally.unsent), (times, 0));
+            assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
+            assert_eq!(datagrams.deadline(), Some(cx.now + pause));
+            assert_eq!((cx.tally.accept_pauses, cx.tally.unsent), (times, 0));
             // Nothing is tried before it is over.
-            assert_eq!(datagrams.ready(&mut turn), Fate::Wait);
-            assert_eq!(turn.tally.accept_pauses, times);
-            turn.desk.now += pause;
-            datagrams.resume(&mut turn);
+            assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
+            assert_eq!(cx.tally.accept_pauses, times);
+            cx.state.now += pause;
+            datagrams.resume(&mut cx);
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }

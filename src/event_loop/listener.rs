@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::live::{Backing, Fate, Gate, Live, Readiness, Taker, Turn};
+use super::source::{
+    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
+};
 use crate::address::{Address, Peer};
 use crate::log;
 use crate::sys;
@@ -16,7 +18,7 @@ use crate::transport::peer_of;
 /// How many connections are accepted in one turn, however often the listener is called in it.
 const ACCEPT_BUDGET: usize = 64;
 
-/// How many clients are turned away each time that descriptors have run out.
+/// How many clients are on_turn_end away each time that descriptors have run out.
 const SHED_BUDGET: usize = 16;
 
 /// How many accepts fail in a row, for reasons that should pass, before the listener pauses.
@@ -30,20 +32,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// Who takes accepted connections.
-pub(crate) trait Acceptor: Taker {
+pub(crate) trait StreamDispatcher: Dispatcher {
     /// Whether the connections it takes are to be non-blocking.
     fn nonblocking(&self) -> bool;
 
     /// Takes a connection: into `turn.newcomers`, or elsewhere.
-    fn accept(&mut self, socket: Socket, peer: Peer, turn: &mut Turn);
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx);
 }
 
 /// A listener in the slab.
 pub(crate) struct Listener<'a> {
     socket: &'a Socket,
     address: &'a Address,
-    acceptor: Box<dyn Acceptor + 'a>,
-    gate: Box<dyn Gate + 'a>,
+    dispatcher: Box<dyn StreamDispatcher + 'a>,
+    hooks: Box<dyn ListenerHooks + 'a>,
     /// Nothing is accepted until then, and then for twice as long if it fails again.
     paused_until: Option<Instant>,
     pause: Duration,
@@ -52,7 +54,7 @@ pub(crate) struct Listener<'a> {
     turn_began: Option<Instant>,
     /// How many accepts have failed in a row.
     failures: usize,
-    trouble: Trouble,
+    log_limiter: LogLimiter,
     /// It can accept no more, or never could.
     closed: bool,
     /// Connections that were made elsewhere, and come first.
@@ -60,7 +62,7 @@ pub(crate) struct Listener<'a> {
 }
 
 /// What accept(2) has said, as far as it matters.
-enum Verdict {
+enum AcceptError {
     /// Nobody is waiting.
     Drained,
     /// This one is gone, or the call was interrupted: on to the next.
@@ -71,15 +73,15 @@ enum Verdict {
     Fatal,
 }
 
-fn classify(error: &io::Error) -> Verdict {
+fn classify(error: &io::Error) -> AcceptError {
     match error.raw_os_error() {
-        Some(libc::EAGAIN) => Verdict::Drained,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Verdict::Exhausted,
+        Some(libc::EAGAIN) => AcceptError::Drained,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => AcceptError::Exhausted,
         Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT) => {
-            Verdict::Fatal
+            AcceptError::Fatal
         }
         // ECONNABORTED, EINTR, EPROTO, EPERM, and the network errors that accept(2) passes on.
-        _ => Verdict::Next,
+        _ => AcceptError::Next,
     }
 }
 
@@ -87,22 +89,22 @@ impl<'a> Listener<'a> {
     pub(crate) fn new(
         socket: &'a Socket,
         address: &'a Address,
-        acceptor: Box<dyn Acceptor + 'a>,
-        gate: Box<dyn Gate + 'a>,
+        dispatcher: Box<dyn StreamDispatcher + 'a>,
+        hooks: Box<dyn ListenerHooks + 'a>,
         handed: &'a mut VecDeque<Socket>,
         closed: bool,
     ) -> Self {
         Listener {
             socket,
             address,
-            acceptor,
-            gate,
+            dispatcher,
+            hooks,
             paused_until: None,
             pause: FIRST_PAUSE,
             budget: 0,
             turn_began: None,
             failures: 0,
-            trouble: Trouble::default(),
+            log_limiter: LogLimiter::default(),
             closed,
             handed,
         }
@@ -110,177 +112,181 @@ impl<'a> Listener<'a> {
 
     /// Accepts those who wait. A listener that pauses until `pause` tries because something has
     /// become free; where that is not enough for all, the others wait on and the pause with them.
-    fn accept(&mut self, pause: Option<Instant>, turn: &mut Turn) -> Fate {
+    fn accept(&mut self, pause: Option<Instant>, cx: &mut LoopCx) -> PostAction {
         if self.closed && self.handed.is_empty() {
-            return Fate::Wait;
+            return PostAction::Wait;
         }
-        if self.turn_began.replace(turn.now) != Some(turn.now) {
-            self.budget = ACCEPT_BUDGET.min(self.acceptor.burst());
+        if self.turn_began.replace(cx.now) != Some(cx.now) {
+            self.budget = ACCEPT_BUDGET.min(self.dispatcher.burst());
         }
         while self.budget > 0 {
             self.budget -= 1;
             // Asked before the call: who is not accepted waits in the kernel's queue.
-            if !turn.may_accept() || !self.acceptor.has_room() {
-                return Fate::Wait;
+            if !cx.may_accept() || !self.dispatcher.has_room() {
+                return PostAction::Wait;
             }
             if let Some(socket) = self.handed.pop_front() {
-                self.take(socket, turn);
+                self.take(socket, cx);
                 continue;
             }
             if self.closed {
-                return Fate::Wait;
+                return PostAction::Wait;
             }
-            match sys::accept(self.socket, self.acceptor.nonblocking()) {
-                Ok((socket, address)) => self.accepted(socket, peer_of(&address), turn),
+            match sys::accept(self.socket, self.dispatcher.nonblocking()) {
+                Ok((socket, address)) => self.accepted(socket, peer_of(&address), cx),
                 Err(error) => match classify(&error) {
-                    Verdict::Next if self.failures < FAILURE_BUDGET => self.failures += 1,
-                    Verdict::Drained => {
-                        self.drained(turn);
-                        return Fate::Wait;
+                    AcceptError::Next if self.failures < FAILURE_BUDGET => self.failures += 1,
+                    AcceptError::Drained => {
+                        self.drained(cx);
+                        return PostAction::Wait;
                     }
-                    Verdict::Next | Verdict::Exhausted => {
+                    AcceptError::Next | AcceptError::Exhausted => {
                         match pause {
                             Some(_) => self.paused_until = pause,
-                            None => self.exhausted(&error, turn),
+                            None => self.exhausted(&error, cx),
                         }
-                        return Fate::Wait;
+                        return PostAction::Wait;
                     }
-                    Verdict::Fatal => {
+                    AcceptError::Fatal => {
                         log::error!("{} accepts no more: {error}", self.address);
                         self.closed = true;
-                        return Fate::Wait;
+                        return PostAction::Wait;
                     }
                 },
             }
         }
-        Fate::Again
+        PostAction::Requeue
     }
 
     /// Takes a connection that was made elsewhere.
-    fn take(&mut self, socket: Socket, turn: &mut Turn) {
+    fn take(&mut self, socket: Socket, cx: &mut LoopCx) {
         let peer = socket.peer_addr().and_then(|address| {
-            socket.set_nonblocking(self.acceptor.nonblocking())?;
+            socket.set_nonblocking(self.dispatcher.nonblocking())?;
             Ok(peer_of(&address))
         });
         match peer {
-            Ok(peer) => self.accepted(socket, peer, turn),
+            Ok(peer) => self.accepted(socket, peer, cx),
             Err(error) => log::warn!("a connection handed over is no connection: {error}"),
         }
     }
 
-    fn accepted(&mut self, socket: Socket, peer: Peer, turn: &mut Turn) {
+    fn accepted(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
         self.pause = FIRST_PAUSE;
         self.failures = 0;
-        turn.tally.accepted += 1;
-        turn.allowance = turn.allowance.saturating_sub(1);
-        if self.gate.prepare(socket.as_fd(), &peer, turn) && self.gate.verify(&peer, turn) {
-            self.acceptor.accept(socket, peer, turn);
+        cx.tally.accepted += 1;
+        cx.accepts_left = cx.accepts_left.saturating_sub(1);
+        if self.hooks.prepare(socket.as_fd(), &peer, cx) && self.hooks.verify(&peer, cx) {
+            self.dispatcher.dispatch(socket, peer, cx);
         } else {
-            turn.tally.refused_by_hook += 1;
-            turn.tally.closed += 1;
+            cx.tally.refused_by_hook += 1;
+            cx.tally.closed += 1;
         }
     }
 
     /// Nobody waits: the next who comes is told of by the poller.
-    fn drained(&mut self, turn: &mut Turn) {
+    fn drained(&mut self, cx: &mut LoopCx) {
         self.failures = 0;
-        turn.readiness.remove(Readiness::READABLE);
-        turn.keep_reserve();
+        cx.readiness.remove(Readiness::READABLE);
+        cx.keep_reserve();
     }
 
     /// Turns some clients away with the descriptor kept for it, and waits a while.
-    fn exhausted(&mut self, error: &io::Error, turn: &mut Turn) {
+    fn exhausted(&mut self, error: &io::Error, cx: &mut LoopCx) {
         // Where descriptors have run out, accept(2) says so before it looks whether anyone waits.
         let mut nobody_waits = false;
         let mut shed = 0;
-        if turn.reserve.take().is_some() {
+        if cx.reserve.take().is_some() {
             while shed < SHED_BUDGET && !nobody_waits {
                 match sys::accept(self.socket, true) {
                     Ok(_) => shed += 1,
-                    Err(error) if matches!(classify(&error), Verdict::Drained) => {
+                    Err(error) if matches!(classify(&error), AcceptError::Drained) => {
                         nobody_waits = true;
                     }
                     Err(_) => break,
                 }
             }
         }
-        turn.keep_reserve();
-        turn.tally.shed_no_fd += shed as u64;
+        cx.keep_reserve();
+        cx.tally.shed_no_fd += shed as u64;
         if nobody_waits && shed == 0 {
-            return self.drained(turn);
+            return self.drained(cx);
         }
-        turn.tally.accept_pauses += 1;
-        if let Some(times) = self.trouble.again(turn.now) {
+        cx.tally.accept_pauses += 1;
+        if let Some(times) = self.log_limiter.record(cx.now) {
             log::warn!("{} pauses ({times} times by now): {error}", self.address);
         }
-        self.paused_until = Some(turn.now + self.pause);
+        self.paused_until = Some(cx.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        turn.exhausted = true;
-        turn.rearm();
+        cx.exhausted = true;
+        cx.deadline_changed();
     }
 }
 
-impl Live for Listener<'_> {
-    fn ready(&mut self, turn: &mut Turn) -> Fate {
-        self.acceptor.look(turn);
+impl EventSource for Listener<'_> {
+    fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.dispatcher.look(cx);
         if !self.handed.is_empty() {
-            turn.readiness.add(Readiness::READABLE);
+            cx.readiness.add(Readiness::READABLE);
         }
-        if self.paused_until.is_some() || !turn.readiness.has(Readiness::READABLE) {
-            return Fate::Wait;
+        if self.paused_until.is_some() || !cx.readiness.has(Readiness::READABLE) {
+            return PostAction::Wait;
         }
-        self.accept(None, turn)
+        self.accept(None, cx)
     }
 
     fn deadline(&self) -> Option<Instant> {
         self.paused_until
     }
 
-    fn expired(&mut self, turn: &mut Turn) -> Fate {
+    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
         self.paused_until = None;
-        turn.rearm();
-        turn.readiness.add(Readiness::READABLE);
-        self.accept(None, turn)
+        cx.deadline_changed();
+        cx.readiness.add(Readiness::READABLE);
+        self.accept(None, cx)
     }
 
-    fn freed(&mut self, turn: &mut Turn) -> Fate {
+    fn on_capacity_freed(&mut self, cx: &mut LoopCx) -> PostAction {
         let pause = self.paused_until.take();
         if pause.is_some() {
-            turn.rearm();
-            turn.readiness.add(Readiness::READABLE);
+            cx.deadline_changed();
+            cx.readiness.add(Readiness::READABLE);
         }
-        if turn.readiness.has(Readiness::READABLE) { self.accept(pause, turn) } else { Fate::Wait }
+        if cx.readiness.has(Readiness::READABLE) {
+            self.accept(pause, cx)
+        } else {
+            PostAction::Wait
+        }
     }
 
-    fn stop(&mut self, turn: &mut Turn) -> Fate {
-        let _ = turn;
-        self.acceptor.stop();
-        Fate::Wait
+    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        self.dispatcher.stop();
+        PostAction::Wait
     }
 
-    fn cut(&mut self, turn: &mut Turn) {
-        self.acceptor.cut(turn);
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        self.dispatcher.abort_all(cx);
     }
 
     fn inherited(&self) -> Vec<RawFd> {
         self.handed.iter().map(AsRawFd::as_raw_fd).collect()
     }
 
-    fn backing(&mut self) -> Option<Backing<'_>> {
-        Some(Backing { taker: &mut *self.acceptor, gate: &mut *self.gate })
+    fn parts(&mut self) -> Option<ListenerParts<'_>> {
+        Some(ListenerParts { dispatcher: &mut *self.dispatcher, hooks: &mut *self.hooks })
     }
 }
 
 /// A fault that goes on: it is counted each time, and told once per period.
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(super) struct LogLimiter {
     times: u64,
     told: Option<Instant>,
 }
 
-impl Trouble {
+impl LogLimiter {
     /// It happened again; how often by now, if it is time to say so.
-    pub(super) fn again(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn record(&mut self, now: Instant) -> Option<u64> {
         self.times += 1;
         let due = self.told.is_none_or(|told| now.duration_since(told) >= LOG_PERIOD);
         due.then(|| {
@@ -296,24 +302,24 @@ mod tests {
 
     #[test]
     fn a_fault_that_goes_on_is_told_once_per_period() {
-        let (mut trouble, start) = (Trouble::default(), Instant::now());
-        assert_eq!(trouble.again(start), Some(1));
-        assert_eq!(trouble.again(start + LOG_PERIOD / 2), None);
-        assert_eq!(trouble.again(start + LOG_PERIOD), Some(3));
+        let (mut log_limiter, start) = (LogLimiter::default(), Instant::now());
+        assert_eq!(log_limiter.record(start), Some(1));
+        assert_eq!(log_limiter.record(start + LOG_PERIOD / 2), None);
+        assert_eq!(log_limiter.record(start + LOG_PERIOD), Some(3));
     }
 
     #[test]
     fn only_a_broken_listener_is_fatal() {
         let verdict = |errno| classify(&io::Error::from_raw_os_error(errno));
-        assert!(matches!(verdict(libc::EAGAIN), Verdict::Drained));
+        assert!(matches!(verdict(libc::EAGAIN), AcceptError::Drained));
         for errno in [libc::ECONNABORTED, libc::EINTR, libc::EPROTO, libc::ENETDOWN, libc::EPERM] {
-            assert!(matches!(verdict(errno), Verdict::Next));
+            assert!(matches!(verdict(errno), AcceptError::Next));
         }
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
-            assert!(matches!(verdict(errno), Verdict::Exhausted));
+            assert!(matches!(verdict(errno), AcceptError::Exhausted));
         }
         for errno in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
-            assert!(matches!(verdict(errno), Verdict::Fatal));
+            assert!(matches!(verdict(errno), AcceptError::Fatal));
         }
     }
 }

@@ -24,20 +24,22 @@ use crate::mailbox::{Mail, Mailbox, abandon};
 use crate::sys::{self, ChildProcess, Forked, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};
 
-mod backlog;
+mod connection;
 mod datagrams;
-mod lend;
 mod listener;
-mod live;
-mod pump;
+mod offload;
+mod source;
 mod timers;
+mod write_buffer;
 
-pub(crate) use datagrams::{Answerer, Datagrams};
-pub(crate) use lend::{Lender, Lending, LentDatagram};
-pub(crate) use listener::{Acceptor, Listener};
-use live::{Backing, Fate, Readiness};
-pub(crate) use live::{End, Fork, Gate, Live, Newcomer, Request, Taker, Turn};
-pub(crate) use pump::{Connection, Lingers, Marks, Talk};
+pub(crate) use connection::{Connection, ConversationSlot, LingeringConnection, WaterMarks};
+pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
+pub(crate) use listener::{Listener, StreamDispatcher};
+pub(crate) use offload::{DatagramJob, OffloadSlot, OffloadTarget};
+pub(crate) use source::{
+    Closed, Dispatcher, EventSource, Incoming, ListenerHooks, LoopCx, NewConnection, PendingFork,
+};
+use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
 
 /// How many pieces of mail a turn takes.
@@ -45,7 +47,7 @@ const MAIL_BUDGET: usize = 1024;
 
 /// How much those who could go on may read and answer together, in bytes, before it is looked who
 /// else is ready.
-const LEFTOVER_BUDGET: u64 = 64 * 1024;
+const REQUEUED_BUDGET: u64 = 64 * 1024;
 
 /// How many deadlines a turn looks after.
 const EXPIRY_BUDGET: usize = 256;
@@ -63,10 +65,10 @@ struct Entry<'a> {
     /// It stands in the ready list.
     listed: bool,
     /// It is over; its slot is free after this batch of events.
-    dead: bool,
+    removed: bool,
     /// Its deadline in the timers.
     armed: Option<Instant>,
-    live: Box<dyn Live + 'a>,
+    source: Box<dyn EventSource + 'a>,
 }
 
 impl Entry<'_> {
@@ -80,7 +82,7 @@ impl Entry<'_> {
 }
 
 /// What a loop needs that outlives it.
-pub(crate) struct Ground<'a> {
+pub(crate) struct LoopResources<'a> {
     pub(crate) poll: &'a mut Poll,
     pub(crate) events: &'a mut Events,
     pub(crate) mailbox: Arc<Mailbox>,
@@ -92,37 +94,37 @@ pub(crate) struct Ground<'a> {
 }
 
 /// One run of the loop.
-pub(crate) struct Reactor<'a> {
-    ground: Ground<'a>,
+pub(crate) struct EventLoop<'a> {
+    resources: LoopResources<'a>,
     /// The number of this run.
     run: usize,
     slab: Slab<Entry<'a>>,
     listeners: Vec<Token>,
     /// Some listener wants to know when a turn is over.
-    attentive: bool,
+    wants_turn_end: bool,
     timers: Timers,
     ready: VecDeque<Token>,
     mail: VecDeque<Mail>,
     /// Slots to be freed when the batch is done.
-    graveyard: Vec<usize>,
-    turn: Turn,
+    pending_removal: Vec<usize>,
+    cx: LoopCx,
 }
 
-impl<'a> Reactor<'a> {
-    pub(crate) fn new(ground: Ground<'a>) -> Self {
-        let turn = Turn::new(ground.mailbox.clone());
-        let run = ground.mailbox.settle_in();
-        Reactor {
-            ground,
+impl<'a> EventLoop<'a> {
+    pub(crate) fn new(resources: LoopResources<'a>) -> Self {
+        let cx = LoopCx::new(resources.mailbox.clone());
+        let run = resources.mailbox.settle_in();
+        EventLoop {
+            resources,
             run,
             slab: Slab::new(),
             listeners: Vec::new(),
-            attentive: false,
+            wants_turn_end: false,
             timers: Timers::default(),
             ready: VecDeque::new(),
             mail: VecDeque::new(),
-            graveyard: Vec::new(),
-            turn,
+            pending_removal: Vec::new(),
+            cx,
         }
     }
 
@@ -131,15 +133,15 @@ impl<'a> Reactor<'a> {
     pub(crate) fn add_listener(
         &mut self,
         descriptor: RawFd,
-        make: impl FnOnce(Token) -> io::Result<Box<dyn Live + 'a>>,
+        make: impl FnOnce(Token) -> io::Result<Box<dyn EventSource + 'a>>,
     ) -> io::Result<()> {
         let token = self.next_token();
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let registry = self.ground.poll.registry();
+        let registry = self.resources.poll.registry();
         registry.reregister(&mut SourceFd(&descriptor), token.into(), interest)?;
-        let mut live = make(token)?;
-        if let Some(Backing { taker, gate }) = live.backing() {
-            for watched in taker.watched() {
+        let mut source = make(token)?;
+        if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
+            for watched in dispatcher.watched() {
                 let mut source = SourceFd(&watched);
                 let interest = Interest::READABLE;
                 // Known to the poller from an earlier run, or new to it.
@@ -147,9 +149,9 @@ impl<'a> Reactor<'a> {
                     .reregister(&mut source, token.into(), interest)
                     .or_else(|_| registry.register(&mut source, token.into(), interest))?;
             }
-            self.attentive |= taker.is_attentive() || gate.is_attentive();
+            self.wants_turn_end |= dispatcher.wants_turn_end() || hooks.wants_turn_end();
         }
-        self.insert(token, token, descriptor, live);
+        self.insert(token, token, descriptor, source);
         self.listeners.push(token);
         // Something may wait that brings no edge: a connection handed over.
         if let Some(entry) = entry_of(&mut self.slab, token) {
@@ -159,55 +161,55 @@ impl<'a> Reactor<'a> {
     }
 
     /// What every entry is lent.
-    pub(crate) fn turn(&mut self) -> &mut Turn {
-        &mut self.turn
+    pub(crate) fn cx(&mut self) -> &mut LoopCx {
+        &mut self.cx
     }
 
     /// How many connections are in the slab.
     pub(crate) fn connections(&self) -> usize {
-        self.slab.len() - self.listeners.len() - self.graveyard.len()
+        self.slab.len() - self.listeners.len() - self.pending_removal.len()
     }
 
     /// How many of them are being served: not those that linger after a request that was served by
     /// blocking.
     pub(crate) fn requests(&self) -> usize {
         let is_request = |entry: &Entry<'_>| {
-            !entry.dead && entry.parent != entry.token && entry.live.is_request()
+            !entry.removed && entry.parent != entry.token && entry.source.is_request()
         };
         self.slab.iter().filter(|(_, entry)| is_request(entry)).count()
     }
 
     /// How many requests are served outside the slab.
-    pub(crate) fn elsewhere(&mut self) -> usize {
-        self.sum_of_takers(|taker| taker.elsewhere())
+    pub(crate) fn in_flight(&mut self) -> usize {
+        self.sum_of_takers(|dispatcher| dispatcher.in_flight())
     }
 
     /// How many requests have ended outside the slab that the stop found idle.
     pub(crate) fn ended_idle(&mut self) -> usize {
-        self.sum_of_takers(|taker| taker.ended_idle())
+        self.sum_of_takers(|dispatcher| dispatcher.ended_idle())
     }
 
-    fn sum_of_takers(&mut self, number: impl Fn(&dyn Taker) -> usize) -> usize {
+    fn sum_of_takers(&mut self, number: impl Fn(&dyn Dispatcher) -> usize) -> usize {
         let mut sum = 0;
         for token in &self.listeners {
-            if let Some(Backing { taker, .. }) = self.slab[token.slot()].live.backing() {
-                sum += number(taker);
+            if let Some(ListenerParts { dispatcher, .. }) = self.slab[token.slot()].source.parts() {
+                sum += number(dispatcher);
             }
         }
         sum
     }
 
-    /// How many datagrams wait to be sent, see [`Live::undelivered`].
+    /// How many datagrams wait to be sent, see [`EventSource::undelivered`].
     pub(crate) fn undelivered(&self) -> usize {
-        self.listeners.iter().map(|token| self.slab[token.slot()].live.undelivered()).sum()
+        self.listeners.iter().map(|token| self.slab[token.slot()].source.undelivered()).sum()
     }
 
     /// How much of this run is out with workers, of requests that are not in the slab.
     pub(crate) fn lent(&mut self) -> usize {
         let mut lent = 0;
         for token in &self.listeners {
-            if let Some(Backing { taker, .. }) = self.slab[token.slot()].live.backing() {
-                lent += taker.lent();
+            if let Some(ListenerParts { dispatcher, .. }) = self.slab[token.slot()].source.parts() {
+                lent += dispatcher.lent();
             }
         }
         lent
@@ -224,19 +226,19 @@ impl<'a> Reactor<'a> {
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
         self.wait(patience, signals)?;
-        self.turn.tally.turns += 1;
-        self.turn.used = 0;
+        self.cx.tally.turns += 1;
+        self.cx.used = 0;
         // Those that could have gone on after the last turn; who joins now comes in the next.
-        let leftover = self.ready.len();
+        let requeued = self.ready.len();
         self.serve_events();
         let begun = self.spent();
-        for _ in 0..leftover {
+        for _ in 0..requeued {
             let Some(token) = self.ready.pop_front() else {
                 break;
             };
             if let Some(entry) = entry_of(&mut self.slab, token) {
                 entry.listed = false;
-                self.call(token, |live, turn| live.ready(turn));
+                self.call(token, |source, cx| source.ready(cx));
             }
             if self.is_enough_since(begun) {
                 break;
@@ -244,10 +246,10 @@ impl<'a> Reactor<'a> {
         }
         self.serve_mail();
         self.serve_timers();
-        if std::mem::take(&mut self.turn.freed) {
+        if std::mem::take(&mut self.cx.capacity_freed) {
             // What was closed in this turn has its descriptor until it is dropped.
-            self.bury();
-            self.tell_listeners(|live, turn| live.freed(turn));
+            self.free_slots();
+            self.tell_listeners(|source, cx| source.on_capacity_freed(cx));
         }
         self.end_turn();
         Ok(())
@@ -256,13 +258,13 @@ impl<'a> Reactor<'a> {
     /// How much has been read in this turn, and how much of their budgets connections have used, in
     /// bytes.
     fn spent(&self) -> (u64, u64) {
-        (self.turn.tally.bytes_in, self.turn.used)
+        (self.cx.tally.bytes_in, self.cx.used)
     }
 
     /// Whether so much has been spent since then that others come first.
     fn is_enough_since(&self, (bytes_in, used): (u64, u64)) -> bool {
         let (bytes_in_now, used_now) = self.spent();
-        (bytes_in_now - bytes_in).max(used_now - used) >= LEFTOVER_BUDGET
+        (bytes_in_now - bytes_in).max(used_now - used) >= REQUEUED_BUDGET
     }
 
     /// Serves the connections whose deadline has come; those that are left are still due in the next
@@ -270,7 +272,7 @@ impl<'a> Reactor<'a> {
     fn serve_timers(&mut self) {
         let begun = self.spent();
         for _ in 0..EXPIRY_BUDGET {
-            let Some(token) = self.timers.due(self.turn.now) else {
+            let Some(token) = self.timers.due(self.cx.now) else {
                 break;
             };
             self.expire(token);
@@ -283,40 +285,40 @@ impl<'a> Reactor<'a> {
     /// What was put off to the end of a turn: workers are called for what was lent in it.
     #[inline]
     fn end_turn(&mut self) {
-        if self.attentive {
-            self.tell_listeners(|live, turn| {
-                if let Some(Backing { taker, gate }) = live.backing() {
-                    taker.turned();
-                    gate.turned(turn);
+        if self.wants_turn_end {
+            self.tell_listeners(|source, cx| {
+                if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
+                    dispatcher.on_turn_end();
+                    hooks.on_turn_end(cx);
                 }
-                Fate::Wait
+                PostAction::Wait
             });
         }
-        if !self.graveyard.is_empty() {
-            self.bury();
+        if !self.pending_removal.is_empty() {
+            self.free_slots();
         }
-        self.ground.published.add(&mut self.turn.tally);
+        self.resources.published.add(&mut self.cx.tally);
     }
 
     /// Begins to stop: nothing is accepted any more, and who is idle ends.
     pub(crate) fn stop(&mut self) {
-        self.turn.stopping = true;
-        self.turn.now = Instant::now();
+        self.cx.stopping = true;
+        self.cx.now = Instant::now();
         let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
         for token in tokens {
-            self.call(token, |live, turn| live.stop(turn));
+            self.call(token, |source, cx| source.stop(cx));
         }
         self.end_turn();
     }
 
     /// Ends whoever is left; returns how many requests that were.
-    pub(crate) fn cut(&mut self) -> usize {
-        let count = self.requests() + self.elsewhere();
+    pub(crate) fn abort_all(&mut self) -> usize {
+        let count = self.requests() + self.in_flight();
         self.end_connections();
         if count > 0 {
-            self.tell_listeners(|live, turn| {
-                live.cut(turn);
-                Fate::Wait
+            self.tell_listeners(|source, cx| {
+                source.abort_all(cx);
+                PostAction::Wait
             });
         }
         self.end_turn();
@@ -334,25 +336,25 @@ impl<'a> Reactor<'a> {
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         let busy = !self.ready.is_empty()
-            || self.turn.shutdown
-            || self.turn.freed
+            || self.cx.shutdown
+            || self.cx.capacity_freed
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
         if !busy && self.spin(&mut timeout, signals)? {
             return Ok(());
         }
-        if busy || !self.ground.mailbox.fall_asleep() {
+        if busy || !self.resources.mailbox.fall_asleep() {
             timeout = Some(Duration::ZERO);
         }
-        let polled = self.ground.poll.poll(self.ground.events, timeout);
-        if !busy && self.ground.mailbox.wake_up() {
-            self.turn.tally.wakes += 1;
+        let polled = self.resources.poll.poll(self.resources.events, timeout);
+        if !busy && self.resources.mailbox.wake_up() {
+            self.cx.tally.wakes += 1;
         }
-        self.turn.now = Instant::now();
+        self.cx.now = Instant::now();
         match polled {
             // The next turn waits for what is left of the time.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.ground.events.clear();
+                self.resources.events.clear();
                 Ok(())
             }
             other => other,
@@ -367,28 +369,28 @@ impl<'a> Reactor<'a> {
         timeout: &mut Option<Duration>,
         signals: Option<&SignalWatch>,
     ) -> io::Result<bool> {
-        if self.ground.spin.is_zero() {
+        if self.resources.spin.is_zero() {
             return Ok(false);
         }
-        let spin = timeout.map_or(self.ground.spin, |timeout| timeout.min(self.ground.spin));
+        let spin = timeout.map_or(self.resources.spin, |timeout| timeout.min(self.resources.spin));
         let began = Instant::now();
         let until = began + spin;
         loop {
-            match self.ground.poll.poll(self.ground.events, Some(Duration::ZERO)) {
+            match self.resources.poll.poll(self.resources.events, Some(Duration::ZERO)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.ground.events.clear();
+                    self.resources.events.clear();
                 }
                 other => other?,
             }
-            self.turn.now = Instant::now();
-            if !self.ground.events.is_empty()
-                || self.ground.mailbox.has_mail()
+            self.cx.now = Instant::now();
+            if !self.resources.events.is_empty()
+                || self.resources.mailbox.has_mail()
                 || signals.is_some_and(SignalWatch::is_due)
             {
                 return Ok(true);
             }
-            if self.turn.now >= until {
-                let passed = self.turn.now.saturating_duration_since(began);
+            if self.cx.now >= until {
+                let passed = self.cx.now.saturating_duration_since(began);
                 *timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
                 return Ok(false);
             }
@@ -396,40 +398,40 @@ impl<'a> Reactor<'a> {
     }
 
     fn serve_events(&mut self) {
-        let events = std::mem::replace(self.ground.events, Events::with_capacity(0));
+        let events = std::mem::replace(self.resources.events, Events::with_capacity(0));
         for event in &events {
             let token = Token::from(event.token());
             let readiness = Readiness::of(event);
             let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                 entry.readiness.add(readiness);
-                may_go_first(entry, ready)
+                may_run_now(entry, ready)
             };
-            self.visit(token, note, |live, turn| live.ready(turn));
+            self.visit(token, note, |source, cx| source.ready(cx));
         }
-        *self.ground.events = events;
+        *self.resources.events = events;
     }
 
     fn serve_mail(&mut self) {
-        self.ground.mailbox.collect(&mut self.mail, MAIL_BUDGET);
+        self.resources.mailbox.collect(&mut self.mail, MAIL_BUDGET);
         while let Some(mail) = self.mail.pop_front() {
             match mail {
                 Mail::Outlet(token) => {
                     let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
-                        entry.live.mail_taken();
+                        entry.source.mail_taken();
                         // A listener has its replies to try again, which nothing else tells it.
-                        entry.parent == entry.token || may_go_first(entry, ready)
+                        entry.parent == entry.token || may_run_now(entry, ready)
                     };
-                    self.visit(token, note, |live, turn| live.parcels(turn));
+                    self.visit(token, note, |source, cx| source.parcels(cx));
                 }
                 Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
-                    Some(_) => self.call(token, |live, turn| live.returned(work, turn)),
+                    Some(_) => self.call(token, |source, cx| source.returned(work, cx)),
                     None => abandon(work),
                 },
-                Mail::Freed => self.turn.freed = true,
-                Mail::Shutdown(run) => self.turn.shutdown |= run == self.run,
+                Mail::Freed => self.cx.capacity_freed = true,
+                Mail::Shutdown(run) => self.cx.shutdown |= run == self.run,
                 Mail::Nudge => {}
                 Mail::Ended(mut ended) => {
-                    self.turn.tally.take(&mut ended.tally);
+                    self.cx.tally.take(&mut ended.tally);
                     let listener = self.listeners[ended.service];
                     self.ended(listener, &ended.peer, &ended.reason);
                 }
@@ -438,7 +440,11 @@ impl<'a> Reactor<'a> {
     }
 
     /// Calls an entry, if it is still there, and does what follows from it.
-    fn call(&mut self, token: Token, call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate) {
+    fn call(
+        &mut self,
+        token: Token,
+        call: impl FnOnce(&mut dyn EventSource, &mut LoopCx) -> PostAction,
+    ) {
         self.visit(token, |_, _| true, call);
     }
 
@@ -448,7 +454,7 @@ impl<'a> Reactor<'a> {
         &mut self,
         token: Token,
         look: impl FnOnce(&mut Entry<'a>, &mut VecDeque<Token>) -> bool,
-        call: impl FnOnce(&mut dyn Live, &mut Turn) -> Fate,
+        call: impl FnOnce(&mut dyn EventSource, &mut LoopCx) -> PostAction,
     ) {
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
@@ -456,27 +462,27 @@ impl<'a> Reactor<'a> {
         if !look(entry, &mut self.ready) {
             return;
         }
-        let turn = &mut self.turn;
-        turn.port.token = token;
-        turn.readiness = entry.readiness;
-        let fate = call(&mut *entry.live, turn);
-        entry.readiness = turn.readiness;
-        match fate {
-            Fate::Wait => {}
-            Fate::Again => entry.line_up(&mut self.ready),
-            Fate::Done => {
-                entry.live.finish(turn);
-                entry.dead = true;
+        let cx = &mut self.cx;
+        cx.entry.token = token;
+        cx.readiness = entry.readiness;
+        let action = call(&mut *entry.source, cx);
+        entry.readiness = cx.readiness;
+        match action {
+            PostAction::Wait => {}
+            PostAction::Requeue => entry.line_up(&mut self.ready),
+            PostAction::Remove => {
+                entry.source.finish(cx);
+                entry.removed = true;
                 self.timers.set(token, &mut entry.armed, None);
-                self.graveyard.push(token.slot());
-                turn.rearm = false;
+                self.pending_removal.push(token.slot());
+                cx.deadline_changed = false;
             }
         }
-        if std::mem::take(&mut turn.left) {
-            if std::mem::take(&mut turn.rearm) {
+        if std::mem::take(&mut cx.has_follow_up) {
+            if std::mem::take(&mut cx.deadline_changed) {
                 // Never due in this turn: an entry could keep the loop from all others.
-                let next_turn = turn.now + Duration::from_nanos(1);
-                let deadline = entry.live.deadline().map(|deadline| deadline.max(next_turn));
+                let next_turn = cx.now + Duration::from_nanos(1);
+                let deadline = entry.source.deadline().map(|deadline| deadline.max(next_turn));
                 self.timers.set(token, &mut entry.armed, deadline);
             }
             let parent = entry.parent;
@@ -487,40 +493,40 @@ impl<'a> Reactor<'a> {
     /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
-        for End { peer, reason } in std::mem::take(&mut self.turn.ended) {
+        for Closed { peer, reason } in std::mem::take(&mut self.cx.ended) {
             self.ended(parent, &peer, &reason);
         }
-        let mut newcomers = std::mem::take(&mut self.turn.newcomers);
-        for newcomer in newcomers.drain(..) {
-            self.admit(newcomer);
+        let mut new_connections = std::mem::take(&mut self.cx.new_connections);
+        for new in new_connections.drain(..) {
+            self.add_connection(new);
         }
         // Its room is kept, unless someone was let in by someone let in.
-        if self.turn.newcomers.is_empty() {
-            self.turn.newcomers = newcomers;
+        if self.cx.new_connections.is_empty() {
+            self.cx.new_connections = new_connections;
         }
-        while let Some(fork) = self.turn.forks.pop_front() {
+        while let Some(fork) = self.cx.pending_forks.pop_front() {
             self.fork(fork);
         }
-        if std::mem::take(&mut self.turn.exhausted) {
-            self.tell_listeners(|live, _| {
-                if let Some(Backing { taker, .. }) = live.backing() {
-                    taker.tell_ends();
+        if std::mem::take(&mut self.cx.exhausted) {
+            self.tell_listeners(|source, _| {
+                if let Some(ListenerParts { dispatcher, .. }) = source.parts() {
+                    dispatcher.tell_ends();
                 }
-                Fate::Wait
+                PostAction::Wait
             });
         }
     }
 
     /// Forks for a request. The child closes all that is the loop's and serves; it does not return.
-    fn fork(&mut self, fork: Fork) {
-        let Fork { request, parent, allow_threads } = fork;
+    fn fork(&mut self, fork: PendingFork) {
+        let PendingFork { request, parent, allow_threads } = fork;
         let child = match forked(allow_threads) {
             Ok(Forked::Child(process)) => {
                 process.run(|process| self.serve_in_child(request, parent, process))
             }
             Ok(Forked::Parent(child)) => {
                 let descriptor = child.as_fd().as_raw_fd();
-                let registry = self.ground.poll.registry();
+                let registry = self.resources.poll.registry();
                 let interest = Interest::READABLE;
                 let watched =
                     registry.register(&mut SourceFd(&descriptor), parent.into(), interest);
@@ -530,82 +536,90 @@ impl<'a> Reactor<'a> {
                 Some(child)
             }
             Err(error) => {
-                self.turn.tally.rejected_full += 1;
-                let is_connection = matches!(request, Request::Stream(..));
-                self.turn.tally.closed += u64::from(is_connection);
+                self.cx.tally.rejected_full += 1;
+                let is_connection = matches!(request, Incoming::Stream(..));
+                self.cx.tally.closed += u64::from(is_connection);
                 // Nobody will end to say that there is room.
-                self.turn.freed = true;
+                self.cx.capacity_freed = true;
                 match error {
-                    Error::Mode(_) => self.turn.failed = Some(error),
-                    error => log::error!("a request is turned away: {error:#}"),
+                    Error::Mode(_) => self.cx.failed = Some(error),
+                    error => log::error!("a request is on_turn_end away: {error:#}"),
                 }
                 None
             }
         };
         drop(request);
-        self.call(parent, |live, _| {
-            if let Some(Backing { taker, .. }) = live.backing() {
-                taker.forked(child);
+        self.call(parent, |source, _| {
+            if let Some(ListenerParts { dispatcher, .. }) = source.parts() {
+                dispatcher.forked(child);
             }
-            Fate::Wait
+            PostAction::Wait
         });
     }
 
     /// In a child: serves the request that it was forked for; the code to end with.
-    fn serve_in_child(&mut self, request: Request, parent: Token, process: &ChildProcess) -> i32 {
+    fn serve_in_child(&mut self, request: Incoming, parent: Token, process: &ChildProcess) -> i32 {
         self.close_inherited(&request, parent, process);
-        let turn = &mut self.turn;
+        let cx = &mut self.cx;
         let listener = entry_of(&mut self.slab, parent);
-        let Some(Backing { taker, gate }) = listener.and_then(|entry| entry.live.backing()) else {
+        let Some(ListenerParts { dispatcher, hooks }) =
+            listener.and_then(|entry| entry.source.parts())
+        else {
             return 1;
         };
-        let mut fault = |peer: &Peer, reason: &CloseReason| gate.fault(peer, reason, turn);
-        taker.serve_in_child(request, process, &mut fault)
+        let mut fault = |peer: &Peer, reason: &CloseReason| hooks.fault(peer, reason, cx);
+        dispatcher.serve_in_child(request, process, &mut fault)
     }
 
     /// In a child: closes the loop's own descriptors one by one, and no one else's.
-    fn close_inherited(&mut self, request: &Request, parent: Token, process: &ChildProcess) {
-        process.close(self.ground.poll.as_raw_fd());
-        process.close(self.ground.mailbox.wakeup().as_raw_fd());
-        self.turn.reserve.take();
-        self.turn.forks.clear();
+    fn close_inherited(&mut self, request: &Incoming, parent: Token, process: &ChildProcess) {
+        process.close(self.resources.poll.as_raw_fd());
+        process.close(self.resources.mailbox.wakeup().as_raw_fd());
+        self.cx.reserve.take();
+        self.cx.pending_forks.clear();
         // A datagram is answered on the socket that it came by.
-        let kept = matches!(request, Request::Datagram(_)).then_some(parent);
+        let kept = matches!(request, Incoming::Datagram(_)).then_some(parent);
         for (_, entry) in &mut self.slab {
             if kept != Some(entry.token) {
                 process.close(entry.descriptor);
             }
-            entry.live.inherited().into_iter().for_each(|fd| process.close(fd));
+            entry.source.inherited().into_iter().for_each(|fd| process.close(fd));
             // Its own listener sees to the rest itself.
             if entry.token != parent
-                && let Some(Backing { taker, .. }) = entry.live.backing()
+                && let Some(ListenerParts { dispatcher, .. }) = entry.source.parts()
             {
-                taker.watched().into_iter().for_each(|watched| process.close(watched));
+                dispatcher.watched().into_iter().for_each(|watched| process.close(watched));
             }
         }
     }
 
-    fn admit(&mut self, newcomer: Newcomer) {
-        let Newcomer { live, descriptor, parent } = newcomer;
+    fn add_connection(&mut self, new: NewConnection) {
+        let NewConnection { source, descriptor, parent } = new;
         let token = self.next_token();
         // Both at once and for good: interest is never changed afterwards.
         let interest = sys::stream_interest();
-        let registry = self.ground.poll.registry();
+        let registry = self.resources.poll.registry();
         if let Err(error) = registry.register(&mut SourceFd(&descriptor), token.into(), interest) {
             log::warn!("a connection cannot be watched and is closed: {error}");
-            self.turn.tally.closed += 1;
+            self.cx.tally.closed += 1;
             return;
         }
-        self.insert(token, parent, descriptor, live);
-        self.call(token, |live, turn| live.opened(turn));
+        self.insert(token, parent, descriptor, source);
+        self.call(token, |source, cx| source.opened(cx));
     }
 
     fn next_token(&mut self) -> Token {
-        *self.ground.generation = self.ground.generation.wrapping_add(1);
-        Token::new(self.slab.vacant_key().min(MAX_SLOTS - 1), *self.ground.generation)
+        *self.resources.generation = self.resources.generation.wrapping_add(1);
+        Token::new(self.slab.vacant_key().min(MAX_SLOTS - 1), *self.resources.generation)
     }
 
-    fn insert(&mut self, token: Token, parent: Token, descriptor: RawFd, live: Box<dyn Live + 'a>) {
+    fn insert(
+        &mut self,
+        token: Token,
+        parent: Token,
+        descriptor: RawFd,
+        source: Box<dyn EventSource + 'a>,
+    ) {
         let slot = self.slab.insert(Entry {
             token,
             parent,
@@ -613,15 +627,15 @@ impl<'a> Reactor<'a> {
             // A new socket can be written to, and whatever else holds the poller will say.
             readiness: Readiness::WRITABLE,
             listed: false,
-            dead: false,
+            removed: false,
             armed: None,
-            live,
+            source,
         });
         debug_assert_eq!(slot, token.slot());
     }
 
     fn expire(&mut self, token: Token) {
-        let now = self.turn.now;
+        let now = self.cx.now;
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
@@ -629,7 +643,7 @@ impl<'a> Reactor<'a> {
         if entry.listed {
             // Its input may be there, and only has to wait for others: it is served before it is
             // judged.
-            self.call(token, |live, turn| live.ready(turn));
+            self.call(token, |source, cx| source.ready(cx));
         }
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
@@ -638,14 +652,14 @@ impl<'a> Reactor<'a> {
         if entry.armed.is_some() {
             return;
         }
-        let deadline = entry.live.deadline();
+        let deadline = entry.source.deadline();
         if deadline.is_some_and(|deadline| deadline > now) {
             return self.timers.set(token, &mut entry.armed, deadline);
         }
         if deadline.is_some() {
-            self.call(token, |live, turn| {
-                turn.rearm();
-                live.expired(turn)
+            self.call(token, |source, cx| {
+                cx.deadline_changed();
+                source.expired(cx)
             });
         }
     }
@@ -653,11 +667,11 @@ impl<'a> Reactor<'a> {
     fn ended(&mut self, listener: Token, peer: &Peer, reason: &CloseReason) {
         log::debug!("{peer}: {reason}");
         if reason.is_fault() {
-            self.call(listener, |live, turn| {
-                if let Some(Backing { gate, .. }) = live.backing() {
-                    gate.fault(peer, reason, turn);
+            self.call(listener, |source, cx| {
+                if let Some(ListenerParts { hooks, .. }) = source.parts() {
+                    hooks.fault(peer, reason, cx);
                 }
-                Fate::Wait
+                PostAction::Wait
             });
         }
     }
@@ -668,31 +682,31 @@ impl<'a> Reactor<'a> {
         let connections = self.slab.iter().map(|(_, entry)| entry).filter(is_connection);
         let tokens: Vec<_> = connections.map(|entry| entry.token).collect();
         for token in tokens {
-            self.call(token, |_, _| Fate::Done);
+            self.call(token, |_, _| PostAction::Remove);
         }
     }
 
-    fn tell_listeners(&mut self, tell: impl Fn(&mut dyn Live, &mut Turn) -> Fate) {
+    fn tell_listeners(&mut self, tell: impl Fn(&mut dyn EventSource, &mut LoopCx) -> PostAction) {
         for index in 0..self.listeners.len() {
-            self.call(self.listeners[index], |live, turn| tell(live, turn));
+            self.call(self.listeners[index], |source, cx| tell(source, cx));
         }
     }
 
     /// Frees the slots of the dead: no event of this batch can mean their successors any more.
     #[inline(never)]
-    fn bury(&mut self) {
-        for slot in self.graveyard.drain(..) {
+    fn free_slots(&mut self) {
+        for slot in self.pending_removal.drain(..) {
             drop(self.slab.remove(slot));
         }
     }
 }
 
-impl Drop for Reactor<'_> {
+impl Drop for EventLoop<'_> {
     fn drop(&mut self) {
         // Whoever waits for the poller's descriptor until the next run is to see who waits now.
         for listener in &self.listeners {
             let Some(entry) = self.slab.get(listener.slot()) else { continue };
-            let registry = self.ground.poll.registry();
+            let registry = self.resources.poll.registry();
             let (mut source, token) = (SourceFd(&entry.descriptor), Token::WAKE.into());
             let again = registry.reregister(&mut source, token, Interest::READABLE);
             if let Err(error) = again {
@@ -700,15 +714,15 @@ impl Drop for Reactor<'_> {
             }
         }
         self.end_connections();
-        self.tell_listeners(|live, turn| {
-            live.finish(turn);
-            Fate::Wait
+        self.tell_listeners(|source, cx| {
+            source.finish(cx);
+            PostAction::Wait
         });
-        self.bury();
+        self.free_slots();
         self.slab.clear();
-        self.turn.tally.panics += guard::take_caught();
-        self.ground.published.add(&mut self.turn.tally);
-        self.ground.mailbox.desert();
+        self.cx.tally.panics += guard::take_caught();
+        self.resources.published.add(&mut self.cx.tally);
+        self.resources.mailbox.desert();
     }
 }
 
@@ -739,11 +753,11 @@ fn forked(allow_threads: bool) -> Result<Forked, Error> {
 /// Whether an entry is called at once; who moves much, or could have gone on already, is called from
 /// the ready list.
 #[inline]
-fn may_go_first(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
+fn may_run_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
     if entry.listed {
         return false;
     }
-    let is_heavy = entry.readiness.has(Readiness::HEAVY);
+    let is_heavy = entry.readiness.has(Readiness::BULK);
     if is_heavy {
         entry.line_up(ready);
     }
@@ -753,7 +767,7 @@ fn may_go_first(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
 /// The entry a token names, if it is still that one and alive.
 #[inline]
 fn entry_of<'s, 'a>(slab: &'s mut Slab<Entry<'a>>, token: Token) -> Option<&'s mut Entry<'a>> {
-    slab.get_mut(token.slot()).filter(|entry| entry.token == token && !entry.dead)
+    slab.get_mut(token.slot()).filter(|entry| entry.token == token && !entry.removed)
 }
 
 #[cfg(test)]
@@ -765,7 +779,7 @@ mod tests {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
         let (published, mut generation) = (Published::default(), 0);
-        let mut reactor = Reactor::new(Ground {
+        let mut reactor = EventLoop::new(LoopResources {
             poll: &mut poll,
             events: &mut events,
             mailbox,

@@ -6,8 +6,8 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use super::live::{Desk, Port, Turn};
-use super::pump::{Step, Talk};
+use super::connection::{ConversationEvent, ConversationSlot};
+use super::source::{EntryRef, LoopCx, LoopState};
 use crate::conversation::{Ahead, Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
 use crate::counters::Tally;
 use crate::error::CloseReason;
@@ -17,7 +17,7 @@ use crate::session::{Nowhere, Packet, Workers};
 use crate::sys::{CatchDrop, Destination};
 
 /// To whom the connections of one listener are lent.
-pub(crate) struct Lender {
+pub(crate) struct OffloadTarget {
     workers: Arc<dyn Workers>,
     /// The service that is told when one fails, by its number in the server.
     service: usize,
@@ -25,9 +25,9 @@ pub(crate) struct Lender {
     closing: Arc<AtomicUsize>,
 }
 
-impl Lender {
+impl OffloadTarget {
     pub(crate) fn new(workers: Arc<dyn Workers>, service: usize) -> Self {
-        Lender { workers, service, closing: Arc::default() }
+        OffloadTarget { workers, service, closing: Arc::default() }
     }
 
     /// How many conversations are out to be told that they are over. When it sinks, what they leave
@@ -38,27 +38,27 @@ impl Lender {
 }
 
 /// A conversation that is either at home or out with a worker.
-pub(crate) struct Lending<H, F> {
-    lender: Arc<Lender>,
+pub(crate) struct OffloadSlot<H, F> {
+    target: Arc<OffloadTarget>,
     /// `None` while it is out.
     conversation: Option<Box<Conversation<H, F>>>,
 }
 
 /// What goes to the worker: the conversation itself, and what it needs on its way. Who has it may
 /// use it, and nobody else can, so order is kept without a lock.
-struct Loan<H, F> {
+struct ConversationJob<H, F> {
     /// Gone when it has been told that it is over.
     conversation: Option<Box<Conversation<H, F>>>,
-    chore: Chore,
+    kind: JobKind,
     outgoing: Outgoing,
     tally: Tally,
-    port: Port,
+    entry: EntryRef,
     room: usize,
     shutdown: bool,
 }
 
 /// What a worker is to do with it.
-enum Chore {
+enum JobKind {
     Open,
     /// Deliver what is whole among the input kept.
     Receive(Ahead),
@@ -71,35 +71,35 @@ enum Chore {
     },
 }
 
-impl<H, F> Lending<H, F> {
-    pub(crate) fn new(conversation: Conversation<H, F>, lender: Arc<Lender>) -> Self {
-        Lending { lender, conversation: Some(Box::new(conversation)) }
+impl<H, F> OffloadSlot<H, F> {
+    pub(crate) fn new(conversation: Conversation<H, F>, target: Arc<OffloadTarget>) -> Self {
+        OffloadSlot { target, conversation: Some(Box::new(conversation)) }
     }
 }
 
-impl<H, F> Lending<H, F>
+impl<H, F> OffloadSlot<H, F>
 where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
-    fn lend(&mut self, chore: Chore, room: usize, port: &Port) {
+    fn submit(&mut self, kind: JobKind, room: usize, entry: &EntryRef) {
         let Some(conversation) = self.conversation.take() else {
             return;
         };
-        let loan = Loan {
+        let job = ConversationJob {
             conversation: Some(conversation),
-            chore,
+            kind,
             outgoing: Outgoing::default(),
             tally: Tally::default(),
-            port: port.clone(),
+            entry: entry.clone(),
             room,
             shutdown: false,
         };
-        self.lender.workers.submit(&port.mailbox, port.token, Box::new(loan));
+        self.target.workers.submit(&entry.mailbox, entry.token, Box::new(job));
     }
 }
 
-impl<H, F> Talk for Lending<H, F>
+impl<H, F> ConversationSlot for OffloadSlot<H, F>
 where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
@@ -107,78 +107,78 @@ where
     type Handler = H;
     type Framing = F;
 
-    fn take(&mut self, step: Step<'_>, room: usize, desk: &mut Desk) -> bool {
+    fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool {
         let Some(conversation) = &mut self.conversation else {
             return false;
         };
-        let chore = match step {
-            Step::Open => Chore::Open,
-            Step::Eof => Chore::Eof,
-            Step::TimedOut => Chore::TimedOut,
-            Step::Receive(fresh) => {
+        let kind = match step {
+            ConversationEvent::Open => JobKind::Open,
+            ConversationEvent::Eof => JobKind::Eof,
+            ConversationEvent::TimedOut => JobKind::TimedOut,
+            ConversationEvent::Receive(fresh) => {
                 conversation.keep(fresh);
                 // Without a whole message nothing has been delivered that would have to be settled.
                 let Some(ahead) = conversation.look_ahead() else {
                     return false;
                 };
-                Chore::Receive(ahead)
+                JobKind::Receive(ahead)
             }
         };
-        self.lend(chore, room, &desk.port);
+        self.submit(kind, room, &state.entry);
         false
     }
 
-    fn home(&mut self) -> Option<&mut Conversation<H, F>> {
+    fn local(&mut self) -> Option<&mut Conversation<H, F>> {
         self.conversation.as_deref_mut()
     }
 
-    fn peek(&self) -> Option<&Conversation<H, F>> {
+    fn local_ref(&self) -> Option<&Conversation<H, F>> {
         self.conversation.as_deref()
     }
 
-    fn take_back(&mut self, work: Box<dyn Work>, desk: &mut Desk) {
-        let Ok(loan) = work.into_any().downcast::<Loan<H, F>>() else {
+    fn put_back(&mut self, work: Box<dyn Work>, state: &mut LoopState) {
+        let Ok(job) = work.into_any().downcast::<ConversationJob<H, F>>() else {
             return;
         };
-        let Loan { conversation, outgoing, mut tally, shutdown, .. } = *loan;
-        desk.outgoing = outgoing;
-        desk.tally.take(&mut tally);
-        desk.shutdown |= shutdown;
+        let ConversationJob { conversation, outgoing, mut tally, shutdown, .. } = *job;
+        state.outgoing = outgoing;
+        state.tally.take(&mut tally);
+        state.shutdown |= shutdown;
         self.conversation = conversation;
     }
 
-    fn close(&mut self, desk: &mut Desk) {
+    fn close(&mut self, state: &mut LoopState) {
         if self.conversation.is_none() {
             return;
         }
-        let Lender { service, closing, .. } = &*self.lender;
+        let OffloadTarget { service, closing, .. } = &*self.target;
         closing.fetch_add(1, SeqCst);
-        let chore = Chore::Close { service: *service, closing: closing.clone() };
-        self.lend(chore, 0, &desk.port);
+        let kind = JobKind::Close { service: *service, closing: closing.clone() };
+        self.submit(kind, 0, &state.entry);
     }
 }
 
-impl<H, F> Work for Loan<H, F>
+impl<H, F> Work for ConversationJob<H, F>
 where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
     fn run(&mut self) -> bool {
         let Some(conversation) = &mut self.conversation else { return false };
-        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.port, self.room);
-        match &mut self.chore {
-            Chore::Open => conversation.open(&mut env),
-            Chore::Receive(ahead) => conversation.receive_kept(ahead, &mut env),
-            Chore::Eof => conversation.eof(&mut env),
-            Chore::TimedOut => conversation.timed_out(&mut env),
-            Chore::Close { service, closing } => {
+        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.entry, self.room);
+        match &mut self.kind {
+            JobKind::Open => conversation.open(&mut env),
+            JobKind::Receive(ahead) => conversation.receive_kept(ahead, &mut env),
+            JobKind::Eof => conversation.eof(&mut env),
+            JobKind::TimedOut => conversation.timed_out(&mut env),
+            JobKind::Close { service, closing } => {
                 let reason = conversation.closed(env.tally);
                 let peer = conversation.peer().clone();
                 self.conversation = None;
                 let mut tally = std::mem::take(&mut self.tally);
                 tally.panics += guard::take_caught();
                 let ended = Ended { service: *service, peer, reason, tally };
-                self.port.mailbox.post(Mail::Ended(Box::new(ended)));
+                self.entry.mailbox.post(Mail::Ended(Box::new(ended)));
                 closing.fetch_sub(1, SeqCst);
                 return false;
             }
@@ -205,7 +205,7 @@ where
 }
 
 /// A datagram that is lent with its handler.
-pub(crate) struct LentDatagram<H> {
+pub(crate) struct DatagramJob<H> {
     /// Gone when it has been served.
     handler: Option<CatchDrop<H>>,
     packet: Packet,
@@ -215,9 +215,9 @@ pub(crate) struct LentDatagram<H> {
     shutdown: bool,
 }
 
-impl<H: Handler + Send + 'static> LentDatagram<H> {
+impl<H: Handler + Send + 'static> DatagramJob<H> {
     pub(crate) fn new(handler: CatchDrop<H>, packet: Packet) -> Self {
-        LentDatagram {
+        DatagramJob {
             handler: Some(handler),
             packet,
             outgoing: Outgoing::default(),
@@ -230,21 +230,21 @@ impl<H: Handler + Send + 'static> LentDatagram<H> {
     /// Takes it back: where its replies go, and what the output in `turn` refers to.
     pub(crate) fn take_back(
         work: Box<dyn Work>,
-        turn: &mut Turn,
+        cx: &mut LoopCx,
     ) -> Option<(Destination, Vec<u8>)> {
         let mut lent = work.into_any().downcast::<Self>().ok()?;
-        std::mem::swap(&mut turn.outgoing, &mut lent.outgoing);
-        turn.tally.take(&mut lent.tally);
-        turn.shutdown |= lent.shutdown;
+        std::mem::swap(&mut cx.outgoing, &mut lent.outgoing);
+        cx.tally.take(&mut lent.tally);
+        cx.shutdown |= lent.shutdown;
         let Packet { bytes, peer, from, .. } = lent.packet;
         if let Some(reason) = lent.reason {
-            turn.end(&peer, reason);
+            cx.end(&peer, reason);
         }
         Some((from, bytes))
     }
 }
 
-impl<H: Handler + Send + 'static> Work for LentDatagram<H> {
+impl<H: Handler + Send + 'static> Work for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
         let Packet { bytes, peer, truncated, .. } = &self.packet;

@@ -20,7 +20,7 @@ use crate::sys::{self, CatchDrop, Child, ChildProcess};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
-pub(super) const HEAVY_FROM: usize = 32 * 1024;
+pub(super) const BULK_FROM: usize = 32 * 1024;
 
 /// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
 /// until an attempt shows that it no longer holds.
@@ -32,11 +32,11 @@ impl Readiness {
     pub(crate) const READABLE: Readiness = Readiness(1);
     pub(crate) const WRITABLE: Readiness = Readiness(2);
     /// The peer has ended or failed: a short read no longer means that all is read.
-    pub(crate) const ENDED: Readiness = Readiness(4);
+    pub(crate) const READ_CLOSED: Readiness = Readiness(4);
     /// The peer takes no more output either.
-    pub(crate) const GONE: Readiness = Readiness(8);
+    pub(crate) const WRITE_CLOSED: Readiness = Readiness(8);
     /// It moved much when it was last called: who moves little comes before it.
-    pub(crate) const HEAVY: Readiness = Readiness(16);
+    pub(crate) const BULK: Readiness = Readiness(16);
     /// A read may stop at a boundary in the input, an urgent mark or ancillary data: until the next
     /// EAGAIN, a short read does not mean that all is read.
     pub(crate) const BOUNDARY: Readiness = Readiness(32);
@@ -44,14 +44,18 @@ impl Readiness {
     pub(crate) const ANCILLARY: Readiness = Readiness(64);
 
     /// What keeps a short read from meaning that all is read.
-    const NOT_DRAINED: Readiness = Readiness(Self::ENDED.0 | Self::BOUNDARY.0);
+    const NOT_DRAINED: Readiness = Readiness(Self::READ_CLOSED.0 | Self::BOUNDARY.0);
 
     #[inline]
     pub(crate) fn of(event: &mio::event::Event) -> Self {
         let gone = event.is_write_closed() || event.is_error();
         let mut readiness = if gone || event.is_read_closed() {
             // Any sign of an end or an error is a reason to read: the system call tells the truth.
-            Readiness(Self::READABLE.0 | Self::ENDED.0 | if gone { Self::GONE.0 } else { 0 })
+            Readiness(
+                Self::READABLE.0
+                    | Self::READ_CLOSED.0
+                    | if gone { Self::WRITE_CLOSED.0 } else { 0 },
+            )
         } else {
             Readiness(if event.is_readable() { Self::READABLE.0 } else { 0 })
         };
@@ -93,109 +97,109 @@ impl Readiness {
 
 /// What becomes of an entry after a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum PostAction {
     /// It waits for the poller, its deadline or mail.
     Wait,
     /// It could go on at once, but others come first.
-    Again,
+    Requeue,
     /// It is over.
-    Done,
+    Remove,
 }
 
 /// What a loop lends to an entry for the length of a call.
-pub(crate) struct Turn {
+pub(crate) struct LoopCx {
     /// What is read into, by whoever reads; apart from the rest, which is needed while it is full.
     pub(crate) buffer: Box<[u8]>,
-    pub(crate) desk: Desk,
+    pub(crate) state: LoopState,
 }
 
 /// What a loop lends beside the buffer.
-pub(crate) struct Desk {
+pub(crate) struct LoopState {
     /// When this turn began: the only clock there is.
     pub(crate) now: Instant,
     /// Where output is collected, by whoever answers.
     pub(crate) outgoing: Outgoing,
     pub(crate) tally: Tally,
     /// The entry that is being called, and how it is reached from elsewhere.
-    pub(crate) port: Port,
+    pub(crate) entry: EntryRef,
     /// What is known of its descriptor; it removes what turns out not to hold.
     pub(crate) readiness: Readiness,
     /// How much of their budgets connections have used in this turn, in bytes; what is read in the
     /// plain case counts nowhere.
     pub(crate) used: u64,
     /// It has another deadline than before.
-    pub(crate) rearm: bool,
+    pub(crate) deadline_changed: bool,
     /// Someone has asked the server to stop.
     pub(crate) shutdown: bool,
     /// The server is stopping: nothing is accepted, and who becomes idle is closed.
     pub(crate) stopping: bool,
     /// The entry leaves something for the loop to do: a deadline, or one of the three below.
-    pub(crate) left: bool,
+    pub(crate) has_follow_up: bool,
     /// Conversations that have ended: how, for the hooks of their listener.
-    pub(crate) ended: Vec<End>,
+    pub(crate) ended: Vec<Closed>,
     /// Connections just accepted, to be put into the slab.
-    pub(crate) newcomers: Vec<Newcomer>,
+    pub(crate) new_connections: Vec<NewConnection>,
     /// Requests that are to have a process each.
-    pub(crate) forks: VecDeque<Fork>,
+    pub(crate) pending_forks: VecDeque<PendingFork>,
     /// A connection has been closed: descriptors and room are free again.
-    pub(crate) freed: bool,
+    pub(crate) capacity_freed: bool,
     /// How many more requests may be accepted.
-    pub(crate) allowance: usize,
+    pub(crate) accepts_left: usize,
     /// What became of a request that was served here, by blocking, when the stop began.
-    pub(crate) overtaken: Option<Overtaken>,
+    pub(crate) inline_outcome: Option<Overtaken>,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
     /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
     pub(crate) exhausted: bool,
-    /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
+    /// A descriptor kept to be given up when there is no other, so that a client can be on_turn_end away.
     pub(crate) reserve: Option<OwnedFd>,
 }
 
 /// How an entry is reached from elsewhere.
 #[derive(Clone)]
-pub(crate) struct Port {
+pub(crate) struct EntryRef {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) token: Token,
     /// How many bytes may wait on their way to it.
     pub(crate) limit: usize,
 }
 
-impl Home for Port {
+impl Home for EntryRef {
     fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
         let keeper = Keeper::Loop(self.mailbox.clone(), self.token);
         Ok(Arc::new(Outlet::new(keeper, self.limit, encodable)))
     }
 }
 
-impl Turn {
+impl LoopCx {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
-        let mut desk = Desk {
+        let mut state = LoopState {
             now: Instant::now(),
             outgoing: Outgoing::default(),
             tally: Tally::default(),
-            port: Port { mailbox, token: Token::WAKE, limit: 0 },
+            entry: EntryRef { mailbox, token: Token::WAKE, limit: 0 },
             readiness: Readiness::NONE,
             used: 0,
-            rearm: false,
+            deadline_changed: false,
             shutdown: false,
             stopping: false,
-            left: false,
+            has_follow_up: false,
             ended: Vec::new(),
-            newcomers: Vec::new(),
-            forks: VecDeque::new(),
-            freed: false,
-            allowance: usize::MAX,
-            overtaken: None,
+            new_connections: Vec::new(),
+            pending_forks: VecDeque::new(),
+            capacity_freed: false,
+            accepts_left: usize::MAX,
+            inline_outcome: None,
             failed: None,
             exhausted: false,
             reserve: None,
         };
-        desk.keep_reserve();
-        Turn { buffer: vec![0; READ_SIZE].into_boxed_slice(), desk }
+        state.keep_reserve();
+        LoopCx { buffer: vec![0; READ_SIZE].into_boxed_slice(), state }
     }
 }
 
-impl Desk {
+impl LoopState {
     /// So many bytes have been read into a buffer of that size. A short read has drained a stream,
     /// see epoll(7), unless its end is there to be read too: the end brings no edge of its own if it
     /// was part of this one. Nor does what lies behind a boundary.
@@ -205,77 +209,77 @@ impl Desk {
         if count < buffer && !self.readiness.has(Readiness::NOT_DRAINED) {
             self.readiness.remove(Readiness::READABLE);
         }
-        if count >= HEAVY_FROM {
-            self.readiness.add(Readiness::HEAVY);
+        if count >= BULK_FROM {
+            self.readiness.add(Readiness::BULK);
         }
     }
 
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
-        !self.stopping && !self.shutdown && self.allowance > 0
+        !self.stopping && !self.shutdown && self.accepts_left > 0
     }
 
     /// Sees to it that there is a descriptor to be given up in need: another number for one that is
     /// open anyway, for which no file has to be found.
     pub(crate) fn keep_reserve(&mut self) {
         if self.reserve.is_none() {
-            self.reserve = self.port.mailbox.wakeup().as_fd().try_clone_to_owned().ok();
+            self.reserve = self.entry.mailbox.wakeup().as_fd().try_clone_to_owned().ok();
         }
     }
 
     /// The entry has another deadline than before.
-    pub(crate) fn rearm(&mut self) {
-        self.rearm = true;
-        self.left = true;
+    pub(crate) fn deadline_changed(&mut self) {
+        self.deadline_changed = true;
+        self.has_follow_up = true;
     }
 
     /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
     pub(crate) fn end(&mut self, peer: &Peer, reason: impl Into<CatchDrop<CloseReason>>) {
         let reason = reason.into();
         if reason.is_fault() || log::is_enabled(::log::Level::Debug) {
-            self.ended.push(End { peer: peer.clone(), reason });
-            self.left = true;
+            self.ended.push(Closed { peer: peer.clone(), reason });
+            self.has_follow_up = true;
         }
     }
 
     /// A connection is to be put into the slab.
-    pub(crate) fn let_in(&mut self, newcomer: Newcomer) {
-        self.newcomers.push(newcomer);
-        self.left = true;
+    pub(crate) fn register(&mut self, new: NewConnection) {
+        self.new_connections.push(new);
+        self.has_follow_up = true;
     }
 
     /// A request is to have a process of its own.
-    pub(crate) fn fork(&mut self, fork: Fork) {
-        self.forks.push_back(fork);
-        self.left = true;
+    pub(crate) fn fork(&mut self, fork: PendingFork) {
+        self.pending_forks.push_back(fork);
+        self.has_follow_up = true;
     }
 }
 
-impl Deref for Turn {
-    type Target = Desk;
+impl Deref for LoopCx {
+    type Target = LoopState;
 
-    fn deref(&self) -> &Desk {
-        &self.desk
+    fn deref(&self) -> &LoopState {
+        &self.state
     }
 }
 
-impl DerefMut for Turn {
-    fn deref_mut(&mut self) -> &mut Desk {
-        &mut self.desk
+impl DerefMut for LoopCx {
+    fn deref_mut(&mut self) -> &mut LoopState {
+        &mut self.state
     }
 }
 
 /// A connection on its way into the slab.
-pub(crate) struct Newcomer {
-    pub(crate) live: Box<dyn Live>,
+pub(crate) struct NewConnection {
+    pub(crate) source: Box<dyn EventSource>,
     pub(crate) descriptor: RawFd,
     /// Its listener.
     pub(crate) parent: Token,
 }
 
 /// A request that is to have a process of its own.
-pub(crate) struct Fork {
-    pub(crate) request: Request,
+pub(crate) struct PendingFork {
+    pub(crate) request: Incoming,
     /// Its listener.
     pub(crate) parent: Token,
     /// It is forked for although there are other threads.
@@ -283,41 +287,41 @@ pub(crate) struct Fork {
 }
 
 /// A request as it comes from a listener.
-pub(crate) enum Request {
+pub(crate) enum Incoming {
     Stream(Socket, Peer),
     Datagram(Packet),
 }
 
 /// How an entry has ended, for the hooks of its listener.
-pub(crate) struct End {
+pub(crate) struct Closed {
     pub(crate) peer: Peer,
     pub(crate) reason: CatchDrop<CloseReason>,
 }
 
 /// An entry of the slab.
-pub(crate) trait Live {
+pub(crate) trait EventSource {
     /// It is in the slab now.
-    fn opened(&mut self, turn: &mut Turn) -> Fate {
-        let _ = turn;
-        Fate::Wait
+    fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        PostAction::Wait
     }
 
     /// `turn.readiness` holds of its descriptor, or it asked to go on.
-    fn ready(&mut self, turn: &mut Turn) -> Fate;
+    fn ready(&mut self, cx: &mut LoopCx) -> PostAction;
 
     /// The mail that told of its outlet has been taken: more mail may come from now on.
     fn mail_taken(&mut self) {}
 
     /// Something waits in its outlet.
-    fn parcels(&mut self, turn: &mut Turn) -> Fate {
-        let _ = turn;
-        Fate::Wait
+    fn parcels(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        PostAction::Wait
     }
 
     /// What it had lent comes home.
-    fn returned(&mut self, work: Box<dyn Work>, turn: &mut Turn) -> Fate {
-        let _ = (work, turn);
-        Fate::Wait
+    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> PostAction {
+        let _ = (work, cx);
+        PostAction::Wait
     }
 
     /// When to look at it again if nothing happens before.
@@ -326,32 +330,32 @@ pub(crate) trait Live {
     }
 
     /// Its deadline has come.
-    fn expired(&mut self, turn: &mut Turn) -> Fate {
-        let _ = turn;
-        Fate::Wait
+    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        PostAction::Wait
     }
 
     /// The server begins to stop: what is idle ends, what is busy may finish.
-    fn stop(&mut self, turn: &mut Turn) -> Fate {
-        let _ = turn;
-        Fate::Wait
+    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        PostAction::Wait
     }
 
-    /// It is over, by its own [`Fate::Done`] or because the time for stopping is up; a listener, with
+    /// It is over, by its own [`PostAction::Remove`] or because the time for stopping is up; a listener, with
     /// its run.
-    fn finish(&mut self, turn: &mut Turn) {
-        let _ = turn;
+    fn finish(&mut self, cx: &mut LoopCx) {
+        let _ = cx;
     }
 
     /// A descriptor or room has become free.
-    fn freed(&mut self, turn: &mut Turn) -> Fate {
-        let _ = turn;
-        Fate::Wait
+    fn on_capacity_freed(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        PostAction::Wait
     }
 
     /// The time for stopping is up: ends what it serves elsewhere.
-    fn cut(&mut self, turn: &mut Turn) {
-        let _ = turn;
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        let _ = cx;
     }
 
     /// Whether it is a request, and not what is left of one that has been served.
@@ -371,41 +375,41 @@ pub(crate) trait Live {
     }
 
     /// Who stands behind it, if it is a listener; a connection has nobody.
-    fn backing(&mut self) -> Option<Backing<'_>> {
+    fn parts(&mut self) -> Option<ListenerParts<'_>> {
         None
     }
 }
 
 /// Who stands behind a listener.
-pub(crate) struct Backing<'s> {
+pub(crate) struct ListenerParts<'s> {
     /// The mode that takes its requests.
-    pub(crate) taker: &'s mut dyn Taker,
+    pub(crate) dispatcher: &'s mut dyn Dispatcher,
     /// The user's hooks.
-    pub(crate) gate: &'s mut dyn Gate,
+    pub(crate) hooks: &'s mut dyn ListenerHooks,
 }
 
 /// What stands between the world and a mode: the user's hooks, guarded.
-pub(crate) trait Gate {
+pub(crate) trait ListenerHooks {
     /// Whether the connection could be made ready to be served.
-    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, turn: &mut Turn) -> bool;
+    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, cx: &mut LoopCx) -> bool;
 
     /// Whether this peer may come in.
-    fn verify(&mut self, peer: &Peer, turn: &mut Turn) -> bool;
+    fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool;
 
     /// A request of this peer's failed.
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, turn: &mut Turn);
+    fn fault(&mut self, peer: &Peer, reason: &CloseReason, cx: &mut LoopCx);
 
-    /// Whether [`turned`](Gate::turned) is wanted.
-    fn is_attentive(&self) -> bool;
+    /// Whether [`on_turn_end`](ListenerHooks::on_turn_end) is wanted.
+    fn wants_turn_end(&self) -> bool;
 
     /// A turn of the loop is over.
-    fn turned(&mut self, turn: &mut Turn);
+    fn on_turn_end(&mut self, cx: &mut LoopCx);
 }
 
 /// Who takes the requests that a listener lets in: one mode of serving them.
-pub(crate) trait Taker {
+pub(crate) trait Dispatcher {
     /// Whether another request can be taken; when room is made, a [`Mail::Freed`] says so, or a
-    /// descriptor that is [`watched`](Taker::watched).
+    /// descriptor that is [`watched`](Dispatcher::watched).
     ///
     /// [`Mail::Freed`]: crate::mailbox::Mail::Freed
     fn has_room(&mut self) -> bool {
@@ -418,17 +422,17 @@ pub(crate) trait Taker {
         usize::MAX
     }
 
-    /// Whether [`turned`](Taker::turned) is wanted.
-    fn is_attentive(&self) -> bool {
+    /// Whether [`on_turn_end`](Dispatcher::on_turn_end) is wanted.
+    fn wants_turn_end(&self) -> bool {
         false
     }
 
     /// A turn of the loop is over.
-    fn turned(&mut self) {}
+    fn on_turn_end(&mut self) {}
 
     /// The listener's descriptor is ready, or one that is watched for it.
-    fn look(&mut self, turn: &mut Turn) {
-        let _ = turn;
+    fn look(&mut self, cx: &mut LoopCx) {
+        let _ = cx;
     }
 
     /// What else is to be watched.
@@ -445,7 +449,7 @@ pub(crate) trait Taker {
     /// the hooks.
     fn serve_in_child(
         &mut self,
-        request: Request,
+        request: Incoming,
         process: &ChildProcess,
         fault: &mut dyn FnMut(&Peer, &CloseReason),
     ) -> i32 {
@@ -461,12 +465,12 @@ pub(crate) trait Taker {
     fn stop(&mut self) {}
 
     /// The time for stopping is up: ends what it serves elsewhere.
-    fn cut(&mut self, turn: &mut Turn) {
-        let _ = turn;
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        let _ = cx;
     }
 
     /// How many requests it serves elsewhere.
-    fn elsewhere(&self) -> usize {
+    fn in_flight(&self) -> usize {
         0
     }
 

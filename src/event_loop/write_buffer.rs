@@ -37,12 +37,12 @@ impl Chunk {
 
 /// A queue of bytes, some of them shared with other connections.
 #[derive(Debug, Default)]
-pub(crate) struct Backlog {
+pub(crate) struct WriteBuffer {
     chunks: VecDeque<Chunk>,
     len: usize,
 }
 
-impl Backlog {
+impl WriteBuffer {
     /// How many bytes wait.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -111,7 +111,7 @@ mod tests {
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
             steps in prop::collection::vec(1usize..3000, 1..50),
         ) {
-            let (mut backlog, mut expected, mut sent) = (Backlog::default(), Vec::new(), Vec::new());
+            let (mut write_buffer, mut expected, mut sent) = (WriteBuffer::default(), Vec::new(), Vec::new());
             let mut outgoing = Outgoing::default();
             let mut steps = steps.into_iter().cycle();
             for (number, part) in parts.iter().enumerate() {
@@ -122,27 +122,27 @@ mod tests {
                     Output::new(&[], &mut outgoing).put(part);
                 }
                 let skipped = part.len().min(number);
-                backlog.keep(&mut outgoing, &[], skipped);
+                write_buffer.keep(&mut outgoing, &[], skipped);
                 outgoing.clear();
                 expected.extend_from_slice(&part[skipped..]);
-                take(&mut backlog, steps.next().unwrap(), &mut sent);
+                take(&mut write_buffer, steps.next().unwrap(), &mut sent);
             }
-            while !backlog.is_empty() {
-                take(&mut backlog, steps.next().unwrap(), &mut sent);
+            while !write_buffer.is_empty() {
+                take(&mut write_buffer, steps.next().unwrap(), &mut sent);
             }
             prop_assert_eq!(sent, expected);
-            prop_assert!(backlog.chunks.is_empty());
+            prop_assert!(write_buffer.chunks.is_empty());
         }
     }
 
     /// Plays a kernel that takes at most `most` bytes.
-    fn take(backlog: &mut Backlog, most: usize, sent: &mut Vec<u8>) {
+    fn take(write_buffer: &mut WriteBuffer, most: usize, sent: &mut Vec<u8>) {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = backlog.slices(&mut slices);
+        let filled = write_buffer.slices(&mut slices);
         let offered: Vec<u8> =
             slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
         let count = offered.len().min(most);
         sent.extend_from_slice(&offered[..count]);
-        backlog.advance(count);
+        write_buffer.advance(count);
     }
 }
