@@ -26,7 +26,7 @@ macro_rules! counters {
 
         impl Tally {
             /// Adds another's numbers, and sets those to nothing.
-            pub(crate) fn take(&mut self, other: &mut Tally) {
+            pub(crate) fn absorb(&mut self, other: &mut Tally) {
                 $(self.$name += std::mem::take(&mut other.$name);)+
             }
         }

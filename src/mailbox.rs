@@ -30,7 +30,7 @@ use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
 /// Bytes that several connections send without each holding a copy.
-pub(crate) type Payload = Arc<[u8]>;
+pub(crate) type SharedBytes = Arc<[u8]>;
 
 /// What a message waiting in an outlet is charged for beside its bytes, so that many small ones
 /// are bounded too.
@@ -45,7 +45,7 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A job that a loop lends to a worker, and that comes home when it is done.
-pub(crate) trait Work: Send {
+pub(crate) trait Job: Send {
     /// Does the job; the handler in it may block. Whether it comes home afterwards. Never panics.
     fn run(&mut self) -> bool;
     /// Its connection is gone: the handler is told, and nothing comes home. Never panics.
@@ -57,12 +57,12 @@ pub(crate) trait Work: Send {
 }
 
 /// Lets go of what comes home to nobody.
-pub(crate) fn abandon(mut work: Box<dyn Work>) {
+pub(crate) fn abandon(mut work: Box<dyn Job>) {
     work.abandoned();
 }
 
 /// What is left to be done with mail that no loop will take: a fault is logged.
-fn told_to_nobody(mail: Mail) {
+fn log_undelivered(mail: Mail) {
     if let Mail::Ended(ended) = mail
         && ended.reason.is_fault()
     {
@@ -73,15 +73,15 @@ fn told_to_nobody(mail: Mail) {
 /// What a loop can find in its mailbox.
 pub(crate) enum Mail {
     /// Something waits in this connection's outlet. Each has one such piece at the most.
-    Outlet(Token),
+    SendQueue(Token),
     /// What this connection had lent comes home.
-    Returned(Token, Box<dyn Work>),
+    JobDone(Token, Box<dyn Job>),
     /// A thread or a worker that a listener waited for is free.
-    Freed,
+    CapacityFreed,
     /// A handler elsewhere asks the server to end this run.
     Shutdown(usize),
     /// There is something to look at outside the mailbox.
-    Nudge,
+    Wake,
     /// A request has ended elsewhere, in this run or an earlier one.
     Ended(Box<Ended>),
 }
@@ -98,12 +98,12 @@ pub(crate) struct Ended {
 /// A loop's mailbox, and what wakes the loop to look into it.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    mail: Mutex<Pile>,
+    mail: Mutex<MailQueue>,
     /// How much mail there is.
     waiting: AtomicUsize,
     asleep: AtomicBool,
     /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
-    deserted: AtomicBool,
+    run_ended: AtomicBool,
     /// No loop will run any more. Changed only while `mail` is locked.
     closed: AtomicBool,
     /// The number of the run that is on, or was last. Changed only while `mail` is locked.
@@ -113,7 +113,7 @@ pub(crate) struct Mailbox {
 
 /// The mail itself.
 #[derive(Debug, Default)]
-struct Pile {
+struct MailQueue {
     mail: VecDeque<Mail>,
     /// Which notices are in it, each a bit: a second one would say nothing new.
     notices: u8,
@@ -123,10 +123,10 @@ impl Mail {
     /// The bit of what says the same however often it is said; 0 for all else.
     fn notice(&self) -> u8 {
         match self {
-            Mail::Freed => 1,
+            Mail::CapacityFreed => 1,
             Mail::Shutdown(_) => 2,
-            Mail::Nudge => 4,
-            Mail::Outlet(_) | Mail::Returned(..) | Mail::Ended(_) => 0,
+            Mail::Wake => 4,
+            Mail::SendQueue(_) | Mail::JobDone(..) | Mail::Ended(_) => 0,
         }
     }
 }
@@ -134,11 +134,11 @@ impl Mail {
 impl fmt::Debug for Mail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Mail::Outlet(_) => "Outlet",
-            Mail::Returned(..) => "Returned",
-            Mail::Freed => "Freed",
+            Mail::SendQueue(_) => "SendQueue",
+            Mail::JobDone(..) => "JobDone",
+            Mail::CapacityFreed => "CapacityFreed",
             Mail::Shutdown(_) => "Shutdown",
-            Mail::Nudge => "Nudge",
+            Mail::Wake => "Wake",
             Mail::Ended(_) => "Ended",
         })
     }
@@ -150,7 +150,7 @@ impl Mailbox {
             mail: Mutex::default(),
             waiting: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
-            deserted: AtomicBool::new(false),
+            run_ended: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             run: AtomicUsize::new(0),
             wakeup: Wakeup::new()?,
@@ -160,25 +160,25 @@ impl Mailbox {
     /// Puts mail down, and wakes the loop if it sleeps. A stop that is asked for a run that is over
     /// is dropped.
     pub(crate) fn post(&self, mail: Mail) {
-        let pile = lock(&self.mail);
+        let queue = lock(&self.mail);
         if self.closed.load(SeqCst) {
-            drop(pile);
-            return told_to_nobody(mail);
+            drop(queue);
+            return log_undelivered(mail);
         }
         if matches!(mail, Mail::Shutdown(run) if run != self.run()) {
             return;
         }
-        self.put(pile, mail);
+        self.put(queue, mail);
     }
 
-    fn put(&self, mut pile: MutexGuard<'_, Pile>, mail: Mail) {
+    fn put(&self, mut queue: MutexGuard<'_, MailQueue>, mail: Mail) {
         let notice = mail.notice();
-        let is_new = pile.notices & notice == 0;
+        let is_new = queue.notices & notice == 0;
         if is_new {
-            pile.notices |= notice;
-            pile.mail.push_back(mail);
+            queue.notices |= notice;
+            queue.mail.push_back(mail);
         }
-        drop(pile);
+        drop(queue);
         if is_new {
             self.waiting.fetch_add(1, SeqCst);
         }
@@ -187,13 +187,13 @@ impl Mailbox {
     }
 
     /// Brings home what was lent out in this run; it is abandoned, if that run is over.
-    pub(crate) fn come_home(&self, run: usize, token: Token, work: Box<dyn Work>) {
+    pub(crate) fn return_job(&self, run: usize, token: Token, work: Box<dyn Job>) {
         let waiting = lock(&self.mail);
-        if self.deserted.load(SeqCst) || self.run() != run {
+        if self.run_ended.load(SeqCst) || self.run() != run {
             drop(waiting);
             return abandon(work);
         }
-        self.put(waiting, Mail::Returned(token, work));
+        self.put(waiting, Mail::JobDone(token, work));
     }
 
     /// The server is gone: what nobody will be told any more is logged.
@@ -203,34 +203,34 @@ impl Mailbox {
         let all = std::mem::take(&mut *mail).mail;
         self.waiting.fetch_sub(all.len(), SeqCst);
         drop(mail);
-        all.into_iter().for_each(told_to_nobody);
+        all.into_iter().for_each(log_undelivered);
     }
 
     /// A loop has ended: whatever comes home from now on, or has not been taken in, is abandoned.
-    pub(crate) fn desert(&self) {
-        let mut pile = lock(&self.mail);
-        self.deserted.store(true, SeqCst);
-        let all = std::mem::take(&mut pile.mail);
+    pub(crate) fn end_run(&self) {
+        let mut queue = lock(&self.mail);
+        self.run_ended.store(true, SeqCst);
+        let all = std::mem::take(&mut queue.mail);
         let (returned, rest): (VecDeque<_>, _) =
-            all.into_iter().partition(|mail| matches!(mail, Mail::Returned(..)));
-        pile.mail = rest;
+            all.into_iter().partition(|mail| matches!(mail, Mail::JobDone(..)));
+        queue.mail = rest;
         self.waiting.fetch_sub(returned.len(), SeqCst);
-        drop(pile);
+        drop(queue);
         for mail in returned {
-            if let Mail::Returned(_, work) = mail {
+            if let Mail::JobDone(_, work) = mail {
                 abandon(work);
             }
         }
     }
 
     /// A loop begins; the number of its run. What was asked of the run before is dropped.
-    pub(crate) fn settle_in(&self) -> usize {
-        let mut pile = lock(&self.mail);
-        let before = pile.mail.len();
-        pile.mail.retain(|mail| !matches!(mail, Mail::Shutdown(_)));
-        pile.notices &= !Mail::Shutdown(0).notice();
-        self.waiting.fetch_sub(before - pile.mail.len(), SeqCst);
-        self.deserted.store(false, SeqCst);
+    pub(crate) fn begin_run(&self) -> usize {
+        let mut queue = lock(&self.mail);
+        let before = queue.mail.len();
+        queue.mail.retain(|mail| !matches!(mail, Mail::Shutdown(_)));
+        queue.notices &= !Mail::Shutdown(0).notice();
+        self.waiting.fetch_sub(before - queue.mail.len(), SeqCst);
+        self.run_ended.store(false, SeqCst);
         self.run.fetch_add(1, SeqCst).wrapping_add(1)
     }
 
@@ -248,13 +248,13 @@ impl Mailbox {
 
     /// Says that the loop is about to sleep; false when there is mail and it must not.
     #[inline]
-    pub(crate) fn fall_asleep(&self) -> bool {
+    pub(crate) fn prepare_park(&self) -> bool {
         self.asleep.swap(true, SeqCst);
         self.waiting.load(SeqCst) == 0
     }
 
     /// Says that the loop's thread is about to wait elsewhere, mail or no mail.
-    pub(crate) fn doze(&self) {
+    pub(crate) fn prepare_park_elsewhere(&self) {
         self.asleep.swap(true, SeqCst);
     }
 
@@ -269,8 +269,8 @@ impl Mailbox {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
-        let mut pile = lock(&self.mail);
-        let Pile { mail, notices } = &mut *pile;
+        let mut queue = lock(&self.mail);
+        let MailQueue { mail, notices } = &mut *queue;
         let count = mail.len().min(budget);
         into.extend(mail.drain(..count).inspect(|mail| *notices &= !mail.notice()));
         self.waiting.fetch_sub(count, SeqCst);
@@ -287,7 +287,7 @@ impl Mailbox {
         self.waiting.load(SeqCst) != 0
             && lock(&self.mail).mail.iter().any(|mail| match mail {
                 Mail::Shutdown(run) => *run == self.run(),
-                Mail::Returned(_, work) => work.asks_shutdown(),
+                Mail::JobDone(_, work) => work.asks_shutdown(),
                 _ => false,
             })
     }
@@ -298,9 +298,9 @@ impl Mailbox {
     }
 }
 
-/// Who looks after an [`Outlet`].
+/// Who looks after an [`SendQueue`].
 #[derive(Debug)]
-pub(crate) enum Keeper {
+pub(crate) enum Waker {
     /// A loop, for this connection of its own.
     Loop(Arc<Mailbox>, Token),
     /// A thread that waits for one connection.
@@ -309,8 +309,8 @@ pub(crate) enum Keeper {
 
 /// One piece of what other threads want of a connection.
 #[derive(Debug)]
-pub(crate) enum Parcel {
-    Message(Payload),
+pub(crate) enum Command {
+    Message(SharedBytes),
     /// It is to be closed; nothing follows.
     Close,
     /// It is to be reset; nothing follows.
@@ -334,11 +334,11 @@ pub(crate) enum Ending {
 
 /// The way into one connection from other threads; made when first asked for.
 #[derive(Debug)]
-pub(crate) struct Outlet {
-    inside: Mutex<Inside>,
+pub(crate) struct SendQueue {
+    state: Mutex<SendQueueState>,
     /// How many senders there are.
     senders: AtomicUsize,
-    keeper: Keeper,
+    waker: Waker,
     /// How many bytes may wait here, beside what the connection itself keeps.
     limit: usize,
     /// What the connection's framing can send.
@@ -346,8 +346,8 @@ pub(crate) struct Outlet {
 }
 
 #[derive(Debug, Default)]
-struct Inside {
-    messages: VecDeque<Payload>,
+struct SendQueueState {
+    messages: VecDeque<SharedBytes>,
     /// What the messages are charged for.
     bytes: usize,
     ending: Ending,
@@ -355,106 +355,106 @@ struct Inside {
     half_open: bool,
     /// The keeper has been told of something, or is awake, and has not looked since: it is not told
     /// again.
-    told: bool,
+    notified: bool,
 }
 
-impl Inside {
+impl SendQueueState {
     fn is_empty(&self) -> bool {
         self.messages.is_empty() && matches!(self.ending, Ending::Open | Ending::Closed)
     }
 }
 
-impl Outlet {
-    pub(crate) fn new(keeper: Keeper, limit: usize, encodable: Encodable) -> Self {
-        let (inside, senders) = (Mutex::default(), AtomicUsize::new(0));
-        Outlet { inside, senders, keeper, limit, encodable }
+impl SendQueue {
+    pub(crate) fn new(waker: Waker, limit: usize, encodable: Encodable) -> Self {
+        let (state, senders) = (Mutex::default(), AtomicUsize::new(0));
+        SendQueue { state, senders, waker, limit, encodable }
     }
 
     /// From now on the keeper is told, once, of what comes; whether there is something to
-    /// [`take`](Outlet::take) already. A thread calls it before it waits, a loop when it has taken the
+    /// [`take`](SendQueue::take) already. A thread calls it before it waits, a loop when it has taken the
     /// mail that told it.
     pub(crate) fn listen(&self) -> bool {
-        let mut inside = lock(&self.inside);
-        inside.told = false;
-        !inside.is_empty()
+        let mut state = lock(&self.state);
+        state.notified = false;
+        !state.is_empty()
     }
 
     /// Takes what comes first: the oldest message, or what is to be done when there is none.
-    pub(crate) fn take(&self) -> Option<Parcel> {
-        let mut inside = lock(&self.inside);
-        if inside.ending == Ending::Aborted {
-            return Some(Parcel::Abort);
+    pub(crate) fn take(&self) -> Option<Command> {
+        let mut state = lock(&self.state);
+        if state.ending == Ending::Aborted {
+            return Some(Command::Abort);
         }
-        let Some(message) = inside.messages.pop_front() else {
-            return (inside.ending == Ending::Closing).then_some(Parcel::Close);
+        let Some(message) = state.messages.pop_front() else {
+            return (state.ending == Ending::Closing).then_some(Command::Close);
         };
-        inside.bytes -= message.len() + OVERHEAD;
-        if inside.messages.is_empty() && inside.messages.capacity() > KEPT {
-            inside.messages = VecDeque::new();
+        state.bytes -= message.len() + OVERHEAD;
+        if state.messages.is_empty() && state.messages.capacity() > KEPT {
+            state.messages = VecDeque::new();
         }
-        Some(Parcel::Message(message))
+        Some(Command::Message(message))
     }
 
-    /// Whether there is nothing to [`take`](Outlet::take).
+    /// Whether there is nothing to [`take`](SendQueue::take).
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.inside).is_empty()
+        lock(&self.state).is_empty()
     }
 
     /// How far the connection's end has come.
     pub(crate) fn ending(&self) -> Ending {
-        lock(&self.inside).ending
+        lock(&self.state).ending
     }
 
     /// From now on every send is told that the connection is closed.
     pub(crate) fn close(&self) {
-        let closed = Inside { ending: Ending::Closed, ..Inside::default() };
-        let before = std::mem::replace(&mut *lock(&self.inside), closed);
+        let closed = SendQueueState { ending: Ending::Closed, ..SendQueueState::default() };
+        let before = std::mem::replace(&mut *lock(&self.state), closed);
         drop(before);
     }
 
-    fn push(&self, message: Payload) -> Result<(), SendError> {
+    fn push(&self, message: SharedBytes) -> Result<(), SendError> {
         self.encodable.check(&message)?;
         let charge = message.len() + OVERHEAD;
-        let mut inside = lock(&self.inside);
-        if inside.ending != Ending::Open {
+        let mut state = lock(&self.state);
+        if state.ending != Ending::Open {
             return Err(SendError::Closed);
         }
-        if inside.bytes > 0 && inside.bytes + charge > self.limit {
+        if state.bytes > 0 && state.bytes + charge > self.limit {
             return Err(SendError::Full);
         }
-        inside.bytes += charge;
-        inside.messages.push_back(message);
-        if inside.messages.len() == 1 {
-            self.tell(inside);
+        state.bytes += charge;
+        state.messages.push_back(message);
+        if state.messages.len() == 1 {
+            self.tell(state);
         }
         Ok(())
     }
 
     /// Brings the connection's end as far as that, if it is not there yet.
     fn end(&self, ending: Ending) {
-        let mut inside = lock(&self.inside);
-        if inside.ending >= ending {
+        let mut state = lock(&self.state);
+        if state.ending >= ending {
             return;
         }
-        inside.ending = ending;
+        state.ending = ending;
         let mut dropped = VecDeque::new();
         if ending == Ending::Aborted {
-            inside.bytes = 0;
-            dropped = std::mem::take(&mut inside.messages);
+            state.bytes = 0;
+            dropped = std::mem::take(&mut state.messages);
         }
-        self.tell(inside);
+        self.tell(state);
         drop(dropped);
     }
 
     /// Tells the keeper that there is something to look at, unless it will look in any case.
-    fn tell(&self, mut inside: MutexGuard<'_, Inside>) {
-        if std::mem::replace(&mut inside.told, true) {
+    fn tell(&self, mut state: MutexGuard<'_, SendQueueState>) {
+        if std::mem::replace(&mut state.notified, true) {
             return;
         }
-        drop(inside);
-        match &self.keeper {
-            Keeper::Loop(mailbox, token) => mailbox.post(Mail::Outlet(*token)),
-            Keeper::Thread(wakeup) => wakeup.wake(),
+        drop(state);
+        match &self.waker {
+            Waker::Loop(mailbox, token) => mailbox.post(Mail::SendQueue(*token)),
+            Waker::Thread(wakeup) => wakeup.wake(),
         }
     }
 
@@ -464,16 +464,16 @@ impl Outlet {
     /// Who goes counts itself off first and looks second whether that matters; here it is said first
     /// that it does.
     pub(crate) fn is_abandoned(&self) -> bool {
-        let mut inside = lock(&self.inside);
-        inside.half_open = true;
-        inside.is_empty() && self.senders.load(SeqCst) == 0
+        let mut state = lock(&self.state);
+        state.half_open = true;
+        state.is_empty() && self.senders.load(SeqCst) == 0
     }
 
     fn sender_gone(&self) {
         if self.senders.fetch_sub(1, SeqCst) == 1 {
-            let inside = lock(&self.inside);
-            if inside.half_open {
-                self.tell(inside);
+            let state = lock(&self.state);
+            if state.half_open {
+                self.tell(state);
             }
         }
     }
@@ -488,25 +488,25 @@ impl Outlet {
 /// closed when the last of them is dropped.
 #[derive(Debug)]
 pub struct Sender {
-    outlet: Arc<Outlet>,
+    send_queue: Arc<SendQueue>,
 }
 
 impl Clone for Sender {
     fn clone(&self) -> Self {
-        Sender::new(self.outlet.clone())
+        Sender::new(self.send_queue.clone())
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.outlet.sender_gone();
+        self.send_queue.sender_gone();
     }
 }
 
 impl Sender {
-    pub(crate) fn new(outlet: Arc<Outlet>) -> Self {
-        outlet.senders.fetch_add(1, SeqCst);
-        Sender { outlet }
+    pub(crate) fn new(send_queue: Arc<SendQueue>) -> Self {
+        send_queue.senders.fetch_add(1, SeqCst);
+        Sender { send_queue }
     }
 
     /// Sends a message, framed as the handler's own are. It does not wait.
@@ -529,7 +529,7 @@ impl Sender {
     /// * [`SendError::TooLong`] and [`SendError::Unencodable`] when the framing says beforehand that
     ///   it cannot send such a message (see [`Framing::encodable`](crate::Framing::encodable)).
     pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
-        self.outlet.push(message.into())
+        self.send_queue.push(message.into())
     }
 
     /// Sends a message that several connections share: see [`broadcast`].
@@ -538,7 +538,7 @@ impl Sender {
     ///
     /// As for [`send`](Sender::send).
     pub fn send_shared(&self, message: &Arc<[u8]>) -> Result<(), SendError> {
-        self.outlet.push(message.clone())
+        self.send_queue.push(message.clone())
     }
 
     /// Closes the connection when all that was sent before has gone out, as
@@ -549,7 +549,7 @@ impl Sender {
     /// finishes first. A peer that then takes nothing for 30 seconds is reset, and what was left for
     /// it is dropped. The handler is told [`CloseReason::Handler`].
     pub fn close(&self) {
-        self.outlet.end(Ending::Closing);
+        self.send_queue.end(Ending::Closing);
     }
 
     /// Closes the connection at once with a reset, as [`Context::abort`](crate::Context::abort) does;
@@ -560,18 +560,18 @@ impl Sender {
     /// handler that is at work finishes first. The handler is told [`CloseReason::Handler`]. On a
     /// Unix socket, which has no reset, the peer sees the end of the stream.
     pub fn abort(&self) {
-        self.outlet.end(Ending::Aborted);
+        self.send_queue.end(Ending::Aborted);
     }
 
     /// Whether the connection is closed, or a handle to it has been asked to close or to abort it:
     /// whether a send is answered with [`SendError::Closed`].
     pub fn is_closed(&self) -> bool {
-        self.outlet.ending() != Ending::Open
+        self.send_queue.ending() != Ending::Open
     }
 
     /// Whether both are handles to the same connection.
     pub fn is_same(&self, other: &Sender) -> bool {
-        Arc::ptr_eq(&self.outlet, &other.outlet)
+        Arc::ptr_eq(&self.send_queue, &other.send_queue)
     }
 }
 
@@ -588,7 +588,7 @@ impl Eq for Sender {}
 /// map; Clippy's `mutable_key_type` cannot know that, and wants to be allowed.
 impl Hash for Sender {
     fn hash<S: Hasher>(&self, state: &mut S) {
-        Arc::as_ptr(&self.outlet).hash(state);
+        Arc::as_ptr(&self.send_queue).hash(state);
     }
 }
 
@@ -605,39 +605,39 @@ pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u
 mod tests {
     use super::*;
 
-    fn outlet(limit: usize) -> (Arc<Mailbox>, Sender) {
+    fn send_queue(limit: usize) -> (Arc<Mailbox>, Sender) {
         let mailbox = Arc::new(Mailbox::new().unwrap());
-        let keeper = Keeper::Loop(mailbox.clone(), Token::new(3, 1));
-        (mailbox, Sender::new(Arc::new(Outlet::new(keeper, limit, Encodable::Any))))
+        let waker = Waker::Loop(mailbox.clone(), Token::new(3, 1));
+        (mailbox, Sender::new(Arc::new(SendQueue::new(waker, limit, Encodable::Any))))
     }
 
     #[test]
     fn mail_that_comes_before_sleep_forbids_it() {
         let mailbox = Mailbox::new().unwrap();
-        mailbox.post(Mail::Freed);
-        assert!(!mailbox.fall_asleep());
+        mailbox.post(Mail::CapacityFreed);
+        assert!(!mailbox.prepare_park());
         mailbox.wake_up();
         let mut mail = VecDeque::new();
         mailbox.collect(&mut mail, 8);
         assert_eq!(mail.len(), 1);
-        assert!(mailbox.fall_asleep());
+        assert!(mailbox.prepare_park());
     }
 
     #[test]
     fn a_loop_that_is_awake_is_not_woken() {
         let mailbox = Mailbox::new().unwrap();
-        mailbox.post(Mail::Freed);
+        mailbox.post(Mail::CapacityFreed);
         assert!(!mailbox.wakeup().is_set().unwrap());
-        mailbox.fall_asleep();
-        mailbox.post(Mail::Freed);
-        mailbox.post(Mail::Freed);
+        mailbox.prepare_park();
+        mailbox.post(Mail::CapacityFreed);
+        mailbox.post(Mail::CapacityFreed);
         assert!(mailbox.wake_up(), "it was woken");
         assert!(mailbox.wakeup().is_set().unwrap());
     }
 
     #[test]
     fn many_sends_are_one_piece_of_mail() {
-        let (mailbox, sender) = outlet(1000);
+        let (mailbox, sender) = send_queue(1000);
         sender.send(b"one").unwrap();
         sender.send(b"two").unwrap();
         let mut mail = VecDeque::new();
@@ -647,10 +647,10 @@ mod tests {
 
     #[test]
     fn a_full_outlet_and_a_closed_one_say_so() {
-        let (_mailbox, sender) = outlet(10);
+        let (_mailbox, sender) = send_queue(10);
         assert_eq!(sender.send(&[0; 50]), Ok(()), "one message always fits");
         assert_eq!(sender.send(b"x"), Err(SendError::Full));
-        sender.outlet.close();
+        sender.send_queue.close();
         assert_eq!(sender.send(b"x"), Err(SendError::Closed));
         assert!(sender.is_closed());
     }
@@ -661,32 +661,32 @@ mod tests {
         let mut mail = VecDeque::new();
         for _ in 0..3 {
             for _ in 0..1000 {
-                mailbox.post(Mail::Nudge);
-                mailbox.post(Mail::Freed);
+                mailbox.post(Mail::Wake);
+                mailbox.post(Mail::CapacityFreed);
                 mailbox.post(Mail::Shutdown(mailbox.run()));
             }
             assert!(mailbox.asks_shutdown());
             mailbox.collect(&mut mail, 8);
             assert_eq!(mail.drain(..).count(), 3);
-            assert!(mailbox.fall_asleep(), "nothing is left");
+            assert!(mailbox.prepare_park(), "nothing is left");
         }
     }
 
     #[test]
     fn however_often_it_is_closed_or_aborted_the_loop_has_one_piece_of_mail_to_take() {
-        let (mailbox, sender) = outlet(1000);
+        let (mailbox, sender) = send_queue(1000);
         sender.send(b"one").unwrap();
         for _ in 0..1000 {
             sender.close();
         }
-        let take = || sender.outlet.take();
-        assert!(matches!(take(), Some(Parcel::Message(_))));
-        assert!(matches!(take(), Some(Parcel::Close)));
+        let take = || sender.send_queue.take();
+        assert!(matches!(take(), Some(Command::Message(_))));
+        assert!(matches!(take(), Some(Command::Close)));
         for _ in 0..1000 {
             sender.abort();
             sender.close();
         }
-        assert!(matches!(take(), Some(Parcel::Abort)));
+        assert!(matches!(take(), Some(Command::Abort)));
         assert_eq!(sender.send(b"x"), Err(SendError::Closed));
         let mut mail = VecDeque::new();
         mailbox.collect(&mut mail, 8);
@@ -696,85 +696,85 @@ mod tests {
     /// A loop empties an outlet also when something else has called it.
     #[test]
     fn an_outlet_that_is_emptied_before_its_mail_is_taken_posts_no_second_piece() {
-        let (mailbox, sender) = outlet(1000);
+        let (mailbox, sender) = send_queue(1000);
         let mut mail = VecDeque::new();
         for _ in 0..3 {
             for _ in 0..1000 {
                 sender.send(b"one").unwrap();
-                assert!(sender.outlet.take().is_some());
+                assert!(sender.send_queue.take().is_some());
             }
             mailbox.collect(&mut mail, 8);
             assert_eq!(mail.drain(..).count(), 1);
-            assert!(!sender.outlet.listen());
+            assert!(!sender.send_queue.listen());
         }
     }
 
     #[test]
     fn a_thread_is_woken_once_for_all_that_comes_before_it_waits_again() {
         let wakeup = Arc::new(Wakeup::new().unwrap());
-        let keeper = Keeper::Thread(wakeup.clone());
-        let outlet = Outlet::new(keeper, 1 << 20, Encodable::Any);
-        let sender = Sender::new(Arc::new(outlet));
+        let waker = Waker::Thread(wakeup.clone());
+        let send_queue = SendQueue::new(waker, 1 << 20, Encodable::Any);
+        let sender = Sender::new(Arc::new(send_queue));
         for _ in 0..3 {
-            assert!(!sender.outlet.listen());
+            assert!(!sender.send_queue.listen());
             for number in 0..1000 {
                 sender.send(b"one").unwrap();
-                assert!(sender.outlet.take().is_some());
+                assert!(sender.send_queue.take().is_some());
                 assert_eq!(wakeup.take(), number == 0);
             }
         }
         sender.send(b"one").unwrap();
-        assert!(sender.outlet.listen(), "it must not wait");
+        assert!(sender.send_queue.listen(), "it must not wait");
         sender.close();
         assert!(wakeup.take());
-        assert!(sender.outlet.listen());
+        assert!(sender.send_queue.listen());
         sender.abort();
         assert!(wakeup.take());
     }
 
     #[test]
     fn an_outlet_gives_back_the_room_of_a_burst() {
-        let (_mailbox, sender) = outlet(1 << 20);
+        let (_mailbox, sender) = send_queue(1 << 20);
         for _ in 0..10_000 {
             sender.send(b"").unwrap();
         }
-        while sender.outlet.take().is_some() {}
-        assert!(lock(&sender.outlet.inside).messages.capacity() <= KEPT);
-        assert_eq!(lock(&sender.outlet.inside).bytes, 0);
+        while sender.send_queue.take().is_some() {}
+        assert!(lock(&sender.send_queue.state).messages.capacity() <= KEPT);
+        assert_eq!(lock(&sender.send_queue.state).bytes, 0);
     }
 
     #[test]
     fn that_all_senders_are_gone_is_told_to_who_waits_for_it() {
-        let (mailbox, sender) = outlet(1000);
-        let outlet = sender.outlet.clone();
-        let told = || {
+        let (mailbox, sender) = send_queue(1000);
+        let send_queue = sender.send_queue.clone();
+        let notified = || {
             let mut mail = VecDeque::new();
             mailbox.collect(&mut mail, 8);
-            outlet.listen();
+            send_queue.listen();
             mail.len()
         };
         drop(sender);
-        assert_eq!(told(), 0, "nobody waits for it");
-        let sender = Sender::new(outlet.clone());
+        assert_eq!(notified(), 0, "nobody waits for it");
+        let sender = Sender::new(send_queue.clone());
         let other = sender.clone();
-        assert!(!outlet.is_abandoned());
+        assert!(!send_queue.is_abandoned());
         drop(sender);
-        assert_eq!(told(), 0, "one is left");
+        assert_eq!(notified(), 0, "one is left");
         other.send(b"last words").unwrap();
-        assert_eq!(told(), 1);
+        assert_eq!(notified(), 1);
         drop(other);
-        assert_eq!(told(), 1);
-        assert!(!outlet.is_abandoned(), "something waits");
-        assert!(outlet.take().is_some());
-        assert!(outlet.is_abandoned());
+        assert_eq!(notified(), 1);
+        assert!(!send_queue.is_abandoned(), "something waits");
+        assert!(send_queue.take().is_some());
+        assert!(send_queue.is_abandoned());
     }
 
     #[test]
     fn a_broadcast_shares_its_bytes() {
-        let (_one, first) = outlet(100);
-        let (_two, second) = outlet(100);
+        let (_one, first) = send_queue(100);
+        let (_two, second) = send_queue(100);
         assert_eq!(broadcast([&first, &second], b"hello"), 2);
-        let Some(Parcel::Message(message)) = first.outlet.take() else { panic!("a message") };
+        let Some(Command::Message(message)) = first.send_queue.take() else { panic!("a message") };
         assert_eq!(Arc::strong_count(&message), 2);
     }
 }

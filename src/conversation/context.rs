@@ -10,12 +10,12 @@ use super::framing::{Encodable, Framing};
 use super::output::Output;
 use crate::address::Peer;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
-use crate::mailbox::{Outlet, Payload, Sender};
+use crate::mailbox::{SendQueue, Sender, SharedBytes};
 
 /// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
-pub(crate) trait Home {
+pub(crate) trait SenderSource {
     /// A way in for messages from other threads.
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError>;
+    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError>;
 }
 
 /// What a [`Handler`](crate::Handler) is given to answer with.
@@ -25,7 +25,7 @@ pub struct Context<'a> {
     pub(super) state: &'a mut State,
     pub(super) framing: &'a mut dyn Framing,
     pub(super) output: Output<'a>,
-    pub(super) home: &'a dyn Home,
+    pub(super) senders: &'a dyn SenderSource,
     pub(super) shutdown: &'a mut bool,
 }
 
@@ -50,8 +50,8 @@ impl Context<'_> {
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> HandlerResult {
         // A stream that is not ending, or has other things to be remembered of it: nearly always.
-        if self.state.special || self.state.datagram {
-            return self.send_specially(message);
+        if self.state.needs_slow_path || self.state.datagram {
+            return self.send_slow(message);
         }
         match self.framing.encode(message, &mut self.output) {
             Ok(()) => Ok(()),
@@ -60,8 +60,8 @@ impl Context<'_> {
     }
 
     #[inline(never)]
-    fn send_specially(&mut self, message: &[u8]) -> HandlerResult {
-        if self.state.is_over() {
+    fn send_slow(&mut self, message: &[u8]) -> HandlerResult {
+        if self.state.is_closing() {
             return Ok(());
         }
         if self.state.datagram {
@@ -76,8 +76,8 @@ impl Context<'_> {
     /// # Errors
     ///
     /// As for [`send`](Context::send).
-    pub fn send_shared(&mut self, message: &Payload) -> HandlerResult {
-        if self.state.is_over() {
+    pub fn send_shared(&mut self, message: &SharedBytes) -> HandlerResult {
+        if self.state.is_closing() {
             return Ok(());
         }
         self.output.share(message, |output| {
@@ -131,7 +131,7 @@ impl Context<'_> {
         }
         self.state.timeout = timeout.into();
         self.state.timeout_changed = true;
-        self.state.special = true;
+        self.state.needs_slow_path = true;
         Ok(())
     }
 
@@ -161,15 +161,15 @@ impl Context<'_> {
         if self.state.datagram {
             return Err(UnsupportedError::DatagramSender);
         }
-        let outlet = match &self.state.outlet {
-            Some(outlet) => outlet.clone(),
+        let send_queue = match &self.state.send_queue {
+            Some(send_queue) => send_queue.clone(),
             None => {
-                let outlet = self.home.outlet(self.framing.encodable())?;
-                self.state.special = true;
-                self.state.outlet.insert(outlet).clone()
+                let send_queue = self.senders.send_queue(self.framing.encodable())?;
+                self.state.needs_slow_path = true;
+                self.state.send_queue.insert(send_queue).clone()
             }
         };
-        Ok(Sender::new(outlet))
+        Ok(Sender::new(send_queue))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
 use crate::guard::{self, panic_message};
 use crate::log;
-use crate::mailbox::{Ending, Outlet, Parcel};
+use crate::mailbox::{Command, Ending, SendQueue};
 use crate::sys::CatchDrop;
 
 mod context;
@@ -26,14 +26,14 @@ mod output;
 mod tests;
 
 pub use context::Context;
-pub(crate) use context::Home;
+pub(crate) use context::SenderSource;
 pub use framing::{
     BoxFraming, Decoded, Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines,
     Overlong, Raw, Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
-pub(crate) use output::{Outgoing, Rest};
+pub(crate) use output::{OutputBuffer, Unsent};
 
 /// How long the peer of a connection that is over may take none of its last output.
 pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
@@ -46,27 +46,27 @@ pub(crate) const MESSAGE_BUDGET: usize = 256;
 const SHRINK_FROM: usize = 64 * 1024;
 
 /// What a conversation works with for one turn: it belongs to whoever drives it.
-pub(crate) struct Env<'a> {
+pub(crate) struct StepCx<'a> {
     /// Where output is collected, to be sent before the next call.
-    pub(crate) outgoing: &'a mut Outgoing,
+    pub(crate) output_buffer: &'a mut OutputBuffer,
     /// What has happened, counted.
     pub(crate) tally: &'a mut Tally,
     /// How the conversation is reached from elsewhere.
-    pub(crate) home: &'a dyn Home,
+    pub(crate) senders: &'a dyn SenderSource,
     /// How much output may be collected before input is left for later.
     pub(crate) room: usize,
     /// Set when the handler has asked the server to stop.
     pub(crate) shutdown: bool,
 }
 
-impl<'a> Env<'a> {
+impl<'a> StepCx<'a> {
     pub(crate) fn new(
-        outgoing: &'a mut Outgoing,
+        output_buffer: &'a mut OutputBuffer,
         tally: &'a mut Tally,
-        home: &'a dyn Home,
+        senders: &'a dyn SenderSource,
         room: usize,
     ) -> Self {
-        Env { outgoing, tally, home, room, shutdown: false }
+        StepCx { output_buffer, tally, senders, room, shutdown: false }
     }
 }
 
@@ -75,10 +75,10 @@ impl<'a> Env<'a> {
 struct State {
     peer: Peer,
     /// The way in from other threads, made when first asked for.
-    outlet: Option<Arc<Outlet>>,
+    send_queue: Option<Arc<SendQueue>>,
     timeout: Option<Duration>,
     /// Why the conversation is ending, once it is.
-    ending: Option<Box<CatchDrop<CloseReason>>>,
+    close_reason: Option<Box<CatchDrop<CloseReason>>>,
     timeout_changed: bool,
     aborted: bool,
     datagram: bool,
@@ -87,49 +87,51 @@ struct State {
     open: bool,
     input_ended: bool,
     /// Input was left undelivered because the output was at its mark, or the budget was used up.
-    stuffed: bool,
-    /// It may be ending, ended, stuffed, or reached from elsewhere: one look instead of four.
-    special: bool,
+    blocked_on_output: bool,
+    /// It may be ending, ended, blocked_on_output, or reached from elsewhere: one look instead of four.
+    needs_slow_path: bool,
 }
 
 impl State {
     fn new(peer: Peer, datagram: bool) -> Self {
         State {
             peer,
-            outlet: None,
+            send_queue: None,
             timeout: None,
-            ending: None,
+            close_reason: None,
             timeout_changed: false,
             aborted: false,
             datagram,
             truncated: false,
             open: false,
             input_ended: false,
-            stuffed: false,
-            special: false,
+            blocked_on_output: false,
+            needs_slow_path: false,
         }
     }
 
     #[inline]
-    fn is_over(&self) -> bool {
-        self.ending.is_some()
+    fn is_closing(&self) -> bool {
+        self.close_reason.is_some()
     }
 
     /// Forgets that input was left: it is about to be delivered.
     #[inline(never)]
-    fn unstuff(&mut self) {
-        self.stuffed = false;
-        self.special =
-            self.is_over() || self.input_ended || self.timeout_changed || self.outlet.is_some();
+    fn clear_blocked(&mut self) {
+        self.blocked_on_output = false;
+        self.needs_slow_path = self.is_closing()
+            || self.input_ended
+            || self.timeout_changed
+            || self.send_queue.is_some();
     }
 
     /// Notes why it ends: the first reason stands, but for a fault, which is what must be told.
     #[cold]
     fn end(&mut self, reason: CloseReason) {
-        if self.ending.is_none() || reason.is_fault() {
-            self.ending = Some(Box::new(reason.into()));
+        if self.close_reason.is_none() || reason.is_fault() {
+            self.close_reason = Some(Box::new(reason.into()));
         }
-        self.special = true;
+        self.needs_slow_path = true;
     }
 
     /// Notes that it ends by a reset, and that no output goes out any more.
@@ -147,27 +149,27 @@ pub(crate) struct Conversation<H, F> {
     framing: CatchDrop<F>,
     state: State,
     /// Input that is not a whole message yet, and, while a turn lasts, all of it.
-    inbox: Vec<u8>,
+    read_buffer: Vec<u8>,
     /// How much of the current input has been delivered.
     consumed: usize,
 }
 
 /// What the framing has said of the start of the input kept, where it was asked ahead of a delivery;
 /// nothing where it panicked: it is asked again where panics are counted.
-pub(crate) struct Ahead(Option<Result<Decoded, FramingError>>);
+pub(crate) struct PeekedFrame(Option<Result<Decoded, FramingError>>);
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
     pub(crate) fn new(handler: CatchDrop<H>, framing: CatchDrop<F>, peer: Peer) -> Self {
         let state = State::new(peer, false);
-        Conversation { handler, framing, state, inbox: Vec::new(), consumed: 0 }
+        Conversation { handler, framing, state, read_buffer: Vec::new(), consumed: 0 }
     }
 
     /// Begins: the connection is open.
-    pub(crate) fn open(&mut self, env: &mut Env<'_>) {
-        self.guarded(env, |this, env| {
+    pub(crate) fn open(&mut self, step_cx: &mut StepCx<'_>) {
+        self.guarded(step_cx, |this, step_cx| {
             this.state.open = true;
-            let (handler, mut cx) = this.parts(&[], env);
+            let (handler, mut cx) = this.parts(&[], step_cx);
             if let Err(error) = handler.on_open(&mut cx) {
                 this.state.end(CloseReason::Error(error));
             }
@@ -178,120 +180,120 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// with what was left for want of room or because the budget was used up.
     ///
     /// The output refers to the input, so the caller sends it, with [`input`](Self::input), and then
-    /// calls [`settle`](Self::settle) with the same bytes before anything else.
+    /// calls [`consume_delivered`](Self::consume_delivered) with the same bytes before anything else.
     #[inline(always)] // the hot path: one call less per layer is a tenth of all instructions
-    pub(crate) fn receive(&mut self, fresh: &[u8], env: &mut Env<'_>) {
-        if self.state.special {
-            self.state.unstuff();
+    pub(crate) fn receive(&mut self, fresh: &[u8], step_cx: &mut StepCx<'_>) {
+        if self.state.needs_slow_path {
+            self.state.clear_blocked();
         }
-        if self.inbox.is_empty() {
-            self.guarded(env, |this, env| this.deliver(fresh, env));
+        if self.read_buffer.is_empty() {
+            self.guarded(step_cx, |this, step_cx| this.deliver(fresh, step_cx));
         } else {
-            self.receive_more(fresh, env);
+            self.receive_more(fresh, step_cx);
         }
     }
 
     #[inline(never)]
-    fn receive_more(&mut self, fresh: &[u8], env: &mut Env<'_>) {
-        self.inbox.extend_from_slice(fresh);
-        self.with_inbox(env, |this, input, env| this.deliver(input, env));
+    fn receive_more(&mut self, fresh: &[u8], step_cx: &mut StepCx<'_>) {
+        self.read_buffer.extend_from_slice(fresh);
+        self.with_read_buffer(step_cx, |this, input, step_cx| this.deliver(input, step_cx));
     }
 
-    /// Keeps `fresh` bytes to be delivered later, by [`receive_kept`](Self::receive_kept).
-    pub(crate) fn keep(&mut self, fresh: &[u8]) {
-        self.inbox.extend_from_slice(fresh);
+    /// Keeps `fresh` bytes to be delivered later, by [`receive_buffered`](Self::receive_buffered).
+    pub(crate) fn buffer(&mut self, fresh: &[u8]) {
+        self.read_buffer.extend_from_slice(fresh);
     }
 
     /// What is whole among the bytes kept, a message or an error in place of one, if anything is.
     ///
     /// The framing is asked about no message twice: what it says of one is for
-    /// [`receive_kept`](Self::receive_kept).
-    pub(crate) fn look_ahead(&mut self) -> Option<Ahead> {
+    /// [`receive_buffered`](Self::receive_buffered).
+    pub(crate) fn peek_frame(&mut self) -> Option<PeekedFrame> {
         let mut skipped = 0;
-        let mut ahead = None;
-        while ahead.is_none() && skipped < self.inbox.len() {
-            let input = &self.inbox[skipped..];
+        let mut peeked = None;
+        while peeked.is_none() && skipped < self.read_buffer.len() {
+            let input = &self.read_buffer[skipped..];
             match guard::call(|| self.framing.decode(input)) {
                 Ok(Ok(Decoded::Incomplete)) => break,
                 Ok(Ok(Decoded::Skip(count))) if (1..=input.len()).contains(&count) => {
                     skipped += count
                 }
-                Ok(step) => ahead = Some(Ahead(Some(step))),
-                Err(_) => ahead = Some(Ahead(None)),
+                Ok(step) => peeked = Some(PeekedFrame(Some(step))),
+                Err(_) => peeked = Some(PeekedFrame(None)),
             }
         }
         if skipped > 0 {
             self.drop_first(skipped);
         }
-        self.state.stuffed = false;
-        ahead
+        self.state.blocked_on_output = false;
+        peeked
     }
 
     /// Delivers every message that is whole among the bytes kept, as [`receive`](Self::receive) does;
     /// of the first it is known what the framing says.
-    pub(crate) fn receive_kept(&mut self, ahead: &mut Ahead, env: &mut Env<'_>) {
-        if self.state.special {
-            self.state.unstuff();
+    pub(crate) fn receive_buffered(&mut self, peeked: &mut PeekedFrame, step_cx: &mut StepCx<'_>) {
+        if self.state.needs_slow_path {
+            self.state.clear_blocked();
         }
-        self.with_inbox(env, |this, input, env| {
-            if let Some(step) = ahead.0.take() {
-                this.step(step, input, env);
+        self.with_read_buffer(step_cx, |this, input, step_cx| {
+            if let Some(step) = peeked.0.take() {
+                this.step(step, input, step_cx);
             }
-            this.deliver(input, env);
+            this.deliver(input, step_cx);
         });
     }
 
     /// What the output of the last [`receive`](Self::receive) refers to.
     #[inline(always)]
     pub(crate) fn input<'a>(&'a self, fresh: &'a [u8]) -> &'a [u8] {
-        if self.inbox.is_empty() { fresh } else { &self.inbox }
+        if self.read_buffer.is_empty() { fresh } else { &self.read_buffer }
     }
 
     /// Drops what was delivered and keeps the rest, now that the output has been dealt with.
     #[inline(always)]
-    pub(crate) fn settle(&mut self, fresh: &[u8]) {
+    pub(crate) fn consume_delivered(&mut self, fresh: &[u8]) {
         // Nothing was kept and all was delivered: nearly always.
-        if self.inbox.is_empty() && self.consumed == fresh.len() {
+        if self.read_buffer.is_empty() && self.consumed == fresh.len() {
             self.consumed = 0;
         } else {
-            self.settle_rest(fresh);
+            self.consume_partial(fresh);
         }
     }
 
     #[inline(never)]
-    fn settle_rest(&mut self, fresh: &[u8]) {
+    fn consume_partial(&mut self, fresh: &[u8]) {
         let consumed = std::mem::take(&mut self.consumed);
-        if self.state.is_over() {
-            self.inbox = Vec::new();
-        } else if !self.inbox.is_empty() {
+        if self.state.is_closing() {
+            self.read_buffer = Vec::new();
+        } else if !self.read_buffer.is_empty() {
             self.drop_first(consumed);
         } else if consumed < fresh.len() {
-            self.inbox.extend_from_slice(&fresh[consumed..]);
+            self.read_buffer.extend_from_slice(&fresh[consumed..]);
         }
     }
 
     /// Drops the first bytes of the input kept, and gives back memory that a long message had taken.
     fn drop_first(&mut self, count: usize) {
-        self.inbox.drain(..count);
-        if self.inbox.is_empty() {
-            self.inbox = Vec::new();
-        } else if self.inbox.capacity() > SHRINK_FROM
-            && self.inbox.len() < self.inbox.capacity() / 4
+        self.read_buffer.drain(..count);
+        if self.read_buffer.is_empty() {
+            self.read_buffer = Vec::new();
+        } else if self.read_buffer.capacity() > SHRINK_FROM
+            && self.read_buffer.len() < self.read_buffer.capacity() / 4
         {
-            self.inbox.shrink_to_fit();
+            self.read_buffer.shrink_to_fit();
         }
     }
 
     /// The peer has ended: its last bytes are settled, and the handler is told.
-    pub(crate) fn eof(&mut self, env: &mut Env<'_>) {
+    pub(crate) fn eof(&mut self, step_cx: &mut StepCx<'_>) {
         self.state.input_ended = true;
-        self.state.special = true;
-        self.with_inbox(env, |this, input, env| {
-            this.deliver_last(input, env);
-            if this.state.is_over() {
+        self.state.needs_slow_path = true;
+        self.with_read_buffer(step_cx, |this, input, step_cx| {
+            this.deliver_last(input, step_cx);
+            if this.state.is_closing() {
                 return;
             }
-            let (handler, mut cx) = this.parts(input, env);
+            let (handler, mut cx) = this.parts(input, step_cx);
             match handler.on_eof(&mut cx) {
                 Err(error) => this.state.end(CloseReason::Error(error)),
                 Ok(()) => this.relabel(CloseReason::Eof),
@@ -303,20 +305,20 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// Ends it where nothing could follow: no input, no sender, no timeout. It is told when its last
     /// sender goes, as it is of a parcel.
     pub(crate) fn end_if_nothing_follows(&mut self) {
-        let State { input_ended, timeout, outlet, .. } = &self.state;
+        let State { input_ended, timeout, send_queue, .. } = &self.state;
         if *input_ended
             && timeout.is_none()
-            && outlet.as_ref().is_none_or(|outlet| outlet.is_abandoned())
+            && send_queue.as_ref().is_none_or(|send_queue| send_queue.is_abandoned())
         {
             self.state.end(CloseReason::Eof);
         }
     }
 
     /// Nothing has moved for the time the handler set.
-    pub(crate) fn timed_out(&mut self, env: &mut Env<'_>) {
-        self.guarded(env, |this, env| {
-            env.tally.timeouts += 1;
-            let (handler, mut cx) = this.parts(&[], env);
+    pub(crate) fn timed_out(&mut self, step_cx: &mut StepCx<'_>) {
+        self.guarded(step_cx, |this, step_cx| {
+            step_cx.tally.timeouts += 1;
+            let (handler, mut cx) = this.parts(&[], step_cx);
             match handler.on_idle_timeout(&mut cx) {
                 Err(error) => this.state.end(CloseReason::Error(error)),
                 Ok(()) => this.relabel(CloseReason::Timeout),
@@ -326,25 +328,29 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Frames what came from elsewhere and puts it on the output, as far as there is room and the
     /// budget allows; returns how many parcels that were.
-    pub(crate) fn push_parcels(&mut self, env: &mut Env<'_>) -> usize {
+    pub(crate) fn drain_send_queue(&mut self, step_cx: &mut StepCx<'_>) -> usize {
         let mut taken = 0;
-        self.guarded(env, |this, env| {
-            while taken < MESSAGE_BUDGET && !this.state.is_over() && env.outgoing.len() < env.room {
-                let Some(parcel) = this.state.outlet.as_ref().and_then(|outlet| outlet.take())
+        self.guarded(step_cx, |this, step_cx| {
+            while taken < MESSAGE_BUDGET
+                && !this.state.is_closing()
+                && step_cx.output_buffer.len() < step_cx.room
+            {
+                let Some(command) =
+                    this.state.send_queue.as_ref().and_then(|send_queue| send_queue.take())
                 else {
                     break;
                 };
                 taken += 1;
-                match parcel {
-                    Parcel::Close => this.state.end(CloseReason::Handler),
-                    Parcel::Abort => this.state.abort(),
-                    Parcel::Message(message) => {
-                        let before = env.outgoing.position();
-                        let mut output = Output::sharing(&message, env.outgoing);
+                match command {
+                    Command::Close => this.state.end(CloseReason::Handler),
+                    Command::Abort => this.state.abort(),
+                    Command::Message(message) => {
+                        let before = step_cx.output_buffer.position();
+                        let mut output = Output::sharing(&message, step_cx.output_buffer);
                         if let Err(error) = this.framing.encode(&message, &mut output) {
                             // Its sender is elsewhere by now, and the peer has no part in it.
-                            env.outgoing.cut_back(before);
-                            env.tally.unsent += 1;
+                            step_cx.output_buffer.cut_back(before);
+                            step_cx.tally.unsent += 1;
                             let peer = &this.state.peer;
                             log::debug!("{peer}: a message of a sender is dropped: {error}");
                         }
@@ -367,22 +373,23 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// The mail that told of its outlet has been taken: it is told of what comes from now on.
     pub(crate) fn listen(&self) {
-        if let Some(outlet) = &self.state.outlet {
-            outlet.listen();
+        if let Some(send_queue) = &self.state.send_queue {
+            send_queue.listen();
         }
     }
 
     /// How far its senders have brought its end.
     pub(crate) fn ending(&self) -> Ending {
-        self.state.outlet.as_ref().map_or(Ending::Open, |outlet| outlet.ending())
+        self.state.send_queue.as_ref().map_or(Ending::Open, |send_queue| send_queue.ending())
     }
 
     /// Tells the handler that it is over, and why; returns the reason. Nothing follows.
     pub(crate) fn closed(&mut self, tally: &mut Tally) -> CatchDrop<CloseReason> {
-        let ending = self.state.ending.take();
-        let mut reason = ending.map_or_else(|| CloseReason::Shutdown.into(), |reason| *reason);
-        if let Some(outlet) = self.state.outlet.take() {
-            outlet.close();
+        let close_reason = self.state.close_reason.take();
+        let mut reason =
+            close_reason.map_or_else(|| CloseReason::Shutdown.into(), |reason| *reason);
+        if let Some(send_queue) = self.state.send_queue.take() {
+            send_queue.close();
         }
         if std::mem::take(&mut self.state.open)
             && let Err(message) = guard::call(|| self.handler.on_close(&reason))
@@ -401,8 +408,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Whether it is to be closed once its output has gone.
     #[inline]
-    pub(crate) fn is_over(&self) -> bool {
-        self.state.is_over()
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state.is_closing()
     }
 
     /// Whether it is to be closed without waiting for its output.
@@ -417,19 +424,19 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Whether whole messages may wait, left for want of room in the output or for others' sake.
     #[inline]
-    pub(crate) fn is_stuffed(&self) -> bool {
-        self.state.stuffed
+    pub(crate) fn is_blocked_on_output(&self) -> bool {
+        self.state.blocked_on_output
     }
 
     /// Whether there is nothing to remember of it but its leftover input.
     #[inline(always)]
-    pub(crate) fn is_plain(&self) -> bool {
-        !self.state.special
+    pub(crate) fn is_fast(&self) -> bool {
+        !self.state.needs_slow_path
     }
 
     /// Whether it waits for its peer with nothing begun.
     pub(crate) fn is_idle(&self) -> bool {
-        self.inbox.is_empty() && !self.state.stuffed
+        self.read_buffer.is_empty() && !self.state.blocked_on_output
     }
 
     /// How long nothing may move before [`timed_out`](Self::timed_out) is due.
@@ -440,7 +447,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// How long its peer may take no output: as long as the handler says, and once it is over no less
     /// than [`CLOSING_PATIENCE`], unless it is for such a wait that it ends.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        match (self.state.ending.as_ref().map(|reason| &***reason), self.state.timeout) {
+        match (self.state.close_reason.as_ref().map(|reason| &***reason), self.state.timeout) {
             (None | Some(CloseReason::Timeout), timeout @ Some(_)) | (None, timeout) => timeout,
             (_, timeout) => {
                 Some(timeout.map_or(CLOSING_PATIENCE, |time| time.max(CLOSING_PATIENCE)))
@@ -455,8 +462,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     }
 
     /// The way in from elsewhere, if one was handed out.
-    pub(crate) fn outlet(&self) -> Option<&Arc<Outlet>> {
-        self.state.outlet.as_ref()
+    pub(crate) fn send_queue(&self) -> Option<&Arc<SendQueue>> {
+        self.state.send_queue.as_ref()
     }
 
     pub(crate) fn peer(&self) -> &Peer {
@@ -467,55 +474,55 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     ///
     /// Nearly always there is one: it is counted by being the first.
     #[inline(always)]
-    fn deliver(&mut self, input: &[u8], env: &mut Env<'_>) {
-        if self.deliver_one(input, env) && self.consumed < input.len() {
-            self.deliver_more(input, env);
+    fn deliver(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) {
+        if self.deliver_one(input, step_cx) && self.consumed < input.len() {
+            self.deliver_more(input, step_cx);
         }
     }
 
     #[inline(never)]
-    fn deliver_more(&mut self, input: &[u8], env: &mut Env<'_>) {
+    fn deliver_more(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) {
         for _ in 1..MESSAGE_BUDGET {
-            if !self.deliver_one(input, env) {
+            if !self.deliver_one(input, step_cx) {
                 return;
             }
         }
-        if self.consumed < input.len() && !self.state.is_over() {
+        if self.consumed < input.len() && !self.state.is_closing() {
             self.stuff();
         }
     }
 
     /// Delivers one message; false when there is none, or none may be.
     #[inline(always)]
-    fn deliver_one(&mut self, input: &[u8], env: &mut Env<'_>) -> bool {
-        if self.consumed >= input.len() || self.state.is_over() {
+    fn deliver_one(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) -> bool {
+        if self.consumed >= input.len() || self.state.is_closing() {
             return false;
         }
-        if env.outgoing.len() >= env.room {
+        if step_cx.output_buffer.len() >= step_cx.room {
             self.stuff();
             return false;
         }
         let step = self.framing.decode(&input[self.consumed..]);
-        self.step(step, input, env)
+        self.step(step, input, step_cx)
     }
 
     /// Notes that input is left.
     #[cold]
     fn stuff(&mut self) {
-        self.state.stuffed = true;
-        self.state.special = true;
+        self.state.blocked_on_output = true;
+        self.state.needs_slow_path = true;
     }
 
     /// Asks the framing what the bytes are that the peer left behind.
-    fn deliver_last(&mut self, input: &[u8], env: &mut Env<'_>) {
-        while self.consumed < input.len() && !self.state.is_over() {
+    fn deliver_last(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) {
+        while self.consumed < input.len() && !self.state.is_closing() {
             let step = self.framing.decode_eof(&input[self.consumed..]);
             let left = input.len() - self.consumed;
             let step = match step {
                 Ok(Decoded::Incomplete) => Err(FramingError::UnexpectedEof { buffered: left }),
                 other => other,
             };
-            self.step(step, input, env);
+            self.step(step, input, step_cx);
         }
     }
 
@@ -525,7 +532,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         &mut self,
         step: Result<Decoded, FramingError>,
         input: &[u8],
-        env: &mut Env<'_>,
+        step_cx: &mut StepCx<'_>,
     ) -> bool {
         let start = self.consumed;
         let left = input.len() - start;
@@ -534,7 +541,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 if (1..=left).contains(&consumed) && body.start <= body.end && body.end <= left =>
             {
                 self.consumed += consumed;
-                self.message(input, start + body.start..start + body.end, env);
+                self.message(input, start + body.start..start + body.end, step_cx);
             }
             Ok(Decoded::Skip(count)) if (1..=left).contains(&count) => self.consumed += count,
             Ok(Decoded::Incomplete) => return false,
@@ -547,9 +554,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     }
 
     #[inline(always)]
-    fn message(&mut self, input: &[u8], body: Range<usize>, env: &mut Env<'_>) {
-        env.tally.messages += 1;
-        let (handler, mut cx) = self.parts(input, env);
+    fn message(&mut self, input: &[u8], body: Range<usize>, step_cx: &mut StepCx<'_>) {
+        step_cx.tally.messages += 1;
+        let (handler, mut cx) = self.parts(input, step_cx);
         if let Err(error) = handler.on_message(&input[body], &mut cx) {
             self.state.end(CloseReason::Error(error));
         }
@@ -557,38 +564,46 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// The handler, and a context for it, side by side.
     #[inline(always)]
-    fn parts<'a>(&'a mut self, input: &'a [u8], env: &'a mut Env<'_>) -> (&'a mut H, Context<'a>) {
+    fn parts<'a>(
+        &'a mut self,
+        input: &'a [u8],
+        step_cx: &'a mut StepCx<'_>,
+    ) -> (&'a mut H, Context<'a>) {
         let cx = Context {
             state: &mut self.state,
             framing: &mut *self.framing,
-            output: Output::new(input, env.outgoing),
-            home: env.home,
-            shutdown: &mut env.shutdown,
+            output: Output::new(input, step_cx.output_buffer),
+            senders: step_cx.senders,
+            shutdown: &mut step_cx.shutdown,
         };
         (&mut self.handler, cx)
     }
 
     /// Gives the reason its proper name, where the handler has just closed without one.
     fn relabel(&mut self, reason: CloseReason) {
-        if let Some(ending) = &mut self.state.ending
-            && matches!(***ending, CloseReason::Handler)
+        if let Some(close_reason) = &mut self.state.close_reason
+            && matches!(***close_reason, CloseReason::Handler)
         {
-            ***ending = reason;
+            ***close_reason = reason;
         }
     }
 
-    /// Runs `call` over the inbox, which stays in place for [`input`](Self::input).
-    fn with_inbox(&mut self, env: &mut Env<'_>, call: impl FnOnce(&mut Self, &[u8], &mut Env<'_>)) {
-        let inbox = std::mem::take(&mut self.inbox);
-        self.guarded(env, |this, env| call(this, &inbox, env));
-        self.inbox = inbox;
+    /// Runs `call` over the read_buffer, which stays in place for [`input`](Self::input).
+    fn with_read_buffer(
+        &mut self,
+        step_cx: &mut StepCx<'_>,
+        call: impl FnOnce(&mut Self, &[u8], &mut StepCx<'_>),
+    ) {
+        let read_buffer = std::mem::take(&mut self.read_buffer);
+        self.guarded(step_cx, |this, step_cx| call(this, &read_buffer, step_cx));
+        self.read_buffer = read_buffer;
     }
 
     /// Runs what calls the user's code; a panic there ends this conversation and no other.
     #[inline(always)]
-    fn guarded(&mut self, env: &mut Env<'_>, call: impl FnOnce(&mut Self, &mut Env<'_>)) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(self, env))) {
-            env.tally.panics += 1;
+    fn guarded(&mut self, step_cx: &mut StepCx<'_>, call: impl FnOnce(&mut Self, &mut StepCx<'_>)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(self, step_cx))) {
+            step_cx.tally.panics += 1;
             self.state.end(CloseReason::Panic(panic_message(panic)));
         }
     }
@@ -601,16 +616,17 @@ pub(crate) fn serve_datagram<H: Handler>(
     peer: Peer,
     packet: &[u8],
     truncated: bool,
-    env: &mut Env<'_>,
+    step_cx: &mut StepCx<'_>,
 ) -> CatchDrop<CloseReason> {
     let mut state = State::new(peer, true);
     state.truncated = truncated;
     let mut conversation =
-        Conversation { handler, framing: Raw.into(), state, inbox: Vec::new(), consumed: 0 };
-    conversation.open(env);
-    if !conversation.is_over() {
-        conversation.guarded(env, |this, env| this.message(packet, 0..packet.len(), env));
+        Conversation { handler, framing: Raw.into(), state, read_buffer: Vec::new(), consumed: 0 };
+    conversation.open(step_cx);
+    if !conversation.is_closing() {
+        conversation
+            .guarded(step_cx, |this, step_cx| this.message(packet, 0..packet.len(), step_cx));
     }
     conversation.end(CloseReason::Handler);
-    conversation.closed(env.tally)
+    conversation.closed(step_cx.tally)
 }

@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
-use crate::mailbox::Payload;
+use crate::mailbox::SharedBytes;
 
 /// A shared payload smaller than this is cheaper to copy than to refer to.
 const SHARED_FROM: usize = 512;
@@ -19,7 +19,7 @@ const REPEAT_UP_TO: usize = 8;
 enum Segment {
     Input(Range<usize>),
     Scratch(Range<usize>),
-    Shared(Payload, Range<usize>),
+    Shared(SharedBytes, Range<usize>),
 }
 
 impl Segment {
@@ -38,7 +38,7 @@ impl Segment {
     }
 }
 
-/// How far an [`Outgoing`] is filled.
+/// How far an [`OutputBuffer`] is filled.
 pub(crate) struct Position {
     segments: usize,
     /// The length of the last segment.
@@ -50,7 +50,7 @@ pub(crate) struct Position {
 /// The buffers behind [`Output`], kept by a thread from turn to turn so that none is allocated
 /// twice.
 #[derive(Debug, Default)]
-pub(crate) struct Outgoing {
+pub(crate) struct OutputBuffer {
     /// All there is, as long as it is one range of the input: nearly always.
     repeated: Range<usize>,
     /// Otherwise, all there is.
@@ -59,17 +59,17 @@ pub(crate) struct Outgoing {
     len: usize,
 }
 
-impl Outgoing {
+impl OutputBuffer {
     /// How many bytes are to be sent.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// How far it is filled, for [`cut_back`](Outgoing::cut_back).
+    /// How far it is filled, for [`cut_back`](OutputBuffer::cut_back).
     pub(crate) fn position(&mut self) -> Position {
         self.list();
-        let Outgoing { segments, scratch, len, .. } = self;
+        let OutputBuffer { segments, scratch, len, .. } = self;
         let last = segments.last().map_or(0, Segment::len);
         Position { segments: segments.len(), last, scratch: scratch.len(), len: *len }
     }
@@ -107,7 +107,7 @@ impl Outgoing {
         self.segments.clear();
         self.scratch.clear();
         if self.scratch.capacity() > 1 << 20 || self.segments.capacity() > 1 << 12 {
-            *self = Outgoing::default();
+            *self = OutputBuffer::default();
         }
     }
 
@@ -164,12 +164,17 @@ impl Outgoing {
     /// Every segment's bytes in order; of a datagram's output, each is one datagram.
     pub(crate) fn parts<'a>(&'a mut self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.list();
-        let Outgoing { segments, scratch, .. } = &*self;
+        let OutputBuffer { segments, scratch, .. } = &*self;
         segments.iter().map(move |segment| bytes(segment, input, scratch))
     }
 
     /// Hands over what is left after `sent` bytes: copied, or, where it is shared, referred to.
-    pub(crate) fn rest(&mut self, input: &[u8], mut sent: usize, mut keep: impl FnMut(Rest<'_>)) {
+    pub(crate) fn unsent(
+        &mut self,
+        input: &[u8],
+        mut sent: usize,
+        mut keep: impl FnMut(Unsent<'_>),
+    ) {
         self.list();
         for segment in &self.segments {
             let skipped = sent.min(segment.len());
@@ -179,9 +184,9 @@ impl Outgoing {
             }
             match segment {
                 Segment::Shared(payload, range) => {
-                    keep(Rest::Shared(payload.clone(), range.start + skipped..range.end));
+                    keep(Unsent::Shared(payload.clone(), range.start + skipped..range.end));
                 }
-                other => keep(Rest::Bytes(&bytes(other, input, &self.scratch)[skipped..])),
+                other => keep(Unsent::Bytes(&bytes(other, input, &self.scratch)[skipped..])),
             }
         }
     }
@@ -189,11 +194,11 @@ impl Outgoing {
 
 /// What the kernel did not take.
 #[derive(Debug)]
-pub(crate) enum Rest<'a> {
+pub(crate) enum Unsent<'a> {
     /// Bytes that are gone after this turn.
     Bytes(&'a [u8]),
     /// Bytes that live as long as someone holds them.
-    Shared(Payload, Range<usize>),
+    Shared(SharedBytes, Range<usize>),
 }
 
 #[inline(always)]
@@ -211,30 +216,30 @@ pub struct Output<'a> {
     /// What the conversation is reading from now.
     input: &'a [u8],
     /// The payload being sent, if it is a shared one.
-    shared: Option<&'a Payload>,
-    outgoing: &'a mut Outgoing,
+    shared: Option<&'a SharedBytes>,
+    output_buffer: &'a mut OutputBuffer,
 }
 
 impl<'a> Output<'a> {
     #[inline]
-    pub(crate) fn new(input: &'a [u8], outgoing: &'a mut Outgoing) -> Self {
-        Output { input, shared: None, outgoing }
+    pub(crate) fn new(input: &'a [u8], output_buffer: &'a mut OutputBuffer) -> Self {
+        Output { input, shared: None, output_buffer }
     }
 
-    pub(crate) fn sharing(payload: &'a Payload, outgoing: &'a mut Outgoing) -> Self {
-        Output { input: &[], shared: Some(payload), outgoing }
+    pub(crate) fn sharing(payload: &'a SharedBytes, output_buffer: &'a mut OutputBuffer) -> Self {
+        Output { input: &[], shared: Some(payload), output_buffer }
     }
 
     /// Runs `call` with a payload whose bytes are referred to and not copied.
     pub(crate) fn share<T>(
         &mut self,
-        payload: &Payload,
+        payload: &SharedBytes,
         call: impl FnOnce(&mut Output<'_>) -> T,
     ) -> T {
         call(&mut Output {
             input: self.input,
             shared: Some(payload),
-            outgoing: &mut *self.outgoing,
+            output_buffer: &mut *self.output_buffer,
         })
     }
 
@@ -242,7 +247,7 @@ impl<'a> Output<'a> {
     /// to and not copied; all others are copied.
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
-        let Outgoing { repeated, segments, len, .. } = &mut *self.outgoing;
+        let OutputBuffer { repeated, segments, len, .. } = &mut *self.output_buffer;
         if segments.is_empty() {
             // Most answers repeat the input, each where the one before ended.
             if let Some(start) = offset(self.input, bytes)
@@ -273,28 +278,28 @@ impl<'a> Output<'a> {
         if bytes.is_empty() {
             return;
         }
-        self.outgoing.list();
+        self.output_buffer.list();
         match offset(self.input, bytes) {
             Some(start) => self.put_input(start, bytes.len()),
             None => self.put_other(bytes),
         }
-        self.outgoing.len += bytes.len();
+        self.output_buffer.len += bytes.len();
     }
 
     /// Adds one datagram, which may be empty and is never joined to another.
     pub(crate) fn put_datagram(&mut self, bytes: &[u8]) {
         let segment = match offset(self.input, bytes) {
             Some(start) => Segment::Input(start..start + bytes.len()),
-            None => self.outgoing.copied(bytes),
+            None => self.output_buffer.copied(bytes),
         };
-        self.outgoing.segments.push(segment);
-        self.outgoing.len += bytes.len();
+        self.output_buffer.segments.push(segment);
+        self.output_buffer.len += bytes.len();
     }
 
     fn put_input(&mut self, start: usize, len: usize) {
-        match self.outgoing.segments.last_mut() {
+        match self.output_buffer.segments.last_mut() {
             Some(Segment::Input(range)) if range.end == start => range.end += len,
-            _ => self.outgoing.segments.push(Segment::Input(start..start + len)),
+            _ => self.output_buffer.segments.push(Segment::Input(start..start + len)),
         }
     }
 
@@ -306,9 +311,9 @@ impl<'a> Output<'a> {
             .and_then(|payload| offset(payload, bytes).map(|start| (payload, start)));
         if let Some((payload, start)) = start {
             let range = start..start + bytes.len();
-            return self.outgoing.segments.push(Segment::Shared(payload.clone(), range));
+            return self.output_buffer.segments.push(Segment::Shared(payload.clone(), range));
         }
-        match self.outgoing.segments.last_mut() {
+        match self.output_buffer.segments.last_mut() {
             // An answer that repeats the input, delimiter and all, stays one range of it.
             Some(Segment::Input(range))
                 if bytes.len() <= REPEAT_UP_TO
@@ -316,19 +321,19 @@ impl<'a> Output<'a> {
             {
                 range.end += bytes.len();
             }
-            Some(Segment::Scratch(range)) if range.end == self.outgoing.scratch.len() => {
-                self.outgoing.scratch.extend_from_slice(bytes);
+            Some(Segment::Scratch(range)) if range.end == self.output_buffer.scratch.len() => {
+                self.output_buffer.scratch.extend_from_slice(bytes);
                 range.end += bytes.len();
             }
             _ => {
-                let copied = self.outgoing.copied(bytes);
-                self.outgoing.segments.push(copied);
+                let copied = self.output_buffer.copied(bytes);
+                self.output_buffer.segments.push(copied);
             }
         }
     }
 }
 
-impl Outgoing {
+impl OutputBuffer {
     fn copied(&mut self, bytes: &[u8]) -> Segment {
         let start = self.scratch.len();
         self.scratch.extend_from_slice(bytes);
@@ -349,82 +354,82 @@ mod tests {
 
     use super::*;
 
-    fn sent(outgoing: &mut Outgoing, input: &[u8]) -> Vec<u8> {
-        outgoing.parts(input).collect::<Vec<_>>().concat()
+    fn sent(output_buffer: &mut OutputBuffer, input: &[u8]) -> Vec<u8> {
+        output_buffer.parts(input).collect::<Vec<_>>().concat()
     }
 
     #[test]
     fn an_answer_that_repeats_the_input_is_one_range_of_it() {
         let input = b"one\ntwo\n".to_vec();
-        let mut outgoing = Outgoing::default();
-        let mut output = Output::new(&input, &mut outgoing);
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&input, &mut output_buffer);
         for line in [0..3, 4..7] {
             output.put(&input[line]);
             output.put(b"\n");
         }
-        assert_eq!(outgoing.repeated, 0..8);
-        assert!(outgoing.segments.is_empty());
-        assert!(outgoing.scratch.is_empty());
-        assert_eq!(sent(&mut outgoing, &input), b"one\ntwo\n");
+        assert_eq!(output_buffer.repeated, 0..8);
+        assert!(output_buffer.segments.is_empty());
+        assert!(output_buffer.scratch.is_empty());
+        assert_eq!(sent(&mut output_buffer, &input), b"one\ntwo\n");
     }
 
     #[test]
     fn bytes_of_elsewhere_are_copied_and_keep_their_place() {
         let input = b"name".to_vec();
-        let mut outgoing = Outgoing::default();
-        let mut output = Output::new(&input, &mut outgoing);
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&input, &mut output_buffer);
         output.put(b"<");
         output.put(&input);
         output.put(b">");
-        assert_eq!(outgoing.contiguous(&input), Some(&b"<name>"[..]));
-        assert_eq!(outgoing.len(), 6);
+        assert_eq!(output_buffer.contiguous(&input), Some(&b"<name>"[..]));
+        assert_eq!(output_buffer.len(), 6);
     }
 
     #[test]
     fn a_large_payload_is_shared_and_its_rest_too() {
-        let payload: Payload = vec![7; SHARED_FROM].into();
-        let mut outgoing = Outgoing::default();
-        let mut output = Output::sharing(&payload, &mut outgoing);
+        let payload: SharedBytes = vec![7; SHARED_FROM].into();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::sharing(&payload, &mut output_buffer);
         output.put(&payload);
         output.put(b"\n");
         assert_eq!(Arc::strong_count(&payload), 2);
         let mut rest = Vec::new();
-        outgoing.rest(&[], 500, |part| match part {
-            Rest::Shared(payload, range) => rest.extend_from_slice(&payload[range]),
-            Rest::Bytes(bytes) => rest.extend_from_slice(bytes),
+        output_buffer.unsent(&[], 500, |part| match part {
+            Unsent::Shared(payload, range) => rest.extend_from_slice(&payload[range]),
+            Unsent::Bytes(bytes) => rest.extend_from_slice(bytes),
         });
         assert_eq!(rest, [&[7; 12][..], b"\n"].concat());
     }
 
     #[test]
     fn what_is_cut_back_leaves_what_was_there_before() {
-        let payload: Payload = vec![7; SHARED_FROM].into();
+        let payload: SharedBytes = vec![7; SHARED_FROM].into();
         let input = b"input".to_vec();
         for first in [&b""[..], b"copied", &input, &payload] {
             for second in [&b"more"[..], &input, &payload] {
-                let mut outgoing = Outgoing::default();
-                let put = |outgoing: &mut Outgoing, bytes: &[u8]| {
-                    let mut output = Output::new(&input, outgoing);
+                let mut output_buffer = OutputBuffer::default();
+                let put = |output_buffer: &mut OutputBuffer, bytes: &[u8]| {
+                    let mut output = Output::new(&input, output_buffer);
                     output.share(&payload, |output| output.put(bytes));
                 };
-                put(&mut outgoing, first);
-                let before = outgoing.position();
-                put(&mut outgoing, second);
-                put(&mut outgoing, b"and more");
-                outgoing.cut_back(before);
-                assert_eq!(outgoing.len(), first.len());
-                put(&mut outgoing, b"!");
-                assert_eq!(sent(&mut outgoing, &input), [first, b"!"].concat());
+                put(&mut output_buffer, first);
+                let before = output_buffer.position();
+                put(&mut output_buffer, second);
+                put(&mut output_buffer, b"and more");
+                output_buffer.cut_back(before);
+                assert_eq!(output_buffer.len(), first.len());
+                put(&mut output_buffer, b"!");
+                assert_eq!(sent(&mut output_buffer, &input), [first, b"!"].concat());
             }
         }
     }
 
     #[test]
     fn an_empty_datagram_is_one() {
-        let mut outgoing = Outgoing::default();
-        let mut output = Output::new(&[], &mut outgoing);
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
         output.put_datagram(b"");
         output.put_datagram(b"x");
-        assert_eq!(outgoing.parts(&[]).collect::<Vec<_>>(), [&b""[..], b"x"]);
+        assert_eq!(output_buffer.parts(&[]).collect::<Vec<_>>(), [&b""[..], b"x"]);
     }
 }

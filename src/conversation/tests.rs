@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::{HandlerResult, SendError, UnsupportedError};
-use crate::mailbox::{Keeper, Mailbox, Sender};
+use crate::mailbox::{Mailbox, Sender, Waker};
 use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;
@@ -74,25 +74,25 @@ impl Handler for Echo {
 }
 
 /// A home whose loop is nobody: what is posted there stays there.
-struct Nowhere(Arc<Mailbox>);
+struct NoSenders(Arc<Mailbox>);
 
-impl Home for Nowhere {
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
-        let keeper = Keeper::Loop(self.0.clone(), Token::new(1, 1));
-        Ok(Arc::new(Outlet::new(keeper, 64 * 1024, encodable)))
+impl SenderSource for NoSenders {
+    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+        let waker = Waker::Loop(self.0.clone(), Token::new(1, 1));
+        Ok(Arc::new(SendQueue::new(waker, 64 * 1024, encodable)))
     }
 }
 
-fn nowhere() -> Nowhere {
-    Nowhere(Arc::new(Mailbox::new().unwrap()))
+fn nowhere() -> NoSenders {
+    NoSenders(Arc::new(Mailbox::new().unwrap()))
 }
 
 /// Plays the pump of one conversation, with a network that takes everything at once.
 struct Stage<H, F> {
     conversation: Conversation<H, F>,
-    outgoing: Outgoing,
+    output_buffer: OutputBuffer,
     tally: Tally,
-    home: Nowhere,
+    senders: NoSenders,
     room: usize,
     shutdown: bool,
     /// What has gone out.
@@ -104,9 +104,9 @@ impl<H: Handler, F: Framing> Stage<H, F> {
     fn new(handler: H, framing: F) -> Self {
         Stage {
             conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed),
-            outgoing: Outgoing::default(),
+            output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
-            home: nowhere(),
+            senders: nowhere(),
             room: PLENTY,
             shutdown: false,
             sent: Vec::new(),
@@ -114,16 +114,17 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         }
     }
 
-    fn step(&mut self, fresh: &[u8], step: impl FnOnce(&mut Conversation<H, F>, &mut Env<'_>)) {
-        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.home, self.room);
-        step(&mut self.conversation, &mut env);
-        self.shutdown |= env.shutdown;
+    fn step(&mut self, fresh: &[u8], step: impl FnOnce(&mut Conversation<H, F>, &mut StepCx<'_>)) {
+        let mut step_cx =
+            StepCx::new(&mut self.output_buffer, &mut self.tally, &self.senders, self.room);
+        step(&mut self.conversation, &mut step_cx);
+        self.shutdown |= step_cx.shutdown;
         let input = self.conversation.input(fresh);
-        for part in self.outgoing.parts(input) {
+        for part in self.output_buffer.parts(input) {
             self.sent.extend_from_slice(part);
         }
-        self.outgoing.clear();
-        self.conversation.settle(fresh);
+        self.output_buffer.clear();
+        self.conversation.consume_delivered(fresh);
     }
 
     fn open(&mut self) -> &mut Self {
@@ -133,11 +134,11 @@ impl<H: Handler, F: Framing> Stage<H, F> {
 
     /// Bytes arrive; what does not fit the room is resumed until it does.
     fn feed(&mut self, fresh: &[u8]) -> &mut Self {
-        if self.conversation.is_over() {
+        if self.conversation.is_closing() {
             return self;
         }
-        self.step(fresh, |conversation, env| conversation.receive(fresh, env));
-        while self.conversation.is_stuffed() && !self.conversation.is_over() {
+        self.step(fresh, |conversation, step_cx| conversation.receive(fresh, step_cx));
+        while self.conversation.is_blocked_on_output() && !self.conversation.is_closing() {
             self.resume();
         }
         self
@@ -145,15 +146,15 @@ impl<H: Handler, F: Framing> Stage<H, F> {
 
     /// As a worker does with what was kept for it; whether there was anything whole.
     fn deliver_kept(&mut self) -> bool {
-        let Some(mut ahead) = self.conversation.look_ahead() else {
+        let Some(mut peeked) = self.conversation.peek_frame() else {
             return false;
         };
-        self.step(&[], |conversation, env| conversation.receive_kept(&mut ahead, env));
+        self.step(&[], |conversation, step_cx| conversation.receive_buffered(&mut peeked, step_cx));
         true
     }
 
     fn resume(&mut self) {
-        self.step(&[], |conversation, env| conversation.receive(&[], env));
+        self.step(&[], |conversation, step_cx| conversation.receive(&[], step_cx));
     }
 
     fn eof(&mut self) -> &mut Self {
@@ -166,9 +167,9 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
-    fn push_parcels(&mut self) -> &mut Self {
-        self.step(&[], |conversation, env| {
-            conversation.push_parcels(env);
+    fn drain_send_queue(&mut self) -> &mut Self {
+        self.step(&[], |conversation, step_cx| {
+            conversation.drain_send_queue(step_cx);
         });
         self
     }
@@ -179,8 +180,8 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self.reason.insert(reason)
     }
 
-    fn is_over(&self) -> bool {
-        self.conversation.is_over()
+    fn is_closing(&self) -> bool {
+        self.conversation.is_closing()
     }
 }
 
@@ -229,11 +230,11 @@ fn closes(log: &Log) -> usize {
 
 /// The messages as this framing puts them on the wire.
 fn encode(framing: &mut impl Framing, messages: &[Vec<u8>]) -> Vec<u8> {
-    let mut outgoing = Outgoing::default();
+    let mut output_buffer = OutputBuffer::default();
     for message in messages {
-        framing.encode(message, &mut Output::new(&[], &mut outgoing)).unwrap();
+        framing.encode(message, &mut Output::new(&[], &mut output_buffer)).unwrap();
     }
-    outgoing.parts(&[]).collect::<Vec<_>>().concat()
+    output_buffer.parts(&[]).collect::<Vec<_>>().concat()
 }
 
 /// `wire` in pieces whose lengths are `cuts`, over and over.
@@ -362,9 +363,9 @@ proptest! {
         delimiter in prop::sample::select(vec![&b"aa"[..], b"ab", b"aba", b"abab", b"bbb", b"aab"]),
     ) {
         let mut framing = Delimited::new(delimiter);
-        let (mut sendable, mut outgoing) = (Vec::new(), Outgoing::default());
+        let (mut sendable, mut output_buffer) = (Vec::new(), OutputBuffer::default());
         for message in sent {
-            match framing.encode(&message, &mut Output::new(&[], &mut outgoing)) {
+            match framing.encode(&message, &mut Output::new(&[], &mut output_buffer)) {
                 Ok(()) => sendable.push(message),
                 Err(FramingError::Unencodable(_)) => {}
                 Err(other) => return Err(TestCaseError::fail(other.to_string())),
@@ -409,7 +410,7 @@ proptest! {
         for piece in pieces(&wire, &cuts) {
             stage.feed(piece);
         }
-        prop_assert!(!stage.is_over());
+        prop_assert!(!stage.is_closing());
         let messages = messages(&log);
         prop_assert_eq!(messages.last().map(Vec::as_slice), Some(&b"after"[..]));
         prop_assert!(messages.iter().all(|message| message.len() <= 10));
@@ -431,7 +432,7 @@ fn verdicts(framing: impl Framing + Clone, wire: &[u8]) -> [Option<String>; 2] {
         for piece in wire.chunks(piece) {
             stage.feed(piece);
         }
-        stage.is_over().then(|| stage.close().to_string())
+        stage.is_closing().then(|| stage.close().to_string())
     })
 }
 
@@ -466,7 +467,7 @@ fn a_frame_without_an_end_is_too_long_before_it_ends() {
     ] {
         let (mut stage, _) = start(framing, echo);
         stage.feed(&[b'x'; 10]);
-        assert!(!stage.is_over(), "ten bytes may still become a frame");
+        assert!(!stage.is_closing(), "ten bytes may still become a frame");
         stage.feed(&[b'x'; 5]);
         assert!(matches!(stage.close(), CloseReason::Framing(FramingError::TooLong { limit: 10 })));
     }
@@ -490,7 +491,7 @@ fn messages_before_a_bad_frame_are_delivered_and_answered() {
     stage.feed(b"one\ntwo\nthree\nfour\n");
     assert_eq!(messages(&log), [b"one", b"two"]);
     assert_eq!(stage.sent, b"one\ntwo\n");
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
 }
 
 #[test]
@@ -502,7 +503,7 @@ fn an_overlong_line_can_be_dropped_and_the_next_one_is_heard() {
             stage.feed(piece);
         }
         assert_eq!(messages(&log), [&b"one"[..], b"two", b"", b"end"]);
-        assert!(!stage.is_over());
+        assert!(!stage.is_closing());
     }
 }
 
@@ -512,7 +513,7 @@ fn a_line_that_is_being_dropped_keeps_no_bytes() {
     let (mut stage, _) = start(framing, echo);
     for _ in 0..1000 {
         stage.feed(&[b'x'; 100]);
-        assert!(stage.conversation.inbox.len() < 20);
+        assert!(stage.conversation.read_buffer.len() < 20);
     }
 }
 
@@ -675,7 +676,7 @@ fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
     for step in impossible_steps() {
         let (mut stage, log) = start(Says(step.clone()), echo);
         stage.feed(b"four");
-        assert!(stage.is_over(), "{step:?}");
+        assert!(stage.is_closing(), "{step:?}");
         assert!(matches!(stage.close(), CloseReason::Framing(FramingError::Other(_))));
         assert_eq!(messages(&log), Vec::<Vec<u8>>::new());
     }
@@ -700,7 +701,7 @@ fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
 fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
     for step in impossible_steps() {
         let (mut stage, _) = start(Says(step.clone()), echo);
-        stage.conversation.keep(b"four");
+        stage.conversation.buffer(b"four");
         assert!(stage.deliver_kept(), "{step:?}");
         assert!(matches!(stage.close(), CloseReason::Framing(_)), "{step:?}");
     }
@@ -780,11 +781,11 @@ fn a_handler_that_closes_hears_no_more_messages_and_sends_no_more() {
     });
     stage.sent.clear();
     stage.feed(b"bye\nmore\n");
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
     assert!(!stage.conversation.is_aborted());
     assert_eq!(messages(&log), [b"bye"]);
     assert_eq!(stage.sent, b"farewell\n");
-    assert!(stage.conversation.inbox.is_empty(), "the rest is dropped");
+    assert!(stage.conversation.read_buffer.is_empty(), "the rest is dropped");
     assert!(matches!(stage.close(), CloseReason::Handler));
 }
 
@@ -794,7 +795,7 @@ fn a_handler_can_close_on_opening() {
         cx.close();
         Ok(())
     });
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
     stage.close();
     let told = [Told::Open, Told::Close("closed by the handler".into())];
     assert_eq!(*log.borrow(), told);
@@ -856,7 +857,7 @@ fn a_panic_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
             Told::Timeout => stage.time_out(),
             _ => &mut stage,
         };
-        assert!(stage.is_over());
+        assert!(stage.is_closing());
         let CloseReason::Panic(text) = stage.close() else { panic!("a panic") };
         assert!(text.contains("oh dear"));
         assert_eq!(stage.tally.panics, 1);
@@ -963,7 +964,7 @@ fn who_was_not_told_a_reason_is_told_of_a_shutdown() {
 fn a_timeout_that_closes_is_named_as_one() {
     let (mut stage, log) = start(Raw, echo);
     stage.time_out();
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
     assert!(matches!(stage.close(), CloseReason::Timeout));
     assert_eq!(stage.tally.timeouts, 1);
     assert!(log.borrow().contains(&Told::Timeout));
@@ -976,7 +977,7 @@ fn a_timeout_may_be_answered_and_forgiven() {
         other => echo(other, cx),
     });
     stage.time_out().time_out();
-    assert!(!stage.is_over());
+    assert!(!stage.is_closing());
     assert_eq!(stage.sent, b"still there?\nstill there?\n");
 }
 
@@ -1002,7 +1003,7 @@ fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
 fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
     let (mut stage, _) = start(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
     stage.eof();
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
     assert!(matches!(stage.close(), CloseReason::Eof));
 }
 
@@ -1015,12 +1016,12 @@ fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
         Ok(())
     });
     stage.eof();
-    assert!(!stage.is_over());
+    assert!(!stage.is_closing());
     let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
     stage.eof();
-    assert!(!stage.is_over());
+    assert!(!stage.is_closing());
     sender.send(b"afterwards").unwrap();
-    stage.push_parcels();
+    stage.drain_send_queue();
     assert_eq!(stage.sent, b"afterwards");
 }
 
@@ -1031,15 +1032,15 @@ fn a_half_open_conversation_ends_when_its_last_sender_is_gone_and_all_is_sent() 
     stage.eof();
     drop(sender);
     stage.conversation.end_if_nothing_follows();
-    assert!(!stage.is_over());
+    assert!(!stage.is_closing());
     other.send(b"afterwards").unwrap();
     drop(other);
     stage.conversation.end_if_nothing_follows();
-    assert!(!stage.is_over());
-    stage.push_parcels();
+    assert!(!stage.is_closing());
+    stage.drain_send_queue();
     assert_eq!(stage.sent, b"afterwards");
     stage.conversation.end_if_nothing_follows();
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
     assert!(matches!(stage.close(), CloseReason::Eof));
 }
 
@@ -1048,9 +1049,9 @@ fn a_sender_that_is_gone_before_the_end_keeps_nothing_open() {
     let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
     drop(sender);
     stage.conversation.end_if_nothing_follows();
-    assert!(!stage.is_over(), "its peer may go on");
+    assert!(!stage.is_closing(), "its peer may go on");
     stage.eof();
-    assert!(stage.is_over());
+    assert!(stage.is_closing());
 }
 
 #[test]
@@ -1064,21 +1065,21 @@ fn a_handler_can_stop_the_server() {
     assert!(!stage.shutdown);
     stage.feed(b"stop");
     assert!(stage.shutdown);
-    assert!(!stage.is_over(), "the server stops, not this conversation");
+    assert!(!stage.is_closing(), "the server stops, not this conversation");
 }
 
 #[test]
 fn messages_beyond_the_budget_are_left_for_later() {
     let (mut stage, log) = start(Lines::default(), echo);
     let wire = vec![b'\n'; 3 * MESSAGE_BUDGET - 1];
-    stage.step(&wire, |conversation, env| conversation.receive(&wire, env));
+    stage.step(&wire, |conversation, step_cx| conversation.receive(&wire, step_cx));
     assert_eq!(messages(&log).len(), MESSAGE_BUDGET);
-    assert!(stage.conversation.is_stuffed());
+    assert!(stage.conversation.is_blocked_on_output());
     stage.resume();
     assert_eq!(messages(&log).len(), 2 * MESSAGE_BUDGET);
     assert!(stage.deliver_kept(), "by a worker");
     assert_eq!(messages(&log).len(), wire.len());
-    assert!(!stage.conversation.is_stuffed());
+    assert!(!stage.conversation.is_blocked_on_output());
     assert_eq!(stage.sent, wire);
 }
 
@@ -1089,17 +1090,17 @@ fn a_long_message_leaves_no_more_memory_than_what_follows_it_needs() {
         let message = vec![7; 8 << 20];
         let wire = encode(&mut LengthPrefixed::default(), &[message]);
         for piece in wire.chunks(64 << 10) {
-            stage.step(&[], |conversation, _| conversation.keep(piece));
+            stage.step(&[], |conversation, _| conversation.buffer(piece));
         }
-        stage.conversation.keep(b"\0");
+        stage.conversation.buffer(b"\0");
         if kept {
             assert!(stage.deliver_kept());
         } else {
             stage.resume();
         }
         assert_eq!(messages(&log).len(), 1);
-        assert_eq!(stage.conversation.inbox, [0]);
-        assert!(stage.conversation.inbox.capacity() <= 64 << 10);
+        assert_eq!(stage.conversation.read_buffer, [0]);
+        assert!(stage.conversation.read_buffer.capacity() <= 64 << 10);
     }
 }
 
@@ -1108,15 +1109,15 @@ fn output_beyond_the_room_leaves_input_for_later() {
     let (mut stage, log) = start(Lines::default(), echo);
     stage.room = 8;
     let wire = b"one\ntwo\nthree\nfour\nfi";
-    stage.step(wire, |conversation, env| conversation.receive(wire, env));
+    stage.step(wire, |conversation, step_cx| conversation.receive(wire, step_cx));
     assert_eq!(messages(&log), [b"one", b"two"], "eight bytes are enough");
-    assert!(stage.conversation.is_stuffed());
+    assert!(stage.conversation.is_blocked_on_output());
     assert!(!stage.conversation.is_idle());
     stage.resume();
     assert_eq!(messages(&log).len(), 4);
-    assert!(stage.conversation.is_stuffed(), "half a line is left");
+    assert!(stage.conversation.is_blocked_on_output(), "half a line is left");
     stage.resume();
-    assert!(!stage.conversation.is_stuffed());
+    assert!(!stage.conversation.is_blocked_on_output());
     stage.feed(b"ve\n");
     assert_eq!(stage.sent, b"one\ntwo\nthree\nfour\nfive\n");
     assert!(stage.conversation.is_idle());
@@ -1140,11 +1141,11 @@ fn one_answer_may_be_larger_than_the_room() {
 fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
     let (mut stage, _) = start(Lines::default(), echo);
     stage.room = 1;
-    stage.conversation.keep(b"one\ntw");
+    stage.conversation.buffer(b"one\ntw");
     assert!(stage.deliver_kept());
-    assert!(stage.conversation.is_stuffed());
+    assert!(stage.conversation.is_blocked_on_output());
     assert!(!stage.deliver_kept(), "half a line is left");
-    assert!(!stage.conversation.is_stuffed(), "nothing can go on");
+    assert!(!stage.conversation.is_blocked_on_output(), "nothing can go on");
 }
 
 /// A framing may remember what it has told: here, that the first frame is one byte and all others
@@ -1167,7 +1168,7 @@ fn looking_ahead_asks_a_framing_about_no_frame_twice() {
     }
     let (mut stage, log) = start(Growing(1), echo);
     for piece in [&b"abb"[..], b"c", b"c"] {
-        stage.conversation.keep(piece);
+        stage.conversation.buffer(piece);
         stage.deliver_kept();
     }
     assert_eq!(messages(&log), [&b"a"[..], b"bb", b"cc"]);
@@ -1177,14 +1178,14 @@ fn looking_ahead_asks_a_framing_about_no_frame_twice() {
 fn an_idle_conversation_owns_no_buffer() {
     let (mut stage, _) = start(Lines::default(), echo);
     stage.feed(b"half a li").feed(b"ne\n");
-    assert_eq!(stage.conversation.inbox.capacity(), 0);
+    assert_eq!(stage.conversation.read_buffer.capacity(), 0);
     assert!(stage.conversation.is_idle());
     // The same where it has been looked at ahead of a worker.
     let lines = Lines::default().max_len(2).overlong(Overlong::Discard);
     let (mut stage, _) = start(lines, echo);
-    stage.conversation.keep(b"much too long\n");
+    stage.conversation.buffer(b"much too long\n");
     assert!(!stage.deliver_kept());
-    assert_eq!(stage.conversation.inbox.capacity(), 0);
+    assert_eq!(stage.conversation.read_buffer.capacity(), 0);
 }
 
 /// How much of what a handler's answer to `wire` is made of is its own: the rest refers to `wire`.
@@ -1193,13 +1194,14 @@ fn copied(framing: impl Framing + Clone, wire: &[u8], split: usize) -> usize {
     stage.feed(&wire[..split]);
     let received = Rc::default();
     let mut echoing = Stage::new(Echo(received), stage.conversation.framing.clone());
-    echoing.conversation.inbox = stage.conversation.inbox;
+    echoing.conversation.read_buffer = stage.conversation.read_buffer;
     let fresh = &wire[split..];
-    let mut env = Env::new(&mut echoing.outgoing, &mut echoing.tally, &echoing.home, PLENTY);
-    echoing.conversation.receive(fresh, &mut env);
+    let mut step_cx =
+        StepCx::new(&mut echoing.output_buffer, &mut echoing.tally, &echoing.senders, PLENTY);
+    echoing.conversation.receive(fresh, &mut step_cx);
     let input = echoing.conversation.input(fresh);
     let range = input.as_ptr_range();
-    let parts: Vec<_> = echoing.outgoing.parts(input).collect();
+    let parts: Vec<_> = echoing.output_buffer.parts(input).collect();
     assert_eq!(parts.concat(), wire);
     parts.iter().filter(|part| !range.contains(&part.as_ptr())).map(|part| part.len()).sum()
 }
@@ -1226,10 +1228,11 @@ fn a_shared_message_is_framed_and_not_copied() {
     let payload: Arc<[u8]> = vec![b'x'; 100_000].into();
     let shared = payload.clone();
     let (mut stage, _) = start(Lines::default(), |_: &Told, _: &mut Context<'_>| Ok(()));
-    let mut env = Env::new(&mut stage.outgoing, &mut stage.tally, &stage.home, PLENTY);
-    let (_, mut cx) = stage.conversation.parts(&[], &mut env);
+    let mut step_cx =
+        StepCx::new(&mut stage.output_buffer, &mut stage.tally, &stage.senders, PLENTY);
+    let (_, mut cx) = stage.conversation.parts(&[], &mut step_cx);
     cx.send_shared(&shared).unwrap();
-    let parts: Vec<_> = stage.outgoing.parts(&[]).collect();
+    let parts: Vec<_> = stage.output_buffer.parts(&[]).collect();
     assert_eq!(parts.concat(), [&payload[..], b"\n"].concat());
     assert_eq!(parts[0].as_ptr(), payload.as_ptr());
 }
@@ -1258,7 +1261,7 @@ fn what_others_send_is_framed_and_keeps_its_order() {
     stage.feed(b"hal");
     sender.send(b"one").unwrap();
     sender.clone().send(b"two").unwrap();
-    stage.push_parcels();
+    stage.drain_send_queue();
     assert_eq!(stage.sent, b"one\ntwo\n");
     stage.feed(b"f\n");
     assert_eq!(stage.sent, b"one\ntwo\nhalf\n", "the input was left in peace");
@@ -1285,10 +1288,10 @@ fn what_others_send_stops_at_the_room() {
     for _ in 0..3 {
         sender.send(b"xx").unwrap();
     }
-    stage.push_parcels();
+    stage.drain_send_queue();
     assert_eq!(stage.sent, b"xxxx");
-    assert!(!stage.conversation.outlet().unwrap().is_empty());
-    stage.push_parcels();
+    assert!(!stage.conversation.send_queue().unwrap().is_empty());
+    stage.drain_send_queue();
     assert_eq!(stage.sent, b"xxxxxx");
 }
 
@@ -1298,8 +1301,8 @@ fn others_can_close_after_what_they_sent() {
     sender.send(b"last").unwrap();
     sender.close();
     let _ = sender.send(b"too late");
-    stage.push_parcels();
-    assert!(stage.is_over());
+    stage.drain_send_queue();
+    assert!(stage.is_closing());
     assert_eq!(stage.sent, b"last");
     assert!(matches!(stage.close(), CloseReason::Handler));
     assert_eq!(sender.send(b"x"), Err(SendError::Closed));
@@ -1346,8 +1349,8 @@ fn what_others_send_and_only_the_framing_can_refuse_is_dropped_and_counted() {
     for message in ["one", "bad", "two", "bad"] {
         sender.send(message.as_bytes()).unwrap();
     }
-    stage.push_parcels();
-    assert!(!stage.is_over());
+    stage.drain_send_queue();
+    assert!(!stage.is_closing());
     assert_eq!(stage.sent, b"onetwo");
     assert_eq!(stage.tally.unsent, 2);
 }
@@ -1365,7 +1368,7 @@ fn others_can_abort_whatever_they_sent() {
     sender.close();
     sender.abort();
     assert_eq!(stage.conversation.ending(), Ending::Aborted);
-    stage.push_parcels();
+    stage.drain_send_queue();
     assert!(stage.conversation.is_aborted());
     assert_eq!(stage.sent, b"");
     assert!(matches!(stage.close(), CloseReason::Handler));
@@ -1380,13 +1383,13 @@ fn datagram<A>(
 where
     A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
 {
-    let (mut outgoing, mut tally) = (Outgoing::default(), Tally::default());
-    let home = nowhere();
-    let mut env = Env::new(&mut outgoing, &mut tally, &home, PLENTY);
+    let (mut output_buffer, mut tally) = (OutputBuffer::default(), Tally::default());
+    let senders = nowhere();
+    let mut step_cx = StepCx::new(&mut output_buffer, &mut tally, &senders, PLENTY);
     let log = Log::default();
     let handler = Actor { log: log.clone(), act };
-    let reason = serve_datagram(handler.into(), Peer::Unnamed, packet, truncated, &mut env);
-    let sent = outgoing.parts(packet).map(<[u8]>::to_vec).collect();
+    let reason = serve_datagram(handler.into(), Peer::Unnamed, packet, truncated, &mut step_cx);
+    let sent = output_buffer.parts(packet).map(<[u8]>::to_vec).collect();
     let told = log.borrow().clone();
     (sent, reason, told)
 }

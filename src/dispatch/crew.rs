@@ -80,10 +80,10 @@ struct Queue<J> {
 
 /// The threads and their queue. Dropped, it lets them end when their work is done.
 pub(crate) struct Crew<J: Send + 'static, L: Labour<J>> {
-    inside: Arc<Inside<J, L>>,
+    shared: Arc<PoolShared<J, L>>,
 }
 
-struct Inside<J, L> {
+struct PoolShared<J, L> {
     queue: Mutex<Queue<J>>,
     work: Condvar,
     manning: Manning,
@@ -105,40 +105,40 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
             failures: 0,
             logged: None,
         });
-        Crew { inside: Arc::new(Inside { queue, work: Condvar::new(), manning, labour }) }
+        Crew { shared: Arc::new(PoolShared { queue, work: Condvar::new(), manning, labour }) }
     }
 
     /// Has wakes counted there from now on.
     pub(crate) fn count_into(&self, published: &Arc<Published>) {
-        lock(&self.inside.queue).published = Some(published.clone());
+        lock(&self.shared.queue).published = Some(published.clone());
     }
 
     /// Queues a job, for which [`call`](Crew::call) has yet to fetch someone.
     pub(crate) fn push(&self, job: J) {
-        lock(&self.inside.queue).jobs.push_back(job);
+        lock(&self.shared.queue).jobs.push_back(job);
     }
 
     /// Sees to it that someone comes for what was queued, or that it is refused.
     pub(crate) fn call(&self) {
-        let mut queue = lock(&self.inside.queue);
-        let refused = self.inside.call_one(&mut queue);
+        let mut queue = lock(&self.shared.queue);
+        let refused = self.shared.call_one(&mut queue);
         drop(queue);
-        self.inside.refuse(refused);
+        self.shared.refuse(refused);
     }
 
     /// How many jobs are not done.
     pub(crate) fn load(&self) -> usize {
-        let queue = lock(&self.inside.queue);
+        let queue = lock(&self.shared.queue);
         queue.jobs.len() + queue.busy
     }
 
     /// Takes back the jobs that nobody has begun.
     pub(crate) fn take_waiting(&self) -> VecDeque<J> {
-        std::mem::take(&mut lock(&self.inside.queue).jobs)
+        std::mem::take(&mut lock(&self.shared.queue).jobs)
     }
 }
 
-impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
+impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
     /// Calls someone for the next job. The jobs that nobody will come for are to be refused by the
     /// caller, when it has let go of the queue.
     #[must_use]
@@ -167,13 +167,13 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
     }
 
     fn start_one(self: &Arc<Self>) -> io::Result<()> {
-        let inside = self.clone();
+        let shared = self.clone();
         let number = STARTED.fetch_add(1, Relaxed) + 1;
         let mut builder = thread::Builder::new().name(format!("{}-{number}", self.manning.name));
         if let Some(size) = self.manning.stack_size {
             builder = builder.stack_size(size);
         }
-        builder.spawn(move || inside.work()).map(drop)
+        builder.spawn(move || shared.work()).map(drop)
     }
 
     /// No thread could be started; the jobs that are to be refused.
@@ -254,7 +254,7 @@ impl<J: Send + 'static, L: Labour<J>> Inside<J, L> {
 }
 
 /// A thread's place, taken by another one when it ends by a panic.
-struct Place<'a, J: Send + 'static, L: Labour<J>>(&'a Arc<Inside<J, L>>);
+struct Place<'a, J: Send + 'static, L: Labour<J>>(&'a Arc<PoolShared<J, L>>);
 
 impl<J: Send + 'static, L: Labour<J>> Drop for Place<'_, J, L> {
     fn drop(&mut self) {
@@ -269,8 +269,8 @@ impl<J: Send + 'static, L: Labour<J>> Drop for Place<'_, J, L> {
 
 impl<J: Send + 'static, L: Labour<J>> Drop for Crew<J, L> {
     fn drop(&mut self) {
-        lock(&self.inside.queue).closed = true;
-        self.inside.work.notify_all();
+        lock(&self.shared.queue).closed = true;
+        self.shared.work.notify_all();
     }
 }
 
@@ -374,7 +374,7 @@ mod tests {
         crew.call();
         let first = results.recv_timeout(PATIENCE).unwrap();
         // It is idle again when its load says so.
-        while lock(&crew.inside.queue).asleep == 0 {
+        while lock(&crew.shared.queue).asleep == 0 {
             thread::yield_now();
         }
         crew.push(());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::conversation::Outgoing;
+use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::UnsupportedError;
 use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
@@ -192,11 +192,11 @@ impl Family {
         }
         let wakeups: Vec<&Wakeup> = process.terminated().into_iter().collect();
         let mut is_stopping = || sys::child_is_terminated();
-        let (mut tally, mut outgoing) = (Tally::default(), Outgoing::default());
+        let (mut tally, mut output_buffer) = (Tally::default(), OutputBuffer::default());
         let mut buffer = vec![0; READ_SIZE].into_boxed_slice();
         let mut place = Place {
             buffer: &mut buffer,
-            outgoing: &mut outgoing,
+            output_buffer: &mut output_buffer,
             tally: &mut tally,
             leaves_lingering: false,
             waiting: Waiting::Alone(Alone {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::conversation::Outgoing;
+use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::UnsupportedError;
 use crate::mailbox::Mailbox;
@@ -26,7 +26,7 @@ pub(crate) struct Alongside<'a> {
     on_shutdown: Box<dyn Fn() + 'a>,
     drain: Duration,
     buffer: Box<[u8]>,
-    outgoing: Outgoing,
+    output_buffer: OutputBuffer,
 }
 
 impl<'a> Alongside<'a> {
@@ -46,7 +46,7 @@ impl<'a> Alongside<'a> {
             on_shutdown: Box::new(on_shutdown),
             drain,
             buffer: vec![0; READ_SIZE].into_boxed_slice(),
-            outgoing: Outgoing::default(),
+            output_buffer: OutputBuffer::default(),
         }
     }
 
@@ -65,14 +65,14 @@ impl<'a> Alongside<'a> {
         let is_stopping = &mut self.is_stopping;
         // Whoever posts a reason to stop wakes this thread only if it is known to wait.
         let mut doze_and_ask = || {
-            mailbox.doze();
+            mailbox.prepare_park_elsewhere();
             is_stopping()
         };
         let mut wakeups = vec![self.mailbox.wakeup()];
         wakeups.extend(self.signals);
         let mut place = Place {
             buffer: &mut self.buffer,
-            outgoing: &mut self.outgoing,
+            output_buffer: &mut self.output_buffer,
             tally,
             leaves_lingering: true,
             waiting: Waiting::Alone(Alone {

@@ -78,7 +78,7 @@ impl Homeward {
     /// The place of a request that has ended is free.
     pub(crate) fn freed(&self) {
         if self.wanted.load(SeqCst) {
-            self.mailbox.post(Mail::Freed);
+            self.mailbox.post(Mail::CapacityFreed);
         }
     }
 

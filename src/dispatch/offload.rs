@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::crew::{Crew, Labour, Manning};
 use crate::counters::Published;
-use crate::mailbox::{Mail, Mailbox, Work, abandon};
+use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::session::Workers;
 use crate::token::Token;
 
@@ -40,24 +40,24 @@ impl Default for Offload {
     }
 }
 
-struct Job {
+struct QueuedJob {
     home: Arc<Mailbox>,
     /// The run of the loop that lent it.
     run: usize,
     token: Token,
-    work: Box<dyn Work>,
+    work: Box<dyn Job>,
 }
 
 struct Errands;
 
-impl Labour<Job> for Errands {
+impl Labour<QueuedJob> for Errands {
     /// The loop that may wait for the last job, of one that has not come home.
     type After = Option<Arc<Mailbox>>;
 
-    fn run(&self, job: Job) -> Option<Arc<Mailbox>> {
-        let Job { home, run, token, mut work } = job;
+    fn run(&self, job: QueuedJob) -> Option<Arc<Mailbox>> {
+        let QueuedJob { home, run, token, mut work } = job;
         if work.run() {
-            home.come_home(run, token, work);
+            home.return_job(run, token, work);
             return None;
         }
         abandon(work);
@@ -66,19 +66,19 @@ impl Labour<Job> for Errands {
 
     fn after(&self, home: Option<Arc<Mailbox>>) {
         if let Some(home) = home {
-            home.post(Mail::Nudge);
+            home.post(Mail::Wake);
         }
     }
 
     /// Not one worker can be had: done here and now, slowly, rather than never.
-    fn refuse(&self, job: Job) {
+    fn refuse(&self, job: QueuedJob) {
         self.after(self.run(job));
     }
 }
 
 /// The workers of one service.
 pub(crate) struct OffloadWorkers {
-    crew: Crew<Job, Errands>,
+    crew: Crew<QueuedJob, Errands>,
 }
 
 impl OffloadWorkers {
@@ -100,7 +100,7 @@ impl OffloadWorkers {
 }
 
 impl Workers for OffloadWorkers {
-    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>) {
-        self.crew.push(Job { home: home.clone(), run: home.run(), token, work });
+    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Job>) {
+        self.crew.push(QueuedJob { home: home.clone(), run: home.run(), token, work });
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Homeward;
 use super::crew::{Crew, Labour, Manning};
-use crate::conversation::Outgoing;
+use crate::conversation::OutputBuffer;
 use crate::counters::{Published, Tally};
 use crate::error::UnsupportedError;
 use crate::session::{Place, READ_SIZE, Seats, Session, Taken, Waiting};
@@ -183,14 +183,14 @@ impl Threads {
 /// What a thread keeps from request to request.
 struct Kit {
     buffer: Box<[u8]>,
-    outgoing: Outgoing,
+    output_buffer: OutputBuffer,
     tally: Tally,
 }
 
 thread_local! {
     static KIT: RefCell<Kit> = RefCell::new(Kit {
         buffer: vec![0; READ_SIZE].into_boxed_slice(),
-        outgoing: Outgoing::default(),
+        output_buffer: OutputBuffer::default(),
         tally: Tally::default(),
     });
 }
@@ -207,7 +207,7 @@ impl Labour<Assigned> for Serving {
             let waiting = seat.as_ref().map_or(Waiting::Nobody, Waiting::InThread);
             let mut place = Place {
                 buffer: &mut kit.buffer,
-                outgoing: &mut kit.outgoing,
+                output_buffer: &mut kit.output_buffer,
                 tally: &mut kit.tally,
                 leaves_lingering: false,
                 waiting,
@@ -215,7 +215,7 @@ impl Labour<Assigned> for Serving {
                 on_shutdown: &|| home.shutdown(run),
             };
             let served = session.run(&mut place);
-            debug_assert!(kit.outgoing.is_empty());
+            debug_assert!(kit.output_buffer.is_empty());
             home.served(served, &mut kit.tally);
         });
         drop(seat);

@@ -8,9 +8,9 @@ use socket2::Socket;
 
 use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::write_buffer::{SLICES, WriteBuffer};
-use crate::conversation::{Conversation, Env, Framing, Handler, MESSAGE_BUDGET};
+use crate::conversation::{Conversation, Framing, Handler, MESSAGE_BUDGET, StepCx};
 use crate::error::CloseReason;
-use crate::mailbox::{Ending, Work};
+use crate::mailbox::{Ending, Job};
 use crate::session::{FIRST_LOOK, Linger, Lingering, Progress};
 use crate::sys;
 
@@ -83,7 +83,7 @@ pub(crate) trait ConversationSlot: 'static {
     fn local_ref(&self) -> Option<&Conversation<Self::Handler, Self::Framing>>;
 
     /// Takes back what was lent, and gives out what was answered meanwhile.
-    fn put_back(&mut self, work: Box<dyn Work>, state: &mut LoopState);
+    fn put_back(&mut self, work: Box<dyn Job>, state: &mut LoopState);
 
     /// Ends it for good: the handler is told, here or on a worker.
     fn close(&mut self, state: &mut LoopState);
@@ -96,14 +96,15 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
 
     #[inline(always)]
     fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool {
-        let mut env = Env::new(&mut state.outgoing, &mut state.tally, &state.entry, room);
+        let mut step_cx =
+            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
         match step {
-            ConversationEvent::Open => self.open(&mut env),
-            ConversationEvent::Receive(fresh) => self.receive(fresh, &mut env),
-            ConversationEvent::Eof => self.eof(&mut env),
-            ConversationEvent::TimedOut => self.timed_out(&mut env),
+            ConversationEvent::Open => self.open(&mut step_cx),
+            ConversationEvent::Receive(fresh) => self.receive(fresh, &mut step_cx),
+            ConversationEvent::Eof => self.eof(&mut step_cx),
+            ConversationEvent::TimedOut => self.timed_out(&mut step_cx),
         }
-        state.shutdown |= env.shutdown;
+        state.shutdown |= step_cx.shutdown;
         true
     }
 
@@ -117,7 +118,7 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
         Some(self)
     }
 
-    fn put_back(&mut self, _work: Box<dyn Work>, _desk: &mut LoopState) {}
+    fn put_back(&mut self, _work: Box<dyn Job>, _desk: &mut LoopState) {}
 
     fn close(&mut self, state: &mut LoopState) {
         let reason = self.closed(&mut state.tally);
@@ -195,8 +196,8 @@ impl<T: ConversationSlot> Connection<T> {
     #[inline(always)]
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
         let LoopCx { buffer, state } = cx;
-        if state.readiness.is_plainly_readable()
-            && self.is_plain()
+        if state.readiness.is_only_readable()
+            && self.is_fast()
             && self.run_plainly(buffer, state, |mut socket, buffer, _| socket.read(buffer))
         {
             return PostAction::Wait;
@@ -222,7 +223,7 @@ impl<T: ConversationSlot> Connection<T> {
                 let room = self.water_marks.room();
                 let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, state);
                 let drained = !state.readiness.has(Readiness::READABLE);
-                drained && !state.stopping && self.is_plain()
+                drained && !state.stopping && self.is_fast()
             }
             // Whatever it is, reading once more tells it again.
             _ => false,
@@ -231,16 +232,16 @@ impl<T: ConversationSlot> Connection<T> {
 
     /// Whether there is nothing to remember of it but that it waits for its peer.
     #[inline(always)]
-    fn is_plain(&mut self) -> bool {
+    fn is_fast(&mut self) -> bool {
         // One that lingers has an end that is remembered, too.
         self.write_buffer.is_none()
-            && self.conversation.local().is_some_and(|conversation| conversation.is_plain())
+            && self.conversation.local().is_some_and(|conversation| conversation.is_fast())
     }
 
     #[inline(never)]
     fn run_slow(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
         if state.readiness.is_plainly_readable_with_ancillary()
-            && self.is_plain()
+            && self.is_fast()
             && self.run_plainly(buffer, state, receive_with_ancillary)
         {
             return PostAction::Wait;
@@ -285,16 +286,16 @@ impl<T: ConversationSlot> Connection<T> {
             if ending == Ending::Aborted {
                 conversation.abort();
             }
-            if conversation.is_over() {
+            if conversation.is_closing() {
                 return self.close(buffer, state);
             }
             if ending == Ending::Closing {
                 // What was sent before goes behind what waits, whatever the mark: no more can come.
                 // From then on the peer has so long to take some of it.
                 self.last_moved = state.now;
-                *budget = budget.saturating_sub(self.push_parcels(READ_BUDGET, state));
+                *budget = budget.saturating_sub(self.drain_send_queue(READ_BUDGET, state));
                 match self.conversation.local() {
-                    Some(conversation) if !conversation.is_over() => return PostAction::Requeue,
+                    Some(conversation) if !conversation.is_closing() => return PostAction::Requeue,
                     _ => continue,
                 }
             }
@@ -318,10 +319,11 @@ impl<T: ConversationSlot> Connection<T> {
                 return PostAction::Wait;
             }
             self.paused = false;
-            let has_parcels = conversation.outlet().is_some_and(|outlet| !outlet.is_empty());
-            let is_stuffed = conversation.is_stuffed();
+            let has_parcels =
+                conversation.send_queue().is_some_and(|send_queue| !send_queue.is_empty());
+            let is_blocked_on_output = conversation.is_blocked_on_output();
             let may_read = !conversation.input_ended() && state.readiness.has(Readiness::READABLE);
-            let has_input = is_stuffed || may_read;
+            let has_input = is_blocked_on_output || may_read;
             if !has_parcels && !has_input {
                 return self.finish_turn(buffer, state);
             }
@@ -330,12 +332,12 @@ impl<T: ConversationSlot> Connection<T> {
             }
             // In turns: neither keeps the other from being served.
             if has_parcels && !(has_input && self.input_next) {
-                *budget = budget.saturating_sub(self.push_parcels(self.room(), state));
+                *budget = budget.saturating_sub(self.drain_send_queue(self.room(), state));
                 self.input_next = true;
                 continue;
             }
             self.input_next = false;
-            if is_stuffed {
+            if is_blocked_on_output {
                 *budget =
                     budget.saturating_sub(self.step_alone(ConversationEvent::Receive(&[]), state));
                 continue;
@@ -370,7 +372,7 @@ impl<T: ConversationSlot> Connection<T> {
     fn finish_turn(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
         if let Some(conversation) = self.conversation.local() {
             conversation.end_if_nothing_follows();
-            if conversation.is_over() {
+            if conversation.is_closing() {
                 return self.close(buffer, state);
             }
         }
@@ -422,7 +424,8 @@ impl<T: ConversationSlot> Connection<T> {
     /// How much of the budget a step takes: what it answers, or the messages it delivers; all of it
     /// where it leaves messages, since it does so at the limit of either.
     fn cost(&mut self, settled: Settled, messages_before: u64, state: &LoopState) -> usize {
-        if self.conversation.local().is_some_and(|conversation| conversation.is_stuffed()) {
+        if self.conversation.local().is_some_and(|conversation| conversation.is_blocked_on_output())
+        {
             return READ_BUDGET;
         }
         let messages =
@@ -431,17 +434,18 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     /// Sends what waits in the outlet, as far as there is `room`; how much of the budget it takes.
-    fn push_parcels(&mut self, room: usize, state: &mut LoopState) -> usize {
+    fn drain_send_queue(&mut self, room: usize, state: &mut LoopState) -> usize {
         let Some(conversation) = self.conversation.local() else {
             return 0;
         };
-        let mut env = Env::new(&mut state.outgoing, &mut state.tally, &state.entry, room);
-        let parcels = conversation.push_parcels(&mut env);
+        let mut step_cx =
+            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
+        let commands = conversation.drain_send_queue(&mut step_cx);
         let settled = self.send_output(&[], state);
         if settled.moved {
             self.last_moved = state.now;
         }
-        settled.produced.max(parcels * MESSAGE_COST)
+        settled.produced.max(commands * MESSAGE_COST)
     }
 
     /// How much output may be collected at once.
@@ -457,16 +461,16 @@ impl<T: ConversationSlot> Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return settled;
         };
-        if !conversation.is_plain() {
+        if !conversation.is_fast() {
             if conversation.take_timeout_changed() {
                 state.deadline_changed();
             }
             if conversation.is_aborted() {
-                state.outgoing.clear();
+                state.output_buffer.clear();
             }
         }
-        if !state.outgoing.is_empty() {
-            settled.produced = state.outgoing.len();
+        if !state.output_buffer.is_empty() {
+            settled.produced = state.output_buffer.len();
             if !self.cut {
                 let input = conversation.input(fresh);
                 match transmit(&self.socket, &mut self.write_buffer, input, state) {
@@ -474,10 +478,10 @@ impl<T: ConversationSlot> Connection<T> {
                     Err(error) => self.on_write_error(error),
                 }
             }
-            state.outgoing.clear();
+            state.output_buffer.clear();
         }
         if let Some(conversation) = self.conversation.local() {
-            conversation.settle(fresh);
+            conversation.consume_delivered(fresh);
         }
         settled
     }
@@ -645,11 +649,11 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         }
     }
 
-    fn parcels(&mut self, cx: &mut LoopCx) -> PostAction {
+    fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
         self.run_slow(&mut cx.buffer, &mut cx.state)
     }
 
-    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> PostAction {
+    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         self.conversation.put_back(work, &mut cx.state);
         cx.deadline_changed();
         if std::mem::take(&mut self.missed_mail)
@@ -670,7 +674,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let conversation = self.conversation.local_ref()?;
         let patience = conversation.patience()?;
         // What was on its way when it was closed is the peer's soon, and is then no sign of progress.
-        let is_first = conversation.is_over() && !self.looked;
+        let is_first = conversation.is_closing() && !self.looked;
         self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
     }
 
@@ -681,7 +685,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
-        let is_first = conversation.is_over() && !std::mem::replace(&mut self.looked, true);
+        let is_first = conversation.is_closing() && !std::mem::replace(&mut self.looked, true);
         // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
         if self.progress.is_made(&self.socket) {
             self.last_moved = cx.now;
@@ -690,7 +694,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         if is_first {
             return PostAction::Wait;
         }
-        if conversation.is_over() {
+        if conversation.is_closing() {
             return PostAction::Remove;
         }
         self.last_moved = cx.now;
@@ -712,7 +716,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
     fn finish(&mut self, cx: &mut LoopCx) {
         match self.conversation.local() {
             // What is under way is cut.
-            Some(conversation) if !self.close_notified && !conversation.is_over() => {
+            Some(conversation) if !self.close_notified && !conversation.is_closing() => {
                 conversation.end(CloseReason::Shutdown);
                 self.cut = true;
             }
@@ -759,7 +763,7 @@ fn transmit(
     state: &mut LoopState,
 ) -> io::Result<bool> {
     if write_buffer.is_none()
-        && let Some(bytes) = state.outgoing.contiguous(input)
+        && let Some(bytes) = state.output_buffer.contiguous(input)
     {
         let sent = sys::send(socket, bytes)?;
         state.tally.bytes_out += sent as u64;
@@ -780,7 +784,7 @@ fn refused(
     state: &mut LoopState,
 ) {
     state.readiness.remove(Readiness::WRITABLE);
-    write_buffer.get_or_insert_default().keep(&mut state.outgoing, input, sent);
+    write_buffer.get_or_insert_default().keep(&mut state.output_buffer, input, sent);
 }
 
 /// Several segments, or behind others that wait.
@@ -794,7 +798,7 @@ fn transmit_many(
     let mut sent = 0;
     if write_buffer.is_none() {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = state.outgoing.slices(input, &mut slices);
+        let filled = state.output_buffer.slices(input, &mut slices);
         let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
         sent = sys::send_vectored(socket, &slices[..filled])?;
         state.tally.bytes_out += sent as u64;
@@ -805,7 +809,7 @@ fn transmit_many(
     }
     // More slices than one call takes say nothing of the kernel's buffer: it is tried on.
     let waiting = write_buffer.get_or_insert_default();
-    waiting.keep(&mut state.outgoing, input, sent);
+    waiting.keep(&mut state.output_buffer, input, sent);
     let before = waiting.len();
     if state.readiness.has(Readiness::WRITABLE) {
         flush(socket, waiting, state)?;

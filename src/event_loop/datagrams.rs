@@ -13,10 +13,10 @@ use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, LoopState, PostAction, Readiness,
 };
 use crate::address::{Address, Peer};
-use crate::conversation::Outgoing;
+use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::log;
-use crate::mailbox::Work;
+use crate::mailbox::Job;
 use crate::session::{Answering, RETRY, RetryQueues, charge};
 use crate::sys::{self, Batch, Destination, RecvMeta, Transmit};
 use crate::transport::peer_of;
@@ -44,7 +44,7 @@ pub(crate) trait DatagramDispatcher: Dispatcher {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx);
 
     /// What was lent comes home: where its replies go, and what they refer to.
-    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
+    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         let _ = (work, cx);
         None
     }
@@ -182,8 +182,8 @@ impl<'a> Datagrams<'a> {
             }
             let bytes = self.batch.bytes(number, datagram.len);
             self.dispatcher.dispatch(bytes, peer, &datagram, cx);
-            let LoopState { outgoing, tally, now, .. } = &mut cx.state;
-            self.replies.keep(outgoing, bytes, datagram.from, *now, tally);
+            let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
+            self.replies.keep(output_buffer, bytes, datagram.from, *now, tally);
         }
         self.received = received;
     }
@@ -195,16 +195,16 @@ impl EventSource for Datagrams<'_> {
         self.run(cx)
     }
 
-    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> PostAction {
+    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         if let Some((from, bytes)) = self.dispatcher.returned(work, cx) {
-            let LoopState { outgoing, tally, now, .. } = &mut cx.state;
-            self.replies.keep(outgoing, &bytes, from, *now, tally);
+            let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
+            self.replies.keep(output_buffer, &bytes, from, *now, tally);
         }
         self.run(cx)
     }
 
     /// Something has been put aside by whoever sends beside the loop.
-    fn parcels(&mut self, cx: &mut LoopCx) -> PostAction {
+    fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
         if self.replies.retry_at.is_none() {
             self.replies.retry_at = Some(cx.now + RETRY);
             cx.deadline_changed();
@@ -250,7 +250,7 @@ impl EventSource for Datagrams<'_> {
     fn finish(&mut self, cx: &mut LoopCx) {
         self.replies.give_up(&mut cx.tally);
         if let Some(answering) = &self.answering {
-            answering.desert(&mut cx.tally);
+            answering.end_run(&mut cx.tally);
         }
     }
 
@@ -347,7 +347,7 @@ impl Replies {
 
     fn keep(
         &mut self,
-        outgoing: &mut Outgoing,
+        output_buffer: &mut OutputBuffer,
         input: &[u8],
         to: Destination,
         now: Instant,
@@ -355,7 +355,7 @@ impl Replies {
     ) {
         // A peer's datagrams keep their order.
         let retries = self.retries.has(&to.address);
-        for part in outgoing.parts(input) {
+        for part in output_buffer.parts(input) {
             if retries {
                 self.retries.put(to.clone(), part.into(), now, tally);
             } else {
@@ -366,7 +366,7 @@ impl Replies {
                 self.waiting.push_back(Reply { to: to.clone(), range });
             }
         }
-        outgoing.clear();
+        output_buffer.clear();
     }
 
     /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
@@ -608,9 +608,9 @@ mod tests {
 
     impl Stand {
         fn keep(&mut self, client: usize, bytes: &[u8]) {
-            let LoopState { outgoing, tally, now, .. } = &mut self.cx.state;
-            Output::new(&[], outgoing).put_datagram(bytes);
-            self.replies.keep(outgoing, &[], self.to[client].clone(), *now, tally);
+            let LoopState { output_buffer, tally, now, .. } = &mut self.cx.state;
+            Output::new(&[], output_buffer).put_datagram(bytes);
+            self.replies.keep(output_buffer, &[], self.to[client].clone(), *now, tally);
         }
 
         fn send(&mut self) {
@@ -715,9 +715,9 @@ mod tests {
 
     impl Narrow {
         fn keep(&mut self, bytes: &[u8]) {
-            let LoopState { outgoing, tally, now, .. } = &mut self.cx.state;
-            Output::new(&[], outgoing).put_datagram(bytes);
-            self.replies.keep(outgoing, &[], self.to.clone(), *now, tally);
+            let LoopState { output_buffer, tally, now, .. } = &mut self.cx.state;
+            Output::new(&[], output_buffer).put_datagram(bytes);
+            self.replies.keep(output_buffer, &[], self.to.clone(), *now, tally);
         }
 
         fn send(&mut self) {
@@ -807,11 +807,11 @@ mod tests {
         cx.readiness.add(Readiness::WRITABLE);
         for _ in 0..2 {
             for to in [&nowhere, &to] {
-                let LoopState { outgoing, tally, now, .. } = &mut cx.state;
+                let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
                 for _ in 0..3 {
-                    Output::new(&[], outgoing).put_datagram(b"reply");
+                    Output::new(&[], output_buffer).put_datagram(b"reply");
                 }
-                replies.keep(outgoing, &[], to.clone(), *now, tally);
+                replies.keep(output_buffer, &[], to.clone(), *now, tally);
             }
             replies.send(&socket, &mut cx);
         }
@@ -821,9 +821,9 @@ mod tests {
         }
         assert_eq!((replies.gso, replies.alone), (gso, 0));
         let refused = io::Error::from_raw_os_error(libc::EIO);
-        let LoopState { outgoing, tally, now, .. } = &mut cx.state;
-        Output::new(&[], outgoing).put_datagram(b"a device that cannot do it");
-        replies.keep(outgoing, &[], to, *now, tally);
+        let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
+        Output::new(&[], output_buffer).put_datagram(b"a device that cannot do it");
+        replies.keep(output_buffer, &[], to, *now, tally);
         replies.part(&refused);
         assert!(!replies.gso);
     }

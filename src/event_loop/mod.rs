@@ -113,7 +113,7 @@ pub(crate) struct EventLoop<'a> {
 impl<'a> EventLoop<'a> {
     pub(crate) fn new(resources: LoopResources<'a>) -> Self {
         let cx = LoopCx::new(resources.mailbox.clone());
-        let run = resources.mailbox.settle_in();
+        let run = resources.mailbox.begin_run();
         EventLoop {
             resources,
             run,
@@ -343,7 +343,7 @@ impl<'a> EventLoop<'a> {
         if !busy && self.spin(&mut timeout, signals)? {
             return Ok(());
         }
-        if busy || !self.resources.mailbox.fall_asleep() {
+        if busy || !self.resources.mailbox.prepare_park() {
             timeout = Some(Duration::ZERO);
         }
         let polled = self.resources.poll.poll(self.resources.events, timeout);
@@ -415,23 +415,23 @@ impl<'a> EventLoop<'a> {
         self.resources.mailbox.collect(&mut self.mail, MAIL_BUDGET);
         while let Some(mail) = self.mail.pop_front() {
             match mail {
-                Mail::Outlet(token) => {
+                Mail::SendQueue(token) => {
                     let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                         entry.source.mail_taken();
                         // A listener has its replies to try again, which nothing else tells it.
                         entry.parent == entry.token || may_run_now(entry, ready)
                     };
-                    self.visit(token, note, |source, cx| source.parcels(cx));
+                    self.visit(token, note, |source, cx| source.send_queue_ready(cx));
                 }
-                Mail::Returned(token, work) => match entry_of(&mut self.slab, token) {
+                Mail::JobDone(token, work) => match entry_of(&mut self.slab, token) {
                     Some(_) => self.call(token, |source, cx| source.returned(work, cx)),
                     None => abandon(work),
                 },
-                Mail::Freed => self.cx.capacity_freed = true,
+                Mail::CapacityFreed => self.cx.capacity_freed = true,
                 Mail::Shutdown(run) => self.cx.shutdown |= run == self.run,
-                Mail::Nudge => {}
+                Mail::Wake => {}
                 Mail::Ended(mut ended) => {
-                    self.cx.tally.take(&mut ended.tally);
+                    self.cx.tally.absorb(&mut ended.tally);
                     let listener = self.listeners[ended.service];
                     self.ended(listener, &ended.peer, &ended.reason);
                 }
@@ -722,7 +722,7 @@ impl Drop for EventLoop<'_> {
         self.slab.clear();
         self.cx.tally.panics += guard::take_caught();
         self.resources.published.add(&mut self.cx.tally);
-        self.resources.mailbox.desert();
+        self.resources.mailbox.end_run();
     }
 }
 

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::connection::{ConversationEvent, ConversationSlot};
 use super::source::{EntryRef, LoopCx, LoopState};
-use crate::conversation::{Ahead, Conversation, Env, Framing, Handler, Outgoing, serve_datagram};
+use crate::conversation::{
+    Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
+};
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::guard;
-use crate::mailbox::{Ended, Mail, Work};
-use crate::session::{Nowhere, Packet, Workers};
+use crate::mailbox::{Ended, Job, Mail};
+use crate::session::{NoSenders, Packet, Workers};
 use crate::sys::{CatchDrop, Destination};
 
 /// To whom the connections of one listener are lent.
@@ -50,7 +52,7 @@ struct ConversationJob<H, F> {
     /// Gone when it has been told that it is over.
     conversation: Option<Box<Conversation<H, F>>>,
     kind: JobKind,
-    outgoing: Outgoing,
+    output_buffer: OutputBuffer,
     tally: Tally,
     entry: EntryRef,
     room: usize,
@@ -61,7 +63,7 @@ struct ConversationJob<H, F> {
 enum JobKind {
     Open,
     /// Deliver what is whole among the input kept.
-    Receive(Ahead),
+    Receive(PeekedFrame),
     Eof,
     TimedOut,
     /// Tell the handler that it is over; it does not come home.
@@ -89,7 +91,7 @@ where
         let job = ConversationJob {
             conversation: Some(conversation),
             kind,
-            outgoing: Outgoing::default(),
+            output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             entry: entry.clone(),
             room,
@@ -116,12 +118,12 @@ where
             ConversationEvent::Eof => JobKind::Eof,
             ConversationEvent::TimedOut => JobKind::TimedOut,
             ConversationEvent::Receive(fresh) => {
-                conversation.keep(fresh);
+                conversation.buffer(fresh);
                 // Without a whole message nothing has been delivered that would have to be settled.
-                let Some(ahead) = conversation.look_ahead() else {
+                let Some(peeked) = conversation.peek_frame() else {
                     return false;
                 };
-                JobKind::Receive(ahead)
+                JobKind::Receive(peeked)
             }
         };
         self.submit(kind, room, &state.entry);
@@ -136,13 +138,13 @@ where
         self.conversation.as_deref()
     }
 
-    fn put_back(&mut self, work: Box<dyn Work>, state: &mut LoopState) {
+    fn put_back(&mut self, work: Box<dyn Job>, state: &mut LoopState) {
         let Ok(job) = work.into_any().downcast::<ConversationJob<H, F>>() else {
             return;
         };
-        let ConversationJob { conversation, outgoing, mut tally, shutdown, .. } = *job;
-        state.outgoing = outgoing;
-        state.tally.take(&mut tally);
+        let ConversationJob { conversation, output_buffer, mut tally, shutdown, .. } = *job;
+        state.output_buffer = output_buffer;
+        state.tally.absorb(&mut tally);
         state.shutdown |= shutdown;
         self.conversation = conversation;
     }
@@ -158,21 +160,22 @@ where
     }
 }
 
-impl<H, F> Work for ConversationJob<H, F>
+impl<H, F> Job for ConversationJob<H, F>
 where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
     fn run(&mut self) -> bool {
         let Some(conversation) = &mut self.conversation else { return false };
-        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &self.entry, self.room);
+        let mut step_cx =
+            StepCx::new(&mut self.output_buffer, &mut self.tally, &self.entry, self.room);
         match &mut self.kind {
-            JobKind::Open => conversation.open(&mut env),
-            JobKind::Receive(ahead) => conversation.receive_kept(ahead, &mut env),
-            JobKind::Eof => conversation.eof(&mut env),
-            JobKind::TimedOut => conversation.timed_out(&mut env),
+            JobKind::Open => conversation.open(&mut step_cx),
+            JobKind::Receive(peeked) => conversation.receive_buffered(peeked, &mut step_cx),
+            JobKind::Eof => conversation.eof(&mut step_cx),
+            JobKind::TimedOut => conversation.timed_out(&mut step_cx),
             JobKind::Close { service, closing } => {
-                let reason = conversation.closed(env.tally);
+                let reason = conversation.closed(step_cx.tally);
                 let peer = conversation.peer().clone();
                 self.conversation = None;
                 let mut tally = std::mem::take(&mut self.tally);
@@ -183,7 +186,7 @@ where
                 return false;
             }
         }
-        self.shutdown |= env.shutdown;
+        self.shutdown |= step_cx.shutdown;
         self.tally.panics += guard::take_caught();
         true
     }
@@ -209,7 +212,7 @@ pub(crate) struct DatagramJob<H> {
     /// Gone when it has been served.
     handler: Option<CatchDrop<H>>,
     packet: Packet,
-    outgoing: Outgoing,
+    output_buffer: OutputBuffer,
     tally: Tally,
     reason: Option<CatchDrop<CloseReason>>,
     shutdown: bool,
@@ -220,7 +223,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         DatagramJob {
             handler: Some(handler),
             packet,
-            outgoing: Outgoing::default(),
+            output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             reason: None,
             shutdown: false,
@@ -228,13 +231,10 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
     }
 
     /// Takes it back: where its replies go, and what the output in `turn` refers to.
-    pub(crate) fn take_back(
-        work: Box<dyn Work>,
-        cx: &mut LoopCx,
-    ) -> Option<(Destination, Vec<u8>)> {
+    pub(crate) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         let mut lent = work.into_any().downcast::<Self>().ok()?;
-        std::mem::swap(&mut cx.outgoing, &mut lent.outgoing);
-        cx.tally.take(&mut lent.tally);
+        std::mem::swap(&mut cx.output_buffer, &mut lent.output_buffer);
+        cx.tally.absorb(&mut lent.tally);
         cx.shutdown |= lent.shutdown;
         let Packet { bytes, peer, from, .. } = lent.packet;
         if let Some(reason) = lent.reason {
@@ -244,13 +244,14 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
     }
 }
 
-impl<H: Handler + Send + 'static> Work for DatagramJob<H> {
+impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
         let Packet { bytes, peer, truncated, .. } = &self.packet;
-        let mut env = Env::new(&mut self.outgoing, &mut self.tally, &Nowhere, usize::MAX);
-        self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut env));
-        self.shutdown = env.shutdown;
+        let mut step_cx =
+            StepCx::new(&mut self.output_buffer, &mut self.tally, &NoSenders, usize::MAX);
+        self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));
+        self.shutdown = step_cx.shutdown;
         self.tally.panics += guard::take_caught();
         true
     }

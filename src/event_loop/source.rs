@@ -10,11 +10,11 @@ use std::time::Instant;
 use socket2::Socket;
 
 use crate::address::Peer;
-use crate::conversation::{Encodable, Home, Outgoing};
+use crate::conversation::{Encodable, OutputBuffer, SenderSource};
 use crate::counters::Tally;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::log;
-use crate::mailbox::{Keeper, Mailbox, Outlet, Work};
+use crate::mailbox::{Job, Mailbox, SendQueue, Waker};
 use crate::session::{Overtaken, Packet, READ_SIZE};
 use crate::sys::{self, CatchDrop, Child, ChildProcess};
 use crate::token::Token;
@@ -70,7 +70,7 @@ impl Readiness {
 
     /// Readable, and no sign of an end or a boundary.
     #[inline]
-    pub(crate) fn is_plainly_readable(self) -> bool {
+    pub(crate) fn is_only_readable(self) -> bool {
         self.0 & !Self::WRITABLE.0 == Self::READABLE.0
     }
 
@@ -118,7 +118,7 @@ pub(crate) struct LoopState {
     /// When this turn began: the only clock there is.
     pub(crate) now: Instant,
     /// Where output is collected, by whoever answers.
-    pub(crate) outgoing: Outgoing,
+    pub(crate) output_buffer: OutputBuffer,
     pub(crate) tally: Tally,
     /// The entry that is being called, and how it is reached from elsewhere.
     pub(crate) entry: EntryRef,
@@ -164,10 +164,10 @@ pub(crate) struct EntryRef {
     pub(crate) limit: usize,
 }
 
-impl Home for EntryRef {
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
-        let keeper = Keeper::Loop(self.mailbox.clone(), self.token);
-        Ok(Arc::new(Outlet::new(keeper, self.limit, encodable)))
+impl SenderSource for EntryRef {
+    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+        let waker = Waker::Loop(self.mailbox.clone(), self.token);
+        Ok(Arc::new(SendQueue::new(waker, self.limit, encodable)))
     }
 }
 
@@ -175,7 +175,7 @@ impl LoopCx {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
         let mut state = LoopState {
             now: Instant::now(),
-            outgoing: Outgoing::default(),
+            output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             entry: EntryRef { mailbox, token: Token::WAKE, limit: 0 },
             readiness: Readiness::NONE,
@@ -313,13 +313,13 @@ pub(crate) trait EventSource {
     fn mail_taken(&mut self) {}
 
     /// Something waits in its outlet.
-    fn parcels(&mut self, cx: &mut LoopCx) -> PostAction {
+    fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
         let _ = cx;
         PostAction::Wait
     }
 
     /// What it had lent comes home.
-    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> PostAction {
+    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         let _ = (work, cx);
         PostAction::Wait
     }
@@ -408,10 +408,10 @@ pub(crate) trait ListenerHooks {
 
 /// Who takes the requests that a listener lets in: one mode of serving them.
 pub(crate) trait Dispatcher {
-    /// Whether another request can be taken; when room is made, a [`Mail::Freed`] says so, or a
+    /// Whether another request can be taken; when room is made, a [`Mail::CapacityFreed`] says so, or a
     /// descriptor that is [`watched`](Dispatcher::watched).
     ///
-    /// [`Mail::Freed`]: crate::mailbox::Mail::Freed
+    /// [`Mail::CapacityFreed`]: crate::mailbox::Mail::CapacityFreed
     fn has_room(&mut self) -> bool {
         true
     }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;
 
-use crate::conversation::{Outgoing, Rest};
-use crate::mailbox::Payload;
+use crate::conversation::{OutputBuffer, Unsent};
+use crate::mailbox::SharedBytes;
 
 /// Bytes are appended to a chunk until it has this size, so that a long backlog is not moved about.
 const CHUNK: usize = 64 * 1024;
@@ -16,7 +16,7 @@ pub(crate) const SLICES: usize = 64;
 #[derive(Debug)]
 enum Chunk {
     Bytes(Vec<u8>, usize),
-    Shared(Payload, Range<usize>),
+    Shared(SharedBytes, Range<usize>),
 }
 
 impl Chunk {
@@ -53,10 +53,10 @@ impl WriteBuffer {
     }
 
     /// Appends what `outgoing` holds after its first `sent` bytes.
-    pub(crate) fn keep(&mut self, outgoing: &mut Outgoing, input: &[u8], sent: usize) {
-        outgoing.rest(input, sent, |rest| match rest {
-            Rest::Bytes(bytes) => self.append(bytes),
-            Rest::Shared(payload, range) => {
+    pub(crate) fn keep(&mut self, output_buffer: &mut OutputBuffer, input: &[u8], sent: usize) {
+        output_buffer.unsent(input, sent, |rest| match rest {
+            Unsent::Bytes(bytes) => self.append(bytes),
+            Unsent::Shared(payload, range) => {
                 self.len += range.len();
                 self.chunks.push_back(Chunk::Shared(payload, range));
             }
@@ -112,18 +112,18 @@ mod tests {
             steps in prop::collection::vec(1usize..3000, 1..50),
         ) {
             let (mut write_buffer, mut expected, mut sent) = (WriteBuffer::default(), Vec::new(), Vec::new());
-            let mut outgoing = Outgoing::default();
+            let mut output_buffer = OutputBuffer::default();
             let mut steps = steps.into_iter().cycle();
             for (number, part) in parts.iter().enumerate() {
-                let payload: Payload = part.as_slice().into();
+                let payload: SharedBytes = part.as_slice().into();
                 if number % 2 == 0 {
-                    Output::sharing(&payload, &mut outgoing).put(&payload);
+                    Output::sharing(&payload, &mut output_buffer).put(&payload);
                 } else {
-                    Output::new(&[], &mut outgoing).put(part);
+                    Output::new(&[], &mut output_buffer).put(part);
                 }
                 let skipped = part.len().min(number);
-                write_buffer.keep(&mut outgoing, &[], skipped);
-                outgoing.clear();
+                write_buffer.keep(&mut output_buffer, &[], skipped);
+                output_buffer.clear();
                 expected.extend_from_slice(&part[skipped..]);
                 take(&mut write_buffer, steps.next().unwrap(), &mut sent);
             }

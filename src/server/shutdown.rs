@@ -75,7 +75,7 @@ impl Control {
         if run.running || !run.has_run {
             self.stop.store(true, SeqCst);
             drop(run);
-            self.mailbox.post(Mail::Nudge);
+            self.mailbox.post(Mail::Wake);
         }
     }
 

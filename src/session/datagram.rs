@@ -10,11 +10,11 @@ use socket2::Socket;
 use super::retries::RetryQueues;
 use super::{Place, Served, Session};
 use crate::address::Peer;
-use crate::conversation::{Encodable, Env, Handler, Home, serve_datagram};
+use crate::conversation::{Encodable, Handler, SenderSource, StepCx, serve_datagram};
 use crate::counters::Tally;
 use crate::error::UnsupportedError;
 use crate::log;
-use crate::mailbox::{Mail, Mailbox, Outlet, lock};
+use crate::mailbox::{Mail, Mailbox, SendQueue, lock};
 use crate::sys::{self, CatchDrop, Destination, RecvMeta};
 use crate::token::Token;
 
@@ -43,10 +43,10 @@ pub(crate) struct DatagramSession<H> {
 }
 
 /// A datagram is answered and over: nothing reaches it.
-pub(crate) struct Nowhere;
+pub(crate) struct NoSenders;
 
-impl Home for Nowhere {
-    fn outlet(&self, _encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
+impl SenderSource for NoSenders {
+    fn send_queue(&self, _encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
         Err(UnsupportedError::DatagramSender)
     }
 }
@@ -54,17 +54,17 @@ impl Home for Nowhere {
 impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
         let DatagramSession { answering, packet, handler } = *self;
-        let mut env = Env::new(place.outgoing, place.tally, &Nowhere, usize::MAX);
+        let mut step_cx = StepCx::new(place.output_buffer, place.tally, &NoSenders, usize::MAX);
         let peer = packet.peer.clone();
         let reason =
-            serve_datagram(handler, peer.clone(), &packet.bytes, packet.truncated, &mut env);
-        if env.shutdown {
+            serve_datagram(handler, peer.clone(), &packet.bytes, packet.truncated, &mut step_cx);
+        if step_cx.shutdown {
             (place.on_shutdown)();
         }
-        for reply in place.outgoing.parts(&packet.bytes) {
+        for reply in place.output_buffer.parts(&packet.bytes) {
             answering.reply(&packet.from, reply, place.tally);
         }
-        place.outgoing.clear();
+        place.output_buffer.clear();
         Served { peer, reason, cut: false, lingering: None }
     }
 }
@@ -80,7 +80,7 @@ pub(crate) struct Answering {
     /// The loop that tries again what is put aside. It is told when there is something.
     retried_by: OnceLock<(Arc<Mailbox>, Token)>,
     /// That loop has ended. Changed only while `aside` is locked.
-    deserted: AtomicBool,
+    run_ended: AtomicBool,
 }
 
 impl Answering {
@@ -89,7 +89,7 @@ impl Answering {
             socket,
             retries: Mutex::default(),
             retried_by: OnceLock::new(),
-            deserted: AtomicBool::new(false),
+            run_ended: AtomicBool::new(false),
         }
     }
 
@@ -111,9 +111,9 @@ impl Answering {
     }
 
     /// The loop ends: what is put aside is lost, and nothing is any more.
-    pub(crate) fn desert(&self, tally: &mut Tally) {
+    pub(crate) fn end_run(&self, tally: &mut Tally) {
         let mut retries = lock(&self.retries);
-        self.deserted.store(true, SeqCst);
+        self.run_ended.store(true, SeqCst);
         retries.give_up(tally);
     }
 
@@ -146,7 +146,7 @@ impl Answering {
         };
         let mut retries = lock(&self.retries);
         let first = retries.is_empty();
-        if self.deserted.load(SeqCst) || only_behind_others && !retries.has(&to.address) {
+        if self.run_ended.load(SeqCst) || only_behind_others && !retries.has(&to.address) {
             return false;
         }
         let now = Instant::now();
@@ -157,7 +157,7 @@ impl Answering {
         retries.put(to.clone(), bytes.into(), now, tally);
         drop(retries);
         if first {
-            mailbox.post(Mail::Outlet(*token));
+            mailbox.post(Mail::SendQueue(*token));
         }
         true
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use crate::address::Peer;
-use crate::conversation::Outgoing;
+use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::{CloseReason, UnsupportedError};
-use crate::mailbox::{Mailbox, Work};
+use crate::mailbox::{Job, Mailbox};
 use crate::sys::CatchDrop;
 use crate::token::Token;
 
@@ -23,7 +23,7 @@ mod stream;
 mod waiting;
 
 pub(crate) use closing::{FIRST_LOOK, Linger, Progress};
-pub(crate) use datagram::{Answering, DatagramSession, Nowhere, Packet};
+pub(crate) use datagram::{Answering, DatagramSession, NoSenders, Packet};
 #[cfg(test)]
 pub(crate) use deaf::PATIENCE;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
@@ -44,10 +44,10 @@ pub(crate) const READ_SIZE: usize = 64 * 1024;
 /// knows the other.
 pub(crate) trait Workers: Send + Sync {
     /// Queues a job, for which the mode has yet to fetch someone; when it is done it is posted to
-    /// `home` as [`Mail::Returned`].
+    /// `home` as [`Mail::JobDone`].
     ///
-    /// [`Mail::Returned`]: crate::mailbox::Mail::Returned
-    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Work>);
+    /// [`Mail::JobDone`]: crate::mailbox::Mail::JobDone
+    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Job>);
 }
 
 /// A request with whoever answers it, ready to be served to its end.
@@ -77,7 +77,7 @@ pub(crate) struct Place<'a> {
     /// What is read into.
     pub(crate) buffer: &'a mut Box<[u8]>,
     /// Where output is collected.
-    pub(crate) outgoing: &'a mut Outgoing,
+    pub(crate) output_buffer: &'a mut OutputBuffer,
     pub(crate) tally: &'a mut Tally,
     /// Whether a connection that lingers is left to who asked for it to be served, rather than to
     /// this thread.

@@ -11,9 +11,11 @@ use super::seats::Taken;
 use super::waiting::{Input, Waiting};
 use super::{Lingering, Place, Served, Session};
 use crate::address::Peer;
-use crate::conversation::{Conversation, Encodable, Env, Framing, Handler, Home, Outgoing, Rest};
+use crate::conversation::{
+    Conversation, Encodable, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
+};
 use crate::error::{CloseReason, UnsupportedError};
-use crate::mailbox::{Ending, Keeper, Outlet};
+use crate::mailbox::{Ending, SendQueue, Waker};
 use crate::sys;
 
 /// A connection with its conversation, on its way to where it is served.
@@ -25,17 +27,17 @@ pub(crate) struct StreamSession<H, F> {
 }
 
 /// How a conversation that is served by blocking is reached from elsewhere.
-struct ThreadHome<'a> {
+struct ThreadSenders<'a> {
     taken: Option<&'a Taken>,
     unsupported: UnsupportedError,
     limit: usize,
 }
 
-impl Home for ThreadHome<'_> {
-    fn outlet(&self, encodable: Encodable) -> Result<Arc<Outlet>, UnsupportedError> {
+impl SenderSource for ThreadSenders<'_> {
+    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
         let Some(taken) = self.taken else { return Err(self.unsupported) };
         let wakeup = taken.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
-        Ok(Arc::new(Outlet::new(Keeper::Thread(wakeup.clone()), self.limit, encodable)))
+        Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, encodable)))
     }
 }
 
@@ -69,53 +71,56 @@ fn talk<H: Handler, F: Framing>(
     let mut step = |conversation: &mut Conversation<H, F>,
                     fresh: &[u8],
                     place: &mut Place<'_>,
-                    take: &dyn Fn(&mut Conversation<H, F>, &mut Env<'_>)| {
+                    take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>)| {
         call(conversation, room, place, take);
         let mut sent = Ok(());
         if !conversation.is_aborted() {
-            let (input, outlet) = (conversation.input(fresh), conversation.outlet());
-            let outlet = outlet.map(|outlet| &**outlet);
-            sent = send(socket, input, conversation.patience(), outlet, place);
+            let (input, send_queue) = (conversation.input(fresh), conversation.send_queue());
+            let send_queue = send_queue.map(|send_queue| &**send_queue);
+            sent = send(socket, input, conversation.patience(), send_queue, place);
         }
-        place.outgoing.clear();
-        conversation.settle(fresh);
-        if let Err(unsent) = sent {
-            cut |= !insist(socket, conversation, room, unsent, place);
+        place.output_buffer.clear();
+        conversation.consume_delivered(fresh);
+        if let Err(failed) = sent {
+            cut |= !insist(socket, conversation, room, failed, place);
         }
     };
-    step(conversation, &[], place, &|conversation, env| conversation.open(env));
+    step(conversation, &[], place, &|conversation, step_cx| conversation.open(step_cx));
     let mut input_next = false;
-    while !conversation.is_over() {
-        let has_parcels = conversation.outlet().is_some_and(|outlet| !outlet.is_empty());
+    while !conversation.is_closing() {
+        let has_parcels =
+            conversation.send_queue().is_some_and(|send_queue| !send_queue.is_empty());
         // In turns: neither keeps the other from being served.
         if has_parcels && !input_next {
-            step(conversation, &[], place, &|conversation, env| {
-                conversation.push_parcels(env);
+            step(conversation, &[], place, &|conversation, step_cx| {
+                conversation.drain_send_queue(step_cx);
             });
             input_next = true;
             continue;
         }
         input_next = false;
-        if conversation.is_stuffed() {
+        if conversation.is_blocked_on_output() {
             // However much is left, the end of the time for stopping is an end.
             if place.waiting.is_overdue() {
                 conversation.end(CloseReason::Shutdown);
                 break;
             }
-            step(conversation, &[], place, &|conversation, env| conversation.receive(&[], env));
+            step(conversation, &[], place, &|conversation, step_cx| {
+                conversation.receive(&[], step_cx)
+            });
             continue;
         }
         // Before it waits: something may have come since it was last looked.
-        if !has_parcels && conversation.outlet().is_some_and(|outlet| outlet.listen()) {
+        if !has_parcels && conversation.send_queue().is_some_and(|send_queue| send_queue.listen()) {
             continue;
         }
         conversation.end_if_nothing_follows();
-        if conversation.is_over() {
+        if conversation.is_closing() {
             break;
         }
         let timeout = conversation.timeout();
         let idle = conversation.is_idle();
-        let parcels = conversation.outlet().is_some();
+        let commands = conversation.send_queue().is_some();
         let input = if has_parcels && conversation.input_ended() {
             continue;
         } else if has_parcels {
@@ -123,24 +128,26 @@ fn talk<H: Handler, F: Framing>(
         } else if conversation.input_ended() {
             place.waiting.rest(timeout)
         } else {
-            place.waiting.read(socket, buffer, timeout, idle, parcels)
+            place.waiting.read(socket, buffer, timeout, idle, commands)
         };
         match input {
             Ok(Input::Bytes(0)) => {
-                step(conversation, &[], place, &|conversation, env| conversation.eof(env));
+                step(conversation, &[], place, &|conversation, step_cx| conversation.eof(step_cx));
             }
             Ok(Input::Bytes(count)) => {
                 place.tally.bytes_in += count as u64;
                 let fresh = &buffer[..count];
-                step(conversation, fresh, place, &|conversation, env| {
-                    conversation.receive(fresh, env);
+                step(conversation, fresh, place, &|conversation, step_cx| {
+                    conversation.receive(fresh, step_cx);
                 });
             }
-            Ok(Input::Parcels) => {}
+            Ok(Input::SendQueue) => {}
             // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
             Ok(Input::TimedOut) if progress.is_made(socket) => {}
             Ok(Input::TimedOut) => {
-                step(conversation, &[], place, &|conversation, env| conversation.timed_out(env));
+                step(conversation, &[], place, &|conversation, step_cx| {
+                    conversation.timed_out(step_cx)
+                });
             }
             Ok(Input::Stopping) => conversation.end(CloseReason::Shutdown),
             Err(error) => conversation.end(CloseReason::Disconnected(error)),
@@ -154,23 +161,23 @@ fn call<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
     room: usize,
     place: &mut Place<'_>,
-    take: &dyn Fn(&mut Conversation<H, F>, &mut Env<'_>),
+    take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
 ) {
     let unsupported = place.no_sender;
     let taken = match place.waiting {
         Waiting::InThread(taken) => Some(taken),
         _ => None,
     };
-    let home = ThreadHome { taken, unsupported, limit: room };
-    let mut env = Env::new(place.outgoing, place.tally, &home, room);
-    take(conversation, &mut env);
-    if env.shutdown {
+    let senders = ThreadSenders { taken, unsupported, limit: room };
+    let mut step_cx = StepCx::new(place.output_buffer, place.tally, &senders, room);
+    take(conversation, &mut step_cx);
+    if step_cx.shutdown {
         (place.on_shutdown)();
     }
 }
 
 /// What the kernel did not take, and why.
-struct Unsent {
+struct FailedWrite {
     bytes: Vec<u8>,
     error: io::Error,
 }
@@ -180,39 +187,39 @@ fn send(
     socket: &Socket,
     input: &[u8],
     timeout: Option<Duration>,
-    outlet: Option<&Outlet>,
+    send_queue: Option<&SendQueue>,
     place: &mut Place<'_>,
-) -> Result<(), Unsent> {
-    let total = place.outgoing.len();
+) -> Result<(), FailedWrite> {
+    let total = place.output_buffer.len();
     if total == 0 {
         return Ok(());
     }
     let mut left = total;
     let mut write = |mut part: &[u8]| {
         left -= part.len();
-        let written = place.waiting.write_all(socket, &mut part, timeout, outlet);
+        let written = place.waiting.write_all(socket, &mut part, timeout, send_queue);
         left += part.len();
         written
     };
-    let written = match place.outgoing.contiguous(input) {
+    let written = match place.output_buffer.contiguous(input) {
         Some(bytes) => write(bytes),
-        None => place.outgoing.parts(input).try_for_each(write),
+        None => place.output_buffer.parts(input).try_for_each(write),
     };
     place.tally.bytes_out += (total - left) as u64;
     written.map_err(|error| {
         let mut bytes = Vec::new();
         if error.kind() == io::ErrorKind::TimedOut {
-            keep(place.outgoing, input, total - left, &mut bytes);
+            keep(place.output_buffer, input, total - left, &mut bytes);
         }
-        Unsent { bytes, error }
+        FailedWrite { bytes, error }
     })
 }
 
 /// Appends what `outgoing` holds after its first `sent` bytes.
-fn keep(outgoing: &mut Outgoing, input: &[u8], sent: usize, bytes: &mut Vec<u8>) {
-    outgoing.rest(input, sent, |rest| match rest {
-        Rest::Bytes(part) => bytes.extend_from_slice(part),
-        Rest::Shared(payload, range) => bytes.extend_from_slice(&payload[range]),
+fn keep(output_buffer: &mut OutputBuffer, input: &[u8], sent: usize, bytes: &mut Vec<u8>) {
+    output_buffer.unsent(input, sent, |rest| match rest {
+        Unsent::Bytes(part) => bytes.extend_from_slice(part),
+        Unsent::Shared(payload, range) => bytes.extend_from_slice(&payload[range]),
     });
 }
 
@@ -223,10 +230,10 @@ fn insist<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
     room: usize,
-    unsent: Unsent,
+    failed: FailedWrite,
     place: &mut Place<'_>,
 ) -> bool {
-    let Unsent { mut bytes, mut error } = unsent;
+    let FailedWrite { mut bytes, mut error } = failed;
     loop {
         let late = error.kind() == io::ErrorKind::TimedOut;
         match conversation.ending() {
@@ -248,20 +255,20 @@ fn insist<H: Handler, F: Framing>(
             });
             return false;
         }
-        if conversation.is_over() {
+        if conversation.is_closing() {
             return false;
         }
-        call(conversation, room, place, &|conversation, env| conversation.timed_out(env));
+        call(conversation, room, place, &|conversation, step_cx| conversation.timed_out(step_cx));
         if conversation.is_aborted() {
-            place.outgoing.clear();
+            place.output_buffer.clear();
             return false;
         }
-        keep(place.outgoing, &[], 0, &mut bytes);
-        place.outgoing.clear();
+        keep(place.output_buffer, &[], 0, &mut bytes);
+        place.output_buffer.clear();
         let mut left = &bytes[..];
-        let outlet = conversation.outlet().map(|outlet| &**outlet);
+        let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
         let patience = conversation.patience();
-        let written = place.waiting.write_all(socket, &mut left, patience, outlet);
+        let written = place.waiting.write_all(socket, &mut left, patience, send_queue);
         let sent = bytes.len() - left.len();
         place.tally.bytes_out += sent as u64;
         match written {

@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::closing::{FIRST_LOOK, Progress};
 use super::seats::Taken;
 use crate::conversation::CLOSING_PATIENCE;
-use crate::mailbox::{Ending, Outlet};
+use crate::mailbox::{Ending, SendQueue};
 use crate::sys::{self, PollInterest, Wakeup};
 
 /// What came of waiting for input.
@@ -19,7 +19,7 @@ pub(crate) enum Input {
     /// So many bytes; 0 is the peer's end.
     Bytes(usize),
     /// Something came from elsewhere.
-    Parcels,
+    SendQueue,
     TimedOut,
     /// The server is stopping.
     Stopping,
@@ -71,7 +71,7 @@ impl Waiting<'_> {
         buffer: &mut [u8],
         timeout: Option<Duration>,
         idle: bool,
-        parcels: bool,
+        commands: bool,
     ) -> io::Result<Input> {
         match self {
             Waiting::InThread(taken) => {
@@ -85,7 +85,7 @@ impl Waiting<'_> {
                         Err(error) => Err(error),
                     };
                 }
-                let wakeup = if parcels { Some(taken.wakeup()?) } else { None };
+                let wakeup = if commands { Some(taken.wakeup()?) } else { None };
                 let read = read_in_thread(socket, buffer, timeout, wakeup);
                 taken.set_idle(false);
                 match read {
@@ -109,7 +109,7 @@ impl Waiting<'_> {
                 Ok(Input::Stopping)
             }
             Ok(count) => Ok(Input::Bytes(count)),
-            Err(error) if is_passing(&error) => Ok(Input::Parcels),
+            Err(error) if is_passing(&error) => Ok(Input::SendQueue),
             Err(error) => Err(error),
         }
     }
@@ -157,7 +157,7 @@ impl Waiting<'_> {
                 taken.set_found_idle();
                 Input::Stopping
             }
-            _ => Input::Parcels,
+            _ => Input::SendQueue,
         })
     }
 
@@ -169,7 +169,7 @@ impl Waiting<'_> {
         socket: &Socket,
         bytes: &mut &[u8],
         timeout: Option<Duration>,
-        outlet: Option<&Outlet>,
+        send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
         while !bytes.is_empty() {
             if let Waiting::Alone(alone) = self {
@@ -181,7 +181,7 @@ impl Waiting<'_> {
             let sent = sys::send_now(socket, bytes)?;
             *bytes = &bytes[sent..];
             if sent == 0 {
-                self.wait_writable(socket, timeout, outlet)?;
+                self.wait_writable(socket, timeout, send_queue)?;
             }
         }
         Ok(())
@@ -192,10 +192,10 @@ impl Waiting<'_> {
         &mut self,
         socket: &Socket,
         timeout: Option<Duration>,
-        outlet: Option<&Outlet>,
+        send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
-        if let (Waiting::InThread(taken), Some(outlet)) = (&*self, outlet) {
-            return wait_writable_or_ended(socket, timeout, outlet, taken.wakeup()?);
+        if let (Waiting::InThread(taken), Some(send_queue)) = (&*self, send_queue) {
+            return wait_writable_or_ended(socket, timeout, send_queue, taken.wakeup()?);
         }
         let mut progress = timeout.map(|_| Progress::of(socket));
         loop {
@@ -230,7 +230,7 @@ impl Waiting<'_> {
 fn wait_writable_or_ended(
     socket: &Socket,
     timeout: Option<Duration>,
-    outlet: &Outlet,
+    send_queue: &SendQueue,
     wakeup: &Wakeup,
 ) -> io::Result<()> {
     let mut is_closing = false;
@@ -238,8 +238,8 @@ fn wait_writable_or_ended(
     let mut until = expiry(timeout);
     let mut progress = Progress::of(socket);
     loop {
-        outlet.listen();
-        match outlet.ending() {
+        send_queue.listen();
+        match send_queue.ending() {
             Ending::Closing if !is_closing => {
                 is_closing = true;
                 timeout = Some(CLOSING_PATIENCE);
@@ -273,25 +273,25 @@ fn read_in_thread(
     mut socket: &Socket,
     buffer: &mut [u8],
     timeout: Option<Duration>,
-    parcels: Option<&Arc<Wakeup>>,
+    commands: Option<&Arc<Wakeup>>,
 ) -> io::Result<Input> {
     let expiry = expiry(timeout);
-    let mut polls = timeout.is_some() || parcels.is_some();
+    let mut polls = timeout.is_some() || commands.is_some();
     loop {
         if polls {
             let peer = (socket.as_fd(), PollInterest::Read);
             let left = expiry.map(|expiry| expiry.saturating_duration_since(Instant::now()));
-            let ready = match parcels {
+            let ready = match commands {
                 None => sys::wait_for(&[peer], left)?,
-                Some(parcels) => {
-                    sys::wait_for(&[peer, (parcels.as_fd(), PollInterest::Read)], left)?
+                Some(commands) => {
+                    sys::wait_for(&[peer, (commands.as_fd(), PollInterest::Read)], left)?
                 }
             };
             match ready {
                 0 => return Ok(Input::TimedOut),
                 0b10 => {
-                    parcels.inspect(|parcels| parcels.clear());
-                    return Ok(Input::Parcels);
+                    commands.inspect(|commands| commands.clear());
+                    return Ok(Input::SendQueue);
                 }
                 _ => {}
             }

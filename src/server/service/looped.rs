@@ -8,14 +8,14 @@ use socket2::Socket;
 
 use super::{Driven, Driver, Make, Needs, Recipe, RunContext, made};
 use crate::address::Peer;
-use crate::conversation::{Conversation, Env, Framing, Handler, serve_datagram};
+use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
 use crate::dispatch::{Offload, OffloadWorkers};
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, DatagramJob, Dispatcher, LoopCx,
     NewConnection, OffloadSlot, OffloadTarget, StreamDispatcher, WaterMarks,
 };
-use crate::mailbox::Work;
-use crate::session::{Nowhere, Packet, Workers as _};
+use crate::mailbox::Job;
+use crate::session::{NoSenders, Packet, Workers as _};
 use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
 
@@ -105,9 +105,10 @@ impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
         let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
         let state = &mut cx.state;
-        let mut env = Env::new(&mut state.outgoing, &mut state.tally, &Nowhere, usize::MAX);
-        let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut env);
-        cx.shutdown |= env.shutdown;
+        let mut step_cx =
+            StepCx::new(&mut state.output_buffer, &mut state.tally, &NoSenders, usize::MAX);
+        let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
+        cx.shutdown |= step_cx.shutdown;
         if reason.is_fault() {
             cx.end(&peer, reason);
         }
@@ -255,7 +256,7 @@ impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatch
         self.workers.submit(&cx.entry.mailbox, cx.entry.token, work);
     }
 
-    fn returned(&mut self, work: Box<dyn Work>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
+    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         self.lent -= 1;
         DatagramJob::<H>::take_back(work, cx)
     }
