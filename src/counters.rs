@@ -9,7 +9,7 @@ macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// What a server has counted since it was made: a snapshot of plain numbers.
         ///
-        /// Taken by [`ShutdownHandle::counters`](crate::ShutdownHandle::counters) or
+        /// Registration by [`ShutdownHandle::counters`](crate::ShutdownHandle::counters) or
         /// [`Server::counters`](crate::Server::counters). The loop publishes at the end of each
         /// turn, a thread of its own at the end of each request, a child process not at all.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

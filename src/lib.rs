@@ -92,31 +92,32 @@
 compile_error!("socketserver runs on Unix systems; a port to others is welcome");
 
 mod address;
+mod blocking;
 mod conversation;
 mod counters;
-mod dispatch;
 mod error;
 mod event_loop;
 mod guard;
 mod log;
 mod mailbox;
+mod modes;
 mod server;
-mod session;
 mod sys;
 mod token;
 mod transport;
 
 pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
+pub use blocking::{Request, RequestHandler};
 pub use conversation::{
     BoxFraming, Context, Decoded, Delimited, Encodable, Endian, FixedSize, Framing, Handler,
     HandlerFn, LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
 };
 pub use counters::Counters;
-pub use dispatch::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};
 pub use error::{
     CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,
 };
 pub use mailbox::{Sender, broadcast};
+pub use modes::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};
 pub use server::{
     Builder, ForkingTcpServer, ForkingUdpServer, ForkingUnixDatagramServer,
     ForkingUnixStreamServer, HandlerMode, Hooks, ListenerId, NoHooks, RequestMode, Running, Server,
@@ -124,7 +125,6 @@ pub use server::{
     ThreadingUnixDatagramServer, ThreadingUnixStreamServer, UdpServer, UnixDatagramServer,
     UnixStreamServer,
 };
-pub use session::{Request, RequestHandler};
 pub use sys::raise_descriptor_limit;
 
 #[cfg(doctest)]

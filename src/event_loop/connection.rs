@@ -8,10 +8,10 @@ use socket2::Socket;
 
 use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::write_buffer::{SLICES, WriteBuffer};
+use crate::blocking::{FIRST_LOOK, Linger, Lingering, Progress};
 use crate::conversation::{Conversation, Framing, Handler, MESSAGE_BUDGET, StepCx};
 use crate::error::CloseReason;
 use crate::mailbox::{Ending, Job};
-use crate::session::{FIRST_LOOK, Linger, Lingering, Progress};
 use crate::sys;
 
 /// How much a connection may read before others come first, in bytes; what it answers or is sent

@@ -13,11 +13,11 @@ use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, LoopState, PostAction, Readiness,
 };
 use crate::address::{Address, Peer};
+use crate::blocking::{RETRY, ReplySocket, RetryQueues, charge};
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::log;
 use crate::mailbox::Job;
-use crate::session::{Answering, RETRY, RetryQueues, charge};
 use crate::sys::{self, Batch, Destination, RecvMeta, Transmit};
 use crate::transport::peer_of;
 
@@ -50,7 +50,7 @@ pub(crate) trait DatagramDispatcher: Dispatcher {
     }
 
     /// Whoever sends replies beside the loop, and leaves to it those that are put aside.
-    fn answering(&self) -> Option<Arc<Answering>> {
+    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
         None
     }
 }
@@ -65,7 +65,7 @@ pub(crate) struct Datagrams<'a> {
     received: Vec<RecvMeta>,
     replies: Replies,
     /// What is sent beside the loop; the loop retries what it has put aside.
-    answering: Option<Arc<Answering>>,
+    reply_socket: Option<Arc<ReplySocket>>,
     log_limiter: LogLimiter,
     /// How many receives have failed one after the other.
     failures: u32,
@@ -82,7 +82,7 @@ impl<'a> Datagrams<'a> {
         dispatcher: Box<dyn DatagramDispatcher + 'a>,
         hooks: Box<dyn ListenerHooks + 'a>,
     ) -> Self {
-        let answering = dispatcher.answering();
+        let reply_socket = dispatcher.reply_socket();
         Datagrams {
             socket,
             address,
@@ -91,7 +91,7 @@ impl<'a> Datagrams<'a> {
             hooks,
             received: Vec::new(),
             replies: Replies::new(matches!(address, Address::Udp(_)) && sys::supports_gso(socket)),
-            answering,
+            reply_socket,
             log_limiter: LogLimiter::default(),
             failures: 0,
             paused_until: None,
@@ -222,9 +222,9 @@ impl EventSource for Datagrams<'_> {
         let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
         let stalled = is_due(self.replies.stalled_until);
         if retry {
-            let answering = self.answering.as_ref();
-            let beside = answering
-                .is_some_and(|answering| answering.retry(cx.state.now, &mut cx.state.tally));
+            let reply_socket = self.reply_socket.as_ref();
+            let beside = reply_socket
+                .is_some_and(|reply_socket| reply_socket.retry(cx.state.now, &mut cx.state.tally));
             self.replies.retry(self.socket, beside, cx);
         }
         if stalled {
@@ -242,15 +242,16 @@ impl EventSource for Datagrams<'_> {
     }
 
     fn undelivered(&self) -> usize {
-        let beside = self.answering.as_ref().map_or(0, |answering| answering.undelivered());
+        let beside =
+            self.reply_socket.as_ref().map_or(0, |reply_socket| reply_socket.undelivered());
         self.replies.waiting.len() + self.replies.retries.len() + beside
     }
 
     /// What could not be delivered by the end of a run is lost.
     fn finish(&mut self, cx: &mut LoopCx) {
         self.replies.give_up(&mut cx.tally);
-        if let Some(answering) = &self.answering {
-            answering.end_run(&mut cx.tally);
+        if let Some(reply_socket) = &self.reply_socket {
+            reply_socket.end_run(&mut cx.tally);
         }
     }
 
@@ -443,7 +444,7 @@ impl Replies {
         for _ in 0..sends {
             let run = self.gso_run(0);
             self.alone = self.alone.saturating_sub(run);
-            self.retries.deaf.went(&self.waiting[0].to.address);
+            self.retries.unresponsive.record_sent(&self.waiting[0].to.address);
             for reply in self.waiting.drain(..run) {
                 self.pending -= charge(reply.range.len());
                 tally.replies += 1;
@@ -471,7 +472,7 @@ impl Replies {
             }
             return cx.readiness.remove(Readiness::WRITABLE);
         };
-        if self.retries.deaf.patience(&reply.to.address, cx.now).is_zero() {
+        if self.retries.unresponsive.wait_budget(&reply.to.address, cx.now).is_zero() {
             return self.drop_first(error, &mut cx.tally);
         }
         let (to, now) = (reply.to.clone(), cx.now);
@@ -565,10 +566,10 @@ mod tests {
     use socket2::{Domain, Type};
 
     use super::*;
+    use crate::blocking::{OVERHEAD, PATIENCE, RETRY_HIGH};
     use crate::conversation::Output;
     use crate::error::CloseReason;
     use crate::mailbox::Mailbox;
-    use crate::session::{OVERHEAD, PATIENCE, RETRY_HIGH};
 
     /// A socket with two clients, and where their replies go.
     struct Stand {

@@ -21,7 +21,7 @@ use crate::error::{CloseReason, Error};
 use crate::guard;
 use crate::log;
 use crate::mailbox::{Mail, Mailbox, abandon};
-use crate::sys::{self, ChildProcess, Forked, SignalWatch};
+use crate::sys::{self, Forked, InChild, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};
 
 mod connection;
@@ -558,7 +558,7 @@ impl<'a> EventLoop<'a> {
     }
 
     /// In a child: serves the request that it was forked for; the code to end with.
-    fn serve_in_child(&mut self, request: Incoming, parent: Token, process: &ChildProcess) -> i32 {
+    fn serve_in_child(&mut self, request: Incoming, parent: Token, process: &InChild) -> i32 {
         self.close_inherited(&request, parent, process);
         let cx = &mut self.cx;
         let listener = entry_of(&mut self.slab, parent);
@@ -572,7 +572,7 @@ impl<'a> EventLoop<'a> {
     }
 
     /// In a child: closes the loop's own descriptors one by one, and no one else's.
-    fn close_inherited(&mut self, request: &Incoming, parent: Token, process: &ChildProcess) {
+    fn close_inherited(&mut self, request: &Incoming, parent: Token, process: &InChild) {
         process.close(self.resources.poll.as_raw_fd());
         process.close(self.resources.mailbox.wakeup().as_raw_fd());
         self.cx.reserve.take();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::connection::{ConversationEvent, ConversationSlot};
 use super::source::{EntryRef, LoopCx, LoopState};
+use crate::blocking::{Datagram, NoSenders, Workers};
 use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
 };
@@ -15,7 +16,6 @@ use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
-use crate::session::{NoSenders, Packet, Workers};
 use crate::sys::{CatchDrop, Destination};
 
 /// To whom the connections of one listener are lent.
@@ -211,7 +211,7 @@ where
 pub(crate) struct DatagramJob<H> {
     /// Gone when it has been served.
     handler: Option<CatchDrop<H>>,
-    packet: Packet,
+    datagram: Datagram,
     output_buffer: OutputBuffer,
     tally: Tally,
     reason: Option<CatchDrop<CloseReason>>,
@@ -219,10 +219,10 @@ pub(crate) struct DatagramJob<H> {
 }
 
 impl<H: Handler + Send + 'static> DatagramJob<H> {
-    pub(crate) fn new(handler: CatchDrop<H>, packet: Packet) -> Self {
+    pub(crate) fn new(handler: CatchDrop<H>, datagram: Datagram) -> Self {
         DatagramJob {
             handler: Some(handler),
-            packet,
+            datagram,
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             reason: None,
@@ -236,7 +236,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         std::mem::swap(&mut cx.output_buffer, &mut lent.output_buffer);
         cx.tally.absorb(&mut lent.tally);
         cx.shutdown |= lent.shutdown;
-        let Packet { bytes, peer, from, .. } = lent.packet;
+        let Datagram { bytes, peer, from, .. } = lent.datagram;
         if let Some(reason) = lent.reason {
             cx.end(&peer, reason);
         }
@@ -247,7 +247,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
 impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
-        let Packet { bytes, peer, truncated, .. } = &self.packet;
+        let Datagram { bytes, peer, truncated, .. } = &self.datagram;
         let mut step_cx =
             StepCx::new(&mut self.output_buffer, &mut self.tally, &NoSenders, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));

@@ -10,13 +10,13 @@ use std::time::Instant;
 use socket2::Socket;
 
 use crate::address::Peer;
+use crate::blocking::{Datagram, READ_SIZE, StopOutcome};
 use crate::conversation::{Encodable, OutputBuffer, SenderSource};
 use crate::counters::Tally;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::log;
 use crate::mailbox::{Job, Mailbox, SendQueue, Waker};
-use crate::session::{Overtaken, Packet, READ_SIZE};
-use crate::sys::{self, CatchDrop, Child, ChildProcess};
+use crate::sys::{self, CatchDrop, Child, InChild};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
@@ -146,7 +146,7 @@ pub(crate) struct LoopState {
     /// How many more requests may be accepted.
     pub(crate) accepts_left: usize,
     /// What became of a request that was served here, by blocking, when the stop began.
-    pub(crate) inline_outcome: Option<Overtaken>,
+    pub(crate) inline_outcome: Option<StopOutcome>,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
     /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
@@ -289,7 +289,7 @@ pub(crate) struct PendingFork {
 /// A request as it comes from a listener.
 pub(crate) enum Incoming {
     Stream(Socket, Peer),
-    Datagram(Packet),
+    Datagram(Datagram),
 }
 
 /// How an entry has ended, for the hooks of its listener.
@@ -450,7 +450,7 @@ pub(crate) trait Dispatcher {
     fn serve_in_child(
         &mut self,
         request: Incoming,
-        process: &ChildProcess,
+        process: &InChild,
         fault: &mut dyn FnMut(&Peer, &CloseReason),
     ) -> i32 {
         let _ = (request, process, fault);

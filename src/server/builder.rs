@@ -13,13 +13,16 @@ use socket2::Socket;
 
 use super::Server;
 use super::hooks::{Hooks, NoHooks};
-use super::service::{Driven, Driver, HandlerMode, Local, Recipe, RequestMode, Shared, Start};
+use super::service::{
+    HandlerMode, MakeFactory, ModeRunner, PerRunFactory, RequestMode, ServiceConfig, ServiceRunner,
+    SharedFactory,
+};
 use crate::address::{Address, Endpoint, Peer};
+use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
-use crate::dispatch::Reactor;
 use crate::error::Error;
 use crate::event_loop::WaterMarks;
-use crate::session::RequestHandler;
+use crate::modes::Reactor;
 use crate::sys::{Batch, CatchDrop};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
 
@@ -36,7 +39,7 @@ const UNIX_PACKET_SIZE: usize = 256 * 1024;
 pub struct Service {
     // Dropped first: nobody connects any more to what waits for its last requests.
     pub(super) bound: Bound,
-    pub(super) driver: Box<dyn Driver>,
+    pub(super) runner: Box<dyn ModeRunner>,
     pub(super) hooks: CatchDrop<Box<dyn Hooks + Send>>,
     pub(super) poll_interval: Duration,
     /// What datagrams are received into.
@@ -63,7 +66,7 @@ impl Service {
 
     /// Whether it can live in one server beside `other`.
     pub(super) fn check_beside(&self, other: &Service) -> Result<(), Error> {
-        let (ours, theirs) = (self.driver.needs(), other.driver.needs());
+        let (ours, theirs) = (self.runner.requirements(), other.runner.requirements());
         let clash = (ours.one_thread && theirs.threads) || (ours.threads && theirs.one_thread);
         if !clash {
             return Ok(());
@@ -301,7 +304,7 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        self.finish(Shared(make.into()))
+        self.finish(SharedFactory(make.into()))
     }
 
     /// As [`service`](Builder::service), for handlers that share state of one thread: `start` runs
@@ -339,7 +342,7 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        self.finish(Local(start.into()))
+        self.finish(PerRunFactory(start.into()))
     }
 
     /// A server of this one service: [`service`](Builder::service) and [`Server::add`] in one.
@@ -393,12 +396,12 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, mode, hooks, .. } = self;
-        let recipe = Recipe {
-            start: Box::new(Shared(make.into())),
+        let config = ServiceConfig {
+            start: Box::new(SharedFactory(make.into())),
             framing: ().into(),
             water_marks: plan.water_marks,
         };
-        bound(plan, hooks, || mode.drive_requests(recipe))
+        bound(plan, hooks, || mode.build_requests(config))
     }
 
     /// A server of this one service: [`service_blocking`](Builder::service_blocking) and
@@ -419,7 +422,7 @@ impl<F, D, K> Builder<F, D, K> {
         alone(self.service_blocking(make)?)
     }
 
-    fn finish<H>(self, start: impl Start<H> + 'static) -> Result<Service, Error>
+    fn finish<H>(self, start: impl MakeFactory<H> + 'static) -> Result<Service, Error>
     where
         H: Handler + 'static,
         F: Framing + Clone + Send + 'static,
@@ -427,17 +430,17 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, framing, mode, hooks } = self;
-        let recipe = Recipe {
+        let config = ServiceConfig {
             start: Box::new(start),
             framing: framing.into(),
             water_marks: plan.water_marks,
         };
-        bound(plan, hooks, || mode.drive(recipe))
+        bound(plan, hooks, || mode.build(config))
     }
 }
 
 /// Binds the socket, and then makes the rest of the service.
-fn bound<K>(plan: Plan, hooks: K, drive: impl FnOnce() -> Driven) -> Result<Service, Error>
+fn bound<K>(plan: Plan, hooks: K, build: impl FnOnce() -> ServiceRunner) -> Result<Service, Error>
 where
     K: Hooks + Send + 'static,
 {
@@ -446,13 +449,13 @@ where
         Source::Planned(family, target) => transport::bind(family, &target, &plan.bind)?,
     };
     bound.activate(plan.bind.backlog)?;
-    let Driven(driver) = drive();
+    let ServiceRunner(runner) = build();
     let most = plan.max_packet_size.unwrap_or(match *bound.address {
         Address::UnixDatagram(_) => UNIX_PACKET_SIZE,
         _ => UDP_PACKET_SIZE,
     });
     Ok(Service {
-        driver,
+        runner,
         hooks: CatchDrop::new(Box::new(hooks)),
         poll_interval: plan.poll_interval,
         batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),

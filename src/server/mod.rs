@@ -13,12 +13,12 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
+use crate::blocking::StopOutcome;
 use crate::counters::{Counters, Tally};
 use crate::error::Error;
 use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
 use crate::guard::{guard, panic_message};
 use crate::log;
-use crate::session::Overtaken;
 use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
@@ -36,7 +36,7 @@ pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
 use hooks::{GuardedHooks, wants_service_actions};
-use shutdown::Control;
+use shutdown::ServerState;
 
 /// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ pub struct Server {
     services: Vec<Service>,
     poll: Poll,
     events: Events,
-    control: Arc<Control>,
+    control: Arc<ServerState>,
     signals: Option<SignalWatch>,
     generation: usize,
     drain: Duration,
@@ -86,7 +86,7 @@ impl Server {
     /// [`Error::Loop`] when the system has no poller or descriptor left for it.
     pub fn new() -> Result<Self, Error> {
         let poll = Poll::new().map_err(Error::Loop)?;
-        let control = Control::new().map_err(Error::Loop)?;
+        let control = ServerState::new().map_err(Error::Loop)?;
         let wakeup = control.mailbox.wakeup().as_raw_fd();
         poll.registry()
             .register(&mut SourceFd(&wakeup), Token::WAKE.into(), Interest::READABLE)
@@ -244,13 +244,13 @@ impl Server {
             .registry()
             .register(&mut SourceFd(&descriptor), Token::WAKE.into(), Interest::READABLE)
             .map_err(Error::Loop)?;
-        if service.driver.needs().one_thread && self.control.asked_by_child().is_none() {
+        if service.runner.requirements().one_thread && self.control.child_stop_request().is_none() {
             let asked = Wakeup::new().map_err(Error::Loop)?;
             self.poll
                 .registry()
                 .register(&mut SourceFd(&asked.as_raw_fd()), Token::WAKE.into(), Interest::READABLE)
                 .map_err(Error::Loop)?;
-            self.control.set_asked_by_child(asked);
+            self.control.set_child_stop_request(asked);
         }
         self.services.push(service);
         Ok(ListenerId(self.services.len() - 1))
@@ -310,7 +310,7 @@ impl Server {
         let drain = self.drain;
         let control = self.control.clone();
         let signals = &mut self.signals;
-        if let Some(asked) = control.asked_by_child() {
+        if let Some(asked) = control.child_stop_request() {
             renew(asked, &self.poll).map_err(Error::Loop)?;
         }
         let mut event_loop = EventLoop::new(LoopResources {
@@ -522,14 +522,14 @@ fn renew(asked: &Wakeup, poll: &Poll) -> io::Result<()> {
 impl Drop for Server {
     fn drop(&mut self) {
         self.control.mailbox.close();
-        self.services.iter_mut().for_each(|service| service.driver.close());
+        self.services.iter_mut().for_each(|service| service.runner.close());
     }
 }
 
 /// Lets who is busy finish, until the deadline.
 fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
-    let overtaken = event_loop.cx().inline_outcome.take();
+    let stop_outcome = event_loop.cx().inline_outcome.take();
     let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
     event_loop.stop();
     // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
@@ -560,10 +560,10 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
     let ended_idle = ended_idle.min(ended);
     let mut report =
         StopReport { idle: idle + ended_idle, finished: ended - ended_idle, aborted: cut };
-    match overtaken {
-        Some(Overtaken::Idle) => report.idle += 1,
-        Some(Overtaken::Finished) => report.finished += 1,
-        Some(Overtaken::Cut) => report.aborted += 1,
+    match stop_outcome {
+        Some(StopOutcome::Idle) => report.idle += 1,
+        Some(StopOutcome::Finished) => report.finished += 1,
+        Some(StopOutcome::Cut) => report.aborted += 1,
         None => {}
     }
     Ok(report)
@@ -647,25 +647,28 @@ impl Service {
         number: usize,
         token: Token,
     ) -> io::Result<Box<dyn EventSource + 'a>> {
-        let Service { driver, hooks, bound, batch, handed, .. } = self;
+        let Service { runner, hooks, bound, batch, handed, .. } = self;
         let closed = bound.kind == Kind::WithoutListener;
         let hooks = Box::new(GuardedHooks::new(&mut ***hooks));
         let run_cx = service::RunContext {
             listener: token,
             service: number,
-            door: service::Door::new(bound.socket.clone(), bound.address.clone()),
+            listener_handle: service::ListenerHandle::new(
+                bound.socket.clone(),
+                bound.address.clone(),
+            ),
             control: run_cx.control,
             signals: run_cx.signals.clone(),
             drain: run_cx.drain,
         };
         Ok(match batch {
             None => {
-                let dispatcher = driver.stream_dispatcher(&run_cx)?;
+                let dispatcher = runner.stream_dispatcher(&run_cx)?;
                 let (socket, address) = (&bound.socket, &bound.address);
                 Box::new(Listener::new(socket, address, dispatcher, hooks, handed, closed))
             }
             Some(batch) => {
-                let dispatcher = driver.datagram_dispatcher(&run_cx)?;
+                let dispatcher = runner.datagram_dispatcher(&run_cx)?;
                 Box::new(Datagrams::new(&bound.socket, &bound.address, batch, dispatcher, hooks))
             }
         })
@@ -674,7 +677,7 @@ impl Service {
 
 /// What one run gives its services.
 struct RunOptions<'a> {
-    control: &'a Arc<Control>,
+    control: &'a Arc<ServerState>,
     signals: Option<SignalWatch>,
     drain: Duration,
 }

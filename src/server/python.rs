@@ -6,10 +6,10 @@ use std::path::Path;
 
 use super::{Builder, Server};
 use crate::address::Peer;
+use crate::blocking::RequestHandler;
 use crate::conversation::Raw;
-use crate::dispatch::{Forking, Inline, Threading};
 use crate::error::Error;
-use crate::session::RequestHandler;
+use crate::modes::{Forking, Inline, Threading};
 
 macro_rules! classes {
     ($($name:ident = $python:literal: $begin:ident($address:ident: $($bound:tt)+), $mode:ident $(+ $send:ident)?;)+) => {$(

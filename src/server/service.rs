@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::shutdown::Control;
+use super::shutdown::ServerState;
 use crate::address::{Address, Peer};
-use crate::conversation::{Conversation, Framing, Handler};
-use crate::dispatch::{
-    BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
+use crate::blocking::{
+    Datagram, DatagramRequestSession, DatagramSession, ReplySocket, RequestHandler, Session,
+    StreamRequestSession, StreamSession,
 };
+use crate::conversation::{Conversation, Framing, Handler};
 use crate::error::CloseReason;
 use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::guard;
-use crate::session::{
-    Answering, DatagramRequestSession, DatagramSession, Packet, RequestHandler, Session,
-    StreamRequestSession, StreamSession,
+use crate::modes::{
+    BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
 };
 use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
@@ -29,11 +29,11 @@ mod looped;
 type MakeFn<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
 
 /// Makes one handler for one peer.
-pub(crate) struct Make<'a, T>(CatchDrop<MakeFn<'a, T>>);
+pub(crate) struct HandlerFactory<'a, T>(CatchDrop<MakeFn<'a, T>>);
 
-impl<'a, T> Make<'a, T> {
+impl<'a, T> HandlerFactory<'a, T> {
     fn new(make: impl FnMut(&Peer) -> T + 'a) -> Self {
-        Make(CatchDrop::new(Box::new(make)))
+        HandlerFactory(CatchDrop::new(Box::new(make)))
     }
 
     /// Calls the user's function: only where a panic is caught.
@@ -43,31 +43,33 @@ impl<'a, T> Make<'a, T> {
 }
 
 /// What a service keeps between runs, and makes the handlers of a run from.
-pub(crate) trait Start<T>: Send {
+pub(crate) trait MakeFactory<T>: Send {
     /// Begins a run.
     ///
     /// # Errors
     ///
     /// Where the user's function panics.
-    fn start(&mut self) -> io::Result<Make<'_, T>>;
+    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>>;
 }
 
 /// A maker that can go from thread to thread, and serves every run.
-pub(crate) struct Shared<M>(pub(crate) CatchDrop<M>);
+pub(crate) struct SharedFactory<M>(pub(crate) CatchDrop<M>);
 
-impl<T, M: FnMut(&Peer) -> T + Send> Start<T> for Shared<M> {
-    fn start(&mut self) -> io::Result<Make<'_, T>> {
-        Ok(Make::new(&mut *self.0))
+impl<T, M: FnMut(&Peer) -> T + Send> MakeFactory<T> for SharedFactory<M> {
+    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>> {
+        Ok(HandlerFactory::new(&mut *self.0))
     }
 }
 
 /// A maker of makers, each for one run and its thread.
-pub(crate) struct Local<S>(pub(crate) CatchDrop<S>);
+pub(crate) struct PerRunFactory<S>(pub(crate) CatchDrop<S>);
 
-impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> Start<T> for Local<S> {
-    fn start(&mut self) -> io::Result<Make<'_, T>> {
+impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
+    for PerRunFactory<S>
+{
+    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>> {
         match guard::call(|| (self.0)()) {
-            Ok(make) => Ok(Make::new(make)),
+            Ok(make) => Ok(HandlerFactory::new(make)),
             Err(message) => {
                 guard::note(1);
                 Err(io::Error::other(format!("what makes the handlers panicked: {message}")))
@@ -78,7 +80,7 @@ impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> Start<T> for Loc
 
 /// What a mode needs of its process.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Needs {
+pub(crate) struct Requirements {
     /// It starts threads.
     pub(crate) threads: bool,
     /// It forks, and so cannot be where threads are.
@@ -86,29 +88,29 @@ pub(crate) struct Needs {
 }
 
 /// What a mode makes a service of.
-pub struct Recipe<H, F> {
-    pub(super) start: Box<dyn Start<H>>,
+pub struct ServiceConfig<H, F> {
+    pub(super) start: Box<dyn MakeFactory<H>>,
     pub(super) framing: CatchDrop<F>,
     pub(super) water_marks: WaterMarks,
 }
 
-impl<H, F> std::fmt::Debug for Recipe<H, F> {
+impl<H, F> std::fmt::Debug for ServiceConfig<H, F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Recipe")
+        f.write_str("ServiceConfig")
     }
 }
 
 /// What comes of it.
-pub struct Driven(pub(super) Box<dyn Driver>);
+pub struct ServiceRunner(pub(super) Box<dyn ModeRunner>);
 
-impl std::fmt::Debug for Driven {
+impl std::fmt::Debug for ServiceRunner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Driven")
+        f.write_str("ServiceRunner")
     }
 }
 
 /// What a service keeps of its handlers and its mode between runs.
-pub(crate) trait Driver: Send {
+pub(crate) trait ModeRunner: Send {
     /// Begins a run of a stream service.
     fn stream_dispatcher<'a>(
         &'a mut self,
@@ -125,8 +127,8 @@ pub(crate) trait Driver: Send {
     fn close(&mut self) {}
 
     /// What it needs of its process.
-    fn needs(&self) -> Needs {
-        Needs::default()
+    fn requirements(&self) -> Requirements {
+        Requirements::default()
     }
 }
 
@@ -135,8 +137,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) listener: Token,
     /// The service's number in the server.
     pub(crate) service: usize,
-    pub(crate) door: Door,
-    pub(crate) control: &'a Arc<Control>,
+    pub(crate) listener_handle: ListenerHandle,
+    pub(crate) control: &'a Arc<ServerState>,
     pub(crate) signals: Option<SignalWatch>,
     pub(crate) drain: Duration,
 }
@@ -150,91 +152,91 @@ pub(crate) struct RunContext<'a> {
 )]
 pub trait HandlerMode<H: Handler>: Sealed {
     #[doc(hidden)]
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static;
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Reactor {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        looped::on_the_loop(recipe)
+        looped::on_the_loop(config)
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Offload {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        looped::on_workers(self, recipe)
+        looped::on_workers(self, config)
     }
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Inline {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        let (start, serve) = by_message(recipe);
+        let (start, serve) = message_sessions(config);
         blocking::inline(start, serve)
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Threading {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        let (start, serve) = by_message(recipe);
+        let (start, serve) = message_sessions(config);
         blocking::threading(self, start, serve)
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Pool {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        let (start, serve) = by_message(recipe);
+        let (start, serve) = message_sessions(config);
         blocking::pool(self, start, serve)
     }
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Forking {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        let (start, serve) = by_message(recipe);
+        let (start, serve) = message_sessions(config);
         blocking::forking(self, start, serve)
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Mode {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
         match self {
-            Mode::Reactor(mode) => mode.drive(recipe),
-            Mode::Offload(mode) => mode.drive(recipe),
-            Mode::Inline(mode) => mode.drive(recipe),
-            Mode::Threading(mode) => mode.drive(recipe),
-            Mode::Pool(mode) => mode.drive(recipe),
-            Mode::Forking(mode) => mode.drive(recipe),
+            Mode::Reactor(mode) => mode.build(config),
+            Mode::Offload(mode) => mode.build(config),
+            Mode::Inline(mode) => mode.build(config),
+            Mode::Threading(mode) => mode.build(config),
+            Mode::Pool(mode) => mode.build(config),
+            Mode::Forking(mode) => mode.build(config),
         }
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
-    fn drive<F>(self, recipe: Recipe<H, F>) -> Driven
+    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
     where
         F: Framing + Clone + Send + 'static,
     {
-        Mode::from(self).drive(recipe)
+        Mode::from(self).build(config)
     }
 }
 
@@ -247,46 +249,46 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
 )]
 pub trait RequestMode<R: RequestHandler>: Sealed {
     #[doc(hidden)]
-    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven;
+    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner;
 }
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Inline {
-    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
-        blocking::inline(recipe.start, ByRequest)
+    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+        blocking::inline(config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Threading {
-    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
-        blocking::threading(self, recipe.start, ByRequest)
+    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+        blocking::threading(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Pool {
-    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
-        blocking::pool(self, recipe.start, ByRequest)
+    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+        blocking::pool(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Forking {
-    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
-        blocking::forking(self, recipe.start, ByRequest)
+    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+        blocking::forking(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for BlockingMode {
-    fn drive_requests(self, recipe: Recipe<R, ()>) -> Driven {
+    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
         match self {
-            BlockingMode::Inline(mode) => mode.drive_requests(recipe),
-            BlockingMode::Threading(mode) => mode.drive_requests(recipe),
-            BlockingMode::Pool(mode) => mode.drive_requests(recipe),
-            BlockingMode::Forking(mode) => mode.drive_requests(recipe),
+            BlockingMode::Inline(mode) => mode.build_requests(config),
+            BlockingMode::Threading(mode) => mode.build_requests(config),
+            BlockingMode::Pool(mode) => mode.build_requests(config),
+            BlockingMode::Forking(mode) => mode.build_requests(config),
         }
     }
 }
 
 /// How whoever answers is put together with a request, to be served by blocking.
-pub(crate) trait Serve<T>: Send + 'static {
+pub(crate) trait SessionFactory<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
 
@@ -295,45 +297,54 @@ pub(crate) trait Serve<T>: Send + 'static {
     fn stream(
         &self,
         handler: CatchDrop<T>,
-        door: &Door,
+        listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
     ) -> Self::Stream;
-    fn datagram(&self, handler: CatchDrop<T>, door: &Door, packet: Packet) -> Self::Datagram;
+    fn datagram(
+        &self,
+        handler: CatchDrop<T>,
+        listener_handle: &ListenerHandle,
+        datagram: Datagram,
+    ) -> Self::Datagram;
 }
 
 /// By what a request has come in.
 #[derive(Clone)]
-pub(crate) struct Door {
-    pub(crate) answering: Arc<Answering>,
+pub(crate) struct ListenerHandle {
+    pub(crate) reply_socket: Arc<ReplySocket>,
     pub(crate) address: Arc<Address>,
 }
 
-impl Door {
+impl ListenerHandle {
     pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
-        Door { answering: Arc::new(Answering::new(socket)), address }
+        ListenerHandle { reply_socket: Arc::new(ReplySocket::new(socket)), address }
     }
 }
 
 /// A [`Handler`] is served message by message.
-pub(crate) struct ByMessage<F> {
+pub(crate) struct MessageSessions<F> {
     framing: CatchDrop<F>,
     water_marks: WaterMarks,
 }
 
-fn by_message<H, F>(recipe: Recipe<H, F>) -> (Box<dyn Start<H>>, ByMessage<F>) {
-    let Recipe { start, framing, water_marks } = recipe;
-    (start, ByMessage { framing, water_marks })
+fn message_sessions<H, F>(
+    config: ServiceConfig<H, F>,
+) -> (Box<dyn MakeFactory<H>>, MessageSessions<F>) {
+    let ServiceConfig { start, framing, water_marks } = config;
+    (start, MessageSessions { framing, water_marks })
 }
 
-impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByMessage<F> {
+impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H>
+    for MessageSessions<F>
+{
     type Stream = StreamSession<H, F>;
     type Datagram = DatagramSession<H>;
 
     fn stream(
         &self,
         handler: CatchDrop<H>,
-        _door: &Door,
+        _door: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
     ) -> StreamSession<H, F> {
@@ -341,39 +352,49 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Serve<H> for ByM
         StreamSession { socket, conversation, room: self.water_marks.high() }
     }
 
-    fn datagram(&self, handler: CatchDrop<H>, door: &Door, packet: Packet) -> DatagramSession<H> {
-        DatagramSession { answering: door.answering.clone(), packet, handler }
+    fn datagram(
+        &self,
+        handler: CatchDrop<H>,
+        listener_handle: &ListenerHandle,
+        datagram: Datagram,
+    ) -> DatagramSession<H> {
+        DatagramSession { reply_socket: listener_handle.reply_socket.clone(), datagram, handler }
     }
 }
 
 /// A [`RequestHandler`] is served by its one call.
-pub(crate) struct ByRequest;
+pub(crate) struct RequestSessions;
 
-impl<R: RequestHandler + 'static> Serve<R> for ByRequest {
+impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
     type Stream = StreamRequestSession<R>;
     type Datagram = DatagramRequestSession<R>;
 
     fn stream(
         &self,
         handler: CatchDrop<R>,
-        door: &Door,
+        listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
     ) -> Self::Stream {
-        let server_address = door.address.clone();
+        let server_address = listener_handle.address.clone();
         StreamRequestSession { socket, peer, handler, server_address }
     }
 
-    fn datagram(&self, handler: CatchDrop<R>, door: &Door, packet: Packet) -> Self::Datagram {
-        let Door { answering, address: server_address } = door.clone();
-        DatagramRequestSession { answering, packet, handler, server_address }
+    fn datagram(
+        &self,
+        handler: CatchDrop<R>,
+        listener_handle: &ListenerHandle,
+        datagram: Datagram,
+    ) -> Self::Datagram {
+        let ListenerHandle { reply_socket, address: server_address } = listener_handle.clone();
+        DatagramRequestSession { reply_socket, datagram, handler, server_address }
     }
 }
 
 /// Makes whoever answers by the user's code; one that cannot be made costs its own request.
-fn made<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
+fn make_handler<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
     match guard::call(make) {
-        Ok(made) => Some(made),
+        Ok(make_handler) => Some(make_handler),
         Err(message) => {
             cx.tally.panics += 1;
             cx.end(peer, CloseReason::Panic(message));

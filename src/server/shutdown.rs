@@ -27,12 +27,12 @@ pub struct StopReport {
 
 /// What the server, its handles and its threads share.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct ServerState {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
     stop: AtomicBool,
     /// Set by a child process whose handler asks the server to stop; made for a server that forks.
-    asked_by_child: OnceLock<Arc<Wakeup>>,
+    child_stop_request: OnceLock<Arc<Wakeup>>,
     /// The process whose loop is running; 0 while none is. A forked child has a copy of all this that
     /// no loop looks at, and knows itself by another id.
     process: AtomicU32,
@@ -47,13 +47,13 @@ struct Run {
     has_run: bool,
 }
 
-impl Control {
+impl ServerState {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Control {
+        Ok(ServerState {
             mailbox: Arc::new(Mailbox::new()?),
             published: Arc::default(),
             stop: AtomicBool::new(false),
-            asked_by_child: OnceLock::new(),
+            child_stop_request: OnceLock::new(),
             process: AtomicU32::new(0),
             run: Mutex::default(),
             ended: Condvar::new(),
@@ -63,7 +63,7 @@ impl Control {
     pub(crate) fn request_stop(&self) {
         let process = self.process.load(SeqCst);
         if process != 0 && process != std::process::id() {
-            match self.asked_by_child() {
+            match self.child_stop_request() {
                 Some(asked) => asked.wake(),
                 None => log::warn!(
                     "a forked process cannot stop a server of another process that does not fork"
@@ -81,35 +81,35 @@ impl Control {
 
     /// Whether a stop is asked for, be it by a child process.
     pub(crate) fn stop_requested(&self) -> bool {
-        if self.asked_by_child().is_some_and(|asked| asked.take()) {
+        if self.child_stop_request().is_some_and(|asked| asked.take()) {
             self.request_stop();
         }
         self.stop.load(SeqCst)
     }
 
     /// What a child process says by that the server is to stop, if this one forks.
-    pub(crate) fn asked_by_child(&self) -> Option<&Arc<Wakeup>> {
-        self.asked_by_child.get()
+    pub(crate) fn child_stop_request(&self) -> Option<&Arc<Wakeup>> {
+        self.child_stop_request.get()
     }
 
     /// The server is one that forks.
-    pub(crate) fn set_asked_by_child(&self, wakeup: Wakeup) {
+    pub(crate) fn set_child_stop_request(&self, wakeup: Wakeup) {
         // The first one is everyone's.
-        let _ = self.asked_by_child.set(Arc::new(wakeup));
+        let _ = self.child_stop_request.set(Arc::new(wakeup));
     }
 
     /// A loop begins; when the guard is dropped it has ended, and its stop with it.
-    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+    pub(crate) fn begin(self: &Arc<Self>) -> RunGuard {
         lock(&self.run).running = true;
         self.process.store(std::process::id(), SeqCst);
-        Running(self.clone())
+        RunGuard(self.clone())
     }
 }
 
 /// A loop is running.
-pub(crate) struct Running(Arc<Control>);
+pub(crate) struct RunGuard(Arc<ServerState>);
 
-impl Drop for Running {
+impl Drop for RunGuard {
     fn drop(&mut self) {
         let mut run = lock(&self.0.run);
         *run = Run { running: false, has_run: true };
@@ -123,11 +123,11 @@ impl Drop for Running {
 /// [`Server::shutdown_handle`](crate::Server::shutdown_handle).
 #[derive(Debug, Clone)]
 pub struct ShutdownHandle {
-    control: Arc<Control>,
+    control: Arc<ServerState>,
 }
 
 impl ShutdownHandle {
-    pub(crate) fn new(control: Arc<Control>) -> Self {
+    pub(crate) fn new(control: Arc<ServerState>) -> Self {
         ShutdownHandle { control }
     }
 

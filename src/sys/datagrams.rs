@@ -115,13 +115,13 @@ mod linux {
     /// Room for the two control messages that are sent, aligned as `cmsghdr` must be.
     #[derive(Clone, Copy)]
     #[repr(C, align(8))]
-    struct Control([u8; 64]);
+    struct ControlBuffer([u8; 64]);
 
     // SAFETY: the macro only computes a size.
     const _: () = unsafe {
         let segment = libc::CMSG_SPACE(size_of::<u16>() as libc::c_uint);
         let local = libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as libc::c_uint);
-        assert!((segment + local) as usize <= size_of::<Control>());
+        assert!((segment + local) as usize <= size_of::<ControlBuffer>());
     };
 
     /// Room for the control messages that are received: those that are asked for here, and those that
@@ -317,7 +317,7 @@ mod linux {
         socket: &Socket,
         sends: impl Iterator<Item = Transmit<'a>>,
     ) -> io::Result<usize> {
-        let mut controls = [Control([0; 64]); MOST];
+        let mut controls = [ControlBuffer([0; 64]); MOST];
         // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
         let (mut slices, mut headers) = unsafe {
             (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
@@ -356,7 +356,7 @@ mod linux {
     ///
     /// # Safety
     ///
-    /// The header's control buffer is a [`Control`] of zeros.
+    /// The header's control buffer is a [`ControlBuffer`] of zeros.
     unsafe fn write_control(
         header: &mut libc::msghdr,
         segment: Option<u16>,
@@ -364,7 +364,7 @@ mod linux {
     ) {
         let mut length = 0;
         let mut write = |level, kind, data: &[u8]| {
-            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_controllen = size_of::<ControlBuffer>() as _;
             // SAFETY: the buffer has room for a header and data of the largest size, twice; the
             // message written is within it, at an offset that CMSG_SPACE keeps aligned.
             unsafe {

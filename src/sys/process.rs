@@ -15,13 +15,13 @@ use crate::log;
 /// Who one is after a fork.
 pub(crate) enum Forked {
     Parent(Child),
-    Child(ChildProcess),
+    Child(InChild),
 }
 
-/// Proof that this is a forked child, which [runs](ChildProcess::run) its own life to the end and
+/// Proof that this is a forked child, which [runs](InChild::run) its own life to the end and
 /// nothing more of its parent.
 #[derive(Debug)]
-pub(crate) struct ChildProcess {
+pub(crate) struct InChild {
     /// Readable when it has been told to end; absent where it had no descriptor for it.
     terminated: Option<&'static Wakeup>,
 }
@@ -30,14 +30,14 @@ pub(crate) struct ChildProcess {
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: libc::pid_t,
-    exit: Exit,
+    exit: ExitFd,
     /// Once it is reaped, and has exited by itself.
     exit_code: Option<i32>,
 }
 
 /// What becomes readable when a child ends.
 #[derive(Debug)]
-enum Exit {
+enum ExitFd {
     /// A descriptor of the process itself: when it is readable, the child can be reaped.
     Pidfd(OwnedFd),
     /// Where the system has none: a pipe whose other end the child holds. It closes a moment before
@@ -58,7 +58,7 @@ pub(crate) fn fork() -> io::Result<Forked> {
     // SAFETY: getpid takes nothing and always succeeds.
     let parent = unsafe { libc::getpid() };
     // SAFETY: fork takes nothing. The child goes on in a copy of this thread's stack, with a copy of
-    // its memory, and touches nothing of other threads'; `ChildProcess` sees to the rest.
+    // its memory, and touches nothing of other threads'; `InChild` sees to the rest.
     let forked = checked(unsafe { libc::fork() });
     if let Ok(0) = forked {
         drop(exit);
@@ -67,11 +67,11 @@ pub(crate) fn fork() -> io::Result<Forked> {
         settle_signals();
         let terminated = watch_termination_in_child(parent);
         restore_mask(&mask);
-        return Ok(Forked::Child(ChildProcess { terminated }));
+        return Ok(Forked::Child(InChild { terminated }));
     }
     restore_mask(&mask);
     let pid = forked?;
-    let exit = pidfd(pid).map_or(Exit::Pipe(exit), Exit::Pidfd);
+    let exit = pidfd(pid).map_or(ExitFd::Pipe(exit), ExitFd::Pidfd);
     Ok(Forked::Parent(Child { pid, exit, exit_code: None }))
 }
 
@@ -113,7 +113,7 @@ fn restore_mask(mask: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
 }
 
-impl ChildProcess {
+impl InChild {
     /// Closes a descriptor that was the parent's and that this child must not keep. What owns it is
     /// in the parent's state, none of which is used or dropped here any more.
     pub(crate) fn close(&self, fd: RawFd) {
@@ -128,7 +128,7 @@ impl ChildProcess {
 
     /// Lives this process's whole life, and ends it with the code of that, or 1 after a panic:
     /// nothing unwinds into what is the parent's.
-    pub(crate) fn run(self, life: impl FnOnce(&ChildProcess) -> i32) -> ! {
+    pub(crate) fn run(self, life: impl FnOnce(&InChild) -> i32) -> ! {
         let code = guard::call(|| life(&self)).unwrap_or_else(|message| {
             log::error!("a child process panicked: {message}");
             1
@@ -166,9 +166,9 @@ impl Child {
     /// Reaps it if it has ended; true when it is gone. It alone is waited for, never another child.
     pub(crate) fn reap(&mut self) -> bool {
         let mut patience = match &self.exit {
-            Exit::Pidfd(_) => 0,
+            ExitFd::Pidfd(_) => 0,
             // Closed, and about to be reaped: worth a moment, of which the loop cannot be told.
-            Exit::Pipe(pipe) => {
+            ExitFd::Pipe(pipe) => {
                 let closed = wait_for(&[(pipe.as_fd(), PollInterest::Read)], Some(Duration::ZERO));
                 if closed.is_ok_and(|closed| closed != 0) { 100 } else { 0 }
             }
@@ -206,7 +206,7 @@ impl Child {
     /// one: its number may be another process's, once someone else has reaped it.
     fn wait(&mut self, options: libc::c_int) -> io::Result<bool> {
         #[cfg(target_os = "linux")]
-        if let Exit::Pidfd(fd) = &self.exit {
+        if let ExitFd::Pidfd(fd) = &self.exit {
             // SAFETY: a siginfo of zeros is a valid one.
             let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
             let (id, options) = (fd.as_raw_fd() as libc::id_t, options | libc::WEXITED);
@@ -238,7 +238,7 @@ impl Child {
     /// [pidfd_send_signal(2)](https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html).
     fn signal(&self, signal: libc::c_int) {
         #[cfg(target_os = "linux")]
-        if let Exit::Pidfd(fd) = &self.exit {
+        if let ExitFd::Pidfd(fd) = &self.exit {
             let no_info = std::ptr::null::<libc::siginfo_t>();
             // SAFETY: pidfd_send_signal takes numbers, and reads nothing from a null pointer.
             let sent = checked(unsafe {
@@ -260,7 +260,7 @@ impl Child {
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.exit {
-            Exit::Pidfd(fd) | Exit::Pipe(fd) => fd.as_fd(),
+            ExitFd::Pidfd(fd) | ExitFd::Pipe(fd) => fd.as_fd(),
         }
     }
 }

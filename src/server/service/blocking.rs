@@ -7,32 +7,38 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::{Door, Driven, Driver, Make, Needs, RunContext, Serve, Start, made};
-use crate::address::Peer;
-use crate::dispatch::{
-    Alongside, Assigned, Family, Forking, Homeward, Pool, Threading, Threads, When,
+use super::{
+    HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
+    ServiceRunner, SessionFactory, make_handler,
 };
+use crate::address::Peer;
+use crate::blocking::{Datagram, ReplySocket, Served, Session};
 use crate::error::CloseReason;
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, Incoming, LingeringConnection, LoopCx, NewConnection,
     PendingFork, StreamDispatcher,
 };
 use crate::guard;
-use crate::session::{Answering, Packet, Served, Session};
-use crate::sys::{Child, ChildProcess, RecvMeta};
+use crate::modes::{
+    Children, CompletionNotifier, Forking, InlineRunner, Pool, SessionJob, Threading, Threads, When,
+};
+use crate::sys::{Child, InChild, RecvMeta};
 use crate::token::Token;
 
 /// One request at a time, on the loop's thread.
-struct OnLoopsThread<T, S> {
-    start: Box<dyn Start<T>>,
+struct InlineServiceRunner<T, S> {
+    start: Box<dyn MakeFactory<T>>,
     serve: S,
 }
 
-pub(super) fn inline<T: 'static, S: Serve<T>>(start: Box<dyn Start<T>>, serve: S) -> Driven {
-    Driven(Box::new(OnLoopsThread { start, serve }))
+pub(super) fn inline<T: 'static, S: SessionFactory<T>>(
+    start: Box<dyn MakeFactory<T>>,
+    serve: S,
+) -> ServiceRunner {
+    ServiceRunner(Box::new(InlineServiceRunner { start, serve }))
 }
 
-impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
+impl<T: 'static, S: SessionFactory<T>> ModeRunner for InlineServiceRunner<T, S> {
     fn stream_dispatcher<'a>(
         &'a mut self,
         run_cx: &RunContext<'_>,
@@ -44,21 +50,21 @@ impl<T: 'static, S: Serve<T>> Driver for OnLoopsThread<T, S> {
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        run_cx.door.answering.retried_by(&run_cx.control.mailbox, run_cx.listener);
+        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
         Ok(Box::new(InlineDispatcher::new(self, run_cx)?))
     }
 }
 
 struct InlineDispatcher<'a, T, S> {
-    make: Make<'a, T>,
+    make: HandlerFactory<'a, T>,
     serve: &'a S,
-    door: Door,
+    listener_handle: ListenerHandle,
     listener: Token,
-    alongside: Alongside<'static>,
+    runner: InlineRunner<'static>,
 }
 
-impl<'a, T: 'static, S: Serve<T>> InlineDispatcher<'a, T, S> {
-    fn new(driver: &'a mut OnLoopsThread<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
+impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
+    fn new(runner: &'a mut InlineServiceRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
         let signals = run_cx.signals.clone();
         let (control, asked) = (run_cx.control.clone(), run_cx.control.clone());
         let wakeup = signals.as_ref().map(|signals| signals.wakeup());
@@ -68,14 +74,14 @@ impl<'a, T: 'static, S: Serve<T>> InlineDispatcher<'a, T, S> {
                 || signals.as_ref().is_some_and(|signals| signals.is_due())
         };
         Ok(InlineDispatcher {
-            make: driver.start.start()?,
-            serve: &driver.serve,
-            door: run_cx.door.clone(),
+            make: runner.start.start()?,
+            serve: &runner.serve,
+            listener_handle: run_cx.listener_handle.clone(),
             listener: run_cx.listener,
-            alongside: Alongside::new(
+            runner: InlineRunner::new(
                 run_cx.control.mailbox.clone(),
                 wakeup,
-                run_cx.control.asked_by_child().cloned(),
+                run_cx.control.child_stop_request().cloned(),
                 is_stopping,
                 move || asked.request_stop(),
                 run_cx.drain,
@@ -84,7 +90,7 @@ impl<'a, T: 'static, S: Serve<T>> InlineDispatcher<'a, T, S> {
     }
 
     fn serve(&mut self, session: impl Session, cx: &mut LoopCx) {
-        let (served, overtaken) = self.alongside.serve(Box::new(session), &mut cx.tally);
+        let (served, stop_outcome) = self.runner.serve(Box::new(session), &mut cx.tally);
         let Served { peer, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
             // On the loop, since it would hold up the next request here.
@@ -98,8 +104,8 @@ impl<'a, T: 'static, S: Serve<T>> InlineDispatcher<'a, T, S> {
             }
         }
         cx.end(&peer, reason);
-        cx.inline_outcome = overtaken;
-        cx.shutdown |= self.alongside.is_stopping();
+        cx.inline_outcome = stop_outcome;
+        cx.shutdown |= self.runner.is_stopping();
     }
 }
 
@@ -109,15 +115,15 @@ impl<T, S> Dispatcher for InlineDispatcher<'_, T, S> {
     }
 }
 
-impl<T: 'static, S: Serve<T>> StreamDispatcher for InlineDispatcher<'_, T, S> {
+impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_, T, S> {
     fn nonblocking(&self) -> bool {
         false
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
         let socket = Arc::new(socket);
-        let Some(session) = made(&peer, cx, || {
-            self.serve.stream(self.make.make(&peer), &self.door, socket, peer.clone())
+        let Some(session) = make_handler(&peer, cx, || {
+            self.serve.stream(self.make.make(&peer), &self.listener_handle, socket, peer.clone())
         }) else {
             cx.tally.closed += 1;
             return;
@@ -126,52 +132,65 @@ impl<T: 'static, S: Serve<T>> StreamDispatcher for InlineDispatcher<'_, T, S> {
     }
 }
 
-impl<T: 'static, S: Serve<T>> DatagramDispatcher for InlineDispatcher<'_, T, S> {
+impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'_, T, S> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
-        let session = self.serve.datagram(handler, &self.door, Packet::new(bytes, peer, received));
+        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let session = self.serve.datagram(
+            handler,
+            &self.listener_handle,
+            Datagram::new(bytes, peer, received),
+        );
         self.serve(session, cx);
     }
 
-    fn answering(&self) -> Option<Arc<Answering>> {
-        Some(self.door.answering.clone())
+    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
+        Some(self.listener_handle.reply_socket.clone())
     }
 }
 
 /// Each request in a thread of its own, while it lasts.
-struct OnThreads<T, S> {
-    start: Box<dyn Start<T>>,
+struct ThreadRunner<T, S> {
+    start: Box<dyn MakeFactory<T>>,
     serve: S,
     threads: Threads,
     /// Made with the first run: a request may end in a later one than it came in.
-    home: Option<Arc<Homeward>>,
+    notifier: Option<Arc<CompletionNotifier>>,
 }
 
-pub(super) fn threading<T, S>(mode: Threading, start: Box<dyn Start<T>>, serve: S) -> Driven
+pub(super) fn threading<T, S>(
+    mode: Threading,
+    start: Box<dyn MakeFactory<T>>,
+    serve: S,
+) -> ServiceRunner
 where
     T: Send + 'static,
-    S: Serve<T, Stream: Send, Datagram: Send>,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
 {
-    Driven(Box::new(OnThreads {
+    ServiceRunner(Box::new(ThreadRunner {
         start,
         serve,
         threads: Threads::for_each_request(mode),
-        home: None,
+        notifier: None,
     }))
 }
 
-pub(super) fn pool<T, S>(mode: Pool, start: Box<dyn Start<T>>, serve: S) -> Driven
+pub(super) fn pool<T, S>(mode: Pool, start: Box<dyn MakeFactory<T>>, serve: S) -> ServiceRunner
 where
     T: Send + 'static,
-    S: Serve<T, Stream: Send, Datagram: Send>,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
 {
-    Driven(Box::new(OnThreads { start, serve, threads: Threads::pooled(mode), home: None }))
+    ServiceRunner(Box::new(ThreadRunner {
+        start,
+        serve,
+        threads: Threads::pooled(mode),
+        notifier: None,
+    }))
 }
 
-impl<T, S> Driver for OnThreads<T, S>
+impl<T, S> ModeRunner for ThreadRunner<T, S>
 where
     T: Send + 'static,
-    S: Serve<T, Stream: Send, Datagram: Send>,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
 {
     fn stream_dispatcher<'a>(
         &'a mut self,
@@ -184,59 +203,68 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        run_cx.door.answering.retried_by(&run_cx.control.mailbox, run_cx.listener);
+        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
         Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
     }
 
-    fn needs(&self) -> Needs {
-        Needs { threads: true, ..Needs::default() }
+    fn requirements(&self) -> Requirements {
+        Requirements { threads: true, ..Requirements::default() }
     }
 }
 
 struct ThreadDispatcher<'a, T, S> {
-    make: Make<'a, T>,
+    make: HandlerFactory<'a, T>,
     serve: &'a S,
     threads: &'a Threads,
-    door: Door,
-    home: Arc<Homeward>,
+    listener_handle: ListenerHandle,
+    notifier: Arc<CompletionNotifier>,
     run: usize,
 }
 
 impl<'a, T, S> ThreadDispatcher<'a, T, S>
 where
     T: Send + 'static,
-    S: Serve<T, Stream: Send, Datagram: Send>,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
 {
-    fn new(driver: &'a mut OnThreads<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
-        let OnThreads { start, serve, threads, home } = driver;
-        let home = home.get_or_insert_with(|| Arc::new(homeward(run_cx))).clone();
+    fn new(runner: &'a mut ThreadRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
+        let ThreadRunner { start, serve, threads, notifier } = runner;
+        let notifier =
+            notifier.get_or_insert_with(|| Arc::new(completion_notifier(run_cx))).clone();
         let run = run_cx.control.mailbox.run();
-        threads.seats.reopen();
+        threads.active.reopen();
         threads.count_into(&run_cx.control.published);
-        let door = run_cx.door.clone();
-        Ok(ThreadDispatcher { make: start.start()?, serve, threads, door, home, run })
+        let listener_handle = run_cx.listener_handle.clone();
+        Ok(ThreadDispatcher {
+            make: start.start()?,
+            serve,
+            threads,
+            listener_handle,
+            notifier,
+            run,
+        })
     }
 
     /// Whether a request is on_turn_end away, rather than left in the kernel's queue.
     fn rejects(&self, cx: &mut LoopCx) -> bool {
-        let rejected = self.threads.when_full == When::Reject && !self.threads.has_room(&self.home);
+        let rejected =
+            self.threads.when_full == When::Reject && !self.threads.has_room(&self.notifier);
         cx.tally.rejected_full += u64::from(rejected);
         rejected
     }
 }
 
-fn homeward(run_cx: &RunContext<'_>) -> Homeward {
+fn completion_notifier(run_cx: &RunContext<'_>) -> CompletionNotifier {
     let RunContext { control, service, .. } = run_cx;
-    Homeward::new(control.mailbox.clone(), control.published.clone(), *service)
+    CompletionNotifier::new(control.mailbox.clone(), control.published.clone(), *service)
 }
 
 impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
     fn has_room(&mut self) -> bool {
-        self.threads.when_full == When::Reject || self.threads.has_room(&self.home)
+        self.threads.when_full == When::Reject || self.threads.has_room(&self.notifier)
     }
 
     fn tell_ends(&mut self) {
-        self.home.want();
+        self.notifier.notify_on_completion();
     }
 
     fn burst(&self) -> usize {
@@ -244,7 +272,7 @@ impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
     }
 
     fn stop(&mut self) {
-        self.threads.stop(&self.home);
+        self.threads.stop(&self.notifier);
     }
 
     fn abort_all(&mut self, cx: &mut LoopCx) {
@@ -263,7 +291,7 @@ impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
 impl<T, S> StreamDispatcher for ThreadDispatcher<'_, T, S>
 where
     T: Send + 'static,
-    S: Serve<T, Stream: Send, Datagram: Send>,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
 {
     fn nonblocking(&self) -> bool {
         false
@@ -275,55 +303,65 @@ where
             return;
         }
         let socket = Arc::new(socket);
-        let Some(session) = made(&peer, cx, || {
-            self.serve.stream(self.make.make(&peer), &self.door, socket.clone(), peer.clone())
+        let Some(session) = make_handler(&peer, cx, || {
+            self.serve.stream(
+                self.make.make(&peer),
+                &self.listener_handle,
+                socket.clone(),
+                peer.clone(),
+            )
         }) else {
             cx.tally.closed += 1;
             return;
         };
-        let seat = Some(self.threads.seats.take(socket));
+        let registration = Some(self.threads.active.register(socket));
         let session = Box::new(session);
-        self.threads.assign(Assigned { session, seat, home: self.home.clone(), run: self.run });
+        self.threads.assign(SessionJob {
+            session,
+            registration,
+            notifier: self.notifier.clone(),
+            run: self.run,
+        });
     }
 }
 
 impl<T, S> DatagramDispatcher for ThreadDispatcher<'_, T, S>
 where
     T: Send + 'static,
-    S: Serve<T, Stream: Send, Datagram: Send>,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
 {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
         if self.rejects(cx) {
             return;
         }
-        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
-        let packet = Packet::new(bytes, peer, received);
-        let session = Box::new(self.serve.datagram(handler, &self.door, packet));
-        let (home, run) = (self.home.clone(), self.run);
-        self.threads.assign(Assigned { session, seat: None, home, run });
+        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let datagram = Datagram::new(bytes, peer, received);
+        let session = Box::new(self.serve.datagram(handler, &self.listener_handle, datagram));
+        let (notifier, run) = (self.notifier.clone(), self.run);
+        self.threads.assign(SessionJob { session, registration: None, notifier, run });
     }
 
-    fn answering(&self) -> Option<Arc<Answering>> {
-        Some(self.door.answering.clone())
+    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
+        Some(self.listener_handle.reply_socket.clone())
     }
 }
 
 /// Each request in a process of its own.
-struct InChildren<T, S> {
-    start: Box<dyn Start<T>>,
+struct ForkRunner<T, S> {
+    start: Box<dyn MakeFactory<T>>,
     serve: S,
-    family: Family,
+    children: Children,
 }
 
-pub(super) fn forking<T: 'static, S: Serve<T>>(
+pub(super) fn forking<T: 'static, S: SessionFactory<T>>(
     mode: Forking,
-    start: Box<dyn Start<T>>,
+    start: Box<dyn MakeFactory<T>>,
     serve: S,
-) -> Driven {
-    Driven(Box::new(InChildren { start, serve, family: Family::new(mode) }))
+) -> ServiceRunner {
+    ServiceRunner(Box::new(ForkRunner { start, serve, children: Children::new(mode) }))
 }
 
-impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
+impl<T: 'static, S: SessionFactory<T>> ModeRunner for ForkRunner<T, S> {
     fn stream_dispatcher<'a>(
         &'a mut self,
         run_cx: &RunContext<'_>,
@@ -339,57 +377,57 @@ impl<T: 'static, S: Serve<T>> Driver for InChildren<T, S> {
     }
 
     fn close(&mut self) {
-        self.family.terminate();
+        self.children.terminate();
     }
 
-    fn needs(&self) -> Needs {
-        Needs { one_thread: true, ..Needs::default() }
+    fn requirements(&self) -> Requirements {
+        Requirements { one_thread: true, ..Requirements::default() }
     }
 }
 
 struct ForkDispatcher<'a, T, S> {
-    make: Make<'a, T>,
+    make: HandlerFactory<'a, T>,
     serve: &'a S,
-    family: &'a mut Family,
-    door: Door,
+    children: &'a mut Children,
+    listener_handle: ListenerHandle,
     listener: Token,
     /// The end of a child is the end of a connection.
     of_connections: bool,
 }
 
-impl<'a, T: 'static, S: Serve<T>> ForkDispatcher<'a, T, S> {
-    fn new(driver: &'a mut InChildren<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
-        let InChildren { start, serve, family } = driver;
-        let asked = run_cx.control.asked_by_child().cloned();
-        family.begin(asked.expect("made when a service that forks is added"), run_cx.drain);
+impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
+    fn new(runner: &'a mut ForkRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
+        let ForkRunner { start, serve, children } = runner;
+        let asked = run_cx.control.child_stop_request().cloned();
+        children.begin(asked.expect("made when a service that forks is added"), run_cx.drain);
         Ok(ForkDispatcher {
             make: start.start()?,
             serve,
-            family,
-            door: run_cx.door.clone(),
+            children,
+            listener_handle: run_cx.listener_handle.clone(),
             listener: run_cx.listener,
             of_connections: false,
         })
     }
 
     fn fork_for(&mut self, request: Incoming, cx: &mut LoopCx) {
-        self.family.expect_one();
-        let allow_threads = self.family.threads_allowed();
+        self.children.expect_one();
+        let allow_threads = self.children.threads_allowed();
         cx.fork(PendingFork { request, parent: self.listener, allow_threads });
     }
 }
 
-impl<T: 'static, S: Serve<T>> Dispatcher for ForkDispatcher<'_, T, S> {
+impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     fn has_room(&mut self) -> bool {
-        self.family.has_room()
+        self.children.has_room()
     }
 
     fn burst(&self) -> usize {
-        self.family.room().max(1)
+        self.children.room().max(1)
     }
 
     fn look(&mut self, cx: &mut LoopCx) {
-        let reaped = self.family.reap();
+        let reaped = self.children.reap();
         if self.of_connections {
             cx.tally.closed += reaped as u64;
         }
@@ -397,41 +435,41 @@ impl<T: 'static, S: Serve<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     }
 
     fn watched(&self) -> Vec<RawFd> {
-        self.family.watched()
+        self.children.watched()
     }
 
     fn forked(&mut self, child: Option<Child>) {
-        self.family.forked(child);
+        self.children.forked(child);
     }
 
     /// The child's whole life. Whoever answers is made here, as Python makes its handlers.
     fn serve_in_child(
         &mut self,
         request: Incoming,
-        process: &ChildProcess,
+        process: &InChild,
         fault: &mut dyn FnMut(&Peer, &CloseReason),
     ) -> i32 {
         let peer = match &request {
             Incoming::Stream(_, peer) => peer.clone(),
-            Incoming::Datagram(packet) => packet.peer.clone(),
+            Incoming::Datagram(datagram) => datagram.peer.clone(),
         };
         let mut connection = None;
-        let made = guard::call(|| {
+        let make_handler = guard::call(|| {
             let handler = self.make.make(&peer);
             let session: Box<dyn Session> = match request {
                 Incoming::Stream(socket, peer) => {
                     let socket = connection.insert(Arc::new(socket)).clone();
-                    Box::new(self.serve.stream(handler, &self.door, socket, peer))
+                    Box::new(self.serve.stream(handler, &self.listener_handle, socket, peer))
                 }
-                Incoming::Datagram(packet) => {
-                    Box::new(self.serve.datagram(handler, &self.door, packet))
+                Incoming::Datagram(datagram) => {
+                    Box::new(self.serve.datagram(handler, &self.listener_handle, datagram))
                 }
             };
             session
         });
-        match made {
+        match make_handler {
             Ok(session) => {
-                self.family.serve_in_child(session, connection.as_deref(), process, |served| {
+                self.children.serve_in_child(session, connection.as_deref(), process, |served| {
                     fault(&served.peer, &served.reason);
                 })
             }
@@ -443,26 +481,26 @@ impl<T: 'static, S: Serve<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     }
 
     fn stop(&mut self) {
-        self.family.terminate();
+        self.children.terminate();
     }
 
     fn abort_all(&mut self, cx: &mut LoopCx) {
-        let killed = self.family.kill();
+        let killed = self.children.kill();
         if self.of_connections {
             cx.tally.closed += killed as u64;
         }
     }
 
     fn in_flight(&self) -> usize {
-        self.family.len()
+        self.children.len()
     }
 
     fn ended_idle(&self) -> usize {
-        self.family.ended_idle()
+        self.children.ended_idle()
     }
 }
 
-impl<T: 'static, S: Serve<T>> StreamDispatcher for ForkDispatcher<'_, T, S> {
+impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for ForkDispatcher<'_, T, S> {
     fn nonblocking(&self) -> bool {
         false
     }
@@ -472,8 +510,8 @@ impl<T: 'static, S: Serve<T>> StreamDispatcher for ForkDispatcher<'_, T, S> {
     }
 }
 
-impl<T: 'static, S: Serve<T>> DatagramDispatcher for ForkDispatcher<'_, T, S> {
+impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_, T, S> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        self.fork_for(Incoming::Datagram(Packet::new(bytes, peer, received)), cx);
+        self.fork_for(Incoming::Datagram(Datagram::new(bytes, peer, received)), cx);
     }
 }

@@ -6,36 +6,39 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::{Driven, Driver, Make, Needs, Recipe, RunContext, made};
+use super::{
+    HandlerFactory, ModeRunner, Requirements, RunContext, ServiceConfig, ServiceRunner,
+    make_handler,
+};
 use crate::address::Peer;
+use crate::blocking::{Datagram, NoSenders, Workers as _};
 use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
-use crate::dispatch::{Offload, OffloadWorkers};
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, DatagramJob, Dispatcher, LoopCx,
     NewConnection, OffloadSlot, OffloadTarget, StreamDispatcher, WaterMarks,
 };
 use crate::mailbox::Job;
-use crate::session::{NoSenders, Packet, Workers as _};
+use crate::modes::{Offload, OffloadWorkers};
 use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
 
 /// Handlers on the loop.
-struct OnLoop<H, F>(Recipe<H, F>);
+struct ReactorRunner<H, F>(ServiceConfig<H, F>);
 
-pub(super) fn on_the_loop<H, F>(recipe: Recipe<H, F>) -> Driven
+pub(super) fn on_the_loop<H, F>(config: ServiceConfig<H, F>) -> ServiceRunner
 where
     H: Handler + 'static,
     F: Framing + Clone + Send + 'static,
 {
-    Driven(Box::new(OnLoop(recipe)))
+    ServiceRunner(Box::new(ReactorRunner(config)))
 }
 
-impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Driver for OnLoop<H, F> {
+impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for ReactorRunner<H, F> {
     fn stream_dispatcher<'a>(
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let Recipe { start, framing, water_marks } = &mut self.0;
+        let ServiceConfig { start, framing, water_marks } = &mut self.0;
         let framing = &**framing;
         let make = start.start()?;
         Ok(Box::new(LoopStreamDispatcher {
@@ -55,7 +58,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> Driver for OnLoo
 }
 
 struct LoopStreamDispatcher<'a, H, F> {
-    make: Make<'a, H>,
+    make: HandlerFactory<'a, H>,
     framing: &'a F,
     water_marks: WaterMarks,
     listener: Token,
@@ -71,7 +74,7 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        let Some(conversation) = made(&peer, cx, || {
+        let Some(conversation) = make_handler(&peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
         }) else {
@@ -96,14 +99,14 @@ fn register<T: ConversationSlot>(
 }
 
 struct LoopDatagramDispatcher<'a, H> {
-    make: Make<'a, H>,
+    make: HandlerFactory<'a, H>,
 }
 
 impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
 
 impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
+        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         let state = &mut cx.state;
         let mut step_cx =
             StepCx::new(&mut state.output_buffer, &mut state.tally, &NoSenders, usize::MAX);
@@ -116,20 +119,20 @@ impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
 }
 
 /// Handlers on workers, their connections on the loop.
-struct OnWorkers<H, F> {
-    recipe: Recipe<H, F>,
+struct OffloadRunner<H, F> {
+    config: ServiceConfig<H, F>,
     workers: Arc<OffloadWorkers>,
 }
 
-pub(super) fn on_workers<H, F>(mode: Offload, recipe: Recipe<H, F>) -> Driven
+pub(super) fn on_workers<H, F>(mode: Offload, config: ServiceConfig<H, F>) -> ServiceRunner
 where
     H: Handler + Send + 'static,
     F: Framing + Clone + Send + 'static,
 {
-    Driven(Box::new(OnWorkers { recipe, workers: Arc::new(OffloadWorkers::new(mode)) }))
+    ServiceRunner(Box::new(OffloadRunner { config, workers: Arc::new(OffloadWorkers::new(mode)) }))
 }
 
-impl<H, F> Driver for OnWorkers<H, F>
+impl<H, F> ModeRunner for OffloadRunner<H, F>
 where
     H: Handler + Send + 'static,
     F: Framing + Clone + Send + 'static,
@@ -138,7 +141,7 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let OnWorkers { recipe: Recipe { start, framing, water_marks }, workers } = self;
+        let OffloadRunner { config: ServiceConfig { start, framing, water_marks }, workers } = self;
         let framing = &**framing;
         workers.count_into(&run_cx.control.published);
         let (make, water_marks, listener) = (start.start()?, *water_marks, run_cx.listener);
@@ -158,17 +161,17 @@ where
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
         self.workers.count_into(&run_cx.control.published);
-        let make = self.recipe.start.start()?;
+        let make = self.config.start.start()?;
         Ok(Box::new(OffloadDatagramDispatcher { make, workers: &self.workers, lent: 0 }))
     }
 
-    fn needs(&self) -> Needs {
-        Needs { threads: true, ..Needs::default() }
+    fn requirements(&self) -> Requirements {
+        Requirements { threads: true, ..Requirements::default() }
     }
 }
 
 struct OffloadStreamDispatcher<'a, H, F> {
-    make: Make<'a, H>,
+    make: HandlerFactory<'a, H>,
     framing: &'a F,
     water_marks: WaterMarks,
     listener: Token,
@@ -200,7 +203,7 @@ where
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        let Some(conversation) = made(&peer, cx, || {
+        let Some(conversation) = make_handler(&peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
         }) else {
@@ -216,7 +219,7 @@ where
 const LENT_DATAGRAMS: usize = 1024;
 
 struct OffloadDatagramDispatcher<'a, H> {
-    make: Make<'a, H>,
+    make: HandlerFactory<'a, H>,
     workers: &'a Arc<OffloadWorkers>,
     lent: usize,
 }
@@ -249,10 +252,10 @@ impl<H> Dispatcher for OffloadDatagramDispatcher<'_, H> {
 
 impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = made(&peer, cx, || self.make.make(&peer)) else { return };
+        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         self.lent += 1;
-        let packet = Packet::new(bytes, peer, received);
-        let work = Box::new(DatagramJob::new(handler, packet));
+        let datagram = Datagram::new(bytes, peer, received);
+        let work = Box::new(DatagramJob::new(handler, datagram));
         self.workers.submit(&cx.entry.mailbox, cx.entry.token, work);
     }
 

@@ -5,7 +5,7 @@
 //!
 //! **No thread to be had.** The system may refuse to start one: RLIMIT_NPROC, a limit on the pids of a
 //! control group, memory. Then the jobs wait for the threads that there are, or are
-//! [refused](Labour::refuse): if the crew has none at all, or if [`Manning::waits`] says that a job
+//! [refused](RunJob::refuse): if the crew has none at all, or if [`PoolConfig::waits`] says that a job
 //! never waits for another one's end. It is logged, once per period.
 
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ static STARTED: AtomicUsize = AtomicUsize::new(0);
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a thread does with a job.
-pub(crate) trait Labour<J>: Send + Sync + 'static {
+pub(crate) trait RunJob<J>: Send + Sync + 'static {
     /// What is left to be said when the job no longer counts.
     type After;
 
@@ -35,7 +35,7 @@ pub(crate) trait Labour<J>: Send + Sync + 'static {
     /// place.
     fn run(&self, job: J) -> Self::After;
 
-    /// The job no longer counts in the crew's [`load`](Crew::load).
+    /// The job no longer counts in the crew's [`load`](ThreadPool::load).
     fn after(&self, after: Self::After);
 
     /// No thread comes for the job: it is dealt with here, on a thread that has other things to do. It
@@ -45,15 +45,15 @@ pub(crate) trait Labour<J>: Send + Sync + 'static {
 
 /// How a crew is manned.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Manning {
+pub(crate) struct PoolConfig {
     /// Threads are named so, and numbered.
     pub(crate) name: &'static str,
     /// The most threads there may be.
-    pub(crate) most: usize,
+    pub(crate) max_threads: usize,
     /// Where no more threads can be started, a job waits for one of those that there are.
     pub(crate) waits: bool,
     /// How long a thread without work stays; for good, if `None`.
-    pub(crate) stay: Option<Duration>,
+    pub(crate) keep_alive: Option<Duration>,
     /// The size of a thread's stack, in bytes; the standard library's, if `None`.
     pub(crate) stack_size: Option<usize>,
 }
@@ -79,20 +79,20 @@ struct Queue<J> {
 }
 
 /// The threads and their queue. Dropped, it lets them end when their work is done.
-pub(crate) struct Crew<J: Send + 'static, L: Labour<J>> {
+pub(crate) struct ThreadPool<J: Send + 'static, L: RunJob<J>> {
     shared: Arc<PoolShared<J, L>>,
 }
 
 struct PoolShared<J, L> {
     queue: Mutex<Queue<J>>,
     work: Condvar,
-    manning: Manning,
-    labour: L,
+    config: PoolConfig,
+    run_job: L,
 }
 
-impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
+impl<J: Send + 'static, L: RunJob<J>> ThreadPool<J, L> {
     /// A crew of which no thread is started yet.
-    pub(crate) fn new(manning: Manning, labour: L) -> Self {
+    pub(crate) fn new(config: PoolConfig, run_job: L) -> Self {
         let queue = Mutex::new(Queue {
             jobs: VecDeque::new(),
             threads: 0,
@@ -105,7 +105,7 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
             failures: 0,
             logged: None,
         });
-        Crew { shared: Arc::new(PoolShared { queue, work: Condvar::new(), manning, labour }) }
+        ThreadPool { shared: Arc::new(PoolShared { queue, work: Condvar::new(), config, run_job }) }
     }
 
     /// Has wakes counted there from now on.
@@ -113,7 +113,7 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
         lock(&self.shared.queue).published = Some(published.clone());
     }
 
-    /// Queues a job, for which [`call`](Crew::call) has yet to fetch someone.
+    /// Queues a job, for which [`call`](ThreadPool::call) has yet to fetch someone.
     pub(crate) fn push(&self, job: J) {
         lock(&self.shared.queue).jobs.push_back(job);
     }
@@ -138,7 +138,7 @@ impl<J: Send + 'static, L: Labour<J>> Crew<J, L> {
     }
 }
 
-impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
+impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
     /// Calls someone for the next job. The jobs that nobody will come for are to be refused by the
     /// caller, when it has let go of the queue.
     #[must_use]
@@ -154,7 +154,7 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
                 published.worker_woken();
             }
             self.work.notify_one();
-        } else if queue.threads < self.manning.most {
+        } else if queue.threads < self.config.max_threads {
             match self.start_one() {
                 Ok(()) => {
                     queue.threads += 1;
@@ -169,8 +169,8 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
     fn start_one(self: &Arc<Self>) -> io::Result<()> {
         let shared = self.clone();
         let number = STARTED.fetch_add(1, Relaxed) + 1;
-        let mut builder = thread::Builder::new().name(format!("{}-{number}", self.manning.name));
-        if let Some(size) = self.manning.stack_size {
+        let mut builder = thread::Builder::new().name(format!("{}-{number}", self.config.name));
+        if let Some(size) = self.config.stack_size {
             builder = builder.stack_size(size);
         }
         builder.spawn(move || shared.work()).map(drop)
@@ -178,14 +178,14 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
 
     /// No thread could be started; the jobs that are to be refused.
     fn unmanned(&self, queue: &mut Queue<J>, error: &io::Error) -> VecDeque<J> {
-        let waits = self.manning.waits && queue.threads > 0;
+        let waits = self.config.waits && queue.threads > 0;
         queue.failures += 1;
         let now = Instant::now();
         if queue.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_PERIOD) {
             queue.logged = Some(now);
             log::warn!(
                 "no {} thread can be started beside the {} there are ({} times by now), {}: {error}",
-                self.manning.name,
+                self.config.name,
                 queue.threads,
                 queue.failures,
                 if waits { "so work waits for them" } else { "so requests are turned away" },
@@ -195,12 +195,12 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
     }
 
     fn refuse(&self, jobs: VecDeque<J>) {
-        jobs.into_iter().for_each(|job| self.labour.refuse(job));
+        jobs.into_iter().for_each(|job| self.run_job.refuse(job));
     }
 
     /// A thread's life.
     fn work(self: Arc<Self>) {
-        let place = Place(&self);
+        let guard = RespawnGuard(&self);
         let mut queue = lock(&self.queue);
         queue.starting -= 1;
         loop {
@@ -209,9 +209,9 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
                 let refused = self.call_one(&mut queue);
                 drop(queue);
                 self.refuse(refused);
-                let after = self.labour.run(job);
+                let after = self.run_job.run(job);
                 lock(&self.queue).busy -= 1;
-                self.labour.after(after);
+                self.run_job.after(after);
                 queue = lock(&self.queue);
             } else if queue.closed {
                 break;
@@ -229,7 +229,7 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
         }
         queue.threads -= 1;
         drop(queue);
-        std::mem::forget(place);
+        std::mem::forget(guard);
     }
 
     /// Sleeps until it is called (true), or for as long as a thread stays.
@@ -238,11 +238,11 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
         mut queue: std::sync::MutexGuard<'a, Queue<J>>,
     ) -> (bool, std::sync::MutexGuard<'a, Queue<J>>) {
         while queue.woken == 0 && !queue.closed {
-            let Some(stay) = self.manning.stay else {
+            let Some(keep_alive) = self.config.keep_alive else {
                 queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let waited = self.work.wait_timeout(queue, stay);
+            let waited = self.work.wait_timeout(queue, keep_alive);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             queue = guard;
             if timeout.timed_out() && queue.woken == 0 {
@@ -254,9 +254,9 @@ impl<J: Send + 'static, L: Labour<J>> PoolShared<J, L> {
 }
 
 /// A thread's place, taken by another one when it ends by a panic.
-struct Place<'a, J: Send + 'static, L: Labour<J>>(&'a Arc<PoolShared<J, L>>);
+struct RespawnGuard<'a, J: Send + 'static, L: RunJob<J>>(&'a Arc<PoolShared<J, L>>);
 
-impl<J: Send + 'static, L: Labour<J>> Drop for Place<'_, J, L> {
+impl<J: Send + 'static, L: RunJob<J>> Drop for RespawnGuard<'_, J, L> {
     fn drop(&mut self) {
         let mut queue = lock(&self.0.queue);
         queue.threads -= 1;
@@ -267,7 +267,7 @@ impl<J: Send + 'static, L: Labour<J>> Drop for Place<'_, J, L> {
     }
 }
 
-impl<J: Send + 'static, L: Labour<J>> Drop for Crew<J, L> {
+impl<J: Send + 'static, L: RunJob<J>> Drop for ThreadPool<J, L> {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
         self.shared.work.notify_all();
@@ -285,7 +285,7 @@ mod tests {
     /// A job that is a function of its input.
     struct Do<F>(F);
 
-    impl<J, F: Fn(J) + Send + Sync + 'static> Labour<J> for Do<F> {
+    impl<J, F: Fn(J) + Send + Sync + 'static> RunJob<J> for Do<F> {
         type After = ();
 
         fn run(&self, job: J) {
@@ -300,8 +300,8 @@ mod tests {
         }
     }
 
-    fn manning(most: usize) -> Manning {
-        Manning { name: "test", most, waits: true, stay: None, stack_size: None }
+    fn config(max_threads: usize) -> PoolConfig {
+        PoolConfig { name: "test", max_threads, waits: true, keep_alive: None, stack_size: None }
     }
 
     #[test]
@@ -309,14 +309,14 @@ mod tests {
         for stack_size in [usize::MAX, usize::MAX / 8] {
             for waits in [true, false] {
                 let (done, results) = mpsc::channel();
-                let crew = Crew::new(
-                    Manning { stack_size: Some(stack_size), waits, ..manning(3) },
+                let pool = ThreadPool::new(
+                    PoolConfig { stack_size: Some(stack_size), waits, ..config(3) },
                     Do(move |()| done.send(thread::current().id()).unwrap()),
                 );
-                crew.push(());
-                crew.call();
+                pool.push(());
+                pool.call();
                 assert_eq!(results.try_recv(), Ok(thread::current().id()));
-                assert_eq!(crew.load(), 0);
+                assert_eq!(pool.load(), 0);
             }
         }
     }
@@ -326,20 +326,20 @@ mod tests {
         let (started, starts) = mpsc::channel();
         let (release, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let crew = Crew::new(
-            manning(3),
+        let pool = ThreadPool::new(
+            config(3),
             Do(move |number: usize| {
                 started.send(number).unwrap();
                 let _ = lock(&gate).recv_timeout(PATIENCE);
             }),
         );
         for number in 0..5 {
-            crew.push(number);
+            pool.push(number);
         }
-        crew.call();
+        pool.call();
         let first: Vec<_> = (0..3).map(|_| starts.recv_timeout(PATIENCE).unwrap()).collect();
         assert_eq!(first, [0, 1, 2]);
-        assert_eq!(crew.load(), 5);
+        assert_eq!(pool.load(), 5);
         for _ in 0..5 {
             release.send(()).unwrap();
         }
@@ -350,35 +350,35 @@ mod tests {
     #[test]
     fn a_thread_that_panics_is_replaced() {
         let (done, results) = mpsc::channel();
-        let crew = Crew::new(
-            manning(1),
+        let pool = ThreadPool::new(
+            config(1),
             Do(move |number: usize| {
                 assert_ne!(number, 0, "a job that panics on purpose");
                 done.send(number).unwrap();
             }),
         );
-        crew.push(0);
-        crew.push(1);
-        crew.call();
+        pool.push(0);
+        pool.push(1);
+        pool.call();
         assert_eq!(results.recv_timeout(PATIENCE), Ok(1));
     }
 
     #[test]
     fn a_thread_is_used_again_before_another_is_started() {
         let (done, results) = mpsc::channel();
-        let crew = Crew::new(
-            manning(8),
+        let pool = ThreadPool::new(
+            config(8),
             Do(move |()| done.send(thread::current().name().map(str::to_owned)).unwrap()),
         );
-        crew.push(());
-        crew.call();
+        pool.push(());
+        pool.call();
         let first = results.recv_timeout(PATIENCE).unwrap();
         // It is idle again when its load says so.
-        while lock(&crew.shared.queue).asleep == 0 {
+        while lock(&pool.shared.queue).asleep == 0 {
             thread::yield_now();
         }
-        crew.push(());
-        crew.call();
+        pool.push(());
+        pool.call();
         assert_eq!(results.recv_timeout(PATIENCE).unwrap(), first);
     }
 }

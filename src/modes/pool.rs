@@ -1,6 +1,6 @@
 //! A bounded number of threads, each serving one whole request at a time.
 
-use super::crew::Manning;
+use super::thread_pool::PoolConfig;
 use super::threading::{Threads, When};
 
 /// A bounded pool of threads and a bounded queue in front of it; each request has a thread of its
@@ -69,9 +69,14 @@ impl Default for Pool {
 impl Threads {
     pub(crate) fn pooled(mode: Pool) -> Self {
         let stack_size = mode.stack_size;
-        let manning =
-            Manning { name: "pool", most: mode.threads, waits: true, stay: None, stack_size };
+        let config = PoolConfig {
+            name: "pool",
+            max_threads: mode.threads,
+            waits: true,
+            keep_alive: None,
+            stack_size,
+        };
         let when_full = if mode.reject { When::Reject } else { When::Pause };
-        Threads::new(manning, mode.threads.saturating_add(mode.queue), when_full, false)
+        Threads::new(config, mode.threads.saturating_add(mode.queue), when_full, false)
     }
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::active::Registration;
 use super::closing::{Linger, Progress};
-use super::seats::Taken;
-use super::waiting::{Input, Waiting};
-use super::{Lingering, Place, Served, Session};
+use super::wait::{Input, WaitStrategy};
+use super::{Lingering, Served, Session, SessionCx};
 use crate::address::Peer;
 use crate::conversation::{
     Conversation, Encodable, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
@@ -28,32 +28,32 @@ pub(crate) struct StreamSession<H, F> {
 
 /// How a conversation that is served by blocking is reached from elsewhere.
 struct ThreadSenders<'a> {
-    taken: Option<&'a Taken>,
+    registration: Option<&'a Registration>,
     unsupported: UnsupportedError,
     limit: usize,
 }
 
 impl SenderSource for ThreadSenders<'_> {
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
-        let Some(taken) = self.taken else { return Err(self.unsupported) };
-        let wakeup = taken.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
+        let Some(registration) = self.registration else { return Err(self.unsupported) };
+        let wakeup = registration.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
         Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, encodable)))
     }
 }
 
 impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
-    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
+    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let StreamSession { socket, mut conversation, room } = *self;
-        let mut buffer = std::mem::take(place.buffer);
-        let cut = talk(&socket, &mut conversation, room, &mut buffer, place);
+        let mut buffer = std::mem::take(cx.buffer);
+        let cut = talk(&socket, &mut conversation, room, &mut buffer, cx);
         let peer = conversation.peer().clone();
-        place.waiting.over();
-        let cut = cut || conversation.is_aborted() || place.waiting.is_cut();
+        cx.wait.over();
+        let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
         // The conversation is over, whatever its connection still waits for.
-        let reason = conversation.closed(place.tally);
+        let reason = conversation.closed(cx.tally);
         let ended = conversation.input_ended();
-        let lingering = close(&socket, &peer, cut, ended, &mut buffer, place);
-        *place.buffer = buffer;
+        let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
+        *cx.buffer = buffer;
         Served { peer, reason, cut, lingering }
     }
 }
@@ -64,35 +64,35 @@ fn talk<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
     room: usize,
     buffer: &mut [u8],
-    place: &mut Place<'_>,
+    cx: &mut SessionCx<'_>,
 ) -> bool {
     let mut cut = false;
     let mut progress = Progress::default();
     let mut step = |conversation: &mut Conversation<H, F>,
                     fresh: &[u8],
-                    place: &mut Place<'_>,
+                    cx: &mut SessionCx<'_>,
                     take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>)| {
-        call(conversation, room, place, take);
+        call(conversation, room, cx, take);
         let mut sent = Ok(());
         if !conversation.is_aborted() {
             let (input, send_queue) = (conversation.input(fresh), conversation.send_queue());
             let send_queue = send_queue.map(|send_queue| &**send_queue);
-            sent = send(socket, input, conversation.patience(), send_queue, place);
+            sent = send(socket, input, conversation.patience(), send_queue, cx);
         }
-        place.output_buffer.clear();
+        cx.output_buffer.clear();
         conversation.consume_delivered(fresh);
         if let Err(failed) = sent {
-            cut |= !insist(socket, conversation, room, failed, place);
+            cut |= !insist(socket, conversation, room, failed, cx);
         }
     };
-    step(conversation, &[], place, &|conversation, step_cx| conversation.open(step_cx));
+    step(conversation, &[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut input_next = false;
     while !conversation.is_closing() {
         let has_parcels =
             conversation.send_queue().is_some_and(|send_queue| !send_queue.is_empty());
         // In turns: neither keeps the other from being served.
         if has_parcels && !input_next {
-            step(conversation, &[], place, &|conversation, step_cx| {
+            step(conversation, &[], cx, &|conversation, step_cx| {
                 conversation.drain_send_queue(step_cx);
             });
             input_next = true;
@@ -101,11 +101,11 @@ fn talk<H: Handler, F: Framing>(
         input_next = false;
         if conversation.is_blocked_on_output() {
             // However much is left, the end of the time for stopping is an end.
-            if place.waiting.is_overdue() {
+            if cx.wait.is_overdue() {
                 conversation.end(CloseReason::Shutdown);
                 break;
             }
-            step(conversation, &[], place, &|conversation, step_cx| {
+            step(conversation, &[], cx, &|conversation, step_cx| {
                 conversation.receive(&[], step_cx)
             });
             continue;
@@ -124,20 +124,20 @@ fn talk<H: Handler, F: Framing>(
         let input = if has_parcels && conversation.input_ended() {
             continue;
         } else if has_parcels {
-            place.waiting.look(socket, buffer)
+            cx.wait.look(socket, buffer)
         } else if conversation.input_ended() {
-            place.waiting.rest(timeout)
+            cx.wait.rest(timeout)
         } else {
-            place.waiting.read(socket, buffer, timeout, idle, commands)
+            cx.wait.read(socket, buffer, timeout, idle, commands)
         };
         match input {
             Ok(Input::Bytes(0)) => {
-                step(conversation, &[], place, &|conversation, step_cx| conversation.eof(step_cx));
+                step(conversation, &[], cx, &|conversation, step_cx| conversation.eof(step_cx));
             }
             Ok(Input::Bytes(count)) => {
-                place.tally.bytes_in += count as u64;
+                cx.tally.bytes_in += count as u64;
                 let fresh = &buffer[..count];
-                step(conversation, fresh, place, &|conversation, step_cx| {
+                step(conversation, fresh, cx, &|conversation, step_cx| {
                     conversation.receive(fresh, step_cx);
                 });
             }
@@ -145,7 +145,7 @@ fn talk<H: Handler, F: Framing>(
             // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
             Ok(Input::TimedOut) if progress.is_made(socket) => {}
             Ok(Input::TimedOut) => {
-                step(conversation, &[], place, &|conversation, step_cx| {
+                step(conversation, &[], cx, &|conversation, step_cx| {
                     conversation.timed_out(step_cx)
                 });
             }
@@ -160,19 +160,19 @@ fn talk<H: Handler, F: Framing>(
 fn call<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
     room: usize,
-    place: &mut Place<'_>,
+    cx: &mut SessionCx<'_>,
     take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
 ) {
-    let unsupported = place.no_sender;
-    let taken = match place.waiting {
-        Waiting::InThread(taken) => Some(taken),
+    let unsupported = cx.no_sender;
+    let registration = match cx.wait {
+        WaitStrategy::Thread(registration) => Some(registration),
         _ => None,
     };
-    let senders = ThreadSenders { taken, unsupported, limit: room };
-    let mut step_cx = StepCx::new(place.output_buffer, place.tally, &senders, room);
+    let senders = ThreadSenders { registration, unsupported, limit: room };
+    let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &senders, room);
     take(conversation, &mut step_cx);
     if step_cx.shutdown {
-        (place.on_shutdown)();
+        (cx.on_shutdown)();
     }
 }
 
@@ -188,28 +188,28 @@ fn send(
     input: &[u8],
     timeout: Option<Duration>,
     send_queue: Option<&SendQueue>,
-    place: &mut Place<'_>,
+    cx: &mut SessionCx<'_>,
 ) -> Result<(), FailedWrite> {
-    let total = place.output_buffer.len();
+    let total = cx.output_buffer.len();
     if total == 0 {
         return Ok(());
     }
     let mut left = total;
     let mut write = |mut part: &[u8]| {
         left -= part.len();
-        let written = place.waiting.write_all(socket, &mut part, timeout, send_queue);
+        let written = cx.wait.write_all(socket, &mut part, timeout, send_queue);
         left += part.len();
         written
     };
-    let written = match place.output_buffer.contiguous(input) {
+    let written = match cx.output_buffer.contiguous(input) {
         Some(bytes) => write(bytes),
-        None => place.output_buffer.parts(input).try_for_each(write),
+        None => cx.output_buffer.parts(input).try_for_each(write),
     };
-    place.tally.bytes_out += (total - left) as u64;
+    cx.tally.bytes_out += (total - left) as u64;
     written.map_err(|error| {
         let mut bytes = Vec::new();
         if error.kind() == io::ErrorKind::TimedOut {
-            keep(place.output_buffer, input, total - left, &mut bytes);
+            keep(cx.output_buffer, input, total - left, &mut bytes);
         }
         FailedWrite { bytes, error }
     })
@@ -231,7 +231,7 @@ fn insist<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
     room: usize,
     failed: FailedWrite,
-    place: &mut Place<'_>,
+    cx: &mut SessionCx<'_>,
 ) -> bool {
     let FailedWrite { mut bytes, mut error } = failed;
     loop {
@@ -249,7 +249,7 @@ fn insist<H: Handler, F: Framing>(
             _ => {}
         }
         if !late || bytes.is_empty() {
-            conversation.end(match place.waiting.is_cut() {
+            conversation.end(match cx.wait.is_cut() {
                 true => CloseReason::Shutdown,
                 false => CloseReason::Disconnected(error),
             });
@@ -258,19 +258,19 @@ fn insist<H: Handler, F: Framing>(
         if conversation.is_closing() {
             return false;
         }
-        call(conversation, room, place, &|conversation, step_cx| conversation.timed_out(step_cx));
+        call(conversation, room, cx, &|conversation, step_cx| conversation.timed_out(step_cx));
         if conversation.is_aborted() {
-            place.output_buffer.clear();
+            cx.output_buffer.clear();
             return false;
         }
-        keep(place.output_buffer, &[], 0, &mut bytes);
-        place.output_buffer.clear();
+        keep(cx.output_buffer, &[], 0, &mut bytes);
+        cx.output_buffer.clear();
         let mut left = &bytes[..];
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
         let patience = conversation.patience();
-        let written = place.waiting.write_all(socket, &mut left, patience, send_queue);
+        let written = cx.wait.write_all(socket, &mut left, patience, send_queue);
         let sent = bytes.len() - left.len();
-        place.tally.bytes_out += sent as u64;
+        cx.tally.bytes_out += sent as u64;
         match written {
             Ok(()) => return true,
             Err(next) => error = next,
@@ -287,29 +287,29 @@ pub(super) fn close(
     cut: bool,
     ended: bool,
     buffer: &mut [u8],
-    place: &mut Place<'_>,
+    cx: &mut SessionCx<'_>,
 ) -> Option<Lingering> {
     if cut {
         sys::reset_on_close(socket);
     } else if !ended && let Some(mut linger) = Linger::begin(socket, peer, buffer, Instant::now()) {
-        if place.leaves_lingering {
+        if cx.leaves_lingering {
             return Some(Lingering { socket: socket.clone(), linger });
         }
-        linger_here(socket, &mut linger, buffer, place);
+        linger_here(socket, &mut linger, buffer, cx);
     }
-    place.tally.closed += 1;
+    cx.tally.closed += 1;
     None
 }
 
 /// Throws input away until the peer has ended, or has all of its output, but not for ever.
-fn linger_here(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], place: &mut Place<'_>) {
+fn linger_here(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], cx: &mut SessionCx<'_>) {
     loop {
         let now = Instant::now();
         if linger.is_done(socket, now) {
             return;
         }
         let pause = Some(linger.next().saturating_duration_since(now));
-        match place.waiting.read(socket, buffer, pause, true, false) {
+        match cx.wait.read(socket, buffer, pause, true, false) {
             Ok(Input::TimedOut) => {}
             Ok(Input::Bytes(count @ 1..)) if !linger.discard(count) => {}
             _ => return,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::stream::close;
-use super::waiting::{Input, Waiting, is_out_of_time, out_of_time};
-use super::{Answering, Packet, Place, Served, Session};
+use super::wait::{Input, WaitStrategy, is_out_of_time, out_of_time};
+use super::{Datagram, ReplySocket, Served, Session, SessionCx};
 use crate::address::{Address, Peer};
 use crate::counters::Tally;
 use crate::error::{CloseReason, HandlerResult};
@@ -117,8 +117,8 @@ pub struct Request<'a> {
 enum Channel<'a> {
     Stream(Stream<'a>),
     Datagram {
-        answering: Arc<Answering>,
-        packet: Packet,
+        reply_socket: Arc<ReplySocket>,
+        datagram: Datagram,
         /// How much of the packet has been read.
         at: usize,
         /// Something was written, be it nothing.
@@ -129,7 +129,7 @@ enum Channel<'a> {
 struct Stream<'a> {
     socket: Arc<Socket>,
     /// How it waits for its peer; behind a trait for its lifetime's sake.
-    waiting: &'a mut (dyn Wait + 'a),
+    wait: &'a mut (dyn Wait + 'a),
     timeout: Option<Duration>,
     /// What was read from the socket, of which the handler has taken the first `at` bytes.
     input: Vec<u8>,
@@ -143,7 +143,7 @@ struct Stream<'a> {
     write_buffer: usize,
 }
 
-/// Waiting for a peer, see [`Waiting`].
+/// WaitStrategy for a peer, see [`WaitStrategy`].
 trait Wait {
     fn read(
         &mut self,
@@ -161,7 +161,7 @@ trait Wait {
     ) -> io::Result<()>;
 }
 
-impl Wait for Waiting<'_> {
+impl Wait for WaitStrategy<'_> {
     fn read(
         &mut self,
         socket: &Socket,
@@ -169,7 +169,7 @@ impl Wait for Waiting<'_> {
         timeout: Option<Duration>,
         idle: bool,
     ) -> io::Result<Input> {
-        Waiting::read(self, socket, buffer, timeout, idle, false)
+        WaitStrategy::read(self, socket, buffer, timeout, idle, false)
     }
 
     fn write_all(
@@ -178,7 +178,7 @@ impl Wait for Waiting<'_> {
         bytes: &mut &[u8],
         timeout: Option<Duration>,
     ) -> io::Result<()> {
-        Waiting::write_all(self, socket, bytes, timeout, None)
+        WaitStrategy::write_all(self, socket, bytes, timeout, None)
     }
 }
 
@@ -199,7 +199,7 @@ impl Stream<'_> {
         // A request is in progress until its handler returns, unless that says otherwise; what has
         // come in part is in progress all the same.
         let idle = self.idle && start == 0;
-        let read = self.waiting.read(&self.socket, &mut self.input[start..], self.timeout, idle);
+        let read = self.wait.read(&self.socket, &mut self.input[start..], self.timeout, idle);
         self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
         match read? {
             Input::Bytes(0) => {
@@ -222,7 +222,7 @@ impl Stream<'_> {
     /// Sends all of it.
     fn write_all(&mut self, mut bytes: &[u8], tally: &mut Tally) -> io::Result<()> {
         let total = bytes.len();
-        let written = self.waiting.write_all(&self.socket, &mut bytes, self.timeout);
+        let written = self.wait.write_all(&self.socket, &mut bytes, self.timeout);
         tally.bytes_out += (total - bytes.len()) as u64;
         self.cut |= written.is_err();
         written
@@ -271,14 +271,14 @@ impl Request<'_> {
     /// The datagram's bytes: Python's `packet`; `None` on a stream.
     pub fn packet(&self) -> Option<&[u8]> {
         match &self.channel {
-            Channel::Datagram { packet, .. } => Some(&packet.bytes),
+            Channel::Datagram { datagram, .. } => Some(&datagram.bytes),
             Channel::Stream(_) => None,
         }
     }
 
     /// Whether the datagram was longer than the receive size, and was cut to it by the kernel.
     pub fn is_truncated(&self) -> bool {
-        matches!(&self.channel, Channel::Datagram { packet, .. } if packet.truncated)
+        matches!(&self.channel, Channel::Datagram { datagram, .. } if datagram.truncated)
     }
 
     /// Reads up to and with the next `\n`; the line comes without its `\n` or `\r\n`. `None` when
@@ -390,7 +390,7 @@ impl Request<'_> {
     fn unread(&self) -> &[u8] {
         match &self.channel {
             Channel::Stream(stream) => &stream.input[stream.at..],
-            Channel::Datagram { packet, at, .. } => &packet.bytes[*at..],
+            Channel::Datagram { datagram, at, .. } => &datagram.bytes[*at..],
         }
     }
 
@@ -405,9 +405,9 @@ impl Request<'_> {
     fn close(&mut self) -> io::Result<()> {
         match &mut self.channel {
             Channel::Stream(_) => self.flush(),
-            Channel::Datagram { answering, packet, answered, .. } => {
+            Channel::Datagram { reply_socket, datagram, answered, .. } => {
                 if *answered {
-                    answering.reply(&packet.from, &self.written, self.tally);
+                    reply_socket.reply(&datagram.from, &self.written, self.tally);
                 }
                 Ok(())
             }
@@ -421,7 +421,7 @@ impl AsFd for Request<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.channel {
             Channel::Stream(Stream { socket, .. }) => socket.as_fd(),
-            Channel::Datagram { answering, .. } => answering.socket.as_fd(),
+            Channel::Datagram { reply_socket, .. } => reply_socket.socket.as_fd(),
         }
     }
 }
@@ -505,19 +505,19 @@ pub(crate) struct StreamRequestSession<R> {
 
 /// A datagram with its handler.
 pub(crate) struct DatagramRequestSession<R> {
-    pub(crate) answering: Arc<Answering>,
-    pub(crate) packet: Packet,
+    pub(crate) reply_socket: Arc<ReplySocket>,
+    pub(crate) datagram: Datagram,
     pub(crate) handler: CatchDrop<R>,
     pub(crate) server_address: Arc<Address>,
 }
 
 impl<R: RequestHandler> Session for StreamRequestSession<R> {
-    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
+    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let StreamRequestSession { socket, peer, mut handler, server_address } = *self;
         let mut request = Request {
             channel: Channel::Stream(Stream {
                 socket: socket.clone(),
-                waiting: &mut place.waiting,
+                wait: &mut cx.wait,
                 timeout: None,
                 input: Vec::new(),
                 at: 0,
@@ -528,8 +528,8 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
             }),
             peer,
             server_address: &server_address,
-            on_shutdown: place.on_shutdown,
-            tally: place.tally,
+            on_shutdown: cx.on_shutdown,
+            tally: cx.tally,
             written: Vec::new(),
         };
         let reason = answer(&mut *handler, &mut request);
@@ -541,11 +541,11 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         drop(channel);
         // Gone before its peer learns that it is over.
         drop(handler);
-        place.waiting.over();
-        let cut = cut || place.waiting.is_cut();
-        let mut buffer = std::mem::take(place.buffer);
-        let lingering = close(&socket, &peer, cut, ended, &mut buffer, place);
-        *place.buffer = buffer;
+        cx.wait.over();
+        let cut = cut || cx.wait.is_cut();
+        let mut buffer = std::mem::take(cx.buffer);
+        let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
+        *cx.buffer = buffer;
         // A handler may have passed its descriptor on: the peer sees the end all the same.
         if cut {
             sys::disconnect(&socket);
@@ -557,15 +557,15 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
 }
 
 impl<R: RequestHandler> Session for DatagramRequestSession<R> {
-    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
-        let DatagramRequestSession { answering, packet, mut handler, server_address } = *self;
-        let peer = packet.peer.clone();
+    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
+        let DatagramRequestSession { reply_socket, datagram, mut handler, server_address } = *self;
+        let peer = datagram.peer.clone();
         let mut request = Request {
-            channel: Channel::Datagram { answering, packet, at: 0, answered: false },
+            channel: Channel::Datagram { reply_socket, datagram, at: 0, answered: false },
             peer: peer.clone(),
             server_address: &server_address,
-            on_shutdown: place.on_shutdown,
-            tally: place.tally,
+            on_shutdown: cx.on_shutdown,
+            tally: cx.tally,
             written: Vec::new(),
         };
         let reason = answer(&mut *handler, &mut request);

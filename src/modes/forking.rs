@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use crate::blocking::{
+    InterruptibleWait, READ_SIZE, Served, Session, SessionCx, StopOutcome, WaitStrategy,
+};
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::UnsupportedError;
-use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
-use crate::sys::{self, Child, ChildProcess, PollInterest, Wakeup};
+use crate::sys::{self, Child, InChild, PollInterest, Wakeup};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
 /// one's memory, at the price of a fork per request.
@@ -63,7 +65,7 @@ const EXIT_IDLE: i32 = 90;
 
 /// The children of one service.
 #[derive(Debug)]
-pub(crate) struct Family {
+pub(crate) struct Children {
     mode: Forking,
     children: Vec<Child>,
     /// Requests that are about to be forked for.
@@ -78,9 +80,9 @@ pub(crate) struct Family {
     drain: Duration,
 }
 
-impl Family {
+impl Children {
     pub(crate) fn new(mode: Forking) -> Self {
-        Family {
+        Children {
             mode,
             children: Vec::new(),
             expected: 0,
@@ -183,7 +185,7 @@ impl Family {
         &mut self,
         session: Box<dyn Session + '_>,
         connection: Option<&Socket>,
-        process: &ChildProcess,
+        process: &InChild,
         fault: impl FnOnce(&Served),
     ) -> i32 {
         for child in self.children.drain(..) {
@@ -194,33 +196,33 @@ impl Family {
         let mut is_stopping = || sys::child_is_terminated();
         let (mut tally, mut output_buffer) = (Tally::default(), OutputBuffer::default());
         let mut buffer = vec![0; READ_SIZE].into_boxed_slice();
-        let mut place = Place {
+        let mut cx = SessionCx {
             buffer: &mut buffer,
             output_buffer: &mut output_buffer,
             tally: &mut tally,
             leaves_lingering: false,
-            waiting: Waiting::Alone(Alone {
+            wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,
                 asked: None,
                 is_stopping: &mut is_stopping,
                 // The parent sees to it that it does not take for ever.
                 drain: Duration::from_secs(365 * 24 * 3600),
                 deadline: None,
-                overtaken: None,
+                stop_outcome: None,
             }),
             no_sender: UnsupportedError::ForkingSender,
             on_shutdown: &|| self.shutdown.iter().for_each(|shutdown| shutdown.wake()),
         };
         let linger = connection.and_then(|connection| connection.linger().ok());
         sys::reset_on_termination(connection.map(AsFd::as_fd));
-        let served = session.run(&mut place);
+        let served = session.run(&mut cx);
         sys::reset_on_termination(None);
         if let (Some(connection), Some(linger), false) = (connection, linger, served.cut) {
             // Whole, it is closed as any other.
             let _ = connection.set_linger(linger);
         }
-        let idle = match &mut place.waiting {
-            Waiting::Alone(alone) => alone.overtaken() == Some(Overtaken::Idle),
+        let idle = match &mut cx.wait {
+            WaitStrategy::Interruptible(wait) => wait.stop_outcome() == Some(StopOutcome::Idle),
             _ => false,
         };
         let fault_or_not = i32::from(served.reason.is_fault());
@@ -234,7 +236,7 @@ impl Family {
     }
 }
 
-impl Drop for Family {
+impl Drop for Children {
     fn drop(&mut self) {
         self.finish();
     }

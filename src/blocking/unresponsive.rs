@@ -10,31 +10,31 @@ use socket2::SockAddr;
 pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long nobody waits for a peer that was waited for in vain.
-const MEMORY: Duration = Duration::from_secs(5);
+const TTL: Duration = Duration::from_secs(5);
 
 /// How many peers are remembered.
-const MOST: usize = 1024;
+const MAX_PEERS: usize = 1024;
 
 /// Peers that were waited for in vain: until one of them reads, or for a while, what there is no
 /// room for is lost at once, so that a peer costs whoever answers one wait and not one per reply.
 #[derive(Debug, Default)]
-pub(crate) struct Deaf {
+pub(crate) struct UnresponsivePeers {
     until: HashMap<SockAddr, Instant>,
     /// The socket's own buffer was full: nobody is worth waiting for.
     all_until: Option<Instant>,
 }
 
-impl Deaf {
+impl UnresponsivePeers {
     /// How long a datagram to this peer may wait.
-    pub(crate) fn patience(&self, peer: &SockAddr, now: Instant) -> Duration {
+    pub(crate) fn wait_budget(&self, peer: &SockAddr, now: Instant) -> Duration {
         let until = self.all_until.into_iter().chain(self.until.get(peer).copied()).max();
         if until.is_some_and(|until| now < until) { Duration::ZERO } else { PATIENCE }
     }
 
     /// A datagram has waited in vain; `for_all` says that one to anybody would have.
-    pub(crate) fn in_vain(&mut self, peer: &SockAddr, now: Instant, for_all: bool) {
+    pub(crate) fn record_timeout(&mut self, peer: &SockAddr, now: Instant, for_all: bool) {
         if for_all {
-            if self.all_until.replace(now + MEMORY).is_none() {
+            if self.all_until.replace(now + TTL).is_none() {
                 log::warn!(
                     "a Unix datagram socket can send nothing: its send buffer is full of what its \
                      clients have not read, and until they do replies are lost"
@@ -42,17 +42,17 @@ impl Deaf {
             }
             return;
         }
-        if self.until.len() >= MOST {
+        if self.until.len() >= MAX_PEERS {
             self.until.retain(|_, until| now < *until);
         }
-        if self.until.len() >= MOST {
+        if self.until.len() >= MAX_PEERS {
             self.until.clear();
         }
-        self.until.insert(peer.clone(), now + MEMORY);
+        self.until.insert(peer.clone(), now + TTL);
     }
 
     /// A datagram to this peer has gone.
-    pub(crate) fn went(&mut self, peer: &SockAddr) {
+    pub(crate) fn record_sent(&mut self, peer: &SockAddr) {
         self.all_until = None;
         if !self.until.is_empty() {
             self.until.remove(peer);
@@ -70,34 +70,34 @@ mod tests {
 
     #[test]
     fn who_was_waited_for_in_vain_is_not_waited_for_until_it_reads_or_a_while_is_over() {
-        let (mut deaf, now) = (Deaf::default(), Instant::now());
-        assert_eq!(deaf.patience(&peer(1), now), PATIENCE);
-        deaf.in_vain(&peer(1), now, false);
-        assert_eq!(deaf.patience(&peer(1), now), Duration::ZERO);
-        assert_eq!(deaf.patience(&peer(2), now), PATIENCE);
-        assert_eq!(deaf.patience(&peer(1), now + MEMORY), PATIENCE);
-        deaf.went(&peer(2));
-        assert_eq!(deaf.patience(&peer(1), now), Duration::ZERO);
-        deaf.went(&peer(1));
-        assert_eq!(deaf.patience(&peer(1), now), PATIENCE);
+        let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
+        assert_eq!(unresponsive.wait_budget(&peer(1), now), PATIENCE);
+        unresponsive.record_timeout(&peer(1), now, false);
+        assert_eq!(unresponsive.wait_budget(&peer(1), now), Duration::ZERO);
+        assert_eq!(unresponsive.wait_budget(&peer(2), now), PATIENCE);
+        assert_eq!(unresponsive.wait_budget(&peer(1), now + TTL), PATIENCE);
+        unresponsive.record_sent(&peer(2));
+        assert_eq!(unresponsive.wait_budget(&peer(1), now), Duration::ZERO);
+        unresponsive.record_sent(&peer(1));
+        assert_eq!(unresponsive.wait_budget(&peer(1), now), PATIENCE);
     }
 
     #[test]
     fn where_nobody_can_be_sent_to_nobody_is_waited_for() {
-        let (mut deaf, now) = (Deaf::default(), Instant::now());
-        deaf.in_vain(&peer(1), now, true);
-        assert_eq!(deaf.patience(&peer(3), now), Duration::ZERO);
-        deaf.went(&peer(2));
-        assert_eq!(deaf.patience(&peer(3), now), PATIENCE);
+        let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
+        unresponsive.record_timeout(&peer(1), now, true);
+        assert_eq!(unresponsive.wait_budget(&peer(3), now), Duration::ZERO);
+        unresponsive.record_sent(&peer(2));
+        assert_eq!(unresponsive.wait_budget(&peer(3), now), PATIENCE);
     }
 
     #[test]
     fn no_more_are_remembered_than_there_may_be() {
-        let (mut deaf, now) = (Deaf::default(), Instant::now());
-        for number in 0..3 * MOST {
-            deaf.in_vain(&peer(number), now, false);
-            assert!(deaf.until.len() <= MOST);
+        let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
+        for number in 0..3 * MAX_PEERS {
+            unresponsive.record_timeout(&peer(number), now, false);
+            assert!(unresponsive.until.len() <= MAX_PEERS);
         }
-        assert_eq!(deaf.patience(&peer(3 * MOST - 1), now), Duration::ZERO);
+        assert_eq!(unresponsive.wait_budget(&peer(3 * MAX_PEERS - 1), now), Duration::ZERO);
     }
 }

@@ -3,10 +3,10 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use super::crew::{Crew, Labour, Manning};
+use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
+use crate::blocking::Workers;
 use crate::counters::Published;
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
-use crate::session::Workers;
 use crate::token::Token;
 
 /// Handlers on a bounded pool of workers, everything else on the loop; a handler may block.
@@ -41,32 +41,32 @@ impl Default for Offload {
 }
 
 struct QueuedJob {
-    home: Arc<Mailbox>,
+    mailbox: Arc<Mailbox>,
     /// The run of the loop that lent it.
     run: usize,
     token: Token,
     work: Box<dyn Job>,
 }
 
-struct Errands;
+struct RunOffloadJob;
 
-impl Labour<QueuedJob> for Errands {
+impl RunJob<QueuedJob> for RunOffloadJob {
     /// The loop that may wait for the last job, of one that has not come home.
     type After = Option<Arc<Mailbox>>;
 
     fn run(&self, job: QueuedJob) -> Option<Arc<Mailbox>> {
-        let QueuedJob { home, run, token, mut work } = job;
+        let QueuedJob { mailbox, run, token, mut work } = job;
         if work.run() {
-            home.return_job(run, token, work);
+            mailbox.return_job(run, token, work);
             return None;
         }
         abandon(work);
-        Some(home)
+        Some(mailbox)
     }
 
-    fn after(&self, home: Option<Arc<Mailbox>>) {
-        if let Some(home) = home {
-            home.post(Mail::Wake);
+    fn after(&self, mailbox: Option<Arc<Mailbox>>) {
+        if let Some(mailbox) = mailbox {
+            mailbox.post(Mail::Wake);
         }
     }
 
@@ -78,29 +78,35 @@ impl Labour<QueuedJob> for Errands {
 
 /// The workers of one service.
 pub(crate) struct OffloadWorkers {
-    crew: Crew<QueuedJob, Errands>,
+    pool: ThreadPool<QueuedJob, RunOffloadJob>,
 }
 
 impl OffloadWorkers {
     pub(crate) fn new(mode: Offload) -> Self {
-        let most = mode.workers.get();
-        let manning = Manning { name: "worker", most, waits: true, stay: None, stack_size: None };
-        OffloadWorkers { crew: Crew::new(manning, Errands) }
+        let max_threads = mode.workers.get();
+        let config = PoolConfig {
+            name: "worker",
+            max_threads,
+            waits: true,
+            keep_alive: None,
+            stack_size: None,
+        };
+        OffloadWorkers { pool: ThreadPool::new(config, RunOffloadJob) }
     }
 
     /// Has wakes counted there from now on.
     pub(crate) fn count_into(&self, published: &Arc<Published>) {
-        self.crew.count_into(published);
+        self.pool.count_into(published);
     }
 
     /// Sees to it that someone comes for what was queued: once per turn, however much it was.
     pub(crate) fn call(&self) {
-        self.crew.call();
+        self.pool.call();
     }
 }
 
 impl Workers for OffloadWorkers {
-    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Job>) {
-        self.crew.push(QueuedJob { home: home.clone(), run: home.run(), token, work });
+    fn submit(&self, mailbox: &Arc<Mailbox>, token: Token, work: Box<dyn Job>) {
+        self.pool.push(QueuedJob { mailbox: mailbox.clone(), run: mailbox.run(), token, work });
     }
 }

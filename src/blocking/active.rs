@@ -21,15 +21,15 @@ thread_local! {
 
 /// All of a listener's requests that are served elsewhere.
 #[derive(Debug, Default)]
-pub(crate) struct Seats {
-    taken: Mutex<Slab<Arc<Seat>>>,
+pub(crate) struct ActiveConnections {
+    connections: Mutex<Slab<Arc<ActiveConnection>>>,
     stopping: AtomicBool,
     /// How many requests have ended that the stop found idle.
     ended_idle: AtomicUsize,
 }
 
 #[derive(Debug)]
-struct Seat {
+struct ActiveConnection {
     socket: Arc<Socket>,
     /// Its thread waits for the peer, with nothing begun.
     idle: AtomicBool,
@@ -43,7 +43,7 @@ struct Seat {
     wakeup: OnceLock<Arc<Wakeup>>,
 }
 
-impl Seat {
+impl ActiveConnection {
     /// Shuts its socket down. One that is closed by its peer already has what it needs, so an error
     /// says nothing.
     fn shut_down(&self, how: Shutdown) {
@@ -59,10 +59,10 @@ impl Seat {
     }
 }
 
-impl Seats {
+impl ActiveConnections {
     /// Takes a seat, until the guard is dropped.
-    pub(crate) fn take(self: &Arc<Self>, socket: Arc<Socket>) -> Taken {
-        let seat = Arc::new(Seat {
+    pub(crate) fn register(self: &Arc<Self>, socket: Arc<Socket>) -> Registration {
+        let connection = Arc::new(ActiveConnection {
             socket,
             idle: AtomicBool::new(false),
             found_idle: AtomicBool::new(false),
@@ -70,8 +70,8 @@ impl Seats {
             cut: AtomicBool::new(false),
             wakeup: OnceLock::new(),
         });
-        let number = lock(&self.taken).insert(seat.clone());
-        Taken { seats: self.clone(), seat, number }
+        let number = lock(&self.connections).insert(connection.clone());
+        Registration { active: self.clone(), connection, number }
     }
 
     /// From now on who is idle ends; its thread sees the end of its input.
@@ -79,23 +79,23 @@ impl Seats {
     /// Where input waits, or the peer's end, the thread is about to see that, and the stop after it.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, SeqCst);
-        for (_, seat) in lock(&self.taken).iter() {
-            if seat.idle.load(SeqCst) && !sys::has_input(&seat.socket) {
-                seat.found_idle.store(true, SeqCst);
-                seat.shut_down(Shutdown::Read);
+        for (_, connection) in lock(&self.connections).iter() {
+            if connection.idle.load(SeqCst) && !sys::has_input(&connection.socket) {
+                connection.found_idle.store(true, SeqCst);
+                connection.shut_down(Shutdown::Read);
             }
-            seat.wake();
+            connection.wake();
         }
     }
 
     /// Ends everyone, by a reset; reads and writes that wait come back.
     pub(crate) fn abort_all(&self) {
         self.stopping.store(true, SeqCst);
-        for (_, seat) in lock(&self.taken).iter() {
-            seat.cut.store(true, SeqCst);
-            seat.shut.store(true, SeqCst);
-            sys::disconnect(&seat.socket);
-            seat.wake();
+        for (_, connection) in lock(&self.connections).iter() {
+            connection.cut.store(true, SeqCst);
+            connection.shut.store(true, SeqCst);
+            sys::disconnect(&connection.socket);
+            connection.wake();
         }
     }
 
@@ -113,57 +113,58 @@ impl Seats {
 
 /// A seat taken.
 #[derive(Debug)]
-pub(crate) struct Taken {
-    seats: Arc<Seats>,
-    seat: Arc<Seat>,
+pub(crate) struct Registration {
+    active: Arc<ActiveConnections>,
+    connection: Arc<ActiveConnection>,
     number: usize,
 }
 
-impl Taken {
+impl Registration {
     pub(crate) fn is_stopping(&self) -> bool {
-        self.seats.stopping.load(SeqCst)
+        self.active.stopping.load(SeqCst)
     }
 
     /// Whether a stop has shut this socket down.
     pub(crate) fn is_shut(&self) -> bool {
-        self.seat.shut.load(SeqCst)
+        self.connection.shut.load(SeqCst)
     }
 
     /// Whether the time for stopping is up, and it has been ended.
     pub(crate) fn is_cut(&self) -> bool {
-        self.seat.cut.load(SeqCst)
+        self.connection.cut.load(SeqCst)
     }
 
     /// Its thread, which waited with nothing begun and not for its peer, has been woken by a stop.
     pub(crate) fn set_found_idle(&self) {
-        self.seat.found_idle.store(true, SeqCst);
+        self.connection.found_idle.store(true, SeqCst);
     }
 
     /// What wakes this thread; from now on a stop does, too.
     pub(crate) fn wakeup(&self) -> io::Result<&Arc<Wakeup>> {
-        if self.seat.wakeup.get().is_none() {
+        if self.connection.wakeup.get().is_none() {
             let wakeup = WAKEUP.with(|own| match own.get() {
                 Some(wakeup) => Ok(wakeup.clone()),
-                None => Wakeup::new().map(|made| own.get_or_init(|| Arc::new(made)).clone()),
+                None => Wakeup::new()
+                    .map(|make_handler| own.get_or_init(|| Arc::new(make_handler)).clone()),
             })?;
             // It is this thread alone that sets it.
-            let _ = self.seat.wakeup.set(wakeup);
+            let _ = self.connection.wakeup.set(wakeup);
         }
-        self.seat.wakeup.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.connection.wakeup.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Says whether its thread waits with nothing begun. A stop that comes at the same moment is
     /// seen by one of the two: the thread looks for it after it has said so, the stop before.
     pub(crate) fn set_idle(&self, idle: bool) {
-        self.seat.idle.store(idle, SeqCst);
+        self.connection.idle.store(idle, SeqCst);
     }
 }
 
-impl Drop for Taken {
+impl Drop for Registration {
     fn drop(&mut self) {
-        lock(&self.seats.taken).remove(self.number);
-        if self.seat.found_idle.load(SeqCst) {
-            self.seats.ended_idle.fetch_add(1, SeqCst);
+        lock(&self.active.connections).remove(self.number);
+        if self.connection.found_idle.load(SeqCst) {
+            self.active.ended_idle.fetch_add(1, SeqCst);
         }
     }
 }

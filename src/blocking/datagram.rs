@@ -8,7 +8,7 @@ use std::time::Instant;
 use socket2::Socket;
 
 use super::retries::RetryQueues;
-use super::{Place, Served, Session};
+use super::{Served, Session, SessionCx};
 use crate::address::Peer;
 use crate::conversation::{Encodable, Handler, SenderSource, StepCx, serve_datagram};
 use crate::counters::Tally;
@@ -20,7 +20,7 @@ use crate::token::Token;
 
 /// A datagram that has come, and where it came from.
 #[derive(Debug)]
-pub(crate) struct Packet {
+pub(crate) struct Datagram {
     pub(crate) bytes: Vec<u8>,
     pub(crate) peer: Peer,
     /// Where a reply goes.
@@ -28,17 +28,17 @@ pub(crate) struct Packet {
     pub(crate) truncated: bool,
 }
 
-impl Packet {
+impl Datagram {
     pub(crate) fn new(bytes: &[u8], peer: Peer, received: &RecvMeta) -> Self {
         let from = received.from.clone();
-        Packet { bytes: bytes.to_vec(), peer, from, truncated: received.truncated }
+        Datagram { bytes: bytes.to_vec(), peer, from, truncated: received.truncated }
     }
 }
 
 /// A datagram with whoever answers it.
 pub(crate) struct DatagramSession<H> {
-    pub(crate) answering: Arc<Answering>,
-    pub(crate) packet: Packet,
+    pub(crate) reply_socket: Arc<ReplySocket>,
+    pub(crate) datagram: Datagram,
     pub(crate) handler: CatchDrop<H>,
 }
 
@@ -52,19 +52,24 @@ impl SenderSource for NoSenders {
 }
 
 impl<H: Handler> Session for DatagramSession<H> {
-    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served {
-        let DatagramSession { answering, packet, handler } = *self;
-        let mut step_cx = StepCx::new(place.output_buffer, place.tally, &NoSenders, usize::MAX);
-        let peer = packet.peer.clone();
-        let reason =
-            serve_datagram(handler, peer.clone(), &packet.bytes, packet.truncated, &mut step_cx);
+    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
+        let DatagramSession { reply_socket, datagram, handler } = *self;
+        let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &NoSenders, usize::MAX);
+        let peer = datagram.peer.clone();
+        let reason = serve_datagram(
+            handler,
+            peer.clone(),
+            &datagram.bytes,
+            datagram.truncated,
+            &mut step_cx,
+        );
         if step_cx.shutdown {
-            (place.on_shutdown)();
+            (cx.on_shutdown)();
         }
-        for reply in place.output_buffer.parts(&packet.bytes) {
-            answering.reply(&packet.from, reply, place.tally);
+        for reply in cx.output_buffer.parts(&datagram.bytes) {
+            reply_socket.reply(&datagram.from, reply, cx.tally);
         }
-        place.output_buffer.clear();
+        cx.output_buffer.clear();
         Served { peer, reason, cut: false, lingering: None }
     }
 }
@@ -74,7 +79,7 @@ impl<H: Handler> Session for DatagramSession<H> {
 /// Where a loop runs beside, nobody waits for a Unix peer with a full queue: its replies are put
 /// aside, and the loop tries them again.
 #[derive(Debug)]
-pub(crate) struct Answering {
+pub(crate) struct ReplySocket {
     pub(crate) socket: Arc<Socket>,
     retries: Mutex<RetryQueues>,
     /// The loop that tries again what is put aside. It is told when there is something.
@@ -83,9 +88,9 @@ pub(crate) struct Answering {
     run_ended: AtomicBool,
 }
 
-impl Answering {
+impl ReplySocket {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        Answering {
+        ReplySocket {
             socket,
             retries: Mutex::default(),
             retried_by: OnceLock::new(),
@@ -150,7 +155,7 @@ impl Answering {
             return false;
         }
         let now = Instant::now();
-        if retries.deaf.patience(&to.address, now).is_zero() {
+        if retries.unresponsive.wait_budget(&to.address, now).is_zero() {
             tally.unsent += 1;
             return true;
         }
@@ -171,7 +176,7 @@ impl Answering {
         loop {
             let error = match sys::send_datagram(&self.socket, to, bytes) {
                 Ok(()) => {
-                    lock(&self.retries).deaf.went(&to.address);
+                    lock(&self.retries).unresponsive.record_sent(&to.address);
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -185,7 +190,7 @@ impl Answering {
             let deadline = match deadline {
                 Some(deadline) => deadline,
                 None => {
-                    let patience = lock(&self.retries).deaf.patience(&to.address, now);
+                    let patience = lock(&self.retries).unresponsive.wait_budget(&to.address, now);
                     if patience.is_zero() {
                         return Err(error);
                     }
@@ -195,7 +200,7 @@ impl Answering {
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 let for_all = sys::is_send_buffer_full(&self.socket);
-                lock(&self.retries).deaf.in_vain(&to.address, now, for_all);
+                lock(&self.retries).unresponsive.record_timeout(&to.address, now, for_all);
                 return Err(error);
             }
             sys::wait_for_room(&self.socket, to, left)?;
@@ -223,14 +228,14 @@ mod tests {
         let (mut batch, mut received) = (Batch::new(100), Vec::new());
         batch.receive(&socket, 1, &mut received).unwrap();
         let to = received.remove(0).from;
-        let (answering, mut tally) = (Answering::new(socket), Tally::default());
+        let (reply_socket, mut tally) = (ReplySocket::new(socket), Tally::default());
         while tally.unsent == 0 {
-            answering.reply(&to, b"unread", &mut tally);
+            reply_socket.reply(&to, b"unread", &mut tally);
         }
-        let remembered = format!("{:?}", lock(&answering.retries).deaf);
-        answering.reply(&to, b"lost at once", &mut tally);
+        let remembered = format!("{:?}", lock(&reply_socket.retries).unresponsive);
+        reply_socket.reply(&to, b"lost at once", &mut tally);
         assert_eq!(tally.unsent, 2);
-        assert_eq!(format!("{:?}", lock(&answering.retries).deaf), remembered);
+        assert_eq!(format!("{:?}", lock(&reply_socket.retries).unresponsive), remembered);
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

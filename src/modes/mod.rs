@@ -6,29 +6,29 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use crate::blocking::Served;
 use crate::counters::{Published, Tally};
 use crate::log;
 use crate::mailbox::{Ended, Mail, Mailbox};
-use crate::session::Served;
 
-mod crew;
 mod forking;
 mod inline;
 mod mode;
 mod offload;
 mod pool;
+mod thread_pool;
 mod threading;
 
-pub(crate) use forking::Family;
+pub(crate) use forking::Children;
 pub use forking::Forking;
-pub(crate) use inline::Alongside;
 pub use inline::Inline;
+pub(crate) use inline::InlineRunner;
 pub use mode::{BlockingMode, Mode, Reactor};
 pub use offload::Offload;
 pub(crate) use offload::OffloadWorkers;
 pub use pool::Pool;
 pub use threading::Threading;
-pub(crate) use threading::{Assigned, Threads, When};
+pub(crate) use threading::{SessionJob, Threads, When};
 
 /// Only this crate's modes are modes.
 pub trait Sealed {}
@@ -44,7 +44,7 @@ impl Sealed for BlockingMode {}
 
 /// How the requests of one service that are served elsewhere reach its loop again, or the next one.
 #[derive(Debug)]
-pub(crate) struct Homeward {
+pub(crate) struct CompletionNotifier {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
     /// The service, by its number in the server.
@@ -53,13 +53,13 @@ pub(crate) struct Homeward {
     wanted: AtomicBool,
 }
 
-impl Homeward {
+impl CompletionNotifier {
     pub(crate) fn new(mailbox: Arc<Mailbox>, published: Arc<Published>, service: usize) -> Self {
-        Homeward { mailbox, published, service, wanted: AtomicBool::new(false) }
+        CompletionNotifier { mailbox, published, service, wanted: AtomicBool::new(false) }
     }
 
     /// From now on the end of each request is told.
-    pub(crate) fn want(&self) {
+    pub(crate) fn notify_on_completion(&self) {
         self.wanted.store(true, SeqCst);
     }
 

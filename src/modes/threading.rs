@@ -4,15 +4,17 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Homeward;
-use super::crew::{Crew, Labour, Manning};
+use super::CompletionNotifier;
+use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
+use crate::blocking::{
+    ActiveConnections, READ_SIZE, Registration, Session, SessionCx, WaitStrategy,
+};
 use crate::conversation::OutputBuffer;
 use crate::counters::{Published, Tally};
 use crate::error::UnsupportedError;
-use crate::session::{Place, READ_SIZE, Seats, Session, Taken, Waiting};
 
 /// How long a thread that has served its request waits for another one.
-const STAY: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// A thread for each request: Python's `ThreadingMixIn`. A thread that has served its request is
 /// used again for the next one, and ends after some seconds without any.
@@ -78,11 +80,11 @@ impl Default for Threading {
 }
 
 /// A request on its way to a thread.
-pub(crate) struct Assigned {
+pub(crate) struct SessionJob {
     pub(crate) session: Box<dyn Session + Send>,
     /// Its seat; a datagram has none, since it waits for nobody.
-    pub(crate) seat: Option<Taken>,
-    pub(crate) home: Arc<Homeward>,
+    pub(crate) registration: Option<Registration>,
+    pub(crate) notifier: Arc<CompletionNotifier>,
     /// The run of the loop that it came in.
     pub(crate) run: usize,
 }
@@ -98,8 +100,8 @@ pub(crate) enum When {
 
 /// The threads of one service, and the requests they are serving.
 pub(crate) struct Threads {
-    crew: Crew<Assigned, Serving>,
-    pub(crate) seats: Arc<Seats>,
+    pool: ThreadPool<SessionJob, RunSession>,
+    pub(crate) active: Arc<ActiveConnections>,
     /// How many requests there may be, those that wait for a thread included.
     most: usize,
     pub(crate) when_full: When,
@@ -110,28 +112,34 @@ pub(crate) struct Threads {
 impl Threads {
     pub(crate) fn for_each_request(mode: Threading) -> Self {
         let (most, stack_size) = (mode.limit.unwrap_or(usize::MAX), mode.stack_size);
-        let manning = Manning { name: "thread", most, waits: false, stay: Some(STAY), stack_size };
-        Self::new(manning, most, When::Pause, mode.is_left_alone())
+        let config = PoolConfig {
+            name: "thread",
+            max_threads: most,
+            waits: false,
+            keep_alive: Some(KEEP_ALIVE),
+            stack_size,
+        };
+        Self::new(config, most, When::Pause, mode.is_left_alone())
     }
 
-    pub(super) fn new(manning: Manning, most: usize, when_full: When, left_alone: bool) -> Self {
-        let crew = Crew::new(manning, Serving);
-        Threads { crew, seats: Arc::default(), most, when_full, left_alone }
+    pub(super) fn new(config: PoolConfig, most: usize, when_full: When, left_alone: bool) -> Self {
+        let pool = ThreadPool::new(config, RunSession);
+        Threads { pool, active: Arc::default(), most, when_full, left_alone }
     }
 
     /// Has wakes counted there from now on.
     pub(crate) fn count_into(&self, published: &Arc<Published>) {
-        self.crew.count_into(published);
+        self.pool.count_into(published);
     }
 
     /// Whether another request can be taken; if not, the loop is told when it can.
-    pub(crate) fn has_room(&self, home: &Homeward) -> bool {
-        if self.most == usize::MAX || self.crew.load() < self.most {
+    pub(crate) fn has_room(&self, notifier: &CompletionNotifier) -> bool {
+        if self.most == usize::MAX || self.pool.load() < self.most {
             return true;
         }
-        home.want();
+        notifier.notify_on_completion();
         // One may have ended just before it was known to be wanted.
-        self.crew.load() < self.most
+        self.pool.load() < self.most
     }
 
     /// How many more requests can be taken at once; at least one, for which
@@ -140,32 +148,32 @@ impl Threads {
         if self.most == usize::MAX || self.when_full == When::Reject {
             return usize::MAX;
         }
-        self.most.saturating_sub(self.crew.load()).max(1)
+        self.most.saturating_sub(self.pool.load()).max(1)
     }
 
     /// Hands a request to a thread; it may be turned away if there is none to be had.
-    pub(crate) fn assign(&self, assigned: Assigned) {
-        self.crew.push(assigned);
-        self.crew.call();
+    pub(crate) fn assign(&self, job: SessionJob) {
+        self.pool.push(job);
+        self.pool.call();
     }
 
     /// How many requests a stop has to wait for.
     pub(crate) fn load(&self) -> usize {
-        if self.left_alone { 0 } else { self.crew.load() }
+        if self.left_alone { 0 } else { self.pool.load() }
     }
 
     /// How many requests have ended that the stop found idle.
     pub(crate) fn ended_idle(&self) -> usize {
-        self.seats.ended_idle()
+        self.active.ended_idle()
     }
 
     /// Ends who is idle.
-    pub(crate) fn stop(&self, home: &Homeward) {
+    pub(crate) fn stop(&self, notifier: &CompletionNotifier) {
         if self.left_alone {
             return;
         }
-        home.want();
-        self.seats.stop();
+        notifier.notify_on_completion();
+        self.active.stop();
     }
 
     /// Ends everyone whose socket it can end; how many connections have ended that no thread had
@@ -174,65 +182,65 @@ impl Threads {
         if self.left_alone {
             return 0;
         }
-        let waiting = self.crew.take_waiting();
-        self.seats.abort_all();
-        waiting.iter().filter(|assigned| assigned.seat.is_some()).count()
+        let wait = self.pool.take_waiting();
+        self.active.abort_all();
+        wait.iter().filter(|job| job.registration.is_some()).count()
     }
 }
 
 /// What a thread keeps from request to request.
-struct Kit {
+struct ThreadScratch {
     buffer: Box<[u8]>,
     output_buffer: OutputBuffer,
     tally: Tally,
 }
 
 thread_local! {
-    static KIT: RefCell<Kit> = RefCell::new(Kit {
+    static SCRATCH: RefCell<ThreadScratch> = RefCell::new(ThreadScratch {
         buffer: vec![0; READ_SIZE].into_boxed_slice(),
         output_buffer: OutputBuffer::default(),
         tally: Tally::default(),
     });
 }
 
-/// Serving requests to their ends.
-struct Serving;
+/// RunSession requests to their ends.
+struct RunSession;
 
-impl Labour<Assigned> for Serving {
-    type After = Arc<Homeward>;
+impl RunJob<SessionJob> for RunSession {
+    type After = Arc<CompletionNotifier>;
 
-    fn run(&self, job: Assigned) -> Arc<Homeward> {
-        let Assigned { session, seat, home, run } = job;
-        KIT.with_borrow_mut(|kit| {
-            let waiting = seat.as_ref().map_or(Waiting::Nobody, Waiting::InThread);
-            let mut place = Place {
-                buffer: &mut kit.buffer,
-                output_buffer: &mut kit.output_buffer,
-                tally: &mut kit.tally,
+    fn run(&self, job: SessionJob) -> Arc<CompletionNotifier> {
+        let SessionJob { session, registration, notifier, run } = job;
+        SCRATCH.with_borrow_mut(|scratch| {
+            let wait = registration.as_ref().map_or(WaitStrategy::Never, WaitStrategy::Thread);
+            let mut cx = SessionCx {
+                buffer: &mut scratch.buffer,
+                output_buffer: &mut scratch.output_buffer,
+                tally: &mut scratch.tally,
                 leaves_lingering: false,
-                waiting,
+                wait,
                 no_sender: UnsupportedError::DatagramSender,
-                on_shutdown: &|| home.shutdown(run),
+                on_shutdown: &|| notifier.shutdown(run),
             };
-            let served = session.run(&mut place);
-            debug_assert!(kit.output_buffer.is_empty());
-            home.served(served, &mut kit.tally);
+            let served = session.run(&mut cx);
+            debug_assert!(scratch.output_buffer.is_empty());
+            notifier.served(served, &mut scratch.tally);
         });
-        drop(seat);
-        home
+        drop(registration);
+        notifier
     }
 
-    fn after(&self, home: Arc<Homeward>) {
-        home.freed();
+    fn after(&self, notifier: Arc<CompletionNotifier>) {
+        notifier.freed();
     }
 
     /// Turns it away.
-    fn refuse(&self, job: Assigned) {
-        let Assigned { session, seat, home, run: _ } = job;
-        let closed = u64::from(seat.is_some());
-        drop((session, seat));
+    fn refuse(&self, job: SessionJob) {
+        let SessionJob { session, registration, notifier, run: _ } = job;
+        let closed = u64::from(registration.is_some());
+        drop((session, registration));
         let mut tally = Tally { rejected_full: 1, closed, ..Tally::default() };
-        home.published.add(&mut tally);
-        home.freed();
+        notifier.published.add(&mut tally);
+        notifier.freed();
     }
 }

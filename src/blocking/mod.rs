@@ -13,27 +13,27 @@ use crate::mailbox::{Job, Mailbox};
 use crate::sys::CatchDrop;
 use crate::token::Token;
 
+mod active;
 mod closing;
 mod datagram;
-mod deaf;
 mod request;
 mod retries;
-mod seats;
 mod stream;
-mod waiting;
+mod unresponsive;
+mod wait;
 
+pub(crate) use active::{ActiveConnections, Registration};
 pub(crate) use closing::{FIRST_LOOK, Linger, Progress};
-pub(crate) use datagram::{Answering, DatagramSession, NoSenders, Packet};
-#[cfg(test)]
-pub(crate) use deaf::PATIENCE;
+pub(crate) use datagram::{Datagram, DatagramSession, NoSenders, ReplySocket};
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
 #[cfg(test)]
 pub(crate) use retries::{OVERHEAD, RETRY_HIGH};
 pub(crate) use retries::{RETRY, RetryQueues, charge};
-pub(crate) use seats::{Seats, Taken};
 pub(crate) use stream::StreamSession;
-pub(crate) use waiting::{Alone, Overtaken, Waiting};
+#[cfg(test)]
+pub(crate) use unresponsive::PATIENCE;
+pub(crate) use wait::{InterruptibleWait, StopOutcome, WaitStrategy};
 
 /// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
@@ -47,13 +47,13 @@ pub(crate) trait Workers: Send + Sync {
     /// `home` as [`Mail::JobDone`].
     ///
     /// [`Mail::JobDone`]: crate::mailbox::Mail::JobDone
-    fn submit(&self, home: &Arc<Mailbox>, token: Token, work: Box<dyn Job>);
+    fn submit(&self, mailbox: &Arc<Mailbox>, token: Token, work: Box<dyn Job>);
 }
 
 /// A request with whoever answers it, ready to be served to its end.
 pub(crate) trait Session {
     /// Serves it. Never panics.
-    fn run(self: Box<Self>, place: &mut Place<'_>) -> Served;
+    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served;
 }
 
 /// How a session went.
@@ -73,7 +73,7 @@ pub(crate) struct Lingering {
 }
 
 /// Where a session is served: what its thread lends it.
-pub(crate) struct Place<'a> {
+pub(crate) struct SessionCx<'a> {
     /// What is read into.
     pub(crate) buffer: &'a mut Box<[u8]>,
     /// Where output is collected.
@@ -83,7 +83,7 @@ pub(crate) struct Place<'a> {
     /// this thread.
     pub(crate) leaves_lingering: bool,
     /// How it waits for its peer.
-    pub(crate) waiting: Waiting<'a>,
+    pub(crate) wait: WaitStrategy<'a>,
     /// Why nothing can be sent to it from elsewhere, where it is not in a thread of its own.
     pub(crate) no_sender: UnsupportedError,
     /// Called at once when its handler asks the server to stop.

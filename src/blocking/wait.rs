@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::active::Registration;
 use super::closing::{FIRST_LOOK, Progress};
-use super::seats::Taken;
 use crate::conversation::CLOSING_PATIENCE;
 use crate::mailbox::{Ending, SendQueue};
 use crate::sys::{self, PollInterest, Wakeup};
@@ -26,17 +26,17 @@ pub(crate) enum Input {
 }
 
 /// Where a session is served, as far as waiting goes.
-pub(crate) enum Waiting<'a> {
+pub(crate) enum WaitStrategy<'a> {
     /// In a thread of its own: it waits in the system call, and a stop shuts its socket down.
-    InThread(&'a Taken),
+    Thread(&'a Registration),
     /// It waits for nobody: a datagram's.
-    Nobody,
+    Never,
     /// On the loop's own thread, or alone in a process: it waits for what says stop, too.
-    Alone(Alone<'a>),
+    Interruptible(InterruptibleWait<'a>),
 }
 
 /// What says stop to a session that nobody else can reach.
-pub(crate) struct Alone<'a> {
+pub(crate) struct InterruptibleWait<'a> {
     /// Becomes readable when there may be a reason to stop.
     pub(crate) wakeups: &'a [&'a Wakeup],
     /// As those, but what it says is said by its being readable: only asking takes it back.
@@ -48,12 +48,12 @@ pub(crate) struct Alone<'a> {
     /// When it must end, once it is stopping.
     pub(crate) deadline: Option<Instant>,
     /// What became of it, as soon as that is known.
-    pub(crate) overtaken: Option<Overtaken>,
+    pub(crate) stop_outcome: Option<StopOutcome>,
 }
 
 /// What became of a session that a stop overtook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Overtaken {
+pub(crate) enum StopOutcome {
     /// Nothing was begun, and it was ended.
     Idle,
     /// It came to its own end.
@@ -62,7 +62,7 @@ pub(crate) enum Overtaken {
     Cut,
 }
 
-impl Waiting<'_> {
+impl WaitStrategy<'_> {
     /// Waits for input. `idle` says that nothing is begun, so that a stop ends it at once; `parcels`
     /// that something may come from elsewhere.
     pub(crate) fn read(
@@ -74,30 +74,30 @@ impl Waiting<'_> {
         commands: bool,
     ) -> io::Result<Input> {
         match self {
-            Waiting::InThread(taken) => {
-                taken.set_idle(idle);
-                if idle && taken.is_stopping() {
+            WaitStrategy::Thread(registration) => {
+                registration.set_idle(idle);
+                if idle && registration.is_stopping() {
                     // What has arrived is answered, whether the server stops or not.
                     return match sys::receive_now(socket, buffer) {
-                        Ok(0) if taken.is_shut() => Ok(Input::Stopping),
+                        Ok(0) if registration.is_shut() => Ok(Input::Stopping),
                         Ok(count) => Ok(Input::Bytes(count)),
                         Err(error) if is_passing(&error) => Ok(Input::Stopping),
                         Err(error) => Err(error),
                     };
                 }
-                let wakeup = if commands { Some(taken.wakeup()?) } else { None };
+                let wakeup = if commands { Some(registration.wakeup()?) } else { None };
                 let read = read_in_thread(socket, buffer, timeout, wakeup);
-                taken.set_idle(false);
+                registration.set_idle(false);
                 match read {
                     // The stop has shut this socket down; what came before it has been read. Where it
                     // has not, this is the peer's own end.
-                    Ok(Input::Bytes(0)) if taken.is_shut() => Ok(Input::Stopping),
-                    Err(_) if taken.is_cut() => Ok(Input::Stopping),
+                    Ok(Input::Bytes(0)) if registration.is_shut() => Ok(Input::Stopping),
+                    Err(_) if registration.is_cut() => Ok(Input::Stopping),
                     other => other,
                 }
             }
-            Waiting::Nobody => Ok(Input::Stopping),
-            Waiting::Alone(alone) => alone.read(socket, buffer, timeout, idle),
+            WaitStrategy::Never => Ok(Input::Stopping),
+            WaitStrategy::Interruptible(wait) => wait.read(socket, buffer, timeout, idle),
         }
     }
 
@@ -105,7 +105,7 @@ impl Waiting<'_> {
     /// too.
     pub(crate) fn look(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Input> {
         match sys::receive_now(socket, buffer) {
-            Ok(0) if matches!(self, Waiting::InThread(taken) if taken.is_shut()) => {
+            Ok(0) if matches!(self, WaitStrategy::Thread(registration) if registration.is_shut()) => {
                 Ok(Input::Stopping)
             }
             Ok(count) => Ok(Input::Bytes(count)),
@@ -117,44 +117,44 @@ impl Waiting<'_> {
     /// Whether the time for stopping is up, where nobody else could say so.
     pub(crate) fn is_overdue(&mut self) -> bool {
         match self {
-            Waiting::Alone(alone) => alone.is_overdue(),
-            Waiting::InThread(_) | Waiting::Nobody => false,
+            WaitStrategy::Interruptible(wait) => wait.is_overdue(),
+            WaitStrategy::Thread(_) | WaitStrategy::Never => false,
         }
     }
 
     /// The session is over, but for its closing.
     pub(crate) fn over(&mut self) {
-        if let Waiting::Alone(alone) = self {
-            alone.overtaken = alone.overtaken();
+        if let WaitStrategy::Interruptible(wait) = self {
+            wait.stop_outcome = wait.stop_outcome();
         }
     }
 
     /// Whether the time for stopping was up before it was over.
     pub(crate) fn is_cut(&self) -> bool {
         match self {
-            Waiting::InThread(taken) => taken.is_cut(),
-            Waiting::Nobody => false,
-            Waiting::Alone(alone) => alone.overtaken == Some(Overtaken::Cut),
+            WaitStrategy::Thread(registration) => registration.is_cut(),
+            WaitStrategy::Never => false,
+            WaitStrategy::Interruptible(wait) => wait.stop_outcome == Some(StopOutcome::Cut),
         }
     }
 
     /// Waits, where the peer has ended, for what comes from elsewhere, or for the time to pass.
     pub(crate) fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
-        let taken = match self {
-            Waiting::InThread(taken) => taken,
-            Waiting::Alone(alone) => return alone.rest(timeout),
-            Waiting::Nobody => return Ok(Input::Stopping),
+        let registration = match self {
+            WaitStrategy::Thread(registration) => registration,
+            WaitStrategy::Interruptible(wait) => return wait.rest(timeout),
+            WaitStrategy::Never => return Ok(Input::Stopping),
         };
-        let wakeup = taken.wakeup()?;
-        if taken.is_stopping() {
+        let wakeup = registration.wakeup()?;
+        if registration.is_stopping() {
             return Ok(Input::Stopping);
         }
         let woken = sys::wait_for(&[(wakeup.as_fd(), PollInterest::Read)], timeout)?;
         wakeup.clear();
         Ok(match woken {
             0 => Input::TimedOut,
-            _ if taken.is_stopping() => {
-                taken.set_found_idle();
+            _ if registration.is_stopping() => {
+                registration.set_found_idle();
                 Input::Stopping
             }
             _ => Input::SendQueue,
@@ -172,8 +172,8 @@ impl Waiting<'_> {
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
         while !bytes.is_empty() {
-            if let Waiting::Alone(alone) = self {
-                alone.is_overdue();
+            if let WaitStrategy::Interruptible(wait) = self {
+                wait.is_overdue();
             }
             if self.is_cut() {
                 return Err(out_of_time());
@@ -194,19 +194,19 @@ impl Waiting<'_> {
         timeout: Option<Duration>,
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
-        if let (Waiting::InThread(taken), Some(send_queue)) = (&*self, send_queue) {
-            return wait_writable_or_ended(socket, timeout, send_queue, taken.wakeup()?);
+        if let (WaitStrategy::Thread(registration), Some(send_queue)) = (&*self, send_queue) {
+            return wait_writable_or_ended(socket, timeout, send_queue, registration.wakeup()?);
         }
         let mut progress = timeout.map(|_| Progress::of(socket));
         loop {
             let timed_out = match self {
-                Waiting::InThread(_) | Waiting::Nobody => {
+                WaitStrategy::Thread(_) | WaitStrategy::Never => {
                     sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], timeout)? == 0
                 }
-                Waiting::Alone(alone) => {
+                WaitStrategy::Interruptible(wait) => {
                     let expiry = expiry(timeout);
                     loop {
-                        match alone.wait(Some((socket.as_fd(), PollInterest::Write)), expiry)? {
+                        match wait.wait(Some((socket.as_fd(), PollInterest::Write)), expiry)? {
                             Woken::Peer | Woken::Deadline => break false,
                             Woken::TimedOut => break true,
                             Woken::Stop => {}
@@ -339,7 +339,7 @@ enum Woken {
     Deadline,
 }
 
-impl Alone<'_> {
+impl InterruptibleWait<'_> {
     /// Whether it is stopping; the time for it begins when this is first found out.
     fn is_stopping(&mut self) -> bool {
         if self.deadline.is_none() && (self.is_stopping)() {
@@ -353,14 +353,14 @@ impl Alone<'_> {
         let overdue =
             self.is_stopping() && self.deadline.is_some_and(|deadline| deadline <= Instant::now());
         if overdue {
-            self.overtaken.get_or_insert(Overtaken::Cut);
+            self.stop_outcome.get_or_insert(StopOutcome::Cut);
         }
         overdue
     }
 
     /// What became of it, now that it is over, if a stop has overtaken it.
-    pub(crate) fn overtaken(&mut self) -> Option<Overtaken> {
-        self.overtaken.or_else(|| self.is_stopping().then_some(Overtaken::Finished))
+    pub(crate) fn stop_outcome(&mut self) -> Option<StopOutcome> {
+        self.stop_outcome.or_else(|| self.is_stopping().then_some(StopOutcome::Finished))
     }
 
     /// Waits for the peer, if there is something to wait for, and for a reason to stop while there is
@@ -410,8 +410,8 @@ impl Alone<'_> {
     /// Nothing is begun, and the server is stopping. One that was busy when it heard of that has
     /// finished since.
     fn end_idle(&mut self, knew: bool) -> Input {
-        let how = if knew { Overtaken::Finished } else { Overtaken::Idle };
-        self.overtaken.get_or_insert(how);
+        let how = if knew { StopOutcome::Finished } else { StopOutcome::Idle };
+        self.stop_outcome.get_or_insert(how);
         Input::Stopping
     }
 
@@ -488,15 +488,15 @@ mod tests {
         };
         let wakeup = Wakeup::new().unwrap();
         wakeup.wake();
-        let mut alone = Alone {
+        let mut wait = InterruptibleWait {
             wakeups: &[&wakeup],
             asked: None,
             is_stopping: &mut is_stopping,
             drain: Duration::from_millis(300),
             deadline: None,
-            overtaken: None,
+            stop_outcome: None,
         };
-        let read = alone.read(&socket, &mut [0; 100], Some(timeout), false).unwrap();
+        let read = wait.read(&socket, &mut [0; 100], Some(timeout), false).unwrap();
         assert!(matches!(read, Input::TimedOut), "{read:?}");
     }
 
@@ -516,16 +516,16 @@ mod tests {
             };
             let wakeup = Wakeup::new().unwrap();
             wakeup.wake();
-            let mut alone = Alone {
+            let mut wait = InterruptibleWait {
                 wakeups: &[&wakeup],
                 asked: None,
                 is_stopping: &mut is_stopping,
                 drain: Duration::from_secs(20),
                 deadline: None,
-                overtaken: None,
+                stop_outcome: None,
             };
             let mut buffer = [0; 100];
-            let mut read = || alone.read(&socket, &mut buffer, None, true).unwrap();
+            let mut read = || wait.read(&socket, &mut buffer, None, true).unwrap();
             assert!(
                 matches!(read(), Input::Bytes(7)),
                 "noticed when asked for the {noticed}. time"

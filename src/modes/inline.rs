@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::blocking::{
+    InterruptibleWait, READ_SIZE, Served, Session, SessionCx, StopOutcome, WaitStrategy,
+};
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::UnsupportedError;
 use crate::mailbox::Mailbox;
-use crate::session::{Alone, Overtaken, Place, READ_SIZE, Served, Session, Waiting};
 use crate::sys::Wakeup;
 
 /// One request at a time, to its end, while all others wait: Python's `TCPServer` without a mix-in.
@@ -15,12 +17,12 @@ use crate::sys::Wakeup;
 pub struct Inline;
 
 /// What a session is served with beside the loop, on its thread.
-pub(crate) struct Alongside<'a> {
+pub(crate) struct InlineRunner<'a> {
     mailbox: Arc<Mailbox>,
     /// Readable when a signal says stop, if that is wanted.
     signals: Option<&'static Wakeup>,
     /// Readable when a child process says stop, if there may be one.
-    asked_by_child: Option<Arc<Wakeup>>,
+    child_stop_request: Option<Arc<Wakeup>>,
     /// Whether the server is to stop.
     is_stopping: Box<dyn FnMut() -> bool + 'a>,
     on_shutdown: Box<dyn Fn() + 'a>,
@@ -29,19 +31,19 @@ pub(crate) struct Alongside<'a> {
     output_buffer: OutputBuffer,
 }
 
-impl<'a> Alongside<'a> {
+impl<'a> InlineRunner<'a> {
     pub(crate) fn new(
         mailbox: Arc<Mailbox>,
         signals: Option<&'static Wakeup>,
-        asked_by_child: Option<Arc<Wakeup>>,
+        child_stop_request: Option<Arc<Wakeup>>,
         is_stopping: impl FnMut() -> bool + 'a,
         on_shutdown: impl Fn() + 'a,
         drain: Duration,
     ) -> Self {
-        Alongside {
+        InlineRunner {
             mailbox,
             signals,
-            asked_by_child,
+            child_stop_request,
             is_stopping: Box::new(is_stopping),
             on_shutdown: Box::new(on_shutdown),
             drain,
@@ -60,7 +62,7 @@ impl<'a> Alongside<'a> {
         &mut self,
         session: Box<dyn Session + '_>,
         tally: &mut Tally,
-    ) -> (Served, Option<Overtaken>) {
+    ) -> (Served, Option<StopOutcome>) {
         let mailbox = self.mailbox.clone();
         let is_stopping = &mut self.is_stopping;
         // Whoever posts a reason to stop wakes this thread only if it is known to wait.
@@ -70,28 +72,28 @@ impl<'a> Alongside<'a> {
         };
         let mut wakeups = vec![self.mailbox.wakeup()];
         wakeups.extend(self.signals);
-        let mut place = Place {
+        let mut cx = SessionCx {
             buffer: &mut self.buffer,
             output_buffer: &mut self.output_buffer,
             tally,
             leaves_lingering: true,
-            waiting: Waiting::Alone(Alone {
+            wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,
-                asked: self.asked_by_child.as_deref(),
+                asked: self.child_stop_request.as_deref(),
                 is_stopping: &mut doze_and_ask,
                 drain: self.drain,
                 deadline: None,
-                overtaken: None,
+                stop_outcome: None,
             }),
             no_sender: UnsupportedError::InlineSender,
             on_shutdown: &*self.on_shutdown,
         };
-        let served = session.run(&mut place);
-        let overtaken = match &mut place.waiting {
-            Waiting::Alone(alone) => alone.overtaken(),
+        let served = session.run(&mut cx);
+        let stop_outcome = match &mut cx.wait {
+            WaitStrategy::Interruptible(wait) => wait.stop_outcome(),
             _ => None,
         };
         self.mailbox.wake_up();
-        (served, overtaken)
+        (served, stop_outcome)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
 
-use super::deaf::{Deaf, PATIENCE};
+use super::unresponsive::{PATIENCE, UnresponsivePeers};
 use crate::counters::Tally;
 use crate::sys::{self, Destination};
 
@@ -31,7 +31,7 @@ pub(crate) struct RetryQueues {
     charge: usize,
     count: usize,
     /// Peers for which nothing is put aside.
-    pub(crate) deaf: Deaf,
+    pub(crate) unresponsive: UnresponsivePeers,
 }
 
 /// What is put aside for one peer, in order, and since when.
@@ -82,7 +82,7 @@ impl RetryQueues {
 
     /// Tries those again that were put aside. One that has waited too long is lost.
     pub(crate) fn retry(&mut self, socket: &Socket, now: Instant, tally: &mut Tally) {
-        let RetryQueues { peers, charge: charged, count, deaf } = self;
+        let RetryQueues { peers, charge: charged, count, unresponsive } = self;
         let mut nobody = false;
         peers.retain(|peer, Queue { to, replies }| {
             let mut full = nobody;
@@ -94,7 +94,7 @@ impl RetryQueues {
                 };
                 match sent {
                     Ok(()) => {
-                        deaf.went(peer);
+                        unresponsive.record_sent(peer);
                         tally.replies += 1;
                         tally.bytes_out += bytes.len() as u64;
                     }
@@ -104,7 +104,7 @@ impl RetryQueues {
                         if now.duration_since(*since) < PATIENCE {
                             return true;
                         }
-                        deaf.in_vain(peer, now, nobody);
+                        unresponsive.record_timeout(peer, now, nobody);
                         tally.unsent += 1;
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
