@@ -95,13 +95,16 @@ mod address;
 mod blocking;
 mod conversation;
 mod counters;
+mod encodable;
 mod error;
 mod event_loop;
 mod guard;
 mod log;
 mod mailbox;
 mod modes;
+mod sender;
 mod server;
+mod sync;
 mod sys;
 mod token;
 mod transport;
@@ -109,15 +112,16 @@ mod transport;
 pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
 pub use blocking::{Request, RequestHandler};
 pub use conversation::{
-    BoxFraming, Context, Decoded, Delimited, Encodable, Endian, FixedSize, Framing, Handler,
-    HandlerFn, LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
+    BoxFraming, Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn,
+    LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
 };
 pub use counters::Counters;
+pub use encodable::Encodable;
 pub use error::{
     CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,
 };
-pub use mailbox::{Sender, broadcast};
 pub use modes::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};
+pub use sender::{Sender, broadcast};
 pub use server::{
     Builder, ForkingTcpServer, ForkingUdpServer, ForkingUnixDatagramServer,
     ForkingUnixStreamServer, HandlerMode, Hooks, ListenerId, NoHooks, RequestMode, Running, Server,

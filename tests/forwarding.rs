@@ -10,7 +10,7 @@ const FORWARDED: [(&str, &str, &str); 4] = [
     ("src/conversation/handler.rs", "Handler", "Box<H>"),
     ("src/conversation/framing.rs", "Framing", "Box<F>"),
     ("src/conversation/framing.rs", "Framing", "BoxFraming"),
-    ("src/session/request.rs", "RequestHandler", "Box<R>"),
+    ("src/blocking/request.rs", "RequestHandler", "Box<R>"),
 ];
 
 /// The lines of the block that begins with a line of which `begins` holds.

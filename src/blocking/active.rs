@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use slab::Slab;
 use socket2::Socket;
 
-use crate::mailbox::lock;
+use crate::sync::lock;
 use crate::sys::{self, Wakeup};
 
 thread_local! {

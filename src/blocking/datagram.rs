@@ -10,11 +10,14 @@ use socket2::Socket;
 use super::retries::RetryQueues;
 use super::{Served, Session, SessionCx};
 use crate::address::Peer;
-use crate::conversation::{Encodable, Handler, SenderSource, StepCx, serve_datagram};
+use crate::conversation::{Handler, SenderSource, StepCx, serve_datagram};
 use crate::counters::Tally;
+use crate::encodable::Encodable;
 use crate::error::UnsupportedError;
 use crate::log;
-use crate::mailbox::{Mail, Mailbox, SendQueue, lock};
+use crate::mailbox::{Mail, Mailbox};
+use crate::sender::SendQueue;
+use crate::sync::lock;
 use crate::sys::{self, CatchDrop, Destination, RecvMeta};
 use crate::token::Token;
 

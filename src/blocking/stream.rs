@@ -12,10 +12,11 @@ use super::wait::{Input, WaitStrategy};
 use super::{Lingering, Served, Session, SessionCx};
 use crate::address::Peer;
 use crate::conversation::{
-    Conversation, Encodable, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
+    Conversation, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
 };
+use crate::encodable::Encodable;
 use crate::error::{CloseReason, UnsupportedError};
-use crate::mailbox::{Ending, SendQueue, Waker};
+use crate::sender::{Ending, SendQueue, Waker};
 use crate::sys;
 
 /// A connection with its conversation, on its way to where it is served.

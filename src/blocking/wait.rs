@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::active::Registration;
 use super::closing::{FIRST_LOOK, Progress};
 use crate::conversation::CLOSING_PATIENCE;
-use crate::mailbox::{Ending, SendQueue};
+use crate::sender::{Ending, SendQueue};
 use crate::sys::{self, PollInterest, Wakeup};
 
 /// What came of waiting for input.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::State;
-use super::framing::{Encodable, Framing};
+use super::framing::Framing;
 use super::output::Output;
 use crate::address::Peer;
+use crate::encodable::Encodable;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
-use crate::mailbox::{SendQueue, Sender, SharedBytes};
+use crate::sender::{SendQueue, Sender, SharedBytes};
 
 /// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
 pub(crate) trait SenderSource {

@@ -15,7 +15,7 @@ use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
 use crate::guard::{self, panic_message};
 use crate::log;
-use crate::mailbox::{Command, Ending, SendQueue};
+use crate::sender::{Command, Ending, SendQueue};
 use crate::sys::CatchDrop;
 
 mod context;
@@ -28,8 +28,8 @@ mod tests;
 pub use context::Context;
 pub(crate) use context::SenderSource;
 pub use framing::{
-    BoxFraming, Decoded, Delimited, Encodable, Endian, FixedSize, Framing, LengthPrefixed, Lines,
-    Overlong, Raw, Width,
+    BoxFraming, Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
+    Raw, Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;

@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
-use crate::mailbox::SharedBytes;
+use crate::sender::SharedBytes;
 
 /// A shared payload smaller than this is cheaper to copy than to refer to.
 const SHARED_FROM: usize = 512;

@@ -9,8 +9,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::encodable::Encodable;
 use crate::error::{HandlerResult, SendError, UnsupportedError};
-use crate::mailbox::{Mailbox, Sender, Waker};
+use crate::mailbox::Mailbox;
+use crate::sender::{Sender, Waker};
 use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;

@@ -11,7 +11,8 @@ use super::write_buffer::{SLICES, WriteBuffer};
 use crate::blocking::{FIRST_LOOK, Linger, Lingering, Progress};
 use crate::conversation::{Conversation, Framing, Handler, MESSAGE_BUDGET, StepCx};
 use crate::error::CloseReason;
-use crate::mailbox::{Ending, Job};
+use crate::mailbox::Job;
+use crate::sender::Ending;
 use crate::sys;
 
 /// How much a connection may read before others come first, in bytes; what it answers or is sent

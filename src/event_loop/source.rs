@@ -11,11 +11,13 @@ use socket2::Socket;
 
 use crate::address::Peer;
 use crate::blocking::{Datagram, READ_SIZE, StopOutcome};
-use crate::conversation::{Encodable, OutputBuffer, SenderSource};
+use crate::conversation::{OutputBuffer, SenderSource};
 use crate::counters::Tally;
+use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::log;
-use crate::mailbox::{Job, Mailbox, SendQueue, Waker};
+use crate::mailbox::{Job, Mailbox};
+use crate::sender::{SendQueue, Waker};
 use crate::sys::{self, CatchDrop, Child, InChild};
 use crate::token::Token;
 

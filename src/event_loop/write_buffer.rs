@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use crate::conversation::{OutputBuffer, Unsent};
-use crate::mailbox::SharedBytes;
+use crate::sender::SharedBytes;
 
 /// Bytes are appended to a chunk until it has this size, so that a long backlog is not moved about.
 const CHUNK: usize = 64 * 1024;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::counters::Published;
 use crate::log;
-use crate::mailbox::lock;
+use crate::sync::lock;
 
 /// How many threads all crews have ever started: a name is unique in the process, whichever
 /// listener its thread works for.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::counters::{Counters, Published};
 use crate::log;
-use crate::mailbox::{Mail, Mailbox, lock};
+use crate::mailbox::{Mail, Mailbox};
+use crate::sync::lock;
 use crate::sys::Wakeup;
 
 /// How a stop went: what became of those who were connected when it began, under every mode. Idle is a

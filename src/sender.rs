@@ -1,0 +1,465 @@
+//! Sending to a connection from other threads and other handlers: the public [`Sender`], and the send
+//! queue of each connection that it feeds.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::encodable::Encodable;
+use crate::error::SendError;
+use crate::mailbox::{Mail, Mailbox};
+use crate::sync::lock;
+use crate::sys::Wakeup;
+use crate::token::Token;
+
+/// Bytes that several connections send without a copy for each.
+pub(crate) type SharedBytes = Arc<[u8]>;
+
+/// What each message in a send queue is charged for beside its bytes, so that the number of small
+/// messages is bounded too.
+const OVERHEAD: usize = 64;
+
+/// How many places for messages a send queue keeps when it has been emptied.
+const KEPT: usize = 32;
+
+/// Who looks after an [`SendQueue`].
+#[derive(Debug)]
+pub(crate) enum Waker {
+    /// A loop, for this connection of its own.
+    Loop(Arc<Mailbox>, Token),
+    /// A thread that waits for one connection.
+    Thread(Arc<Wakeup>),
+}
+
+/// One piece of what other threads want of a connection.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Message(SharedBytes),
+    /// It is to be closed; nothing follows.
+    Close,
+    /// It is to be reset; nothing follows.
+    Abort,
+}
+
+/// How far a connection's end has come, as far as its senders have to do with it; each of these
+/// comes after those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ending {
+    /// Not begun.
+    #[default]
+    Open,
+    /// A sender has closed it: what was sent before still goes out.
+    Closing,
+    /// A sender has aborted it: nothing goes out any more.
+    Aborted,
+    /// It is closed.
+    Closed,
+}
+
+/// The way into one connection from other threads; made when first asked for.
+#[derive(Debug)]
+pub(crate) struct SendQueue {
+    state: Mutex<SendQueueState>,
+    /// How many senders there are.
+    senders: AtomicUsize,
+    waker: Waker,
+    /// How many bytes may wait here, beside what the connection itself keeps.
+    limit: usize,
+    /// What the connection's framing can send.
+    encodable: Encodable,
+}
+
+#[derive(Debug, Default)]
+struct SendQueueState {
+    messages: VecDeque<SharedBytes>,
+    /// What the messages are charged for.
+    bytes: usize,
+    ending: Ending,
+    /// Nothing but senders can go on with the connection: it is told when they are all gone.
+    half_open: bool,
+    /// The keeper has been told of something, or is awake, and has not looked since: it is not told
+    /// again.
+    notified: bool,
+}
+
+impl SendQueueState {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty() && matches!(self.ending, Ending::Open | Ending::Closed)
+    }
+}
+
+impl SendQueue {
+    pub(crate) fn new(waker: Waker, limit: usize, encodable: Encodable) -> Self {
+        let (state, senders) = (Mutex::default(), AtomicUsize::new(0));
+        SendQueue { state, senders, waker, limit, encodable }
+    }
+
+    /// From now on the keeper is told, once, of what comes; whether there is something to
+    /// [`take`](SendQueue::take) already. A thread calls it before it waits, a loop when it has taken the
+    /// mail that told it.
+    pub(crate) fn listen(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.notified = false;
+        !state.is_empty()
+    }
+
+    /// Takes what comes first: the oldest message, or what is to be done when there is none.
+    pub(crate) fn take(&self) -> Option<Command> {
+        let mut state = lock(&self.state);
+        if state.ending == Ending::Aborted {
+            return Some(Command::Abort);
+        }
+        let Some(message) = state.messages.pop_front() else {
+            return (state.ending == Ending::Closing).then_some(Command::Close);
+        };
+        state.bytes -= message.len() + OVERHEAD;
+        if state.messages.is_empty() && state.messages.capacity() > KEPT {
+            state.messages = VecDeque::new();
+        }
+        Some(Command::Message(message))
+    }
+
+    /// Whether there is nothing to [`take`](SendQueue::take).
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.state).is_empty()
+    }
+
+    /// How far the connection's end has come.
+    pub(crate) fn ending(&self) -> Ending {
+        lock(&self.state).ending
+    }
+
+    /// From now on every send is told that the connection is closed.
+    pub(crate) fn close(&self) {
+        let closed = SendQueueState { ending: Ending::Closed, ..SendQueueState::default() };
+        let before = std::mem::replace(&mut *lock(&self.state), closed);
+        drop(before);
+    }
+
+    fn push(&self, message: SharedBytes) -> Result<(), SendError> {
+        self.encodable.check(&message)?;
+        let charge = message.len() + OVERHEAD;
+        let mut state = lock(&self.state);
+        if state.ending != Ending::Open {
+            return Err(SendError::Closed);
+        }
+        if state.bytes > 0 && state.bytes + charge > self.limit {
+            return Err(SendError::Full);
+        }
+        state.bytes += charge;
+        state.messages.push_back(message);
+        if state.messages.len() == 1 {
+            self.tell(state);
+        }
+        Ok(())
+    }
+
+    /// Brings the connection's end as far as that, if it is not there yet.
+    fn end(&self, ending: Ending) {
+        let mut state = lock(&self.state);
+        if state.ending >= ending {
+            return;
+        }
+        state.ending = ending;
+        let mut dropped = VecDeque::new();
+        if ending == Ending::Aborted {
+            state.bytes = 0;
+            dropped = std::mem::take(&mut state.messages);
+        }
+        self.tell(state);
+        drop(dropped);
+    }
+
+    /// Tells the keeper that there is something to look at, unless it will look in any case.
+    fn tell(&self, mut state: MutexGuard<'_, SendQueueState>) {
+        if std::mem::replace(&mut state.notified, true) {
+            return;
+        }
+        drop(state);
+        match &self.waker {
+            Waker::Loop(mailbox, token) => mailbox.post(Mail::SendQueue(*token)),
+            Waker::Thread(wakeup) => wakeup.wake(),
+        }
+    }
+
+    /// Whether nothing waits here and nobody is left who could send; if somebody is, the connection
+    /// is told when they are gone. Asked where the connection itself hands out no more senders.
+    ///
+    /// Who goes counts itself off first and looks second whether that matters; here it is said first
+    /// that it does.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.half_open = true;
+        state.is_empty() && self.senders.load(SeqCst) == 0
+    }
+
+    fn sender_gone(&self) {
+        if self.senders.fetch_sub(1, SeqCst) == 1 {
+            let state = lock(&self.state);
+            if state.half_open {
+                self.tell(state);
+            }
+        }
+    }
+}
+
+/// A handle to one connection, for other threads and other handlers: from
+/// [`Context::sender`](crate::Context::sender).
+///
+/// It names this connection and no later one: when the connection is closed, every send says so.
+/// A handle does not keep the connection open; but where the peer has ended and the handler has
+/// left the connection open for its senders (see [`Handler::on_eof`](crate::Handler::on_eof)), it is
+/// closed when the last of them is dropped.
+#[derive(Debug)]
+pub struct Sender {
+    send_queue: Arc<SendQueue>,
+}
+
+impl Clone for Sender {
+    fn clone(&self) -> Self {
+        Sender::new(self.send_queue.clone())
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.send_queue.sender_gone();
+    }
+}
+
+impl Sender {
+    pub(crate) fn new(send_queue: Arc<SendQueue>) -> Self {
+        send_queue.senders.fetch_add(1, SeqCst);
+        Sender { send_queue }
+    }
+
+    /// Sends a message, framed as the handler's own are. It does not wait.
+    ///
+    /// The message is queued until the connection's loop, or its thread under `threading` and
+    /// `pool`, comes for it. That takes all that waits at once, and takes no more while as much as the
+    /// high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) waits for the peer. In the
+    /// queue there may be as much again: each message counts as its bytes and 64 more, and one message
+    /// always fits. With the default of 64 KiB these are 61 messages of 1,000 bytes. So a sender that
+    /// is faster than the loop or the thread is refused also where the peer reads well; many threads
+    /// on few processors come late more often than one loop does. Where bursts are to be taken whole,
+    /// raise the high mark.
+    ///
+    /// # Errors
+    ///
+    /// The message is not sent, and the connection stays as it is:
+    ///
+    /// * [`SendError::Closed`] when the connection is closed, or was asked to by a handle to it,
+    /// * [`SendError::Full`] when the queue is full,
+    /// * [`SendError::TooLong`] and [`SendError::Unencodable`] when the framing says beforehand that
+    ///   it cannot send such a message (see [`Framing::encodable`](crate::Framing::encodable)).
+    pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
+        self.send_queue.push(message.into())
+    }
+
+    /// Sends a message that several connections share: see [`broadcast`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Sender::send).
+    pub fn send_shared(&self, message: &Arc<[u8]>) -> Result<(), SendError> {
+        self.send_queue.push(message.clone())
+    }
+
+    /// Closes the connection when all that was sent before has gone out, as
+    /// [`Context::close`](crate::Context::close) does. It does not wait.
+    ///
+    /// From this call on every send is told that the connection is closed, and a second call does
+    /// nothing. The connection sees it whatever waits for its peer; a handler that is at work
+    /// finishes first. A peer that then takes nothing for 30 seconds is reset, and what was left for
+    /// it is dropped. The handler is told [`CloseReason::Handler`].
+    pub fn close(&self) {
+        self.send_queue.end(Ending::Closing);
+    }
+
+    /// Closes the connection at once with a reset, as [`Context::abort`](crate::Context::abort) does;
+    /// what has not gone out is dropped, what waits in this handle's queue included. It does not
+    /// wait.
+    ///
+    /// The connection sees it whatever it waits for, and also after [`close`](Sender::close); a
+    /// handler that is at work finishes first. The handler is told [`CloseReason::Handler`]. On a
+    /// Unix socket, which has no reset, the peer sees the end of the stream.
+    pub fn abort(&self) {
+        self.send_queue.end(Ending::Aborted);
+    }
+
+    /// Whether the connection is closed, or a handle to it has been asked to close or to abort it:
+    /// whether a send is answered with [`SendError::Closed`].
+    pub fn is_closed(&self) -> bool {
+        self.send_queue.ending() != Ending::Open
+    }
+
+    /// Whether both are handles to the same connection.
+    pub fn is_same(&self, other: &Sender) -> bool {
+        Arc::ptr_eq(&self.send_queue, &other.send_queue)
+    }
+}
+
+/// Handles to the same connection are equal, as [`is_same`](Sender::is_same) says.
+impl PartialEq for Sender {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other)
+    }
+}
+
+impl Eq for Sender {}
+
+/// By the connection, as [`Eq`] compares. Nothing that changes is hashed, so that it can be a key of a
+/// map; Clippy's `mutable_key_type` cannot know that, and wants to be allowed.
+impl Hash for Sender {
+    fn hash<S: Hasher>(&self, state: &mut S) {
+        Arc::as_ptr(&self.send_queue).hash(state);
+    }
+}
+
+/// Sends one message to many connections, which share its bytes; returns how many took it.
+///
+/// Those that are closed or full are passed over: who must know sends to each by itself.
+#[must_use = "it may be fewer than there are senders"]
+pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u8]) -> usize {
+    let message: Arc<[u8]> = message.into();
+    senders.into_iter().filter(|sender| sender.send_shared(&message).is_ok()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send_queue(limit: usize) -> (Arc<Mailbox>, Sender) {
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let waker = Waker::Loop(mailbox.clone(), Token::new(3, 1));
+        (mailbox, Sender::new(Arc::new(SendQueue::new(waker, limit, Encodable::Any))))
+    }
+
+    #[test]
+    fn many_sends_are_one_piece_of_mail() {
+        let (mailbox, sender) = send_queue(1000);
+        sender.send(b"one").unwrap();
+        sender.send(b"two").unwrap();
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+    }
+
+    #[test]
+    fn a_full_outlet_and_a_closed_one_say_so() {
+        let (_mailbox, sender) = send_queue(10);
+        assert_eq!(sender.send(&[0; 50]), Ok(()), "one message always fits");
+        assert_eq!(sender.send(b"x"), Err(SendError::Full));
+        sender.send_queue.close();
+        assert_eq!(sender.send(b"x"), Err(SendError::Closed));
+        assert!(sender.is_closed());
+    }
+
+    #[test]
+    fn however_often_it_is_closed_or_aborted_the_loop_has_one_piece_of_mail_to_take() {
+        let (mailbox, sender) = send_queue(1000);
+        sender.send(b"one").unwrap();
+        for _ in 0..1000 {
+            sender.close();
+        }
+        let take = || sender.send_queue.take();
+        assert!(matches!(take(), Some(Command::Message(_))));
+        assert!(matches!(take(), Some(Command::Close)));
+        for _ in 0..1000 {
+            sender.abort();
+            sender.close();
+        }
+        assert!(matches!(take(), Some(Command::Abort)));
+        assert_eq!(sender.send(b"x"), Err(SendError::Closed));
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+    }
+
+    /// A loop empties an outlet also when something else has called it.
+
+    #[test]
+    fn an_outlet_that_is_emptied_before_its_mail_is_taken_posts_no_second_piece() {
+        let (mailbox, sender) = send_queue(1000);
+        let mut mail = VecDeque::new();
+        for _ in 0..3 {
+            for _ in 0..1000 {
+                sender.send(b"one").unwrap();
+                assert!(sender.send_queue.take().is_some());
+            }
+            mailbox.collect(&mut mail, 8);
+            assert_eq!(mail.drain(..).count(), 1);
+            assert!(!sender.send_queue.listen());
+        }
+    }
+
+    #[test]
+    fn a_thread_is_woken_once_for_all_that_comes_before_it_waits_again() {
+        let wakeup = Arc::new(Wakeup::new().unwrap());
+        let waker = Waker::Thread(wakeup.clone());
+        let send_queue = SendQueue::new(waker, 1 << 20, Encodable::Any);
+        let sender = Sender::new(Arc::new(send_queue));
+        for _ in 0..3 {
+            assert!(!sender.send_queue.listen());
+            for number in 0..1000 {
+                sender.send(b"one").unwrap();
+                assert!(sender.send_queue.take().is_some());
+                assert_eq!(wakeup.take(), number == 0);
+            }
+        }
+        sender.send(b"one").unwrap();
+        assert!(sender.send_queue.listen(), "it must not wait");
+        sender.close();
+        assert!(wakeup.take());
+        assert!(sender.send_queue.listen());
+        sender.abort();
+        assert!(wakeup.take());
+    }
+
+    #[test]
+    fn an_outlet_gives_back_the_room_of_a_burst() {
+        let (_mailbox, sender) = send_queue(1 << 20);
+        for _ in 0..10_000 {
+            sender.send(b"").unwrap();
+        }
+        while sender.send_queue.take().is_some() {}
+        assert!(lock(&sender.send_queue.state).messages.capacity() <= KEPT);
+        assert_eq!(lock(&sender.send_queue.state).bytes, 0);
+    }
+
+    #[test]
+    fn that_all_senders_are_gone_is_told_to_who_waits_for_it() {
+        let (mailbox, sender) = send_queue(1000);
+        let send_queue = sender.send_queue.clone();
+        let notified = || {
+            let mut mail = VecDeque::new();
+            mailbox.collect(&mut mail, 8);
+            send_queue.listen();
+            mail.len()
+        };
+        drop(sender);
+        assert_eq!(notified(), 0, "nobody waits for it");
+        let sender = Sender::new(send_queue.clone());
+        let other = sender.clone();
+        assert!(!send_queue.is_abandoned());
+        drop(sender);
+        assert_eq!(notified(), 0, "one is left");
+        other.send(b"last words").unwrap();
+        assert_eq!(notified(), 1);
+        drop(other);
+        assert_eq!(notified(), 1);
+        assert!(!send_queue.is_abandoned(), "something waits");
+        assert!(send_queue.take().is_some());
+        assert!(send_queue.is_abandoned());
+    }
+
+    #[test]
+    fn a_broadcast_shares_its_bytes() {
+        let (_one, first) = send_queue(100);
+        let (_two, second) = send_queue(100);
+        assert_eq!(broadcast([&first, &second], b"hello"), 2);
+        let Some(Command::Message(message)) = first.send_queue.take() else { panic!("a message") };
+        assert_eq!(Arc::strong_count(&message), 2);
+    }
+}
