@@ -27,7 +27,7 @@ pub(crate) fn charge(bytes: usize) -> usize {
 /// The replies that are put aside on one socket.
 #[derive(Debug, Default)]
 pub(crate) struct RetryQueues {
-    peers: HashMap<SockAddr, Queue>,
+    peers: HashMap<SockAddr, PeerQueue>,
     charge: usize,
     count: usize,
     /// Peers for which nothing is put aside.
@@ -36,7 +36,7 @@ pub(crate) struct RetryQueues {
 
 /// What is put aside for one peer, in order, and since when.
 #[derive(Debug)]
-struct Queue {
+struct PeerQueue {
     to: Destination,
     replies: VecDeque<(Instant, Box<[u8]>)>,
 }
@@ -76,7 +76,7 @@ impl RetryQueues {
         self.charge += charge(bytes.len());
         self.count += 1;
         let queue = self.peers.entry(to.address.clone());
-        let queue = queue.or_insert_with(|| Queue { to, replies: VecDeque::new() });
+        let queue = queue.or_insert_with(|| PeerQueue { to, replies: VecDeque::new() });
         queue.replies.push_back((now, bytes));
     }
 
@@ -84,7 +84,7 @@ impl RetryQueues {
     pub(crate) fn retry(&mut self, socket: &Socket, now: Instant, tally: &mut Tally) {
         let RetryQueues { peers, charge: charged, count, unresponsive } = self;
         let mut nobody = false;
-        peers.retain(|peer, Queue { to, replies }| {
+        peers.retain(|peer, PeerQueue { to, replies }| {
             let mut full = nobody;
             while let Some((since, bytes)) = replies.front() {
                 let sent = if full {

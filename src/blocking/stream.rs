@@ -1,4 +1,4 @@
-//! The blocking pump: one connection and its conversation, served to its end on this thread.
+//! The blocking driver of a conversation: one connection, served to its end on this thread.
 
 use std::io;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     }
 }
 
-/// Talks until the conversation is over; whether output was lost.
+/// Serves the conversation until it is closing; returns whether output was lost.
 fn talk<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
@@ -67,94 +67,122 @@ fn talk<H: Handler, F: Framing>(
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let mut cut = false;
+    let mut driver = Driver { socket, conversation, room, cut: false };
     let mut progress = Progress::default();
-    let mut step = |conversation: &mut Conversation<H, F>,
-                    fresh: &[u8],
-                    cx: &mut SessionCx<'_>,
-                    take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>)| {
-        call(conversation, room, cx, take);
-        let mut sent = Ok(());
-        if !conversation.is_aborted() {
-            let (input, send_queue) = (conversation.input(fresh), conversation.send_queue());
-            let send_queue = send_queue.map(|send_queue| &**send_queue);
-            sent = send(socket, input, conversation.patience(), send_queue, cx);
-        }
-        cx.output_buffer.clear();
-        conversation.consume_delivered(fresh);
-        if let Err(failed) = sent {
-            cut |= !insist(socket, conversation, room, failed, cx);
-        }
-    };
-    step(conversation, &[], cx, &|conversation, step_cx| conversation.open(step_cx));
+    driver.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut input_next = false;
-    while !conversation.is_closing() {
-        let has_parcels =
-            conversation.send_queue().is_some_and(|send_queue| !send_queue.is_empty());
-        // In turns: neither keeps the other from being served.
-        if has_parcels && !input_next {
-            step(conversation, &[], cx, &|conversation, step_cx| {
+    while !driver.conversation.is_closing() {
+        let queue = driver.conversation.send_queue();
+        let has_messages = queue.is_some_and(|queue| !queue.is_empty());
+        // The send queue and the input take turns, so that neither starves the other.
+        if has_messages && !input_next {
+            driver.step(&[], cx, &|conversation, step_cx| {
                 conversation.drain_send_queue(step_cx);
             });
             input_next = true;
             continue;
         }
         input_next = false;
-        if conversation.is_blocked_on_output() {
-            // However much is left, the end of the time for stopping is an end.
+        if driver.conversation.is_blocked_on_output() {
+            // The drain deadline ends the connection, however much input is left.
             if cx.wait.is_overdue() {
-                conversation.end(CloseReason::Shutdown);
+                driver.conversation.end(CloseReason::Shutdown);
                 break;
             }
-            step(conversation, &[], cx, &|conversation, step_cx| {
-                conversation.receive(&[], step_cx)
-            });
+            driver.step(&[], cx, &|conversation, step_cx| conversation.receive(&[], step_cx));
             continue;
         }
-        // Before it waits: something may have come since it was last looked.
-        if !has_parcels && conversation.send_queue().is_some_and(|send_queue| send_queue.listen()) {
+        // Before the thread waits: something may have come since the queue was last looked at.
+        let queue = driver.conversation.send_queue();
+        if !has_messages && queue.is_some_and(|queue| queue.listen()) {
             continue;
         }
-        conversation.end_if_nothing_follows();
-        if conversation.is_closing() {
+        driver.conversation.end_if_nothing_follows();
+        if driver.conversation.is_closing() {
             break;
         }
-        let timeout = conversation.timeout();
-        let idle = conversation.is_idle();
-        let commands = conversation.send_queue().is_some();
-        let input = if has_parcels && conversation.input_ended() {
+        if has_messages && driver.conversation.input_ended() {
             continue;
-        } else if has_parcels {
-            cx.wait.look(socket, buffer)
-        } else if conversation.input_ended() {
-            cx.wait.rest(timeout)
-        } else {
-            cx.wait.read(socket, buffer, timeout, idle, commands)
-        };
-        match input {
-            Ok(Input::Bytes(0)) => {
-                step(conversation, &[], cx, &|conversation, step_cx| conversation.eof(step_cx));
-            }
-            Ok(Input::Bytes(count)) => {
-                cx.tally.bytes_in += count as u64;
-                let fresh = &buffer[..count];
-                step(conversation, fresh, cx, &|conversation, step_cx| {
-                    conversation.receive(fresh, step_cx);
-                });
-            }
-            Ok(Input::SendQueue) => {}
-            // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
+        }
+        match driver.wait_for_input(has_messages, buffer, cx) {
+            // Only the kernel knows whether the peer takes its output; it is asked only here.
             Ok(Input::TimedOut) if progress.is_made(socket) => {}
-            Ok(Input::TimedOut) => {
-                step(conversation, &[], cx, &|conversation, step_cx| {
-                    conversation.timed_out(step_cx)
-                });
-            }
-            Ok(Input::Stopping) => conversation.end(CloseReason::Shutdown),
-            Err(error) => conversation.end(CloseReason::Disconnected(error)),
+            Ok(input) => driver.take_input(input, buffer, cx),
+            Err(error) => driver.conversation.end(CloseReason::Disconnected(error)),
         }
     }
-    cut
+    driver.cut
+}
+
+/// A conversation with the socket that it is served on.
+struct Driver<'a, H, F> {
+    socket: &'a Socket,
+    conversation: &'a mut Conversation<H, F>,
+    /// How much output is collected before it is written, in bytes.
+    room: usize,
+    /// Output was lost.
+    cut: bool,
+}
+
+impl<H: Handler, F: Framing> Driver<'_, H, F> {
+    /// Takes a step of the conversation and writes its output.
+    fn step(
+        &mut self,
+        fresh: &[u8],
+        cx: &mut SessionCx<'_>,
+        take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
+    ) {
+        let Driver { socket, conversation, room, cut } = self;
+        call(conversation, *room, cx, take);
+        let mut sent = Ok(());
+        if !conversation.is_aborted() {
+            let (input, queue) = (conversation.input(fresh), conversation.send_queue());
+            let queue = queue.map(|queue| &**queue);
+            sent = send(socket, input, conversation.patience(), queue, cx);
+        }
+        cx.output_buffer.clear();
+        conversation.consume_delivered(fresh);
+        if let Err(failed) = sent {
+            *cut |= !insist(socket, conversation, *room, failed, cx);
+        }
+    }
+
+    /// Waits for input or messages; with messages that wait already it only looks for input.
+    fn wait_for_input(
+        &mut self,
+        has_messages: bool,
+        buffer: &mut [u8],
+        cx: &mut SessionCx<'_>,
+    ) -> io::Result<Input> {
+        let conversation = &*self.conversation;
+        if has_messages {
+            return cx.wait.look(self.socket, buffer);
+        }
+        let timeout = conversation.timeout();
+        if conversation.input_ended() {
+            return cx.wait.rest(timeout);
+        }
+        let (idle, queue) = (conversation.is_idle(), conversation.send_queue().is_some());
+        cx.wait.read(self.socket, buffer, timeout, idle, queue)
+    }
+
+    fn take_input(&mut self, input: Input, buffer: &[u8], cx: &mut SessionCx<'_>) {
+        match input {
+            Input::Bytes(0) => {
+                self.step(&[], cx, &|conversation, step_cx| conversation.eof(step_cx));
+            }
+            Input::Bytes(count) => {
+                cx.tally.bytes_in += count as u64;
+                let fresh = &buffer[..count];
+                self.step(fresh, cx, &|conversation, step_cx| conversation.receive(fresh, step_cx));
+            }
+            Input::SendQueue => {}
+            Input::TimedOut => {
+                self.step(&[], cx, &|conversation, step_cx| conversation.timed_out(step_cx));
+            }
+            Input::Stopping => self.conversation.end(CloseReason::Shutdown),
+        }
+    }
 }
 
 /// Calls the conversation; its output is collected.

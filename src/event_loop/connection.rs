@@ -1,15 +1,18 @@
-//! The non-blocking pump: one connection, its conversation, and what the kernel has not taken yet.
+//! One connection of the event loop: the non-blocking driver of a conversation.
 
-use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use socket2::Socket;
 
+use super::lingering::linger_on;
+use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
-use super::write_buffer::{SLICES, WriteBuffer};
-use crate::blocking::{FIRST_LOOK, Linger, Lingering, Progress};
-use crate::conversation::{Conversation, Framing, Handler, MESSAGE_BUDGET, StepCx};
+use super::stream_io::{flush, read, receive_with_ancillary, transmit};
+use super::write_buffer::{WaterMarks, WriteBuffer};
+use crate::blocking::{FIRST_LOOK, Linger, Progress};
+use crate::conversation::{MESSAGE_BUDGET, StepCx};
 use crate::error::CloseReason;
 use crate::mailbox::Job;
 use crate::sender::Ending;
@@ -23,111 +26,17 @@ const READ_BUDGET: usize = 64 * 1024;
 /// whole budget.
 const MESSAGE_COST: usize = READ_BUDGET / MESSAGE_BUDGET;
 
-/// How much output may wait for a peer before its own input is no longer read, and how little must
-/// be left before it is read again; in bytes, of which four thousand million are as good as no mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WaterMarks {
-    high: u32,
-    low: u32,
-    room: u32,
+/// What to do after a look at the state of a connection.
+enum Next {
+    /// Serve its send queue and its input.
+    GoOn,
+    /// The state has changed: look again.
+    Recheck,
 }
 
-impl WaterMarks {
-    pub(crate) fn new(high: usize, low: usize) -> Self {
-        let mark = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        WaterMarks { high: mark(high), low: mark(low), room: mark(high.min(READ_BUDGET)) }
-    }
+use Next::{GoOn, Recheck};
 
-    #[inline]
-    pub(crate) fn high(self) -> usize {
-        self.high as usize
-    }
-
-    fn low(self) -> usize {
-        self.low as usize
-    }
-
-    /// How much output is collected at once while none waits.
-    #[inline]
-    fn room(self) -> usize {
-        self.room as usize
-    }
-}
-
-impl Default for WaterMarks {
-    fn default() -> Self {
-        WaterMarks::new(64 * 1024, 16 * 1024)
-    }
-}
-
-/// A step of a conversation.
-pub(crate) enum ConversationEvent<'a> {
-    Open,
-    Receive(&'a [u8]),
-    Eof,
-    TimedOut,
-}
-
-/// A conversation whose steps are taken here, or lent to a worker.
-pub(crate) trait ConversationSlot: 'static {
-    type Handler: Handler;
-    type Framing: Framing;
-
-    /// Takes a step, for which there is so much room in the output; false when there is nothing to
-    /// settle: it has been lent out for the step and comes home later, or it has only kept the input.
-    fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool;
-
-    /// The conversation, if it is at home.
-    fn local(&mut self) -> Option<&mut Conversation<Self::Handler, Self::Framing>>;
-
-    /// The conversation, to look at, if it is at home.
-    fn local_ref(&self) -> Option<&Conversation<Self::Handler, Self::Framing>>;
-
-    /// Takes back what was lent, and gives out what was answered meanwhile.
-    fn put_back(&mut self, work: Box<dyn Job>, state: &mut LoopState);
-
-    /// Ends it for good: the handler is told, here or on a worker.
-    fn close(&mut self, state: &mut LoopState);
-}
-
-/// Steps taken here and now.
-impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversation<H, F> {
-    type Handler = H;
-    type Framing = F;
-
-    #[inline(always)]
-    fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool {
-        let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
-        match step {
-            ConversationEvent::Open => self.open(&mut step_cx),
-            ConversationEvent::Receive(fresh) => self.receive(fresh, &mut step_cx),
-            ConversationEvent::Eof => self.eof(&mut step_cx),
-            ConversationEvent::TimedOut => self.timed_out(&mut step_cx),
-        }
-        state.shutdown |= step_cx.shutdown;
-        true
-    }
-
-    #[inline]
-    fn local(&mut self) -> Option<&mut Conversation<H, F>> {
-        Some(self)
-    }
-
-    #[inline]
-    fn local_ref(&self) -> Option<&Conversation<H, F>> {
-        Some(self)
-    }
-
-    fn put_back(&mut self, _work: Box<dyn Job>, _desk: &mut LoopState) {}
-
-    fn close(&mut self, state: &mut LoopState) {
-        let reason = self.closed(&mut state.tally);
-        state.end(self.peer(), reason);
-    }
-}
-
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, Default)]
 struct Settled {
     /// Any byte of its output has gone.
@@ -261,7 +170,7 @@ impl<T: ConversationSlot> Connection<T> {
     /// Goes on until nothing more can be done, or its share of the turn is used up.
     fn read_loop(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
         let mut budget = READ_BUDGET;
-        let action = self.talk_within(&mut budget, buffer, state);
+        let action = self.read_within(&mut budget, buffer, state);
         let used = READ_BUDGET - budget;
         state.used += used as u64;
         if used >= BULK_FROM {
@@ -270,103 +179,121 @@ impl<T: ConversationSlot> Connection<T> {
         action
     }
 
-    fn talk_within(
+    fn read_within(
         &mut self,
         budget: &mut usize,
         buffer: &mut [u8],
         state: &mut LoopState,
     ) -> PostAction {
         loop {
-            let write_buffer =
-                self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len());
+            match self.check_state(budget, buffer, state) {
+                ControlFlow::Break(action) => return action,
+                ControlFlow::Continue(Recheck) => continue,
+                ControlFlow::Continue(GoOn) => {}
+            }
             let Some(conversation) = self.conversation.local() else {
                 return PostAction::Wait;
             };
-            // Whatever waits for the peer, and even if it is being closed.
-            let ending = conversation.ending();
-            if ending == Ending::Aborted {
-                conversation.abort();
-            }
-            if conversation.is_closing() {
-                return self.close(buffer, state);
-            }
-            if ending == Ending::Closing {
-                // What was sent before goes behind what waits, whatever the mark: no more can come.
-                // From then on the peer has so long to take some of it.
-                self.last_moved = state.now;
-                *budget = budget.saturating_sub(self.drain_send_queue(READ_BUDGET, state));
-                match self.conversation.local() {
-                    Some(conversation) if !conversation.is_closing() => return PostAction::Requeue,
-                    _ => continue,
-                }
-            }
-            // One that only listens is read no more: what else tells that it is gone must end it.
-            if conversation.input_ended()
-                && state.readiness.has(Readiness::WRITE_CLOSED)
-                && !self.cut
-            {
-                let error = self.socket.take_error().ok().flatten();
-                self.write_error = Some(error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()));
-            }
-            // Who takes no answer is not asked what else it has to say.
-            if let Some(error) = self.write_error.take() {
-                self.on_write_error(error);
-                continue;
-            }
-            if write_buffer
-                >= if self.paused { self.water_marks.low() + 1 } else { self.water_marks.high() }
-            {
-                self.paused = true;
-                return PostAction::Wait;
-            }
-            self.paused = false;
-            let has_parcels =
-                conversation.send_queue().is_some_and(|send_queue| !send_queue.is_empty());
+            let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
             let is_blocked_on_output = conversation.is_blocked_on_output();
             let may_read = !conversation.input_ended() && state.readiness.has(Readiness::READABLE);
             let has_input = is_blocked_on_output || may_read;
-            if !has_parcels && !has_input {
+            if !has_messages && !has_input {
                 return self.finish_turn(buffer, state);
             }
             if *budget == 0 {
                 return PostAction::Requeue;
             }
-            // In turns: neither keeps the other from being served.
-            if has_parcels && !(has_input && self.input_next) {
-                *budget = budget.saturating_sub(self.drain_send_queue(self.room(), state));
+            // The send queue and the input take turns, so that neither starves the other.
+            let cost = if has_messages && !(has_input && self.input_next) {
                 self.input_next = true;
-                continue;
+                self.drain_send_queue(self.room(), state)
+            } else {
+                self.input_next = false;
+                if is_blocked_on_output {
+                    self.step_alone(ConversationEvent::Receive(&[]), state)
+                } else {
+                    self.read_once(buffer, state)
+                }
+            };
+            *budget = budget.saturating_sub(cost);
+        }
+    }
+
+    /// Looks at what comes before input: a close that a sender asked for, an error, a full write
+    /// buffer.
+    fn check_state(
+        &mut self,
+        budget: &mut usize,
+        buffer: &mut [u8],
+        state: &mut LoopState,
+    ) -> ControlFlow<PostAction, Next> {
+        let waiting = self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len());
+        let Some(conversation) = self.conversation.local() else {
+            return ControlFlow::Break(PostAction::Wait);
+        };
+        let ending = conversation.ending();
+        if ending == Ending::Aborted {
+            conversation.abort();
+        }
+        if conversation.is_closing() {
+            return ControlFlow::Break(self.close(buffer, state));
+        }
+        if ending == Ending::Closing {
+            // What was sent before the close is appended to the write buffer whatever its mark: no
+            // more can come. The patience for the peer begins now.
+            self.last_moved = state.now;
+            *budget = budget.saturating_sub(self.drain_send_queue(READ_BUDGET, state));
+            return match self.conversation.local() {
+                Some(conversation) if !conversation.is_closing() => {
+                    ControlFlow::Break(PostAction::Requeue)
+                }
+                _ => ControlFlow::Continue(Recheck),
+            };
+        }
+        // A connection whose input has ended is not read: only the poller tells that its peer is gone.
+        if conversation.input_ended() && state.readiness.has(Readiness::WRITE_CLOSED) && !self.cut {
+            let error = self.socket.take_error().ok().flatten();
+            self.write_error = Some(error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()));
+        }
+        // A peer that takes no answers is not served any further.
+        if let Some(error) = self.write_error.take() {
+            self.on_write_error(error);
+            return ControlFlow::Continue(Recheck);
+        }
+        let mark = if self.paused { self.water_marks.low() + 1 } else { self.water_marks.high() };
+        self.paused = waiting >= mark;
+        if self.paused {
+            return ControlFlow::Break(PostAction::Wait);
+        }
+        ControlFlow::Continue(GoOn)
+    }
+
+    /// Reads once and delivers what was read; how much of the budget that takes.
+    fn read_once(&mut self, buffer: &mut [u8], state: &mut LoopState) -> usize {
+        match read(&self.socket, buffer, state) {
+            Ok(0) => {
+                state.readiness.remove(Readiness::READABLE);
+                return self.step_alone(ConversationEvent::Eof, state);
             }
-            self.input_next = false;
-            if is_blocked_on_output {
-                *budget =
-                    budget.saturating_sub(self.step_alone(ConversationEvent::Receive(&[]), state));
-                continue;
+            Ok(count) => {
+                self.last_moved = state.now;
+                state.read(count, buffer.len());
+                return count.max(self.received(&buffer[..count], state));
             }
-            match read(&self.socket, buffer, state) {
-                Ok(0) => {
-                    state.readiness.remove(Readiness::READABLE);
-                    *budget = budget.saturating_sub(self.step_alone(ConversationEvent::Eof, state));
-                }
-                Ok(count) => {
-                    self.last_moved = state.now;
-                    state.read(count, buffer.len());
-                    let fresh = &buffer[..count];
-                    let cost = count.max(self.received(fresh, state));
-                    *budget = budget.saturating_sub(cost);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    state.readiness.remove(Readiness::READABLE);
-                    state.readiness.remove(Readiness::BOUNDARY);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                state.readiness.remove(Readiness::READABLE);
+                state.readiness.remove(Readiness::BOUNDARY);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                if let Some(conversation) = self.conversation.local() {
                     conversation.end(CloseReason::Disconnected(error));
-                    // Nobody will take it any more.
-                    self.write_buffer = None;
                 }
+                self.write_buffer = None;
             }
         }
+        0
     }
 
     /// Nothing more can be done now, or ever; a server that stops does not wait for who is idle.
@@ -557,74 +484,6 @@ impl<T: ConversationSlot> Connection<T> {
     }
 }
 
-/// A connection that was served by blocking and now lingers on the loop, where nobody waits for it.
-pub(crate) struct LingeringConnection(Lingering);
-
-impl LingeringConnection {
-    /// # Errors
-    ///
-    /// Where it cannot be made non-blocking.
-    pub(crate) fn new(lingering: Lingering) -> io::Result<Self> {
-        lingering.socket.set_nonblocking(true)?;
-        Ok(LingeringConnection(lingering))
-    }
-
-    pub(crate) fn descriptor(&self) -> RawFd {
-        self.0.socket.as_raw_fd()
-    }
-
-    fn look(&mut self, cx: &mut LoopCx) -> PostAction {
-        let Lingering { socket, linger } = &mut self.0;
-        linger_on(socket, linger, &mut cx.buffer, &mut cx.state)
-    }
-}
-
-impl EventSource for LingeringConnection {
-    fn is_request(&self) -> bool {
-        false
-    }
-
-    fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.look(cx)
-    }
-
-    fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.look(cx)
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        Some(self.0.linger.next())
-    }
-
-    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.look(cx)
-    }
-
-    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.0.linger.hurry(cx.now);
-        self.look(cx)
-    }
-
-    fn finish(&mut self, cx: &mut LoopCx) {
-        cx.tally.closed += 1;
-        cx.capacity_freed = true;
-    }
-}
-
-/// Throws input away until its peer has ended, or has all of its output, but not for ever.
-fn linger_on(
-    socket: &Socket,
-    linger: &mut Linger,
-    buffer: &mut [u8],
-    state: &mut LoopState,
-) -> PostAction {
-    if linger.drain(socket, buffer) || linger.is_done(socket, state.now) {
-        return PostAction::Remove;
-    }
-    state.deadline_changed();
-    PostAction::Wait
-}
-
 impl<T: ConversationSlot> EventSource for Connection<T> {
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
         cx.entry.limit = self.water_marks.high();
@@ -731,109 +590,4 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         cx.tally.closed += 1;
         cx.capacity_freed = true;
     }
-}
-
-/// Reads, and notes where the read may have stopped although more is there.
-fn read(mut socket: &Socket, buffer: &mut [u8], state: &mut LoopState) -> io::Result<usize> {
-    if state.readiness.has(Readiness::ANCILLARY) {
-        return receive_with_ancillary(socket, buffer, state);
-    }
-    socket.read(buffer)
-}
-
-/// Reads from a Unix stream, where a read stops behind bytes that came with ancillary data.
-fn receive_with_ancillary(
-    socket: &Socket,
-    buffer: &mut [u8],
-    state: &mut LoopState,
-) -> io::Result<usize> {
-    let (count, had_ancillary) = sys::receive(socket, buffer)?;
-    if had_ancillary {
-        state.readiness.add(Readiness::BOUNDARY);
-    }
-    Ok(count)
-}
-
-/// Writes the output of a turn; what the kernel does not take goes to the backlog. True when any
-/// byte moved.
-#[inline(always)]
-fn transmit(
-    socket: &Socket,
-    write_buffer: &mut Option<Box<WriteBuffer>>,
-    input: &[u8],
-    state: &mut LoopState,
-) -> io::Result<bool> {
-    if write_buffer.is_none()
-        && let Some(bytes) = state.output_buffer.contiguous(input)
-    {
-        let sent = sys::send(socket, bytes)?;
-        state.tally.bytes_out += sent as u64;
-        if sent < bytes.len() {
-            refused(write_buffer, input, sent, state);
-        }
-        return Ok(sent > 0);
-    }
-    transmit_many(socket, write_buffer, input, state)
-}
-
-/// The kernel has taken `sent` bytes and has no room for more.
-#[cold]
-fn refused(
-    write_buffer: &mut Option<Box<WriteBuffer>>,
-    input: &[u8],
-    sent: usize,
-    state: &mut LoopState,
-) {
-    state.readiness.remove(Readiness::WRITABLE);
-    write_buffer.get_or_insert_default().keep(&mut state.output_buffer, input, sent);
-}
-
-/// Several segments, or behind others that wait.
-#[inline(never)]
-fn transmit_many(
-    socket: &Socket,
-    write_buffer: &mut Option<Box<WriteBuffer>>,
-    input: &[u8],
-    state: &mut LoopState,
-) -> io::Result<bool> {
-    let mut sent = 0;
-    if write_buffer.is_none() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = state.output_buffer.slices(input, &mut slices);
-        let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
-        sent = sys::send_vectored(socket, &slices[..filled])?;
-        state.tally.bytes_out += sent as u64;
-        if sent < offered {
-            refused(write_buffer, input, sent, state);
-            return Ok(sent > 0);
-        }
-    }
-    // More slices than one call takes say nothing of the kernel's buffer: it is tried on.
-    let waiting = write_buffer.get_or_insert_default();
-    waiting.keep(&mut state.output_buffer, input, sent);
-    let before = waiting.len();
-    if state.readiness.has(Readiness::WRITABLE) {
-        flush(socket, waiting, state)?;
-    }
-    let moved = sent > 0 || waiting.len() < before;
-    if waiting.is_empty() {
-        *write_buffer = None;
-    }
-    Ok(moved)
-}
-
-/// Sends what waits until the kernel refuses.
-fn flush(socket: &Socket, write_buffer: &mut WriteBuffer, state: &mut LoopState) -> io::Result<()> {
-    while !write_buffer.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = write_buffer.slices(&mut slices);
-        let sent = sys::send_vectored(socket, &slices[..filled])?;
-        if sent == 0 {
-            state.readiness.remove(Readiness::WRITABLE);
-            return Ok(());
-        }
-        state.tally.bytes_out += sent as u64;
-        write_buffer.advance(sent);
-    }
-    Ok(())
 }

@@ -26,21 +26,27 @@ use crate::token::{MAX_SLOTS, Token};
 
 mod connection;
 mod datagrams;
+mod lingering;
 mod listener;
 mod offload;
+mod slot;
 mod source;
+mod stream_io;
 mod timers;
 mod write_buffer;
 
-pub(crate) use connection::{Connection, ConversationSlot, LingeringConnection, WaterMarks};
+pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
+pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
 pub(crate) use offload::{DatagramJob, OffloadSlot, OffloadTarget};
+pub(crate) use slot::ConversationSlot;
 pub(crate) use source::{
     Closed, Dispatcher, EventSource, Incoming, ListenerHooks, LoopCx, NewConnection, PendingFork,
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
+pub(crate) use write_buffer::WaterMarks;
 
 /// How many pieces of mail a turn takes.
 const MAIL_BUDGET: usize = 1024;

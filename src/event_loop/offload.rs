@@ -6,7 +6,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use super::connection::{ConversationEvent, ConversationSlot};
+use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{EntryRef, LoopCx, LoopState};
 use crate::blocking::{Datagram, NoSenders, Workers};
 use crate::conversation::{

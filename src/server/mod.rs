@@ -329,39 +329,13 @@ impl Server {
                 .add_listener(descriptor, |token| service.begin(&run_cx, number, token))
                 .map_err(Error::Loop)?;
         }
-        let (mut looked, mut served) = (false, false);
-        loop {
-            if std::mem::take(&mut event_loop.cx().shutdown) {
-                control.request_stop();
-            }
-            let signalled = signals.as_mut().is_some_and(SignalWatch::take);
-            if signalled || control.stop_requested() {
-                break;
-            }
-            served = requests != usize::MAX && event_loop.cx().accepts_left == 0;
-            if served
-                && event_loop.connections() + event_loop.undelivered() + event_loop.lent() == 0
-            {
-                // What workers have left in the mailbox.
-                event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-                return Ok((StopReport::default(), true));
-            }
-            let left = deadline
-                .filter(|_| !served)
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            // Who waits already is served, however little time there is.
-            if looked && left == Some(Duration::ZERO) {
-                return Ok((StopReport::default(), false));
-            }
-            let patience = left.into_iter().chain(interval).min();
-            event_loop.run_turn(patience, signals.as_ref()).map_err(Error::Loop)?;
-            looked = true;
-            if let Some(error) = event_loop.cx().failed.take() {
-                stop(&mut event_loop, drain)?;
-                return Err(error);
-            }
-        }
-        let report = stop(&mut event_loop, drain)?;
+        let mut run =
+            ServerRun { event_loop, control: &control, requests, deadline, interval, drain };
+        let served = match run.until_stop(signals.as_mut())? {
+            RunEnd::Served(served) => return Ok((StopReport::default(), served)),
+            RunEnd::Stopped { served } => served,
+        };
+        let report = stop(&mut run.event_loop, drain)?;
         if let Some(signals) = signals {
             signals.answer();
         }
@@ -523,6 +497,69 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.control.mailbox.close();
         self.services.iter_mut().for_each(|service| service.runner.close());
+    }
+}
+
+/// One run of the event loop, until it has served what was asked for or is to stop.
+struct ServerRun<'a> {
+    event_loop: EventLoop<'a>,
+    control: &'a Arc<ServerState>,
+    /// How many requests it accepts; `usize::MAX` is no limit.
+    requests: usize,
+    /// Until when it waits for a request.
+    deadline: Option<Instant>,
+    /// How often a hook wants to be called at least.
+    interval: Option<Duration>,
+    drain: Duration,
+}
+
+/// Why a run has ended.
+enum RunEnd {
+    /// All requests were served (true), or there was none until the deadline.
+    Served(bool),
+    /// A stop was asked for; whether all requests had been accepted by then.
+    Stopped { served: bool },
+}
+
+impl ServerRun<'_> {
+    fn until_stop(&mut self, mut signals: Option<&mut SignalWatch>) -> Result<RunEnd, Error> {
+        let (mut looked, mut served) = (false, false);
+        loop {
+            if std::mem::take(&mut self.event_loop.cx().shutdown) {
+                self.control.request_stop();
+            }
+            let signalled = signals.as_mut().is_some_and(|signals| signals.take());
+            if signalled || self.control.stop_requested() {
+                return Ok(RunEnd::Stopped { served });
+            }
+            served = self.requests != usize::MAX && self.event_loop.cx().accepts_left == 0;
+            if served && self.is_quiet() {
+                // Takes the mail that workers have left.
+                self.event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
+                return Ok(RunEnd::Served(true));
+            }
+            let left = self
+                .deadline
+                .filter(|_| !served)
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // A client that waits already is served, however little time there is.
+            if looked && left == Some(Duration::ZERO) {
+                return Ok(RunEnd::Served(false));
+            }
+            let patience = left.into_iter().chain(self.interval).min();
+            self.event_loop.run_turn(patience, signals.as_deref()).map_err(Error::Loop)?;
+            looked = true;
+            if let Some(error) = self.event_loop.cx().failed.take() {
+                stop(&mut self.event_loop, self.drain)?;
+                return Err(error);
+            }
+        }
+    }
+
+    /// Whether nothing of what was accepted is left to be done by the loop or its workers.
+    fn is_quiet(&mut self) -> bool {
+        let event_loop = &mut self.event_loop;
+        event_loop.connections() + event_loop.undelivered() + event_loop.lent() == 0
     }
 }
 

@@ -1,0 +1,79 @@
+//! Lingering connections: closed by the handler, their input discarded until the output has arrived.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
+
+use socket2::Socket;
+
+use super::source::{EventSource, LoopCx, LoopState, PostAction};
+use crate::blocking::{Linger, Lingering};
+
+/// A connection that was served on the loop's thread by blocking and now lingers on the loop, so that it
+/// does not hold up the next one.
+pub(crate) struct LingeringConnection(Lingering);
+
+impl LingeringConnection {
+    /// # Errors
+    ///
+    /// Where it cannot be made non-blocking.
+    pub(crate) fn new(lingering: Lingering) -> io::Result<Self> {
+        lingering.socket.set_nonblocking(true)?;
+        Ok(LingeringConnection(lingering))
+    }
+
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.0.socket.as_raw_fd()
+    }
+
+    fn look(&mut self, cx: &mut LoopCx) -> PostAction {
+        let Lingering { socket, linger } = &mut self.0;
+        linger_on(socket, linger, &mut cx.buffer, &mut cx.state)
+    }
+}
+
+impl EventSource for LingeringConnection {
+    fn is_request(&self) -> bool {
+        false
+    }
+
+    fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.look(cx)
+    }
+
+    fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.look(cx)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(self.0.linger.next())
+    }
+
+    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.look(cx)
+    }
+
+    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.0.linger.hurry(cx.now);
+        self.look(cx)
+    }
+
+    fn finish(&mut self, cx: &mut LoopCx) {
+        cx.tally.closed += 1;
+        cx.capacity_freed = true;
+    }
+}
+
+/// Discards input until the peer has ended or has all of its output; [`Linger`] bounds it.
+pub(super) fn linger_on(
+    socket: &Socket,
+    linger: &mut Linger,
+    buffer: &mut [u8],
+    state: &mut LoopState,
+) -> PostAction {
+    if linger.drain(socket, buffer) || linger.is_done(socket, state.now) {
+        return PostAction::Remove;
+    }
+    state.deadline_changed();
+    PostAction::Wait
+}
