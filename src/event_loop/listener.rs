@@ -18,7 +18,7 @@ use crate::transport::peer_of;
 /// How many connections are accepted in one turn, however often the listener is called in it.
 const ACCEPT_BUDGET: usize = 64;
 
-/// How many clients are on_turn_end away each time that descriptors have run out.
+/// How many clients are turned away each time that descriptors have run out.
 const SHED_BUDGET: usize = 16;
 
 /// How many accepts fail in a row, for reasons that should pass, before the listener pauses.

@@ -549,7 +549,7 @@ impl<'a> EventLoop<'a> {
                 self.cx.capacity_freed = true;
                 match error {
                     Error::Mode(_) => self.cx.failed = Some(error),
-                    error => log::error!("a request is on_turn_end away: {error:#}"),
+                    error => log::error!("a request is turned away: {error:#}"),
                 }
                 None
             }

@@ -153,7 +153,7 @@ pub(crate) struct LoopState {
     pub(crate) failed: Option<Error>,
     /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
     pub(crate) exhausted: bool,
-    /// A descriptor kept to be given up when there is no other, so that a client can be on_turn_end away.
+    /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
     pub(crate) reserve: Option<OwnedFd>,
 }
 

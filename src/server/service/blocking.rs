@@ -244,7 +244,7 @@ where
         })
     }
 
-    /// Whether a request is on_turn_end away, rather than left in the kernel's queue.
+    /// Whether a request is turned away, rather than left in the kernel's queue.
     fn rejects(&self, cx: &mut LoopCx) -> bool {
         let rejected =
             self.threads.when_full == When::Reject && !self.threads.has_room(&self.notifier);
