@@ -29,6 +29,7 @@ mod datagrams;
 mod lingering;
 mod listener;
 mod offload;
+mod replies;
 mod slot;
 mod source;
 mod stream_io;

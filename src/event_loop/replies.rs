@@ -1,0 +1,562 @@
+//! The replies of a datagram socket that wait to be sent.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::source::{LoopCx, Readiness};
+use crate::blocking::{RETRY, RetryQueues, charge};
+use crate::conversation::OutputBuffer;
+use crate::counters::Tally;
+use crate::log;
+use crate::sys::{self, Destination, Transmit};
+use crate::transport::peer_of;
+
+/// How long replies wait for room in a UDP socket's own send buffer in which not one of them can be
+/// sent; then they are lost.
+const STALL: Duration = Duration::from_secs(5);
+
+/// Replies on their way out, in order.
+#[derive(Debug)]
+pub(super) struct Replies {
+    /// Their bytes, one after the other. Those of replies that have gone are dropped when nothing
+    /// waits any more, or when they are more than those of replies that wait.
+    bytes: Vec<u8>,
+    waiting: VecDeque<Reply>,
+    /// How much waits in order, what is put aside not included.
+    pending: usize,
+    /// Whether the kernel cuts one send into several datagrams.
+    gso: bool,
+    /// How many of the first replies are not joined, because the kernel has refused them joined.
+    alone: usize,
+    /// When those that wait for room in the socket's own buffer are tried for the last time.
+    pub(super) stalled_until: Option<Instant>,
+    /// For Unix peers whose queues are full.
+    retries: RetryQueues,
+    /// When to try the queues of Unix peers again; the poller does not report them.
+    pub(super) retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Reply {
+    to: Destination,
+    range: Range<usize>,
+}
+
+/// How many datagrams may be joined, and how large each may be: what passes any IPv6 path.
+const GSO_MAX_SEGMENTS: usize = 64;
+const GSO_MAX_SEGMENT_SIZE: usize = 1232;
+const GSO_MAX_BYTES: usize = 65_000;
+
+/// How much of replies may wait, in bytes; above it nothing is received.
+pub(super) const REPLIES_HIGH: usize = 4 << 20;
+
+impl Replies {
+    pub(super) fn new(gso: bool) -> Self {
+        Replies {
+            bytes: Vec::new(),
+            waiting: VecDeque::new(),
+            pending: 0,
+            gso,
+            alone: 0,
+            stalled_until: None,
+            retries: RetryQueues::default(),
+            retry_at: None,
+        }
+    }
+
+    /// How many replies wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.retries.len()
+    }
+
+    /// How much waits, in bytes.
+    pub(super) fn charge(&self) -> usize {
+        self.pending + self.retries.charge()
+    }
+
+    pub(super) fn keep(
+        &mut self,
+        output_buffer: &mut OutputBuffer,
+        input: &[u8],
+        to: Destination,
+        now: Instant,
+        tally: &mut Tally,
+    ) {
+        // A peer's datagrams keep their order.
+        let retries = self.retries.has(&to.address);
+        for part in output_buffer.parts(input) {
+            if retries {
+                self.retries.put(to.clone(), part.into(), now, tally);
+            } else {
+                self.pending += charge(part.len());
+                let start = self.bytes.len();
+                self.bytes.extend_from_slice(part);
+                let range = start..self.bytes.len();
+                self.waiting.push_back(Reply { to: to.clone(), range });
+            }
+        }
+        output_buffer.clear();
+    }
+
+    /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
+    /// it has no room for waits.
+    pub(super) fn send(&mut self, socket: &Socket, cx: &mut LoopCx) {
+        while !self.waiting.is_empty() && cx.readiness.has(Readiness::WRITABLE) {
+            match sys::send_batch(socket, GsoBatches { replies: self, next: 0 }) {
+                Ok(sent) => self.forget(sent, &mut cx.tally),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.no_room(&error, cx),
+                Err(error) if self.gso_run(0) > 1 => self.part(&error),
+                Err(error) => self.drop_first(&error, &mut cx.tally),
+            }
+        }
+        self.let_go_of_bytes();
+    }
+
+    /// The kernel has refused joined replies: they go one by one. Mostly that is for this peer's sake
+    /// alone (it has an address that cannot be sent to, or a path of small packets), and others'
+    /// replies are joined as before. Where a device or a route cannot do it, whatever the kernel said
+    /// before, none are any more.
+    fn part(&mut self, error: &io::Error) {
+        self.alone = self.gso_run(0);
+        if matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) {
+            log::debug!("replies are no longer joined: {error}");
+            self.gso = false;
+        }
+    }
+
+    /// Drops the bytes of what has gone, as soon as they are most of them.
+    fn let_go_of_bytes(&mut self) {
+        let Some(first) = self.waiting.front() else {
+            self.bytes.clear();
+            self.bytes.shrink_to(KEPT);
+            self.waiting.shrink_to(KEPT_REPLIES);
+            return;
+        };
+        let gone = first.range.start;
+        if gone > KEPT && gone > self.bytes.len() / 2 {
+            self.bytes.drain(..gone);
+            for Reply { range, .. } in &mut self.waiting {
+                *range = range.start - gone..range.end - gone;
+            }
+        }
+    }
+
+    /// How many of the replies from the `first` on can be one send: to one peer, of one size, but for
+    /// the last one, which may be smaller.
+    fn gso_run(&self, first: usize) -> usize {
+        let reply = &self.waiting[first];
+        let size = reply.range.len();
+        if !self.gso || first < self.alone || size == 0 || size > GSO_MAX_SEGMENT_SIZE {
+            return 1;
+        }
+        let most = GSO_MAX_SEGMENTS.min(GSO_MAX_BYTES / size);
+        let mut count = 1;
+        while count < most
+            && let Some(next) = self.waiting.get(first + count)
+            && (1..=size).contains(&next.range.len())
+            && next.range.start == self.waiting[first + count - 1].range.end
+            && next.to == reply.to
+        {
+            count += 1;
+            if next.range.len() < size {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The first so many sends have gone.
+    fn forget(&mut self, sends: usize, tally: &mut Tally) {
+        self.stalled_until = None;
+        for _ in 0..sends {
+            let run = self.gso_run(0);
+            self.alone = self.alone.saturating_sub(run);
+            self.retries.unresponsive.record_sent(&self.waiting[0].to.address);
+            for reply in self.waiting.drain(..run) {
+                self.pending -= charge(reply.range.len());
+                tally.replies += 1;
+                tally.bytes_out += reply.range.len() as u64;
+            }
+        }
+    }
+
+    fn drop_first(&mut self, error: &io::Error, tally: &mut Tally) {
+        if let Some(reply) = self.waiting.pop_front() {
+            self.alone = self.alone.saturating_sub(1);
+            self.pending -= charge(reply.range.len());
+            tally.unsent += 1;
+            log::debug!("a reply to {} was not sent: {error}", peer_of(&reply.to.address));
+        }
+    }
+
+    /// The kernel has no room. For a UDP socket that is its own buffer, and the poller will tell; for
+    /// a Unix socket it is mostly the peer's queue: this peer waits, and the others go on.
+    fn no_room(&mut self, error: &io::Error, cx: &mut LoopCx) {
+        let Some(reply) = self.waiting.front().filter(|reply| reply.to.address.is_unix()) else {
+            if self.stalled_until.is_none() {
+                self.stalled_until = Some(cx.now + STALL);
+                cx.deadline_changed();
+            }
+            return cx.readiness.remove(Readiness::WRITABLE);
+        };
+        if self.retries.unresponsive.wait_budget(&reply.to.address, cx.now).is_zero() {
+            return self.drop_first(error, &mut cx.tally);
+        }
+        let (to, now) = (reply.to.clone(), cx.now);
+        // Those behind it are not to overtake it.
+        for reply in std::mem::take(&mut self.waiting) {
+            if reply.to == to {
+                self.pending -= charge(reply.range.len());
+                let bytes = self.bytes[reply.range].into();
+                self.retries.put(reply.to, bytes, now, &mut cx.tally);
+            } else {
+                self.waiting.push_back(reply);
+            }
+        }
+        if self.retry_at.is_none() {
+            self.retry_at = Some(now + RETRY);
+            cx.deadline_changed();
+        }
+    }
+
+    /// Tries those again that were put aside; `beside` says that others are to be tried again too.
+    pub(super) fn retry(&mut self, socket: &Socket, beside: bool, cx: &mut LoopCx) {
+        self.retries.retry(socket, cx.now, &mut cx.state.tally);
+        self.retry_at = (beside || !self.retries.is_empty()).then(|| cx.now + RETRY);
+        cx.deadline_changed();
+    }
+
+    /// The socket's own buffer has had no room for long: if not one reply can be sent now, those that
+    /// wait are lost.
+    pub(super) fn try_once_more(&mut self, socket: &Socket, cx: &mut LoopCx) {
+        let before = self.waiting.len();
+        self.stalled_until = None;
+        cx.deadline_changed();
+        cx.readiness.add(Readiness::WRITABLE);
+        self.send(socket, cx);
+        if !self.waiting.is_empty() && self.waiting.len() == before {
+            log::debug!("{before} replies were not sent: there is no room for them");
+            self.lose_waiting(&mut cx.tally);
+            self.let_go_of_bytes();
+        }
+    }
+
+    fn lose_waiting(&mut self, tally: &mut Tally) {
+        tally.unsent += self.waiting.len() as u64;
+        self.waiting.clear();
+        (self.pending, self.alone, self.stalled_until) = (0, 0, None);
+    }
+
+    /// Nobody will send what waits any more.
+    pub(super) fn give_up(&mut self, tally: &mut Tally) {
+        self.lose_waiting(tally);
+        self.retries.give_up(tally);
+    }
+}
+
+/// What is kept of a large batch's buffer, in bytes.
+const KEPT: usize = 1 << 20;
+
+/// For how many replies there stays room when none waits any more.
+const KEPT_REPLIES: usize = 4096;
+
+/// The replies that wait, as sends.
+struct GsoBatches<'a> {
+    replies: &'a Replies,
+    next: usize,
+}
+
+impl<'a> Iterator for GsoBatches<'a> {
+    type Item = Transmit<'a>;
+
+    fn next(&mut self) -> Option<Transmit<'a>> {
+        let first = self.replies.waiting.get(self.next)?;
+        let run = self.replies.gso_run(self.next);
+        let last = &self.replies.waiting[self.next + run - 1];
+        self.next += run;
+        Some(Transmit {
+            to: &first.to,
+            bytes: &self.replies.bytes[first.range.start..last.range.end],
+            segment: (run > 1).then_some(first.range.len() as u16),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::os::unix::net::UnixDatagram;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::super::source::LoopState;
+    use super::*;
+    use crate::blocking::{OVERHEAD, PATIENCE, RETRY_HIGH};
+    use crate::conversation::Output;
+    use crate::mailbox::Mailbox;
+    use crate::sys::Batch;
+
+    /// A socket with two clients, and where their replies go.
+    struct Stand {
+        socket: Socket,
+        clients: [UnixDatagram; 2],
+        to: [Destination; 2],
+        cx: LoopCx,
+        replies: Replies,
+        directory: PathBuf,
+    }
+
+    impl Drop for Stand {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.directory).unwrap();
+        }
+    }
+
+    fn stand(name: &str) -> Stand {
+        let directory = std::env::temp_dir().join(format!("stand-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let server = UnixDatagram::bind(directory.join("server")).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let clients = ["one", "two"].map(|name| {
+            let client = UnixDatagram::bind(directory.join(name)).unwrap();
+            client.set_nonblocking(true).unwrap();
+            client.send_to(b"hello", directory.join("server")).unwrap();
+            client
+        });
+        let socket = Socket::from(std::os::fd::OwnedFd::from(server));
+        let (mut batch, mut received) = (Batch::new(100), Vec::new());
+        batch.receive(&socket, 2, &mut received).unwrap();
+        let to = [received.remove(0).from, received.remove(0).from];
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
+        Stand { socket, clients, to, cx, replies: Replies::new(false), directory }
+    }
+
+    impl Stand {
+        fn keep(&mut self, client: usize, bytes: &[u8]) {
+            let LoopState { output_buffer, tally, now, .. } = &mut self.cx.state;
+            Output::new(&[], output_buffer).put_datagram(bytes);
+            self.replies.keep(output_buffer, &[], self.to[client].clone(), *now, tally);
+        }
+
+        fn send(&mut self) {
+            self.replies.send(&self.socket, &mut self.cx);
+        }
+
+        fn retry(&mut self) {
+            self.replies.retry(&self.socket, false, &mut self.cx);
+        }
+
+        /// Makes the first client's queue full, and one more reply wait.
+        fn fill(&mut self) {
+            while self.replies.retries.is_empty() {
+                self.keep(0, b"unread");
+                self.send();
+            }
+        }
+
+        fn received(&self, client: usize) -> Vec<Vec<u8>> {
+            let mut buffer = [0; 100];
+            let mut received = Vec::new();
+            while let Ok(count) = self.clients[client].recv(&mut buffer) {
+                received.push(buffer[..count].to_vec());
+            }
+            received
+        }
+    }
+
+    #[test]
+    fn what_is_put_aside_is_bounded_though_it_be_empty() {
+        let mut stand = stand("bounded");
+        stand.fill();
+        for _ in 0..3 * RETRY_HIGH / OVERHEAD {
+            stand.keep(0, b"");
+        }
+        let retries = stand.replies.retries.len();
+        assert!(retries <= RETRY_HIGH / OVERHEAD, "{retries} replies");
+        assert_eq!(stand.cx.tally.unsent as usize, 3 * RETRY_HIGH / OVERHEAD + 1 - retries);
+        assert!(stand.replies.charge() <= RETRY_HIGH + OVERHEAD);
+        stand.cx.now += PATIENCE;
+        stand.retry();
+        assert_eq!((stand.replies.charge(), stand.replies.retries.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_peers_replies_keep_their_order_and_hold_up_nobody_elses() {
+        let mut stand = stand("order");
+        stand.fill();
+        // As if the room had just gone: several for one, and one for another between them.
+        stand.replies.retries = RetryQueues::default();
+        stand.keep(0, b"first");
+        stand.keep(1, b"for another");
+        stand.keep(0, b"second");
+        stand.send();
+        assert_eq!(stand.received(1), [b"for another"]);
+        stand.keep(0, b"third");
+        stand.send();
+        assert!(stand.received(0).iter().all(|each| each == b"unread"));
+        stand.retry();
+        assert_eq!(stand.received(0), [&b"first"[..], b"second", b"third"]);
+        assert_eq!(stand.replies.charge(), 0);
+    }
+
+    #[test]
+    fn who_was_waited_for_in_vain_is_heard_to_read_again() {
+        let mut stand = stand("again");
+        stand.fill();
+        stand.cx.now += PATIENCE;
+        stand.retry();
+        assert_eq!(stand.cx.tally.unsent, 1);
+        stand.keep(0, b"lost at once");
+        stand.send();
+        assert_eq!((stand.cx.tally.unsent, stand.replies.charge() as u64), (2, 0));
+        stand.received(0);
+        stand.keep(0, b"heard");
+        stand.send();
+        assert_eq!(stand.received(0), [b"heard"]);
+        stand.fill();
+        assert_eq!(stand.cx.tally.unsent, 2, "there is patience again");
+    }
+
+    /// A socket whose send buffer can be full, and stays so until its peer reads: a TCP connection,
+    /// which takes no notice of where a reply is to go.
+    struct Narrow {
+        socket: Socket,
+        peer: TcpStream,
+        to: Destination,
+        cx: LoopCx,
+        replies: Replies,
+    }
+
+    fn narrow() -> Narrow {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
+        let (_, _, to) = udp();
+        Narrow { socket: Socket::from(client), peer, to, cx, replies: Replies::new(false) }
+    }
+
+    impl Narrow {
+        fn keep(&mut self, bytes: &[u8]) {
+            let LoopState { output_buffer, tally, now, .. } = &mut self.cx.state;
+            Output::new(&[], output_buffer).put_datagram(bytes);
+            self.replies.keep(output_buffer, &[], self.to.clone(), *now, tally);
+        }
+
+        fn send(&mut self) {
+            self.cx.readiness.add(Readiness::WRITABLE);
+            self.replies.send(&self.socket, &mut self.cx);
+        }
+    }
+
+    /// A UDP socket, a client of its, and where the client's replies go.
+    fn udp() -> (Socket, UdpSocket, Destination) {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+        let (mut batch, mut received) = (Batch::new(100), Vec::new());
+        let socket = Socket::from(server);
+        while batch.receive(&socket, 1, &mut received).is_err() {}
+        (socket, client, received.remove(0).from)
+    }
+
+    #[test]
+    fn replies_that_have_gone_take_no_memory_while_others_wait() {
+        let mut narrow = narrow();
+        let mut read = vec![0; 256 << 10];
+        let mut largest = 0;
+        // Several times what may wait, and always something does.
+        for _ in 0..32 << 20 >> 18 {
+            while narrow.replies.charge() < REPLIES_HIGH {
+                narrow.keep(&[b'x'; 1200]);
+            }
+            narrow.send();
+            assert!(!narrow.replies.waiting.is_empty());
+            largest = largest.max(narrow.replies.bytes.capacity());
+            narrow.peer.read_exact(&mut read).unwrap();
+        }
+        assert!(largest <= 4 * REPLIES_HIGH, "{largest} bytes for what waits");
+    }
+
+    #[test]
+    fn a_reply_that_waits_is_the_same_after_those_before_it_have_gone() {
+        let mut narrow = narrow();
+        for number in 0..2000 {
+            narrow.keep(&[number as u8; 1000]);
+        }
+        narrow.replies.forget(1500, &mut narrow.cx.state.tally);
+        narrow.replies.let_go_of_bytes();
+        assert_eq!(narrow.replies.bytes.len(), 500 * 1000);
+        for (number, send) in (1500..2000).zip(GsoBatches { replies: &narrow.replies, next: 0 }) {
+            assert_eq!(send.bytes, [number as u8; 1000]);
+        }
+    }
+
+    #[test]
+    fn replies_for_which_there_is_no_room_for_long_are_lost() {
+        let mut narrow = narrow();
+        while narrow.replies.waiting.is_empty() {
+            narrow.keep(&[b'x'; 1200]);
+            narrow.send();
+        }
+        narrow.keep(b"one more");
+        assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.now + STALL));
+        let mut read = vec![0; 8 << 20];
+        narrow.peer.set_nonblocking(true).unwrap();
+        // Some can go: the rest goes on waiting.
+        while narrow.replies.waiting.len() == 2 {
+            let _ = narrow.peer.read(&mut read);
+            narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
+        }
+        assert_eq!(narrow.cx.tally.unsent, 0);
+        while narrow.replies.waiting.len() < 3 {
+            narrow.keep(&[b'x'; 1200]);
+            narrow.send();
+        }
+        narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
+        assert_eq!((narrow.cx.tally.unsent, narrow.replies.charge()), (3, 0));
+        assert_eq!(narrow.replies.stalled_until, None);
+    }
+
+    #[test]
+    fn a_peer_that_cannot_be_sent_to_leaves_the_replies_of_others_joined() {
+        let (socket, client, to) = udp();
+        let mut nowhere = to.clone();
+        nowhere.address = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        let gso = sys::supports_gso(&socket);
+        let mut replies = Replies::new(gso);
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
+        for _ in 0..2 {
+            for to in [&nowhere, &to] {
+                let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
+                for _ in 0..3 {
+                    Output::new(&[], output_buffer).put_datagram(b"reply");
+                }
+                replies.keep(output_buffer, &[], to.clone(), *now, tally);
+            }
+            replies.send(&socket, &mut cx);
+        }
+        assert_eq!((cx.tally.replies, cx.tally.unsent), (6, 6));
+        for _ in 0..6 {
+            assert_eq!(client.recv(&mut [0; 10]).unwrap(), 5);
+        }
+        assert_eq!((replies.gso, replies.alone), (gso, 0));
+        let refused = io::Error::from_raw_os_error(libc::EIO);
+        let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
+        Output::new(&[], output_buffer).put_datagram(b"a device that cannot do it");
+        replies.keep(output_buffer, &[], to, *now, tally);
+        replies.part(&refused);
+        assert!(!replies.gso);
+    }
+}
