@@ -56,10 +56,8 @@ pub(crate) struct Connection<T> {
     last_moved: Instant,
     /// What the peer has taken of its output.
     progress: Progress,
-    /// It is over, and only waits for its peer to have read the end.
-    linger: Option<Box<Linger>>,
-    /// Why the peer takes no more output, where the conversation is out and has yet to be told.
-    write_error: Option<io::Error>,
+    /// State that few connections ever have.
+    rare: Option<Box<Rare>>,
     /// Input comes next, and what waits in the outlet after it.
     input_next: bool,
     /// The backlog has reached the high mark and not yet sunk to the low one.
@@ -72,6 +70,14 @@ pub(crate) struct Connection<T> {
     cut: bool,
     /// It is over, and the kernel has been asked since how much it still holds.
     looked: bool,
+}
+
+/// State of a connection that most never have; boxed, so that an idle connection stays small.
+enum Rare {
+    /// The conversation is closed; input is discarded until the peer has its output.
+    Lingering(Linger),
+    /// A write failed while a worker had the conversation, which has yet to be closed for that.
+    WriteError(io::Error),
 }
 
 impl<T: ConversationSlot> Connection<T> {
@@ -88,8 +94,7 @@ impl<T: ConversationSlot> Connection<T> {
             write_buffer: None,
             last_moved: now,
             progress: Progress::default(),
-            linger: None,
-            write_error: None,
+            rare: None,
             input_next: false,
             paused: false,
             close_notified: false,
@@ -97,6 +102,10 @@ impl<T: ConversationSlot> Connection<T> {
             cut: false,
             looked: false,
         }
+    }
+
+    fn is_lingering(&self) -> bool {
+        matches!(self.rare.as_deref(), Some(Rare::Lingering(_)))
     }
 
     /// Goes on as far as it can: sends, reads, talks, closes.
@@ -158,7 +167,7 @@ impl<T: ConversationSlot> Connection<T> {
         }
         state.readiness.remove(Readiness::BULK);
         state.entry.limit = self.water_marks.high();
-        if self.linger.is_some() {
+        if self.is_lingering() {
             return self.linger(buffer, state);
         }
         if self.write_buffer.is_some() && state.readiness.has(Readiness::WRITABLE) {
@@ -254,10 +263,11 @@ impl<T: ConversationSlot> Connection<T> {
         // A connection whose input has ended is not read: only the poller tells that its peer is gone.
         if conversation.input_ended() && state.readiness.has(Readiness::WRITE_CLOSED) && !self.cut {
             let error = self.socket.take_error().ok().flatten();
-            self.write_error = Some(error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()));
+            let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
+            self.rare = Some(Box::new(Rare::WriteError(error)));
         }
         // A peer that takes no answers is not served any further.
-        if let Some(error) = self.write_error.take() {
+        if let Some(Rare::WriteError(error)) = self.rare.take().map(|rare| *rare) {
             self.on_write_error(error);
             return ControlFlow::Continue(Recheck);
         }
@@ -441,7 +451,7 @@ impl<T: ConversationSlot> Connection<T> {
         self.write_buffer = None;
         match self.conversation.local() {
             Some(conversation) => conversation.end(CloseReason::Disconnected(error)),
-            None => self.write_error = Some(error),
+            None => self.rare = Some(Box::new(Rare::WriteError(error))),
         }
     }
 
@@ -467,14 +477,16 @@ impl<T: ConversationSlot> Connection<T> {
             return PostAction::Remove;
         };
         self.notify_close(state);
-        self.linger = Some(Box::new(linger));
+        self.rare = Some(Box::new(Rare::Lingering(linger)));
         self.linger(buffer, state)
     }
 
     /// Throws input away until the peer has ended, but not for ever.
     fn linger(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
-        let Some(linger) = &mut self.linger else { return PostAction::Wait };
-        linger_on(&self.socket, linger, buffer, state)
+        match self.rare.as_deref_mut() {
+            Some(Rare::Lingering(linger)) => linger_on(&self.socket, linger, buffer, state),
+            _ => PostAction::Wait,
+        }
     }
 
     fn notify_close(&mut self, state: &mut LoopState) {
@@ -528,7 +540,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if let Some(linger) = &self.linger {
+        if let Some(Rare::Lingering(linger)) = self.rare.as_deref() {
             return Some(linger.next());
         }
         let conversation = self.conversation.local_ref()?;
@@ -539,7 +551,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
     }
 
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
-        if self.linger.is_some() {
+        if self.is_lingering() {
             return self.linger(&mut cx.buffer, &mut cx.state);
         }
         let Some(conversation) = self.conversation.local() else {
@@ -567,7 +579,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         // What has arrived before the stop is answered: look once more.
         cx.readiness.add(Readiness::READABLE);
         let now = cx.now;
-        if let Some(linger) = &mut self.linger {
+        if let Some(Rare::Lingering(linger)) = self.rare.as_deref_mut() {
             linger.hurry(now);
         }
         self.run_slow(&mut cx.buffer, &mut cx.state)

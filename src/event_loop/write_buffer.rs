@@ -22,13 +22,12 @@ const MOST_AT_ONCE: usize = 64 * 1024;
 pub(crate) struct WaterMarks {
     high: u32,
     low: u32,
-    room: u32,
 }
 
 impl WaterMarks {
     pub(crate) fn new(high: usize, low: usize) -> Self {
         let mark = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        WaterMarks { high: mark(high), low: mark(low), room: mark(high.min(MOST_AT_ONCE)) }
+        WaterMarks { high: mark(high), low: mark(low) }
     }
 
     #[inline]
@@ -44,7 +43,7 @@ impl WaterMarks {
     /// How much output is collected at once while none waits.
     #[inline]
     pub(super) fn room(self) -> usize {
-        self.room as usize
+        self.high().min(MOST_AT_ONCE)
     }
 }
 
