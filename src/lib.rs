@@ -136,6 +136,10 @@ pub use sys::raise_descriptor_limit;
 struct Readme;
 
 #[cfg(doctest)]
+#[doc = include_str!("../README.zh-CN.md")]
+struct ReadmeInChinese;
+
+#[cfg(doctest)]
 #[doc = include_str!("../docs/from-python.md")]
 struct FromPython;
 

@@ -2,7 +2,7 @@
 //! all. Each test has a server of its own, in a process of its own, and that process must leave
 //! nothing behind: no thread, no child, no descriptor, no socket file.
 //!
-//! `cargo test --test matrix -- table` prints the table that the README carries, from what came of
+//! `cargo test --test matrix -- table` prints the table that docs/tested.md carries, from what came of
 //! the tests; `cargo test --test matrix -- tcp::offload` runs a part of them.
 
 #[path = "support/process.rs"]
@@ -677,9 +677,8 @@ fn table(outcome: Option<&Outcome>) -> String {
         ));
     }
     table.push_str(
-        "\nAll five framings are Raw, Lines, Delimited, LengthPrefixed and FixedSize. Under `inline` \
-         one request is served at a time: where others are to be undisturbed, or six at once, they \
-         come one after the other.\n\n",
+        "\nAll five framings are Raw, Lines, Delimited, LengthPrefixed and FixedSize. `inline` serves one \
+         client at a time, so the properties that need several clients at once run them in turn.\n\n",
     );
     for (number, note) in notes.iter().enumerate() {
         table.push_str(&format!("- [{}] {note}.\n", number + 1));
@@ -690,14 +689,17 @@ fn table(outcome: Option<&Outcome>) -> String {
 const BEGIN: &str = "<!-- matrix: cargo test --test matrix -- table -->";
 const END: &str = "<!-- end of matrix -->";
 
-/// What the README says is what is tested.
-fn readme_carries_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let Ok(readme) = std::fs::read_to_string(path) else { return };
-    let (_, after) = readme.split_once(BEGIN).expect("the README has the table's beginning");
-    let (carried, _) = after.split_once(END).expect("the README has the table's end");
+/// The page says what is tested.
+fn the_page_carries_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tested.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (_, after) = page.split_once(BEGIN).expect("the page has the beginning of the table");
+    let (carried, _) = after.split_once(END).expect("the page has the end of the table");
     let expected = table(None);
-    assert!(carried.trim() == expected.trim(), "the README is to carry\n{BEGIN}\n{expected}{END}");
+    assert!(
+        carried.trim() == expected.trim(),
+        "docs/tested.md is to carry\n{BEGIN}\n{expected}{END}"
+    );
 }
 
 // The run
@@ -712,7 +714,7 @@ fn name_of(cell: &Cell, property: &Property) -> String {
 }
 
 fn tests() -> Vec<Test> {
-    let mut tests = vec![test("readme_carries_the_table", readme_carries_the_table)];
+    let mut tests = vec![test("the_page_carries_the_table", the_page_carries_the_table)];
     for cell in Cell::all() {
         for property in PROPERTIES {
             // A property that is missing is checked all the same, where there is something to check.
