@@ -1,6 +1,6 @@
 //! The guard around the user's code: a panic in it costs the request that it belongs to, and nothing
 //! else. Where a call may end in a panic it goes through here; what holds a value of the user's holds
-//! it in a [`CatchDrop`](crate::sys::CatchDrop), and what is logged goes through [`log`](crate::log).
+//! it in a [`CatchDrop`](crate::sys::CatchDrop), and what is logged goes through the macros in `log`.
 
 use std::any::Any;
 use std::cell::Cell;

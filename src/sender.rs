@@ -272,7 +272,7 @@ impl Sender {
     /// From this call on every send is told that the connection is closed, and a second call does
     /// nothing. The connection sees it whatever waits for its peer; a handler that is at work
     /// finishes first. A peer that then takes nothing for 30 seconds is reset, and what was left for
-    /// it is dropped. The handler is told [`CloseReason::Handler`].
+    /// it is dropped. The handler is told [`CloseReason::Handler`](crate::CloseReason::Handler).
     pub fn close(&self) {
         self.send_queue.end(Ending::Closing);
     }
@@ -282,7 +282,7 @@ impl Sender {
     /// wait.
     ///
     /// The connection sees it whatever it waits for, and also after [`close`](Sender::close); a
-    /// handler that is at work finishes first. The handler is told [`CloseReason::Handler`]. On a
+    /// handler that is at work finishes first. The handler is told [`CloseReason::Handler`](crate::CloseReason::Handler). On a
     /// Unix socket, which has no reset, the peer sees the end of the stream.
     pub fn abort(&self) {
         self.send_queue.end(Ending::Aborted);

@@ -254,6 +254,7 @@ impl Request<'_> {
 
     /// Asks the server to stop, and returns at once; the stop waits for this request, unless it is
     /// [idle](Request::set_idle).
+    #[doc(alias = "shutdown")]
     pub fn stop_server(&self) {
         (self.on_shutdown)();
     }
@@ -323,6 +324,7 @@ impl Request<'_> {
     /// A write does not time out while the peer takes some of the output within each such time, as
     /// [`Context::set_idle_timeout`](crate::Context::set_idle_timeout) says; after one that has failed, the
     /// connection ends in a reset, so that its answer does not look whole.
+    #[doc(alias = "timeout")]
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {
             stream.timeout = timeout.into();
@@ -370,6 +372,7 @@ impl Request<'_> {
     /// # Errors
     ///
     /// What setsockopt(2) says.
+    #[doc(alias = "disable_nagle_algorithm")]
     pub fn set_nodelay(&mut self, nodelay: bool) -> io::Result<()> {
         match (&self.channel, &self.peer) {
             (Channel::Stream(stream), Peer::Inet(_)) => stream.socket.set_tcp_nodelay(nodelay),
@@ -380,6 +383,7 @@ impl Request<'_> {
     /// Sets how many written bytes are gathered before they go out: Python's `wbufsize`. 0, the
     /// default, sends each write by itself. What is left goes out by [`flush`](Write::flush), or
     /// when the handler is done.
+    #[doc(alias = "wbufsize")]
     pub fn set_write_buffer(&mut self, bytes: usize) {
         if let Channel::Stream(stream) = &mut self.channel {
             stream.write_buffer = bytes;

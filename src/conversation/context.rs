@@ -123,6 +123,7 @@ impl Context<'_> {
     /// # Errors
     ///
     /// [`UnsupportedError::DatagramTimeout`] for a datagram.
+    #[doc(alias = "timeout")]
     pub fn set_idle_timeout(
         &mut self,
         timeout: impl Into<Option<Duration>>,
@@ -148,6 +149,7 @@ impl Context<'_> {
 
     /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
     /// does: it returns at once, and the stop begins when the handler has returned.
+    #[doc(alias = "shutdown")]
     pub fn stop_server(&mut self) {
         *self.shutdown = true;
     }

@@ -186,6 +186,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// # Errors
     ///
     /// [`Error::Bind`] when the address cannot be bound.
+    #[doc(alias = "server_bind")]
     pub fn bind(mut self) -> Result<Self, Error> {
         if let Source::Planned(family, target) = &self.plan.socket {
             let bound = transport::bind(*family, target, &self.plan.bind)?;
@@ -213,6 +214,7 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Sets how many connections the kernel may keep waiting: Python's `request_queue_size`. By
     /// default as many as the system allows (`net.core.somaxconn`).
+    #[doc(alias = "backlog")]
     pub fn request_queue_size(mut self, connections: u16) -> Self {
         self.plan.bind.backlog = connections.into();
         self
@@ -220,6 +222,7 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Python's `allow_reuse_address`: binds although connections of an earlier run linger. On by
     /// default for TCP, off for UDP, where it would let two servers share a port in silence.
+    #[doc(alias = "allow_reuse_address")]
     pub fn reuse_address(mut self, reuse: bool) -> Self {
         self.plan.bind.reuse_address = Some(reuse);
         self
@@ -227,6 +230,7 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Python's `allow_reuse_port`: lets several sockets that all ask for it share the port, and the
     /// kernel spread requests over them. Off by default.
+    #[doc(alias = "allow_reuse_port")]
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.plan.bind.reuse_port = reuse;
         self

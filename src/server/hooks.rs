@@ -29,6 +29,7 @@ pub trait Hooks {
     /// # Errors
     ///
     /// An error closes this connection.
+    #[doc(alias = "get_request")]
     fn on_accept(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> std::io::Result<()> {
         let _ = (connection, peer);
         Ok(())

@@ -362,6 +362,7 @@ impl Server {
 
     /// Sets how long [`handle_request`](Server::handle_request) waits for a request; for ever by
     /// default. Python's `timeout` of a server.
+    #[doc(alias = "timeout")]
     pub fn request_timeout(&mut self, timeout: impl Into<Option<Duration>>) -> &mut Self {
         self.timeout = timeout.into();
         self
@@ -398,6 +399,7 @@ impl Server {
 
     /// Where it listens, in the order the services were added: Python's `server_address`, with the
     /// ports that the kernel chose.
+    #[doc(alias = "server_address")]
     pub fn addresses(&self) -> Vec<Address> {
         self.services.iter().map(|service| service.address().clone()).collect()
     }
