@@ -316,6 +316,21 @@ fn input_that_comes_after_the_close_does_not_cut_the_answer() {
 }
 
 #[test]
+fn a_peer_that_ends_its_own_side_after_the_close_gets_all_of_the_answer() {
+    under_each(&MODES, "close", |_, server| {
+        let mut client = server.connect();
+        client.write_all(b"?").unwrap();
+        // The handler is told when the rest of the answer is with the server's kernel.
+        assert_eq!(server.process.told(), CloseReason::Handler.to_string());
+        client.read_exact(&mut [0; 10]).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        // What it takes, it takes late.
+        thread::sleep(A_WHILE);
+        assert_eq!(read_all(&mut client), (FITTING - 10, Ok(())));
+    });
+}
+
+#[test]
 fn input_that_comes_after_a_request_handler_is_done_does_not_cut_its_answer() {
     under_each(&BLOCKING, "request_close", |_, server| speak_late(&server));
 }

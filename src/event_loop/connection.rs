@@ -592,8 +592,9 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
                 conversation.end(CloseReason::Shutdown);
                 self.cut = true;
             }
-            Some(_) => {}
-            None => self.cut = true,
+            None if !self.close_notified => self.cut = true,
+            // Its output has been sent, and a worker that has it now only calls `on_close`.
+            _ => {}
         }
         if self.cut || self.write_buffer.is_some() {
             sys::reset_on_close(&self.socket);
