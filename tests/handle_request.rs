@@ -337,7 +337,7 @@ fn a_shutdown_that_is_asked_for_in_a_later_run_than_its_requests_does_not_end_th
 }
 
 #[test]
-fn a_worker_that_comes_home_to_a_later_run_does_not_end_it() {
+fn a_worker_that_finishes_in_a_later_run_does_not_end_it() {
     let (gate, arrivals, open) = gate();
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let builder = builder.mode(Offload::new(2));

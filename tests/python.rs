@@ -612,7 +612,7 @@ fn no_second_line_is_lost() {
 }
 
 #[test]
-fn a_slow_client_makes_nobody_wait() {
+fn a_slow_client_does_not_make_others_wait() {
     let python = python_or_skip!();
     let concurrent = Pair { modes: &["threading", "pool", "forking"], ..LINES };
     concurrent.differ(
@@ -759,7 +759,7 @@ fn a_message_in_pieces_is_one_message() {
 }
 
 #[test]
-fn a_reset_is_no_error_of_the_handler() {
+fn a_reset_is_not_an_error_of_the_handler() {
     let python = python_or_skip!();
     let script = [send("a"), expect("A"), Reset, As(1), send("b"), expect("B")];
     let (_, server) = UPPER.python_says(python, &script);

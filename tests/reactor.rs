@@ -302,7 +302,7 @@ fn one_busy_client_does_not_keep_others_from_being_served() {
 }
 
 #[test]
-fn who_sends_little_is_served_before_who_sends_much() {
+fn a_client_that_sends_little_is_served_before_one_that_sends_much() {
     let gate = Arc::new(Barrier::new(2));
     let waiting = gate.clone();
     let (make, told) = tellers(move |told: &Told, _: &mut Context<'_>| {
@@ -341,7 +341,7 @@ fn who_sends_little_is_served_before_who_sends_much() {
 }
 
 #[test]
-fn who_has_to_wait_for_others_does_not_time_out_meanwhile() {
+fn a_connection_that_waits_for_its_turn_does_not_time_out() {
     const TIMEOUT: Duration = Duration::from_secs(1);
     let gate = Arc::new(Barrier::new(2));
     let waiting = gate.clone();
@@ -429,7 +429,7 @@ fn a_failing_handler_costs_only_its_own_connection() {
 }
 
 #[test]
-fn bytes_that_are_no_frame_close_the_connection_and_say_why() {
+fn an_invalid_frame_closes_the_connection_and_reports_the_reason() {
     let (make, told) = tellers(echo);
     let framing = LengthPrefixed::default().max_len(100);
     let server = Server::tcp(LOCAL).unwrap().framing(framing);
@@ -826,7 +826,7 @@ fn a_sender_to_a_peer_that_never_reads_is_full_in_the_end() {
 }
 
 #[test]
-fn a_broadcast_reaches_everyone_but_who_has_left() {
+fn a_broadcast_reaches_all_connections_that_are_still_open() {
     let (out, senders) = mpsc::channel();
     let (server, told) = start_lines(give_sender(out));
     let mut clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
@@ -973,7 +973,7 @@ fn a_server_that_was_stopped_twice_can_serve_again() {
 }
 
 #[test]
-fn who_connects_between_two_runs_is_served_by_the_second() {
+fn a_connection_made_between_two_runs_is_served_by_the_second() {
     let server = Server::tcp(LOCAL).unwrap().serve(tellers(echo).0).unwrap();
     let running = start_server(server);
     running.connect().send("hello").expect_reply("hello");
@@ -985,7 +985,7 @@ fn who_connects_between_two_runs_is_served_by_the_second() {
 }
 
 #[test]
-fn a_stop_tells_who_was_idle_who_finished_and_who_was_cut() {
+fn a_stop_reports_idle_finished_and_aborted_connections() {
     let (make, told) = tellers(echo);
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let mut server = builder.serve(make).unwrap();
@@ -1100,7 +1100,7 @@ fn a_server_can_be_kept_in_a_struct_and_sent_to_a_thread() {
 }
 
 #[test]
-fn handlers_of_one_run_can_share_what_is_not_send() {
+fn handlers_of_one_run_can_share_values_that_are_not_send() {
     let server = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let server = server.serve_local(|| {
         let count = Rc::new(std::cell::Cell::new(0));
@@ -1290,7 +1290,7 @@ fn on_close_is_called_for_everyone_who_was_idle_when_workers_stop() {
 }
 
 #[test]
-fn a_connection_that_is_cut_while_it_is_lent_is_closed_once() {
+fn a_connection_that_is_aborted_while_a_worker_has_it_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
     let (make, told) = tellers(echo_behind(&gate));
     let server = Server::tcp(LOCAL).unwrap().mode(Offload::new(1));
@@ -1313,7 +1313,7 @@ fn a_connection_that_is_cut_while_it_is_lent_is_closed_once() {
 }
 
 #[test]
-fn a_peer_that_resets_while_it_is_lent_is_closed_once() {
+fn a_connection_that_is_reset_while_a_worker_has_it_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
     let (server, told) = start_lines_on_workers(1, echo_behind(&gate));
     let mut client = server.connect();
@@ -1331,7 +1331,7 @@ fn a_peer_that_resets_while_it_is_lent_is_closed_once() {
 }
 
 #[test]
-fn a_sender_works_while_its_connection_is_lent() {
+fn a_sender_works_while_a_worker_has_its_connection() {
     let gate = Arc::new(Barrier::new(2));
     let waiting = gate.clone();
     let kept = Arc::new(Mutex::new(None));

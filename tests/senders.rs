@@ -142,7 +142,7 @@ fn a_broadcast_reaches_everyone_under_every_mode_with_senders() {
 }
 
 #[test]
-fn a_sender_to_who_does_not_read_is_full_and_others_are_not() {
+fn a_sender_to_a_peer_that_does_not_read_is_full_and_others_are_not() {
     for mode in modes_with_senders() {
         let (server, given) = start_giving(mode);
         let (mut slow, to_slow) = arrival(&server, &given);
@@ -456,7 +456,7 @@ fn senders_are_equal_by_their_connection_and_are_keys_of_a_map() {
 
 /// The peer has said all it will say, and is still sent to.
 #[test]
-fn who_has_ended_can_be_sent_to() {
+fn a_peer_that_has_sent_fin_can_be_sent_to() {
     struct Lasting(mpsc::Sender<Sender>);
     impl Handler for Lasting {
         fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
@@ -495,7 +495,7 @@ fn who_has_ended_can_be_sent_to() {
 
 /// With a timeout something can still follow, be it with nobody who sends.
 #[test]
-fn who_has_ended_can_still_time_out_in_every_mode() {
+fn a_peer_that_has_sent_fin_can_still_time_out_in_every_mode() {
     struct Patient(Duration);
     impl Handler for Patient {
         fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
@@ -538,7 +538,7 @@ fn who_has_ended_can_still_time_out_in_every_mode() {
 }
 
 #[test]
-fn a_stop_closes_who_has_a_sender() {
+fn a_stop_closes_a_connection_that_has_a_sender() {
     for mode in modes_with_senders() {
         let (server, given) = start_giving(mode);
         let (mut client, sender) = arrival(&server, &given);
@@ -691,7 +691,7 @@ fn no_more_workers_are_woken_than_sleep_and_none_that_is_awake() {
 
 /// The messages that one read brought are one job, and come home by one wake.
 #[test]
-fn many_small_messages_go_to_a_worker_and_come_home_as_one() {
+fn many_small_messages_in_one_write_cause_few_wakes() {
     let (server, given) = start_giving(Mode::Offload(Offload::new(2)));
     let (mut client, _sender) = arrival(&server, &given);
     client.send("hello\n").expect_reply("hello\n");

@@ -203,7 +203,7 @@ fn a_read_that_timed_out_is_tried_again_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_write_that_nobody_reads_times_out_and_is_no_fault() {
+fn a_write_to_a_peer_that_does_not_read_times_out_and_is_not_a_fault() {
     let (hooks, told) = Noting::new();
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         request.set_timeout(Duration::from_millis(50));
@@ -583,18 +583,18 @@ fn setup_handle_and_finish_are_called_in_this_order() {
 }
 
 #[test]
-fn where_setup_fails_neither_of_the_others_is_called() {
+fn after_setup_fails_handle_and_finish_are_not_called() {
     assert_eq!(order_of("setup"), ["setup", "handle_error: handler failed: setup"]);
 }
 
 #[test]
-fn where_handle_fails_finish_is_called_all_the_same() {
+fn after_handle_fails_finish_is_called() {
     let error = "handle_error: handler failed: handle";
     assert_eq!(order_of("handle"), ["setup", "handle", "finish", error]);
 }
 
 #[test]
-fn where_finish_fails_it_is_told() {
+fn a_failure_of_finish_is_reported() {
     let error = "handle_error: handler failed: finish";
     assert_eq!(order_of("finish"), ["setup", "handle", "finish", error]);
 }
@@ -652,7 +652,7 @@ fn lines_that_come_together_are_read_one_by_one_and_none_is_endless() {
 // Hooks
 
 #[test]
-fn verify_request_says_who_is_served_and_who_is_closed() {
+fn verify_request_decides_which_connections_are_served_and_which_are_closed() {
     struct Every2nd(usize);
 
     impl Hooks for Every2nd {
@@ -986,7 +986,7 @@ fn an_inline_server_can_be_stopped_although_its_client_never_pauses() {
 }
 
 #[test]
-fn an_inline_server_may_have_all_the_time_in_the_world_to_stop() {
+fn an_inline_server_can_stop_with_the_longest_drain_timeout() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     server.drain_timeout(Duration::MAX);
     let server = start_server(server);
@@ -1151,13 +1151,13 @@ fn the_file_of_an_adopted_unix_socket_stays() {
 }
 
 #[test]
-fn what_is_no_socket_is_not_adopted() {
+fn a_descriptor_that_is_not_a_socket_is_not_adopted() {
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(matches!(Server::from_socket(file).unwrap_err(), Error::Bind { .. }));
 }
 
 #[test]
-fn what_is_no_connection_is_not_served_when_it_is_handed_over() {
+fn a_descriptor_that_is_not_a_connection_is_not_served_when_it_is_handed_over() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     let id = server.listeners()[0];
     server.add_connection(id, std::fs::File::open("/dev/null").unwrap()).unwrap();
