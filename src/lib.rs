@@ -58,18 +58,20 @@
 //! Imports run only downward.
 //!
 //! ```text
-//!  L6  lib.rs            facade: these words, re-exports, Python's names
-//!  L5  server/           builder · service · hooks · shutdown     the only place that knows all axes
-//!  L4  reactor/   |   dispatch/      the loop: poll, slab, timers, pump  |  the modes and their threads
-//!  L3  session/          a request and whoever answers it, by blocking; Python's request handler
-//!  L2  conversation/     handler · context · framing · output     no sockets, no clock, no threads
-//!  L1  transport/ · mailbox · sys/       the system, no policy; sys/ has the crate's only `unsafe`
-//!  L0  address · counters · error · token · guard · log   plain data, and the guard round user code
+//! lib                             the facade: these words and the re-exports
+//! server                          builder, service, hooks, one run of a server, its stop
+//! modes                           the modes: options, dispatchers, mechanics
+//! event_loop | blocking           requests on the loop | requests that a thread serves by blocking
+//! conversation                    handler, context, framing, output: no sockets, no clock, no threads
+//! mailbox | sender | server_state    how other threads reach the loop | whether a server is to stop
+//! encodable | transport           messages as bytes | binding, listening, socket files
+//! sys                             system calls, no policy; the crate's only `unsafe`
+//! address | counters | error | guard | log | sync | token    plain data, and the guard round user code
 //! ```
 //!
-//! The heart is the *conversation*: one peer's state machine, fed with bytes, answering with bytes
-//! and effects. Two pumps drive it, the reactor's, which never waits, and the session's, which does;
-//! that is why a handler behaves the same under every mode.
+//! The center is the *conversation*: the state machine of one peer, which takes bytes and returns bytes
+//! and effects. Two drivers call it: the event loop, which never waits, and a blocking session, which
+//! does. That is why a handler behaves the same under every mode.
 //!
 //! # Panics
 //!
@@ -104,6 +106,7 @@ mod mailbox;
 mod modes;
 mod sender;
 mod server;
+mod server_state;
 mod sync;
 mod sys;
 mod token;

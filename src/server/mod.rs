@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
 use crate::guard::{guard, panic_message};
 use crate::log;
+use crate::server_state::ServerState;
 use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
@@ -36,7 +37,6 @@ pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
 use hooks::{GuardedHooks, wants_service_actions};
-use shutdown::ServerState;
 
 /// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::shutdown::ServerState;
 use crate::address::{Address, Peer};
 use crate::blocking::{
     Datagram, DatagramRequestSession, DatagramSession, ReplySocket, RequestHandler, Session,
@@ -19,6 +18,7 @@ use crate::guard;
 use crate::modes::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
 };
+use crate::server_state::ServerState;
 use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
 

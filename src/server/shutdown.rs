@@ -1,15 +1,10 @@
-//! Stopping a server from anywhere: posted here, done by the loop.
+//! How a server is stopped from anywhere, and the report of a stop.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::counters::{Counters, Published};
-use crate::log;
-use crate::mailbox::{Mail, Mailbox};
-use crate::sync::lock;
-use crate::sys::Wakeup;
+use crate::counters::Counters;
+use crate::server_state::ServerState;
 
 /// How a stop went: what became of those who were connected when it began, under every mode. Idle is a
 /// connection of which no message has come in part and no answer is under way; one that a
@@ -24,100 +19,6 @@ pub struct StopReport {
     pub finished: usize,
     /// Cut off by the deadline.
     pub aborted: usize,
-}
-
-/// What the server, its handles and its threads share.
-#[derive(Debug)]
-pub(crate) struct ServerState {
-    pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) published: Arc<Published>,
-    stop: AtomicBool,
-    /// Set by a child process whose handler asks the server to stop; made for a server that forks.
-    child_stop_request: OnceLock<Arc<Wakeup>>,
-    /// The process whose loop is running; 0 while none is. A forked child has a copy of all this that
-    /// no loop looks at, and knows itself by another id.
-    process: AtomicU32,
-    run: Mutex<Run>,
-    ended: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Run {
-    running: bool,
-    /// A loop has run before: a stop asked for between two runs is a stop of nothing.
-    has_run: bool,
-}
-
-impl ServerState {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(ServerState {
-            mailbox: Arc::new(Mailbox::new()?),
-            published: Arc::default(),
-            stop: AtomicBool::new(false),
-            child_stop_request: OnceLock::new(),
-            process: AtomicU32::new(0),
-            run: Mutex::default(),
-            ended: Condvar::new(),
-        })
-    }
-
-    pub(crate) fn request_stop(&self) {
-        let process = self.process.load(SeqCst);
-        if process != 0 && process != std::process::id() {
-            match self.child_stop_request() {
-                Some(asked) => asked.wake(),
-                None => log::warn!(
-                    "a forked process cannot stop a server of another process that does not fork"
-                ),
-            }
-            return;
-        }
-        let run = lock(&self.run);
-        if run.running || !run.has_run {
-            self.stop.store(true, SeqCst);
-            drop(run);
-            self.mailbox.post(Mail::Wake);
-        }
-    }
-
-    /// Whether a stop is asked for, be it by a child process.
-    pub(crate) fn stop_requested(&self) -> bool {
-        if self.child_stop_request().is_some_and(|asked| asked.take()) {
-            self.request_stop();
-        }
-        self.stop.load(SeqCst)
-    }
-
-    /// What a child process says by that the server is to stop, if this one forks.
-    pub(crate) fn child_stop_request(&self) -> Option<&Arc<Wakeup>> {
-        self.child_stop_request.get()
-    }
-
-    /// The server is one that forks.
-    pub(crate) fn set_child_stop_request(&self, wakeup: Wakeup) {
-        // The first one is everyone's.
-        let _ = self.child_stop_request.set(Arc::new(wakeup));
-    }
-
-    /// A loop begins; when the guard is dropped it has ended, and its stop with it.
-    pub(crate) fn begin(self: &Arc<Self>) -> RunGuard {
-        lock(&self.run).running = true;
-        self.process.store(std::process::id(), SeqCst);
-        RunGuard(self.clone())
-    }
-}
-
-/// A loop is running.
-pub(crate) struct RunGuard(Arc<ServerState>);
-
-impl Drop for RunGuard {
-    fn drop(&mut self) {
-        let mut run = lock(&self.0.run);
-        *run = Run { running: false, has_run: true };
-        self.0.stop.store(false, SeqCst);
-        self.0.process.store(0, SeqCst);
-        self.0.ended.notify_all();
-    }
 }
 
 /// Stops a server from another thread, a handler, a hook: from
@@ -146,7 +47,7 @@ impl ShutdownHandle {
     /// Whether the server's loop is running.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        lock(&self.control.run).running
+        self.control.is_running()
     }
 
     /// Waits until no loop is running; at once if none is. Python's `shutdown` is
@@ -155,10 +56,7 @@ impl ShutdownHandle {
     /// Not from a handler or a hook of the same server: the loop cannot end while it waits for
     /// itself, and in a forked child nobody tells that it has ended. There, [`wait_timeout`](ShutdownHandle::wait_timeout) at least comes back.
     pub fn wait(&self) {
-        let mut run = lock(&self.control.run);
-        while run.running {
-            run = self.control.ended.wait(run).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.control.wait();
     }
 
     /// As [`wait`](ShutdownHandle::wait), but no longer than `timeout`; whether no loop is running.
@@ -168,16 +66,7 @@ impl ShutdownHandle {
             self.wait();
             return true;
         };
-        let mut run = lock(&self.control.run);
-        while run.running {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.control.ended.wait_timeout(run, left);
-            run = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        self.control.wait_until(deadline)
     }
 
     /// What the server has counted so far.
