@@ -123,14 +123,16 @@ pub use encodable::Encodable;
 pub use error::{
     CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,
 };
-pub use modes::{BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading};
+pub use modes::{
+    BlockingMode, Forking, HandlerMode, Inline, Mode, Offload, Pool, Reactor, RequestMode,
+    Threading,
+};
 pub use sender::{Sender, broadcast};
 pub use server::{
     Builder, ForkingTcpServer, ForkingUdpServer, ForkingUnixDatagramServer,
-    ForkingUnixStreamServer, HandlerMode, Hooks, ListenerId, NoHooks, RequestMode, Running, Server,
-    Service, ShutdownHandle, StopReport, TcpServer, ThreadingTcpServer, ThreadingUdpServer,
-    ThreadingUnixDatagramServer, ThreadingUnixStreamServer, UdpServer, UnixDatagramServer,
-    UnixStreamServer,
+    ForkingUnixStreamServer, Hooks, ListenerId, NoHooks, Running, Server, Service, ShutdownHandle,
+    StopReport, TcpServer, ThreadingTcpServer, ThreadingUdpServer, ThreadingUnixDatagramServer,
+    ThreadingUnixStreamServer, UdpServer, UnixDatagramServer, UnixStreamServer,
 };
 pub use sys::raise_descriptor_limit;
 

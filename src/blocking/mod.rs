@@ -9,9 +9,7 @@ use crate::address::Peer;
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::{CloseReason, UnsupportedError};
-use crate::mailbox::{Job, Mailbox};
 use crate::sys::CatchDrop;
-use crate::token::Token;
 
 mod active;
 mod closing;
@@ -37,18 +35,6 @@ pub(crate) use wait::{InterruptibleWait, StopOutcome, WaitStrategy};
 
 /// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
-
-/// Who does the work that a loop lends out.
-///
-/// This is the seam between the loop, which lends, and the mode that brought the workers: neither
-/// knows the other.
-pub(crate) trait Workers: Send + Sync {
-    /// Queues a job, for which the mode has yet to fetch someone; when it is done it is posted to
-    /// `home` as [`Mail::JobDone`].
-    ///
-    /// [`Mail::JobDone`]: crate::mailbox::Mail::JobDone
-    fn submit(&self, mailbox: &Arc<Mailbox>, token: Token, work: Box<dyn Job>);
-}
 
 /// A request with whoever answers it, ready to be served to its end.
 pub(crate) trait Session {

@@ -28,7 +28,6 @@ mod connection;
 mod datagrams;
 mod lingering;
 mod listener;
-mod offload;
 mod replies;
 mod slot;
 mod source;
@@ -40,10 +39,10 @@ pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
 pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
-pub(crate) use offload::{DatagramJob, OffloadSlot, OffloadTarget};
-pub(crate) use slot::ConversationSlot;
+pub(crate) use slot::{ConversationEvent, ConversationSlot};
 pub(crate) use source::{
-    Closed, Dispatcher, EventSource, Incoming, ListenerHooks, LoopCx, NewConnection, PendingFork,
+    Closed, Dispatcher, EntryRef, EventSource, Incoming, ListenerHooks, LoopCx, LoopState,
+    NewConnection, PendingFork,
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;

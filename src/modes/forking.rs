@@ -1,19 +1,29 @@
-//! A process per request.
+//! The mode `forking`: a child process serves each request.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::service::{
+    HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
+    ServiceRunner, SessionFactory,
+};
+use crate::address::Peer;
 use crate::blocking::{
-    InterruptibleWait, READ_SIZE, Served, Session, SessionCx, StopOutcome, WaitStrategy,
+    Datagram, InterruptibleWait, READ_SIZE, Served, Session, SessionCx, StopOutcome, WaitStrategy,
 };
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
-use crate::error::UnsupportedError;
-use crate::sys::{self, Child, InChild, PollInterest, Wakeup};
+use crate::error::{CloseReason, UnsupportedError};
+use crate::event_loop::{
+    DatagramDispatcher, Dispatcher, Incoming, LoopCx, PendingFork, StreamDispatcher,
+};
+use crate::guard;
+use crate::sys::{self, Child, InChild, PollInterest, RecvMeta, Wakeup};
+use crate::token::Token;
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
 /// one's memory, at the price of a fork per request.
@@ -59,13 +69,183 @@ impl Default for Forking {
     }
 }
 
+/// What a service keeps between runs: a child process serves each request.
+struct ForkRunner<T, S> {
+    start: Box<dyn MakeFactory<T>>,
+    serve: S,
+    children: Children,
+}
+
+pub(super) fn forking<T: 'static, S: SessionFactory<T>>(
+    mode: Forking,
+    start: Box<dyn MakeFactory<T>>,
+    serve: S,
+) -> ServiceRunner {
+    ServiceRunner(Box::new(ForkRunner { start, serve, children: Children::new(mode) }))
+}
+
+impl<T: 'static, S: SessionFactory<T>> ModeRunner for ForkRunner<T, S> {
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        Ok(Box::new(ForkDispatcher { of_connections: true, ..ForkDispatcher::new(self, run_cx)? }))
+    }
+
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        Ok(Box::new(ForkDispatcher::new(self, run_cx)?))
+    }
+
+    fn close(&mut self) {
+        self.children.terminate();
+    }
+
+    fn requirements(&self) -> Requirements {
+        Requirements { one_thread: true, ..Requirements::default() }
+    }
+}
+
+struct ForkDispatcher<'a, T, S> {
+    make: HandlerFactory<'a, T>,
+    serve: &'a S,
+    children: &'a mut Children,
+    listener_handle: ListenerHandle,
+    listener: Token,
+    /// The end of a child is the end of a connection.
+    of_connections: bool,
+}
+
+impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
+    fn new(runner: &'a mut ForkRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
+        let ForkRunner { start, serve, children } = runner;
+        let asked = run_cx.control.child_stop_request().cloned();
+        children.begin(asked.expect("made when a service that forks is added"), run_cx.drain);
+        Ok(ForkDispatcher {
+            make: start.start()?,
+            serve,
+            children,
+            listener_handle: run_cx.listener_handle.clone(),
+            listener: run_cx.listener,
+            of_connections: false,
+        })
+    }
+
+    fn fork_for(&mut self, request: Incoming, cx: &mut LoopCx) {
+        self.children.expect_one();
+        let allow_threads = self.children.threads_allowed();
+        cx.fork(PendingFork { request, parent: self.listener, allow_threads });
+    }
+}
+
+impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
+    fn has_room(&mut self) -> bool {
+        self.children.has_room()
+    }
+
+    fn burst(&self) -> usize {
+        self.children.room().max(1)
+    }
+
+    fn look(&mut self, cx: &mut LoopCx) {
+        let reaped = self.children.reap();
+        if self.of_connections {
+            cx.tally.closed += reaped as u64;
+        }
+        cx.capacity_freed |= reaped > 0;
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.children.watched()
+    }
+
+    fn forked(&mut self, child: Option<Child>) {
+        self.children.forked(child);
+    }
+
+    /// The child's whole life. Whoever answers is made here, as Python makes its handlers.
+    fn serve_in_child(
+        &mut self,
+        request: Incoming,
+        process: &InChild,
+        fault: &mut dyn FnMut(&Peer, &CloseReason),
+    ) -> i32 {
+        let peer = match &request {
+            Incoming::Stream(_, peer) => peer.clone(),
+            Incoming::Datagram(datagram) => datagram.peer.clone(),
+        };
+        let mut connection = None;
+        let make_handler = guard::call(|| {
+            let handler = self.make.make(&peer);
+            let session: Box<dyn Session> = match request {
+                Incoming::Stream(socket, peer) => {
+                    let socket = connection.insert(Arc::new(socket)).clone();
+                    Box::new(self.serve.stream(handler, &self.listener_handle, socket, peer))
+                }
+                Incoming::Datagram(datagram) => {
+                    Box::new(self.serve.datagram(handler, &self.listener_handle, datagram))
+                }
+            };
+            session
+        });
+        match make_handler {
+            Ok(session) => {
+                self.children.serve_in_child(session, connection.as_deref(), process, |served| {
+                    fault(&served.peer, &served.reason);
+                })
+            }
+            Err(message) => {
+                fault(&peer, &CloseReason::Panic(message));
+                1
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.children.terminate();
+    }
+
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        let killed = self.children.kill();
+        if self.of_connections {
+            cx.tally.closed += killed as u64;
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.children.len()
+    }
+
+    fn ended_idle(&self) -> usize {
+        self.children.ended_idle()
+    }
+}
+
+impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for ForkDispatcher<'_, T, S> {
+    fn nonblocking(&self) -> bool {
+        false
+    }
+
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        self.fork_for(Incoming::Stream(socket, peer), cx);
+    }
+}
+
+impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_, T, S> {
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        self.fork_for(Incoming::Datagram(Datagram::new(bytes, peer, received)), cx);
+    }
+}
+
 /// The exit code of a child that a stop has ended while it was idle. One whose request has failed
 /// exits with 1, all others with 0.
 const EXIT_IDLE: i32 = 90;
 
 /// The children of one service.
 #[derive(Debug)]
-pub(crate) struct Children {
+struct Children {
     mode: Forking,
     children: Vec<Child>,
     /// Requests that are about to be forked for.
@@ -81,7 +261,7 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    pub(crate) fn new(mode: Forking) -> Self {
+    fn new(mode: Forking) -> Self {
         Children {
             mode,
             children: Vec::new(),
@@ -94,7 +274,7 @@ impl Children {
     }
 
     /// A run begins.
-    pub(crate) fn begin(&mut self, shutdown: Arc<Wakeup>, drain: Duration) {
+    fn begin(&mut self, shutdown: Arc<Wakeup>, drain: Duration) {
         self.expected = 0;
         (self.stopping, self.ended_idle) = (false, 0);
         self.shutdown = Some(shutdown);
@@ -117,35 +297,35 @@ impl Children {
         self.kill();
     }
 
-    pub(crate) fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         self.room() > 0
     }
 
     /// How many more children there may be.
-    pub(crate) fn room(&self) -> usize {
+    fn room(&self) -> usize {
         self.mode.max_children.saturating_sub(self.children.len() + self.expected)
     }
 
-    pub(crate) fn expect_one(&mut self) {
+    fn expect_one(&mut self) {
         self.expected += 1;
     }
 
-    pub(crate) fn threads_allowed(&self) -> bool {
+    fn threads_allowed(&self) -> bool {
         self.mode.allow_threads
     }
 
     /// The fork has been tried.
-    pub(crate) fn forked(&mut self, child: Option<Child>) {
+    fn forked(&mut self, child: Option<Child>) {
         self.expected -= 1;
         self.children.extend(child);
     }
 
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.children.len()
     }
 
     /// Reaps those that have ended; how many that were.
-    pub(crate) fn reap(&mut self) -> usize {
+    fn reap(&mut self) -> usize {
         let before = self.children.len();
         let mut idle = 0;
         self.children.retain_mut(|child| {
@@ -160,28 +340,28 @@ impl Children {
     }
 
     /// How many have ended since they were asked to, and were idle then.
-    pub(crate) fn ended_idle(&self) -> usize {
+    fn ended_idle(&self) -> usize {
         self.ended_idle
     }
 
     /// Asks all to finish what they are doing.
-    pub(crate) fn terminate(&mut self) {
+    fn terminate(&mut self) {
         self.stopping = true;
         self.children.iter().for_each(Child::terminate);
     }
 
     /// Ends all that are left; how many that were.
-    pub(crate) fn kill(&mut self) -> usize {
+    fn kill(&mut self) -> usize {
         self.children.drain(..).map(|mut child| child.kill()).count()
     }
 
     /// What the loop is to watch: the ends of children.
-    pub(crate) fn watched(&self) -> Vec<RawFd> {
+    fn watched(&self) -> Vec<RawFd> {
         self.children.iter().map(|child| child.as_fd().as_raw_fd()).collect()
     }
 
     /// In the child: serves its request; the code to end with.
-    pub(crate) fn serve_in_child(
+    fn serve_in_child(
         &mut self,
         session: Box<dyn Session + '_>,
         connection: Option<&Socket>,

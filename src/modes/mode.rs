@@ -3,12 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Forking, Inline, Offload, Pool, Threading};
+use super::{Forking, Inline, Offload, Pool, Reactor, Threading};
 use crate::error::Error;
-
-/// On the loop: the default. One thread serves everyone; a handler must not block.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Reactor;
 
 /// Any mode, chosen at run time; a handler under it must be `Send`, as the strictest mode asks.
 ///

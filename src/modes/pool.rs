@@ -1,7 +1,8 @@
-//! A bounded number of threads, each serving one whole request at a time.
+//! The mode `pool`: one of a bounded number of threads serves each request.
 
+use super::service::{MakeFactory, ServiceRunner, SessionFactory};
 use super::thread_pool::PoolConfig;
-use super::threading::{Threads, When};
+use super::threading::{ThreadRunner, Threads, When};
 
 /// A bounded pool of threads and a bounded queue in front of it; each request has a thread of its
 /// own from its first byte to its last.
@@ -66,8 +67,16 @@ impl Default for Pool {
     }
 }
 
+pub(super) fn pool<T, S>(mode: Pool, start: Box<dyn MakeFactory<T>>, serve: S) -> ServiceRunner
+where
+    T: Send + 'static,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
+{
+    ServiceRunner(Box::new(ThreadRunner::new(Threads::pooled(mode), start, serve)))
+}
+
 impl Threads {
-    pub(crate) fn pooled(mode: Pool) -> Self {
+    fn pooled(mode: Pool) -> Self {
         let stack_size = mode.stack_size;
         let config = PoolConfig {
             name: "pool",

@@ -1,17 +1,28 @@
-//! A thread per request, and what `pool` shares with it: sessions that a crew of threads serves.
+//! The mode `threading`: a thread serves each request. `pool` shares all but the options with it.
 
 use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::CompletionNotifier;
+use socket2::Socket;
+
+use super::completion::CompletionNotifier;
+use super::service::{
+    HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
+    ServiceRunner, SessionFactory, make_handler,
+};
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
+use crate::address::Peer;
 use crate::blocking::{
-    ActiveConnections, READ_SIZE, Registration, Session, SessionCx, WaitStrategy,
+    ActiveConnections, Datagram, READ_SIZE, Registration, ReplySocket, Session, SessionCx,
+    WaitStrategy,
 };
 use crate::conversation::OutputBuffer;
 use crate::counters::{Published, Tally};
 use crate::error::UnsupportedError;
+use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher};
+use crate::sys::RecvMeta;
 
 /// How long a thread that has served its request waits for another one.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -79,19 +90,205 @@ impl Default for Threading {
     }
 }
 
-/// A request on its way to a thread.
-pub(crate) struct SessionJob {
-    pub(crate) session: Box<dyn Session + Send>,
-    /// Its seat; a datagram has none, since it waits for nobody.
-    pub(crate) registration: Option<Registration>,
-    pub(crate) notifier: Arc<CompletionNotifier>,
-    /// The run of the loop that it came in.
-    pub(crate) run: usize,
+/// What a service keeps between runs: a thread serves each request.
+pub(super) struct ThreadRunner<T, S> {
+    start: Box<dyn MakeFactory<T>>,
+    serve: S,
+    threads: Threads,
+    /// Made with the first run: a request may end in a later one than it came in.
+    notifier: Option<Arc<CompletionNotifier>>,
 }
 
-/// What to do with a request when there is no room for it.
+pub(super) fn threading<T, S>(
+    mode: Threading,
+    start: Box<dyn MakeFactory<T>>,
+    serve: S,
+) -> ServiceRunner
+where
+    T: Send + 'static,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
+{
+    ServiceRunner(Box::new(ThreadRunner::new(Threads::for_each_request(mode), start, serve)))
+}
+
+impl<T, S> ThreadRunner<T, S> {
+    pub(super) fn new(threads: Threads, start: Box<dyn MakeFactory<T>>, serve: S) -> Self {
+        ThreadRunner { start, serve, threads, notifier: None }
+    }
+}
+
+impl<T, S> ModeRunner for ThreadRunner<T, S>
+where
+    T: Send + 'static,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
+{
+    fn stream_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
+        Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
+    }
+
+    fn datagram_dispatcher<'a>(
+        &'a mut self,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
+        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
+        Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
+    }
+
+    fn requirements(&self) -> Requirements {
+        Requirements { threads: true, ..Requirements::default() }
+    }
+}
+
+struct ThreadDispatcher<'a, T, S> {
+    make: HandlerFactory<'a, T>,
+    serve: &'a S,
+    threads: &'a Threads,
+    listener_handle: ListenerHandle,
+    notifier: Arc<CompletionNotifier>,
+    run: usize,
+}
+
+impl<'a, T, S> ThreadDispatcher<'a, T, S>
+where
+    T: Send + 'static,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
+{
+    fn new(runner: &'a mut ThreadRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
+        let ThreadRunner { start, serve, threads, notifier } = runner;
+        let notifier =
+            notifier.get_or_insert_with(|| Arc::new(completion_notifier(run_cx))).clone();
+        let run = run_cx.control.mailbox.run();
+        threads.active.reopen();
+        threads.count_into(&run_cx.control.published);
+        let listener_handle = run_cx.listener_handle.clone();
+        Ok(ThreadDispatcher {
+            make: start.start()?,
+            serve,
+            threads,
+            listener_handle,
+            notifier,
+            run,
+        })
+    }
+
+    /// Whether a request is turned away, rather than left in the kernel's queue.
+    fn rejects(&self, cx: &mut LoopCx) -> bool {
+        let rejected =
+            self.threads.when_full == When::Reject && !self.threads.has_room(&self.notifier);
+        cx.tally.rejected_full += u64::from(rejected);
+        rejected
+    }
+}
+
+fn completion_notifier(run_cx: &RunContext<'_>) -> CompletionNotifier {
+    let RunContext { control, service, .. } = run_cx;
+    CompletionNotifier::new(control.mailbox.clone(), control.published.clone(), *service)
+}
+
+impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
+    fn has_room(&mut self) -> bool {
+        self.threads.when_full == When::Reject || self.threads.has_room(&self.notifier)
+    }
+
+    fn tell_ends(&mut self) {
+        self.notifier.notify_on_completion();
+    }
+
+    fn burst(&self) -> usize {
+        self.threads.room()
+    }
+
+    fn stop(&mut self) {
+        self.threads.stop(&self.notifier);
+    }
+
+    fn abort_all(&mut self, cx: &mut LoopCx) {
+        cx.tally.closed += self.threads.abort_all() as u64;
+    }
+
+    fn in_flight(&self) -> usize {
+        self.threads.load()
+    }
+
+    fn ended_idle(&self) -> usize {
+        self.threads.ended_idle()
+    }
+}
+
+impl<T, S> StreamDispatcher for ThreadDispatcher<'_, T, S>
+where
+    T: Send + 'static,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
+{
+    fn nonblocking(&self) -> bool {
+        false
+    }
+
+    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        if self.rejects(cx) {
+            cx.tally.closed += 1;
+            return;
+        }
+        let socket = Arc::new(socket);
+        let Some(session) = make_handler(&peer, cx, || {
+            self.serve.stream(
+                self.make.make(&peer),
+                &self.listener_handle,
+                socket.clone(),
+                peer.clone(),
+            )
+        }) else {
+            cx.tally.closed += 1;
+            return;
+        };
+        let registration = Some(self.threads.active.register(socket));
+        let session = Box::new(session);
+        self.threads.assign(SessionJob {
+            session,
+            registration,
+            notifier: self.notifier.clone(),
+            run: self.run,
+        });
+    }
+}
+
+impl<T, S> DatagramDispatcher for ThreadDispatcher<'_, T, S>
+where
+    T: Send + 'static,
+    S: SessionFactory<T, Stream: Send, Datagram: Send>,
+{
+    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
+        if self.rejects(cx) {
+            return;
+        }
+        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let datagram = Datagram::new(bytes, peer, received);
+        let session = Box::new(self.serve.datagram(handler, &self.listener_handle, datagram));
+        let (notifier, run) = (self.notifier.clone(), self.run);
+        self.threads.assign(SessionJob { session, registration: None, notifier, run });
+    }
+
+    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
+        Some(self.listener_handle.reply_socket.clone())
+    }
+}
+
+/// A request that waits for a thread.
+struct SessionJob {
+    session: Box<dyn Session + Send>,
+    /// Its place among the active connections; a datagram has none, since it does not wait for a peer.
+    registration: Option<Registration>,
+    notifier: Arc<CompletionNotifier>,
+    /// The run of the loop in which it was accepted.
+    run: usize,
+}
+
+/// What becomes of a request for which there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum When {
+pub(super) enum When {
     /// Leave it in the kernel's queue.
     Pause,
     /// Turn it away.
@@ -99,18 +296,18 @@ pub(crate) enum When {
 }
 
 /// The threads of one service, and the requests they are serving.
-pub(crate) struct Threads {
+pub(super) struct Threads {
     pool: ThreadPool<SessionJob, RunSession>,
-    pub(crate) active: Arc<ActiveConnections>,
-    /// How many requests there may be, those that wait for a thread included.
+    active: Arc<ActiveConnections>,
+    /// The limit of requests, those that wait for a thread included.
     most: usize,
-    pub(crate) when_full: When,
-    /// A stop lets them be.
+    when_full: When,
+    /// A stop does not wait for them.
     left_alone: bool,
 }
 
 impl Threads {
-    pub(crate) fn for_each_request(mode: Threading) -> Self {
+    fn for_each_request(mode: Threading) -> Self {
         let (most, stack_size) = (mode.limit.unwrap_or(usize::MAX), mode.stack_size);
         let config = PoolConfig {
             name: "thread",
@@ -127,48 +324,48 @@ impl Threads {
         Threads { pool, active: Arc::default(), most, when_full, left_alone }
     }
 
-    /// Has wakes counted there from now on.
-    pub(crate) fn count_into(&self, published: &Arc<Published>) {
+    /// Counts the wakes of threads in `published` from now on.
+    fn count_into(&self, published: &Arc<Published>) {
         self.pool.count_into(published);
     }
 
-    /// Whether another request can be taken; if not, the loop is told when it can.
-    pub(crate) fn has_room(&self, notifier: &CompletionNotifier) -> bool {
+    /// Whether another request can be taken; if not, the loop is told when one has ended.
+    fn has_room(&self, notifier: &CompletionNotifier) -> bool {
         if self.most == usize::MAX || self.pool.load() < self.most {
             return true;
         }
         notifier.notify_on_completion();
-        // One may have ended just before it was known to be wanted.
+        // One may have ended just before the loop asked to be told.
         self.pool.load() < self.most
     }
 
     /// How many more requests can be taken at once; at least one, for which
     /// [`has_room`](Threads::has_room) answers. Those that are turned away take no room.
-    pub(crate) fn room(&self) -> usize {
+    fn room(&self) -> usize {
         if self.most == usize::MAX || self.when_full == When::Reject {
             return usize::MAX;
         }
         self.most.saturating_sub(self.pool.load()).max(1)
     }
 
-    /// Hands a request to a thread; it may be turned away if there is none to be had.
-    pub(crate) fn assign(&self, job: SessionJob) {
+    /// Hands a request to a thread; it is turned away where no thread can be started for it.
+    fn assign(&self, job: SessionJob) {
         self.pool.push(job);
         self.pool.call();
     }
 
     /// How many requests a stop has to wait for.
-    pub(crate) fn load(&self) -> usize {
+    fn load(&self) -> usize {
         if self.left_alone { 0 } else { self.pool.load() }
     }
 
-    /// How many requests have ended that the stop found idle.
-    pub(crate) fn ended_idle(&self) -> usize {
+    /// How many requests have ended that were idle when the stop began.
+    fn ended_idle(&self) -> usize {
         self.active.ended_idle()
     }
 
-    /// Ends who is idle.
-    pub(crate) fn stop(&self, notifier: &CompletionNotifier) {
+    /// Ends the idle connections.
+    fn stop(&self, notifier: &CompletionNotifier) {
         if self.left_alone {
             return;
         }
@@ -176,9 +373,9 @@ impl Threads {
         self.active.stop();
     }
 
-    /// Ends everyone whose socket it can end; how many connections have ended that no thread had
-    /// begun to serve.
-    pub(crate) fn abort_all(&self) -> usize {
+    /// Shuts down every connection that is left. Returns how many connections have ended that no thread
+    /// had begun to serve.
+    fn abort_all(&self) -> usize {
         if self.left_alone {
             return 0;
         }
@@ -203,7 +400,7 @@ thread_local! {
     });
 }
 
-/// RunSession requests to their ends.
+/// Serves a request to its end.
 struct RunSession;
 
 impl RunJob<SessionJob> for RunSession {

@@ -13,16 +13,15 @@ use socket2::Socket;
 
 use super::Server;
 use super::hooks::{Hooks, NoHooks};
-use super::service::{
-    HandlerMode, MakeFactory, ModeRunner, PerRunFactory, RequestMode, ServiceConfig, ServiceRunner,
-    SharedFactory,
-};
 use crate::address::{Address, Endpoint, Peer};
 use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
 use crate::error::Error;
 use crate::event_loop::WaterMarks;
-use crate::modes::Reactor;
+use crate::modes::{
+    HandlerMode, MakeFactory, ModeRunner, PerRunFactory, Reactor, RequestMode, ServiceConfig,
+    ServiceRunner, SharedFactory,
+};
 use crate::sys::{Batch, CatchDrop};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
 

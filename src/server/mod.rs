@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
 use crate::guard::{guard, panic_message};
 use crate::log;
+use crate::modes::{ListenerHandle, RunContext};
 use crate::server_state::ServerState;
 use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
@@ -27,13 +28,11 @@ use crate::transport::Kind;
 mod builder;
 mod hooks;
 mod python;
-mod service;
 mod shutdown;
 
 pub use builder::{Builder, Service};
 pub use hooks::{Hooks, NoHooks};
 pub use python::*;
-pub use service::{HandlerMode, RequestMode};
 pub use shutdown::{ShutdownHandle, StopReport};
 
 use hooks::{GuardedHooks, wants_service_actions};
@@ -689,13 +688,10 @@ impl Service {
         let Service { runner, hooks, bound, batch, handed, .. } = self;
         let closed = bound.kind == Kind::WithoutListener;
         let hooks = Box::new(GuardedHooks::new(&mut ***hooks));
-        let run_cx = service::RunContext {
+        let run_cx = RunContext {
             listener: token,
             service: number,
-            listener_handle: service::ListenerHandle::new(
-                bound.socket.clone(),
-                bound.address.clone(),
-            ),
+            listener_handle: ListenerHandle::new(bound.socket.clone(), bound.address.clone()),
             control: run_cx.control,
             signals: run_cx.signals.clone(),
             drain: run_cx.drain,

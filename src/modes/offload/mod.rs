@@ -1,130 +1,67 @@
-//! Handlers under `reactor` and `offload`: their connections stay with the loop.
+//! The mode `offload`: the loop reads and writes, workers run the handlers.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::{
+use self::jobs::{DatagramJob, OffloadSlot, OffloadTarget};
+use super::reactor::register;
+use super::service::{
     HandlerFactory, ModeRunner, Requirements, RunContext, ServiceConfig, ServiceRunner,
     make_handler,
 };
+use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
-use crate::blocking::{Datagram, NoSenders, Workers as _};
-use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
-use crate::event_loop::{
-    Connection, ConversationSlot, DatagramDispatcher, DatagramJob, Dispatcher, LoopCx,
-    NewConnection, OffloadSlot, OffloadTarget, StreamDispatcher, WaterMarks,
-};
-use crate::mailbox::Job;
-use crate::modes::{Offload, OffloadWorkers};
+use crate::blocking::Datagram;
+use crate::conversation::{Conversation, Framing, Handler};
+use crate::counters::Published;
+use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher, WaterMarks};
+use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
 
-/// Handlers on the loop.
-struct ReactorRunner<H, F>(ServiceConfig<H, F>);
+mod jobs;
 
-pub(super) fn on_the_loop<H, F>(config: ServiceConfig<H, F>) -> ServiceRunner
-where
-    H: Handler + 'static,
-    F: Framing + Clone + Send + 'static,
-{
-    ServiceRunner(Box::new(ReactorRunner(config)))
+/// Handlers on a bounded pool of workers, everything else on the loop; a handler may block.
+///
+/// The loop reads, finds out whether a message is whole, and writes. For the messages that one read
+/// brought, a connection is lent to one worker, so a peer's messages are handled in order, one after
+/// the other; while it is lent its socket is not read, and the peer's own send buffer is the
+/// back-pressure. An idle connection costs no thread.
+///
+/// Where the system starts no more workers (`RLIMIT_NPROC`, a control group's limit on pids, memory)
+/// messages wait for those that there are, and a warning is logged, once in ten seconds; where there
+/// is none, the loop runs the handlers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Offload {
+    workers: NonZeroUsize,
 }
 
-impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for ReactorRunner<H, F> {
-    fn stream_dispatcher<'a>(
-        &'a mut self,
-        run_cx: &RunContext<'_>,
-    ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let ServiceConfig { start, framing, water_marks } = &mut self.0;
-        let framing = &**framing;
-        let make = start.start()?;
-        Ok(Box::new(LoopStreamDispatcher {
-            make,
-            framing,
-            water_marks: *water_marks,
-            listener: run_cx.listener,
-        }))
-    }
+impl Offload {
+    pub(super) const DEFAULT: Offload = Offload { workers: NonZeroUsize::new(16).unwrap() };
 
-    fn datagram_dispatcher<'a>(
-        &'a mut self,
-        _ground: &RunContext<'_>,
-    ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start()? }))
+    /// As many workers, or one where that is 0. Threads are started when there is work for them.
+    pub fn new(workers: usize) -> Self {
+        Offload { workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN) }
     }
 }
 
-struct LoopStreamDispatcher<'a, H, F> {
-    make: HandlerFactory<'a, H>,
-    framing: &'a F,
-    water_marks: WaterMarks,
-    listener: Token,
-}
-
-impl<H, F> Dispatcher for LoopStreamDispatcher<'_, H, F> {}
-
-impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
-    for LoopStreamDispatcher<'_, H, F>
-{
-    fn nonblocking(&self) -> bool {
-        true
-    }
-
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        let Some(conversation) = make_handler(&peer, cx, || {
-            let handler = self.make.make(&peer);
-            Conversation::new(handler, self.framing.clone().into(), peer.clone())
-        }) else {
-            cx.tally.closed += 1;
-            return;
-        };
-        register(socket, conversation, self.water_marks, self.listener, cx);
+impl Default for Offload {
+    /// 16 workers.
+    fn default() -> Self {
+        Offload::DEFAULT
     }
 }
 
-/// Leaves a connection to the loop.
-fn register<T: ConversationSlot>(
-    socket: Socket,
-    slot: T,
-    water_marks: WaterMarks,
-    listener: Token,
-    cx: &mut LoopCx,
-) {
-    let descriptor = socket.as_raw_fd();
-    let source = Box::new(Connection::new(socket, slot, water_marks, cx.now));
-    cx.register(NewConnection { source, descriptor, parent: listener });
-}
-
-struct LoopDatagramDispatcher<'a, H> {
-    make: HandlerFactory<'a, H>,
-}
-
-impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
-
-impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
-    fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
-        let state = &mut cx.state;
-        let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &NoSenders, usize::MAX);
-        let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
-        cx.shutdown |= step_cx.shutdown;
-        if reason.is_fault() {
-            cx.end(&peer, reason);
-        }
-    }
-}
-
-/// Handlers on workers, their connections on the loop.
+/// What a service keeps between runs: its handlers run on workers, its connections are on the loop.
 struct OffloadRunner<H, F> {
     config: ServiceConfig<H, F>,
     workers: Arc<OffloadWorkers>,
 }
 
-pub(super) fn on_workers<H, F>(mode: Offload, config: ServiceConfig<H, F>) -> ServiceRunner
+pub(super) fn offload<H, F>(mode: Offload, config: ServiceConfig<H, F>) -> ServiceRunner
 where
     H: Handler + Send + 'static,
     F: Framing + Clone + Send + 'static,
@@ -215,7 +152,7 @@ where
     }
 }
 
-/// How many datagrams may be out with workers, or wait for one; more wait in the kernel.
+/// How many datagrams workers may have, or that may wait for one; more wait in the kernel.
 const LENT_DATAGRAMS: usize = 1024;
 
 struct OffloadDatagramDispatcher<'a, H> {
@@ -262,5 +199,78 @@ impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatch
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         self.lent -= 1;
         DatagramJob::<H>::take_back(work, cx)
+    }
+}
+
+struct QueuedJob {
+    mailbox: Arc<Mailbox>,
+    /// The run of the loop that queued it.
+    run: usize,
+    token: Token,
+    work: Box<dyn Job>,
+}
+
+struct RunOffloadJob;
+
+impl RunJob<QueuedJob> for RunOffloadJob {
+    /// The mailbox of the loop that may wait for the last job; of a job that does not return to it.
+    type After = Option<Arc<Mailbox>>;
+
+    fn run(&self, job: QueuedJob) -> Option<Arc<Mailbox>> {
+        let QueuedJob { mailbox, run, token, mut work } = job;
+        if work.run() {
+            mailbox.return_job(run, token, work);
+            return None;
+        }
+        abandon(work);
+        Some(mailbox)
+    }
+
+    fn after(&self, mailbox: Option<Arc<Mailbox>>) {
+        if let Some(mailbox) = mailbox {
+            mailbox.post(Mail::Wake);
+        }
+    }
+
+    /// No worker can be started: the job is done here, slowly, and not left undone.
+    fn refuse(&self, job: QueuedJob) {
+        self.after(self.run(job));
+    }
+}
+
+/// The workers of one service.
+pub(crate) struct OffloadWorkers {
+    pool: ThreadPool<QueuedJob, RunOffloadJob>,
+}
+
+impl OffloadWorkers {
+    pub(crate) fn new(mode: Offload) -> Self {
+        let max_threads = mode.workers.get();
+        let config = PoolConfig {
+            name: "worker",
+            max_threads,
+            waits: true,
+            keep_alive: None,
+            stack_size: None,
+        };
+        OffloadWorkers { pool: ThreadPool::new(config, RunOffloadJob) }
+    }
+
+    /// Queues a job of a connection or a datagram socket; [`call`](OffloadWorkers::call) has yet to wake a
+    /// worker for it. When it is done it is posted to `mailbox` as [`Mail::JobDone`].
+    ///
+    /// [`Mail::JobDone`]: crate::mailbox::Mail::JobDone
+    pub(super) fn submit(&self, mailbox: &Arc<Mailbox>, token: Token, work: Box<dyn Job>) {
+        self.pool.push(QueuedJob { mailbox: mailbox.clone(), run: mailbox.run(), token, work });
+    }
+
+    /// Counts the wakes of workers in `published` from now on.
+    pub(crate) fn count_into(&self, published: &Arc<Published>) {
+        self.pool.count_into(published);
+    }
+
+    /// Wakes or starts a worker for what was queued: once per turn, however many jobs it was.
+    pub(crate) fn call(&self) {
+        self.pool.call();
     }
 }

@@ -1,4 +1,4 @@
-//! Where handlers meet modes: which pairs there are, and what each is made of.
+//! What the modes share: how a service is made of a handler and a mode, and what a run gives it.
 
 use std::io;
 use std::sync::Arc;
@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::{
+    BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading, forking, inline,
+    offload, pool, reactor, threading,
+};
 use crate::address::{Address, Peer};
 use crate::blocking::{
     Datagram, DatagramRequestSession, DatagramSession, ReplySocket, RequestHandler, Session,
@@ -15,15 +19,9 @@ use crate::conversation::{Conversation, Framing, Handler};
 use crate::error::CloseReason;
 use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::guard;
-use crate::modes::{
-    BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Sealed, Threading,
-};
 use crate::server_state::ServerState;
 use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
-
-mod blocking;
-mod looped;
 
 /// The user's function that makes one handler for one peer.
 type MakeFn<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
@@ -37,7 +35,7 @@ impl<'a, T> HandlerFactory<'a, T> {
     }
 
     /// Calls the user's function: only where a panic is caught.
-    fn make(&mut self, peer: &Peer) -> CatchDrop<T> {
+    pub(super) fn make(&mut self, peer: &Peer) -> CatchDrop<T> {
         (self.0)(peer).into()
     }
 }
@@ -52,7 +50,7 @@ pub(crate) trait MakeFactory<T>: Send {
     fn start(&mut self) -> io::Result<HandlerFactory<'_, T>>;
 }
 
-/// A maker that can go from thread to thread, and serves every run.
+/// A function that makes the handlers of all runs, on whatever thread a run is.
 pub(crate) struct SharedFactory<M>(pub(crate) CatchDrop<M>);
 
 impl<T, M: FnMut(&Peer) -> T + Send> MakeFactory<T> for SharedFactory<M> {
@@ -61,7 +59,7 @@ impl<T, M: FnMut(&Peer) -> T + Send> MakeFactory<T> for SharedFactory<M> {
     }
 }
 
-/// A maker of makers, each for one run and its thread.
+/// A function that is called when a run begins, and returns the one that makes the handlers of the run.
 pub(crate) struct PerRunFactory<S>(pub(crate) CatchDrop<S>);
 
 impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
@@ -78,6 +76,18 @@ impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
     }
 }
 
+/// Implemented by this crate's modes alone, so that no others can be written.
+pub trait Sealed {}
+
+impl Sealed for Reactor {}
+impl Sealed for Offload {}
+impl Sealed for Inline {}
+impl Sealed for Threading {}
+impl Sealed for Pool {}
+impl Sealed for Forking {}
+impl Sealed for Mode {}
+impl Sealed for BlockingMode {}
+
 /// What a mode needs of its process.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Requirements {
@@ -89,9 +99,9 @@ pub(crate) struct Requirements {
 
 /// What a mode makes a service of.
 pub struct ServiceConfig<H, F> {
-    pub(super) start: Box<dyn MakeFactory<H>>,
-    pub(super) framing: CatchDrop<F>,
-    pub(super) water_marks: WaterMarks,
+    pub(crate) start: Box<dyn MakeFactory<H>>,
+    pub(crate) framing: CatchDrop<F>,
+    pub(crate) water_marks: WaterMarks,
 }
 
 impl<H, F> std::fmt::Debug for ServiceConfig<H, F> {
@@ -100,8 +110,8 @@ impl<H, F> std::fmt::Debug for ServiceConfig<H, F> {
     }
 }
 
-/// What comes of it.
-pub struct ServiceRunner(pub(super) Box<dyn ModeRunner>);
+/// What a mode has made of a [`ServiceConfig`].
+pub struct ServiceRunner(pub(crate) Box<dyn ModeRunner>);
 
 impl std::fmt::Debug for ServiceRunner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -123,7 +133,7 @@ pub(crate) trait ModeRunner: Send {
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>>;
 
-    /// The server goes: asks what is left of earlier runs to end. Dropping waits for it.
+    /// The server is dropped: asks what is left of earlier runs to end. Dropping this waits for it.
     fn close(&mut self) {}
 
     /// What it needs of its process.
@@ -132,7 +142,7 @@ pub(crate) trait ModeRunner: Send {
     }
 }
 
-/// What a run gives a service to stand on.
+/// What a run gives to a service.
 pub(crate) struct RunContext<'a> {
     pub(crate) listener: Token,
     /// The service's number in the server.
@@ -162,7 +172,7 @@ impl<H: Handler + 'static> HandlerMode<H> for Reactor {
     where
         F: Framing + Clone + Send + 'static,
     {
-        looped::on_the_loop(config)
+        reactor::reactor(config)
     }
 }
 
@@ -171,7 +181,7 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for Offload {
     where
         F: Framing + Clone + Send + 'static,
     {
-        looped::on_workers(self, config)
+        offload::offload(self, config)
     }
 }
 
@@ -181,7 +191,7 @@ impl<H: Handler + 'static> HandlerMode<H> for Inline {
         F: Framing + Clone + Send + 'static,
     {
         let (start, serve) = message_sessions(config);
-        blocking::inline(start, serve)
+        inline::inline(start, serve)
     }
 }
 
@@ -191,7 +201,7 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for Threading {
         F: Framing + Clone + Send + 'static,
     {
         let (start, serve) = message_sessions(config);
-        blocking::threading(self, start, serve)
+        threading::threading(self, start, serve)
     }
 }
 
@@ -201,7 +211,7 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for Pool {
         F: Framing + Clone + Send + 'static,
     {
         let (start, serve) = message_sessions(config);
-        blocking::pool(self, start, serve)
+        pool::pool(self, start, serve)
     }
 }
 
@@ -211,7 +221,7 @@ impl<H: Handler + 'static> HandlerMode<H> for Forking {
         F: Framing + Clone + Send + 'static,
     {
         let (start, serve) = message_sessions(config);
-        blocking::forking(self, start, serve)
+        forking::forking(self, start, serve)
     }
 }
 
@@ -254,25 +264,25 @@ pub trait RequestMode<R: RequestHandler>: Sealed {
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Inline {
     fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
-        blocking::inline(config.start, RequestSessions)
+        inline::inline(config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Threading {
     fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
-        blocking::threading(self, config.start, RequestSessions)
+        threading::threading(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Pool {
     fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
-        blocking::pool(self, config.start, RequestSessions)
+        pool::pool(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Forking {
     fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
-        blocking::forking(self, config.start, RequestSessions)
+        forking::forking(self, config.start, RequestSessions)
     }
 }
 
@@ -287,13 +297,13 @@ impl<R: RequestHandler + Send + 'static> RequestMode<R> for BlockingMode {
     }
 }
 
-/// How whoever answers is put together with a request, to be served by blocking.
+/// Makes a session of a handler and a request, to be served by blocking.
 pub(crate) trait SessionFactory<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
 
-    /// Puts it together with a connection: only where a panic is caught, since it may run the user's
-    /// code.
+    /// Makes the session of a connection. It may run the user's code, so it is called only where a panic
+    /// is caught.
     fn stream(
         &self,
         handler: CatchDrop<T>,
@@ -309,7 +319,7 @@ pub(crate) trait SessionFactory<T>: Send + 'static {
     ) -> Self::Datagram;
 }
 
-/// By what a request has come in.
+/// The socket and the address that a request was received on.
 #[derive(Clone)]
 pub(crate) struct ListenerHandle {
     pub(crate) reply_socket: Arc<ReplySocket>,
@@ -344,7 +354,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H
     fn stream(
         &self,
         handler: CatchDrop<H>,
-        _door: &ListenerHandle,
+        _listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
     ) -> StreamSession<H, F> {
@@ -391,10 +401,10 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
     }
 }
 
-/// Makes whoever answers by the user's code; one that cannot be made costs its own request.
-fn make_handler<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
+/// Makes a handler by the user's code; a panic there ends its own request and nothing else.
+pub(super) fn make_handler<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
     match guard::call(make) {
-        Ok(make_handler) => Some(make_handler),
+        Ok(handler) => Some(handler),
         Err(message) => {
             cx.tally.panics += 1;
             cx.end(peer, CloseReason::Panic(message));

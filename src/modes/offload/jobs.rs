@@ -1,55 +1,55 @@
-//! A conversation that is lent to a worker for each step that runs the handler, and comes home with
-//! what was answered. The loop does all the reading and writing, and finds out whether there is a
-//! whole message to lend it for.
+//! The jobs of workers: a worker gets a conversation for each event that runs the handler, and returns
+//! it with the output. The loop does all the reading and writing, and finds out whether a whole message
+//! is there to submit a job for.
 
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use super::slot::{ConversationEvent, ConversationSlot};
-use super::source::{EntryRef, LoopCx, LoopState};
-use crate::blocking::{Datagram, NoSenders, Workers};
+use super::OffloadWorkers;
+use crate::blocking::{Datagram, NoSenders};
 use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
 };
 use crate::counters::Tally;
 use crate::error::CloseReason;
+use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx, LoopState};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
 use crate::sys::{CatchDrop, Destination};
 
-/// To whom the connections of one listener are lent.
-pub(crate) struct OffloadTarget {
-    workers: Arc<dyn Workers>,
-    /// The service that is told when one fails, by its number in the server.
+/// The workers of one listener's connections.
+pub(super) struct OffloadTarget {
+    workers: Arc<OffloadWorkers>,
+    /// The number in the server of the service that is told when a conversation has ended.
     service: usize,
-    /// How many conversations are out to be told that they are over.
+    /// How many conversations workers have yet to close.
     closing: Arc<AtomicUsize>,
 }
 
 impl OffloadTarget {
-    pub(crate) fn new(workers: Arc<dyn Workers>, service: usize) -> Self {
+    pub(super) fn new(workers: Arc<OffloadWorkers>, service: usize) -> Self {
         OffloadTarget { workers, service, closing: Arc::default() }
     }
 
-    /// How many conversations are out to be told that they are over. When it sinks, what they leave
-    /// for the loop is in its mailbox, and it is about to be woken.
-    pub(crate) fn closing(&self) -> usize {
+    /// How many conversations workers have yet to close. When this number falls, what they leave for the
+    /// loop is in its mailbox, and the loop is about to be woken.
+    pub(super) fn closing(&self) -> usize {
         self.closing.load(SeqCst)
     }
 }
 
-/// A conversation that is either at home or out with a worker.
-pub(crate) struct OffloadSlot<H, F> {
+/// A conversation that is either on the loop or with a worker.
+pub(super) struct OffloadSlot<H, F> {
     target: Arc<OffloadTarget>,
-    /// `None` while it is out.
+    /// `None` while a worker has it.
     conversation: Option<Box<Conversation<H, F>>>,
 }
 
-/// What goes to the worker: the conversation itself, and what it needs on its way. Who has it may
-/// use it, and nobody else can, so order is kept without a lock.
+/// What goes to the worker: the conversation itself, and what it needs there. Only the thread that owns
+/// the job can use the conversation, so the order of messages is kept without a lock.
 struct ConversationJob<H, F> {
-    /// Gone when it has been told that it is over.
+    /// `None` when it has been closed.
     conversation: Option<Box<Conversation<H, F>>>,
     kind: JobKind,
     output_buffer: OutputBuffer,
@@ -62,11 +62,11 @@ struct ConversationJob<H, F> {
 /// What a worker is to do with it.
 enum JobKind {
     Open,
-    /// Deliver what is whole among the input kept.
+    /// Deliver the whole messages of the buffered input.
     Receive(PeekedFrame),
     Eof,
     TimedOut,
-    /// Tell the handler that it is over; it does not come home.
+    /// Close the conversation; it does not return to the loop.
     Close {
         service: usize,
         closing: Arc<AtomicUsize>,
@@ -74,7 +74,7 @@ enum JobKind {
 }
 
 impl<H, F> OffloadSlot<H, F> {
-    pub(crate) fn new(conversation: Conversation<H, F>, target: Arc<OffloadTarget>) -> Self {
+    pub(super) fn new(conversation: Conversation<H, F>, target: Arc<OffloadTarget>) -> Self {
         OffloadSlot { target, conversation: Some(Box::new(conversation)) }
     }
 }
@@ -207,9 +207,9 @@ where
     }
 }
 
-/// A datagram that is lent with its handler.
-pub(crate) struct DatagramJob<H> {
-    /// Gone when it has been served.
+/// A datagram, and the handler that a worker runs for it.
+pub(super) struct DatagramJob<H> {
+    /// `None` when it has been served.
     handler: Option<CatchDrop<H>>,
     datagram: Datagram,
     output_buffer: OutputBuffer,
@@ -219,7 +219,7 @@ pub(crate) struct DatagramJob<H> {
 }
 
 impl<H: Handler + Send + 'static> DatagramJob<H> {
-    pub(crate) fn new(handler: CatchDrop<H>, datagram: Datagram) -> Self {
+    pub(super) fn new(handler: CatchDrop<H>, datagram: Datagram) -> Self {
         DatagramJob {
             handler: Some(handler),
             datagram,
@@ -230,8 +230,9 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         }
     }
 
-    /// Takes it back: where its replies go, and what the output in `turn` refers to.
-    pub(crate) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
+    /// Takes it back from a worker. Returns where its replies go, and the bytes that the output in `cx`
+    /// refers to.
+    pub(super) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         let mut lent = work.into_any().downcast::<Self>().ok()?;
         std::mem::swap(&mut cx.output_buffer, &mut lent.output_buffer);
         cx.tally.absorb(&mut lent.tally);
