@@ -6,8 +6,8 @@
 //! ready list; while that is not empty, the poller is not waited for.
 
 use std::collections::VecDeque;
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use slab::Slab;
 
 use crate::address::Peer;
 use crate::counters::Published;
-use crate::error::{CloseReason, Error};
+use crate::error::CloseReason;
 use crate::guard;
 use crate::log;
 use crate::mailbox::{Mail, Mailbox, abandon};
-use crate::sys::{self, Forked, InChild, SignalWatch};
+use crate::sys::{self, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};
 
 mod connection;
@@ -41,8 +41,8 @@ pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
 pub(crate) use slot::{ConversationEvent, ConversationSlot};
 pub(crate) use source::{
-    Closed, Dispatcher, EntryRef, EventSource, Incoming, ListenerHooks, LoopCx, LoopState,
-    NewConnection, PendingFork,
+    Closed, Dispatcher, EntryRef, EventSource, ListenerHooks, LoopAccess, LoopCx, LoopState,
+    NewConnection,
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
@@ -510,8 +510,8 @@ impl<'a> EventLoop<'a> {
         if self.cx.new_connections.is_empty() {
             self.cx.new_connections = new_connections;
         }
-        while let Some(fork) = self.cx.pending_forks.pop_front() {
-            self.fork(fork);
+        if std::mem::take(&mut self.cx.deferred) {
+            self.run_deferred(parent);
         }
         if std::mem::take(&mut self.cx.exhausted) {
             self.tell_listeners(|source, _| {
@@ -523,79 +523,20 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Forks for a request. The child closes all that is the loop's and serves; it does not return.
-    fn fork(&mut self, fork: PendingFork) {
-        let PendingFork { request, parent, allow_threads } = fork;
-        let child = match forked(allow_threads) {
-            Ok(Forked::Child(process)) => {
-                process.run(|process| self.serve_in_child(request, parent, process))
-            }
-            Ok(Forked::Parent(child)) => {
-                let descriptor = child.as_fd().as_raw_fd();
-                let registry = self.resources.poll.registry();
-                let interest = Interest::READABLE;
-                let watched =
-                    registry.register(&mut SourceFd(&descriptor), parent.into(), interest);
-                if let Err(error) = watched {
-                    log::warn!("a child's end cannot be watched for: {error}");
-                }
-                Some(child)
-            }
-            Err(error) => {
-                self.cx.tally.rejected_full += 1;
-                let is_connection = matches!(request, Incoming::Stream(..));
-                self.cx.tally.closed += u64::from(is_connection);
-                // Nobody will end to say that there is room.
-                self.cx.capacity_freed = true;
-                match error {
-                    Error::Mode(_) => self.cx.failed = Some(error),
-                    error => log::error!("a request is turned away: {error:#}"),
-                }
-                None
-            }
-        };
-        drop(request);
-        self.call(parent, |source, _| {
-            if let Some(ListenerParts { dispatcher, .. }) = source.parts() {
-                dispatcher.forked(child);
-            }
-            PostAction::Wait
-        });
-    }
-
-    /// In a child: serves the request that it was forked for; the code to end with.
-    fn serve_in_child(&mut self, request: Incoming, parent: Token, process: &InChild) -> i32 {
-        self.close_inherited(&request, parent, process);
-        let cx = &mut self.cx;
-        let listener = entry_of(&mut self.slab, parent);
-        let Some(ListenerParts { dispatcher, hooks }) =
-            listener.and_then(|entry| entry.source.parts())
-        else {
-            return 1;
-        };
-        let mut fault = |peer: &Peer, reason: &CloseReason| hooks.fault(peer, reason, cx);
-        dispatcher.serve_in_child(request, process, &mut fault)
-    }
-
-    /// In a child: closes the loop's own descriptors one by one, and no one else's.
-    fn close_inherited(&mut self, request: &Incoming, parent: Token, process: &InChild) {
-        process.close(self.resources.poll.as_raw_fd());
-        process.close(self.resources.mailbox.wakeup().as_raw_fd());
-        self.cx.reserve.take();
-        self.cx.pending_forks.clear();
-        // A datagram is answered on the socket that it came by.
-        let kept = matches!(request, Incoming::Datagram(_)).then_some(parent);
-        for (_, entry) in &mut self.slab {
-            if kept != Some(entry.token) {
-                process.close(entry.descriptor);
-            }
-            entry.source.inherited().into_iter().for_each(|fd| process.close(fd));
-            // Its own listener sees to the rest itself.
-            if entry.token != parent
-                && let Some(ListenerParts { dispatcher, .. }) = entry.source.parts()
-            {
-                dispatcher.watched().into_iter().for_each(|watched| process.close(watched));
-            }
+    /// Runs the deferred work of a listener's dispatcher. Its source is taken out of the slab meanwhile,
+    /// since the work may walk over the slab.
+    fn run_deferred(&mut self, listener: Token) {
+        let Some(entry) = entry_of(&mut self.slab, listener) else { return };
+        let mut source = std::mem::replace(&mut entry.source, Box::new(Absent));
+        let inherited = source.inherited();
+        if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
+            dispatcher.run_deferred(hooks, &mut Access { event_loop: self, listener, inherited });
+        }
+        if let Some(entry) = entry_of(&mut self.slab, listener) {
+            entry.source = source;
+        }
+        if std::mem::take(&mut self.cx.has_follow_up) {
+            self.follow_up(listener);
         }
     }
 
@@ -732,28 +673,50 @@ impl Drop for EventLoop<'_> {
     }
 }
 
-/// Forks, where that is sound.
-fn forked(allow_threads: bool) -> Result<Forked, Error> {
-    match if allow_threads { Ok(true) } else { sys::is_only_thread() } {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(Error::Mode(
-                "this process has other threads, so a fork is unsound: serve on the only thread, \
-                 before others are started, or say Forking::allow_threads(true)"
-                    .to_owned(),
-            ));
-        }
-        Err(error) => {
-            return Err(Error::Mode(format!(
-                "it cannot be told whether this process has other threads, beside which a fork is \
-                 unsound: there is no /proc, and unshare(2) says {error}; see to one of the two, or \
-                 say Forking::allow_threads(true)"
-            )));
-        }
+/// What stands in the slab for a listener while the deferred work of its dispatcher runs.
+struct Absent;
+
+impl EventSource for Absent {
+    fn ready(&mut self, _cx: &mut LoopCx) -> PostAction {
+        PostAction::Wait
     }
-    // What is printed and not yet written would be written twice.
-    let _ = io::stdout().flush();
-    sys::fork().map_err(Error::Loop)
+}
+
+/// The loop, for the deferred work of one listener's dispatcher.
+struct Access<'s, 'a> {
+    event_loop: &'s mut EventLoop<'a>,
+    listener: Token,
+    /// What the listener has beside its descriptor, see [`EventSource::inherited`].
+    inherited: Vec<RawFd>,
+}
+
+impl LoopAccess for Access<'_, '_> {
+    fn cx(&mut self) -> &mut LoopCx {
+        &mut self.event_loop.cx
+    }
+
+    fn watch(&mut self, descriptor: RawFd) -> io::Result<()> {
+        let registry = self.event_loop.resources.poll.registry();
+        registry.register(&mut SourceFd(&descriptor), self.listener.into(), Interest::READABLE)
+    }
+
+    fn close_all_but(&mut self, keep_listener: bool, close: &mut dyn FnMut(RawFd)) {
+        let EventLoop { resources, slab, cx, .. } = &mut *self.event_loop;
+        close(resources.poll.as_raw_fd());
+        close(resources.mailbox.wakeup().as_raw_fd());
+        cx.reserve.take();
+        for (_, entry) in slab {
+            if !keep_listener || entry.token != self.listener {
+                close(entry.descriptor);
+            }
+            entry.source.inherited().into_iter().for_each(&mut *close);
+            // The source of this listener is absent.
+            if let Some(ListenerParts { dispatcher, .. }) = entry.source.parts() {
+                dispatcher.watched().into_iter().for_each(&mut *close);
+            }
+        }
+        self.inherited.drain(..).for_each(close);
+    }
 }
 
 /// Whether an entry is called at once; who moves much, or could have gone on already, is called from

@@ -1,16 +1,14 @@
 //! What a loop keeps in its slab, listeners and connections alike, and what it lends them for the
 //! length of a call.
 
-use std::collections::VecDeque;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use socket2::Socket;
-
 use crate::address::Peer;
-use crate::blocking::{Datagram, READ_SIZE, StopOutcome};
+use crate::blocking::{READ_SIZE, StopOutcome};
 use crate::conversation::{OutputBuffer, SenderSource};
 use crate::counters::Tally;
 use crate::encodable::Encodable;
@@ -18,7 +16,7 @@ use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::log;
 use crate::mailbox::{Job, Mailbox};
 use crate::sender::{SendQueue, Waker};
-use crate::sys::{self, CatchDrop, Child, InChild};
+use crate::sys::{self, CatchDrop};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
@@ -141,8 +139,8 @@ pub(crate) struct LoopState {
     pub(crate) ended: Vec<Closed>,
     /// Connections just accepted, to be put into the slab.
     pub(crate) new_connections: Vec<NewConnection>,
-    /// Requests that are to have a process each.
-    pub(crate) pending_forks: VecDeque<PendingFork>,
+    /// The dispatcher wants [`Dispatcher::run_deferred`] to be called after the current call.
+    pub(crate) deferred: bool,
     /// A connection has been closed: descriptors and room are free again.
     pub(crate) capacity_freed: bool,
     /// How many more requests may be accepted.
@@ -188,7 +186,7 @@ impl LoopCx {
             has_follow_up: false,
             ended: Vec::new(),
             new_connections: Vec::new(),
-            pending_forks: VecDeque::new(),
+            deferred: false,
             capacity_freed: false,
             accepts_left: usize::MAX,
             inline_outcome: None,
@@ -250,9 +248,9 @@ impl LoopState {
         self.has_follow_up = true;
     }
 
-    /// A request is to have a process of its own.
-    pub(crate) fn fork(&mut self, fork: PendingFork) {
-        self.pending_forks.push_back(fork);
+    /// Has [`Dispatcher::run_deferred`] called after the current call of its listener.
+    pub(crate) fn defer(&mut self) {
+        self.deferred = true;
         self.has_follow_up = true;
     }
 }
@@ -277,21 +275,6 @@ pub(crate) struct NewConnection {
     pub(crate) descriptor: RawFd,
     /// Its listener.
     pub(crate) parent: Token,
-}
-
-/// A request that is to have a process of its own.
-pub(crate) struct PendingFork {
-    pub(crate) request: Incoming,
-    /// Its listener.
-    pub(crate) parent: Token,
-    /// It is forked for although there are other threads.
-    pub(crate) allow_threads: bool,
-}
-
-/// A request as it comes from a listener.
-pub(crate) enum Incoming {
-    Stream(Socket, Peer),
-    Datagram(Datagram),
 }
 
 /// How an entry has ended, for the hooks of its listener.
@@ -408,6 +391,25 @@ pub(crate) trait ListenerHooks {
     fn on_turn_end(&mut self, cx: &mut LoopCx);
 }
 
+/// The loop, for the deferred work of a dispatcher.
+pub(crate) trait LoopAccess {
+    /// What each call is given.
+    fn cx(&mut self) -> &mut LoopCx;
+
+    /// Adds a descriptor that is [`watched`](Dispatcher::watched) for this listener.
+    ///
+    /// # Errors
+    ///
+    /// Where the poller does not take it.
+    fn watch(&mut self, descriptor: RawFd) -> io::Result<()>;
+
+    /// Closes the descriptors of the loop by `close`, one after the other: those of its poller, its
+    /// listeners and its connections. `keep_listener` leaves that of this listener open; those that are
+    /// watched for this listener stay open in any case. For a forked child, which does not return to the
+    /// loop.
+    fn close_all_but(&mut self, keep_listener: bool, close: &mut dyn FnMut(RawFd));
+}
+
 /// Who takes the requests that a listener lets in: one mode of serving them.
 pub(crate) trait Dispatcher {
     /// Whether another request can be taken; when room is made, a [`Mail::CapacityFreed`] says so, or a
@@ -442,21 +444,9 @@ pub(crate) trait Dispatcher {
         Vec::new()
     }
 
-    /// One of its requests has been forked for, or could not be.
-    fn forked(&mut self, child: Option<Child>) {
-        let _ = child;
-    }
-
-    /// In the child: serves the request that it was forked for; the code to end with. `fault` tells
-    /// the hooks.
-    fn serve_in_child(
-        &mut self,
-        request: Incoming,
-        process: &InChild,
-        fault: &mut dyn FnMut(&Peer, &CloseReason),
-    ) -> i32 {
-        let _ = (request, process, fault);
-        1
+    /// Does what was put off by [`LoopState::defer`]: work that needs the loop beside its context.
+    fn run_deferred(&mut self, hooks: &mut dyn ListenerHooks, access: &mut dyn LoopAccess) {
+        let _ = (hooks, access);
     }
 
     /// Descriptors have run out: from now on the loop is told when a request that is served elsewhere

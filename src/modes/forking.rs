@@ -1,5 +1,6 @@
 //! The mode `forking`: a child process serves each request.
 
+use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
@@ -17,13 +18,13 @@ use crate::blocking::{
 };
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
-use crate::error::{CloseReason, UnsupportedError};
+use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::event_loop::{
-    DatagramDispatcher, Dispatcher, Incoming, LoopCx, PendingFork, StreamDispatcher,
+    DatagramDispatcher, Dispatcher, ListenerHooks, LoopAccess, LoopCx, StreamDispatcher,
 };
 use crate::guard;
-use crate::sys::{self, Child, InChild, PollInterest, RecvMeta, Wakeup};
-use crate::token::Token;
+use crate::log;
+use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
 /// one's memory, at the price of a fork per request.
@@ -113,7 +114,8 @@ struct ForkDispatcher<'a, T, S> {
     serve: &'a S,
     children: &'a mut Children,
     listener_handle: ListenerHandle,
-    listener: Token,
+    /// Requests that are about to be forked for.
+    pending: VecDeque<Incoming>,
     /// The end of a child is the end of a connection.
     of_connections: bool,
 }
@@ -128,44 +130,61 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
             serve,
             children,
             listener_handle: run_cx.listener_handle.clone(),
-            listener: run_cx.listener,
+            pending: VecDeque::new(),
             of_connections: false,
         })
     }
 
+    /// Queues a request; it is forked for after the current call of the loop.
     fn fork_for(&mut self, request: Incoming, cx: &mut LoopCx) {
-        self.children.expect_one();
-        let allow_threads = self.children.threads_allowed();
-        cx.fork(PendingFork { request, parent: self.listener, allow_threads });
-    }
-}
-
-impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
-    fn has_room(&mut self) -> bool {
-        self.children.has_room()
+        self.pending.push_back(request);
+        cx.defer();
     }
 
-    fn burst(&self) -> usize {
-        self.children.room().max(1)
+    /// How many more requests there is room for.
+    fn room(&self) -> usize {
+        self.children.room().saturating_sub(self.pending.len())
     }
 
-    fn look(&mut self, cx: &mut LoopCx) {
-        let reaped = self.children.reap();
-        if self.of_connections {
-            cx.tally.closed += reaped as u64;
+    /// Forks for a request. The child closes what is the loop's and serves; it does not return.
+    fn fork(
+        &mut self,
+        request: Incoming,
+        hooks: &mut dyn ListenerHooks,
+        access: &mut dyn LoopAccess,
+    ) {
+        match fork_if_sound(self.children.threads_allowed()) {
+            Ok(Forked::Child(process)) => process.run(|process| {
+                self.pending.clear();
+                // The reply to a datagram is sent on the socket of the listener.
+                let keep_listener = matches!(request, Incoming::Datagram(_));
+                access.close_all_but(keep_listener, &mut |descriptor| process.close(descriptor));
+                let cx = access.cx();
+                self.serve_in_child(request, process, &mut |peer, reason| {
+                    hooks.fault(peer, reason, cx);
+                })
+            }),
+            Ok(Forked::Parent(child)) => {
+                if let Err(error) = access.watch(child.as_fd().as_raw_fd()) {
+                    log::warn!("the end of a child process cannot be watched for: {error}");
+                }
+                self.children.add(child);
+            }
+            Err(error) => {
+                let cx = access.cx();
+                cx.tally.rejected_full += 1;
+                cx.tally.closed += u64::from(self.of_connections);
+                // No child will end, so nothing else says that there is room.
+                cx.capacity_freed = true;
+                match error {
+                    Error::Mode(_) => cx.failed = Some(error),
+                    error => log::error!("a request is turned away: {error:#}"),
+                }
+            }
         }
-        cx.capacity_freed |= reaped > 0;
     }
 
-    fn watched(&self) -> Vec<RawFd> {
-        self.children.watched()
-    }
-
-    fn forked(&mut self, child: Option<Child>) {
-        self.children.forked(child);
-    }
-
-    /// The child's whole life. Whoever answers is made here, as Python makes its handlers.
+    /// In the child: makes the handler, as Python does, and serves the request. Returns the exit code.
     fn serve_in_child(
         &mut self,
         request: Incoming,
@@ -200,6 +219,34 @@ impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
                 fault(&peer, &CloseReason::Panic(message));
                 1
             }
+        }
+    }
+}
+
+impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
+    fn has_room(&mut self) -> bool {
+        self.room() > 0
+    }
+
+    fn burst(&self) -> usize {
+        self.room().max(1)
+    }
+
+    fn look(&mut self, cx: &mut LoopCx) {
+        let reaped = self.children.reap();
+        if self.of_connections {
+            cx.tally.closed += reaped as u64;
+        }
+        cx.capacity_freed |= reaped > 0;
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.children.watched()
+    }
+
+    fn run_deferred(&mut self, hooks: &mut dyn ListenerHooks, access: &mut dyn LoopAccess) {
+        while let Some(request) = self.pending.pop_front() {
+            self.fork(request, hooks, access);
         }
     }
 
@@ -239,6 +286,36 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_,
     }
 }
 
+/// A request that is to have a process of its own.
+enum Incoming {
+    Stream(Socket, Peer),
+    Datagram(Datagram),
+}
+
+/// Forks, unless other threads make that unsound.
+fn fork_if_sound(allow_threads: bool) -> Result<Forked, Error> {
+    match if allow_threads { Ok(true) } else { sys::is_only_thread() } {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Error::Mode(
+                "this process has other threads, so a fork is unsound: serve on the only thread, \
+                 before others are started, or say Forking::allow_threads(true)"
+                    .to_owned(),
+            ));
+        }
+        Err(error) => {
+            return Err(Error::Mode(format!(
+                "it cannot be told whether this process has other threads, beside which a fork is \
+                 unsound: there is no /proc, and unshare(2) says {error}; see to one of the two, or \
+                 say Forking::allow_threads(true)"
+            )));
+        }
+    }
+    // What is buffered for standard output would be written by both processes.
+    let _ = io::stdout().flush();
+    sys::fork().map_err(Error::Loop)
+}
+
 /// The exit code of a child that a stop has ended while it was idle. One whose request has failed
 /// exits with 1, all others with 0.
 const EXIT_IDLE: i32 = 90;
@@ -248,8 +325,6 @@ const EXIT_IDLE: i32 = 90;
 struct Children {
     mode: Forking,
     children: Vec<Child>,
-    /// Requests that are about to be forked for.
-    expected: usize,
     /// They have been asked to finish.
     stopping: bool,
     /// How many of them have ended since, and were idle when they were asked.
@@ -265,7 +340,6 @@ impl Children {
         Children {
             mode,
             children: Vec::new(),
-            expected: 0,
             stopping: false,
             ended_idle: 0,
             shutdown: None,
@@ -275,7 +349,6 @@ impl Children {
 
     /// A run begins.
     fn begin(&mut self, shutdown: Arc<Wakeup>, drain: Duration) {
-        self.expected = 0;
         (self.stopping, self.ended_idle) = (false, 0);
         self.shutdown = Some(shutdown);
         self.drain = drain;
@@ -297,27 +370,17 @@ impl Children {
         self.kill();
     }
 
-    fn has_room(&self) -> bool {
-        self.room() > 0
-    }
-
     /// How many more children there may be.
     fn room(&self) -> usize {
-        self.mode.max_children.saturating_sub(self.children.len() + self.expected)
-    }
-
-    fn expect_one(&mut self) {
-        self.expected += 1;
+        self.mode.max_children.saturating_sub(self.children.len())
     }
 
     fn threads_allowed(&self) -> bool {
         self.mode.allow_threads
     }
 
-    /// The fork has been tried.
-    fn forked(&mut self, child: Option<Child>) {
-        self.expected -= 1;
-        self.children.extend(child);
+    fn add(&mut self, child: Child) {
+        self.children.push(child);
     }
 
     fn len(&self) -> usize {
