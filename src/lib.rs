@@ -95,8 +95,10 @@ compile_error!("socketserver runs on Unix systems; a port to others is welcome")
 
 mod address;
 mod blocking;
+mod closing;
 mod conversation;
 mod counters;
+mod datagram;
 mod encodable;
 mod error;
 mod event_loop;

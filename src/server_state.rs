@@ -137,3 +137,14 @@ impl Drop for RunGuard {
         self.0.ended.notify_all();
     }
 }
+
+/// What became of a session that a stop overtook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StopOutcome {
+    /// Nothing was begun, and it was ended.
+    Idle,
+    /// It came to its own end.
+    Finished,
+    /// Its time was up.
+    Cut,
+}

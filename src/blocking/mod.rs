@@ -1,40 +1,25 @@
 //! A request and whoever answers it, to its end. Here a session may block; the loop's own way of
 //! serving one is the reactor's.
 
-use std::sync::Arc;
-
-use socket2::Socket;
-
 use crate::address::Peer;
+use crate::closing::Lingering;
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sys::CatchDrop;
 
 mod active;
-mod closing;
 mod datagram;
 mod request;
-mod retries;
 mod stream;
-mod unresponsive;
 mod wait;
 
 pub(crate) use active::{ActiveConnections, Registration};
-pub(crate) use closing::{FIRST_LOOK, Linger, Progress};
-pub(crate) use datagram::{Datagram, DatagramSession, NoSenders, ReplySocket};
+pub(crate) use datagram::DatagramSession;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
-#[cfg(test)]
-pub(crate) use retries::{OVERHEAD, RETRY_HIGH};
-pub(crate) use retries::{RETRY, RetryQueues, charge};
 pub(crate) use stream::StreamSession;
-#[cfg(test)]
-pub(crate) use unresponsive::PATIENCE;
-pub(crate) use wait::{InterruptibleWait, StopOutcome, WaitStrategy};
-
-/// How much one read takes in at most, and with [`Raw`](crate::Raw) framing the longest message.
-pub(crate) const READ_SIZE: usize = 64 * 1024;
+pub(crate) use wait::{InterruptibleWait, WaitStrategy};
 
 /// A request with whoever answers it, ready to be served to its end.
 pub(crate) trait Session {
@@ -50,12 +35,6 @@ pub(crate) struct Served {
     pub(crate) cut: bool,
     /// It is over but for this.
     pub(crate) lingering: Option<Lingering>,
-}
-
-/// A connection that is over, and lingers.
-pub(crate) struct Lingering {
-    pub(crate) socket: Arc<Socket>,
-    pub(crate) linger: Linger,
 }
 
 /// Where a session is served: what its thread lends it.

@@ -10,9 +10,10 @@ use socket2::Socket;
 
 use super::stream::close;
 use super::wait::{Input, WaitStrategy, is_out_of_time, out_of_time};
-use super::{Datagram, ReplySocket, Served, Session, SessionCx};
+use super::{Served, Session, SessionCx};
 use crate::address::{Address, Peer};
 use crate::counters::Tally;
+use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard;
 use crate::sys::{self, CatchDrop};

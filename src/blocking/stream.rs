@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use super::closing::{Linger, Progress};
 use super::wait::{Input, WaitStrategy};
-use super::{Lingering, Served, Session, SessionCx};
+use super::{Served, Session, SessionCx};
 use crate::address::Peer;
+use crate::closing::Lingering;
+use crate::closing::{Linger, Progress};
 use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
 };

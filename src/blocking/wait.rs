@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use super::closing::{FIRST_LOOK, Progress};
-use crate::conversation::CLOSING_PATIENCE;
+use crate::closing::{CLOSING_PATIENCE, FIRST_LOOK, Progress};
 use crate::sender::{Ending, SendQueue};
+use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Wakeup};
 
 /// What came of waiting for input.
@@ -49,17 +49,6 @@ pub(crate) struct InterruptibleWait<'a> {
     pub(crate) deadline: Option<Instant>,
     /// What became of it, as soon as that is known.
     pub(crate) stop_outcome: Option<StopOutcome>,
-}
-
-/// What became of a session that a stop overtook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StopOutcome {
-    /// Nothing was begun, and it was ended.
-    Idle,
-    /// It came to its own end.
-    Finished,
-    /// Its time was up.
-    Cut,
 }
 
 impl WaitStrategy<'_> {

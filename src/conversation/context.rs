@@ -19,6 +19,15 @@ pub(crate) trait SenderSource {
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError>;
 }
 
+/// The senders of a datagram's handler: there are none.
+pub(crate) struct NoSenders;
+
+impl SenderSource for NoSenders {
+    fn send_queue(&self, _encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+        Err(UnsupportedError::DatagramSender)
+    }
+}
+
 /// What a [`Handler`](crate::Handler) is given to answer with.
 ///
 /// Everything here is noted and returns at once; it happens when the handler has returned.

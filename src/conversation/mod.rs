@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::Peer;
+use crate::closing::CLOSING_PATIENCE;
 use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
 use crate::guard::{self, panic_message};
@@ -26,7 +27,7 @@ mod output;
 mod tests;
 
 pub use context::Context;
-pub(crate) use context::SenderSource;
+pub(crate) use context::{NoSenders, SenderSource};
 pub use framing::{
     BoxFraming, Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
     Raw, Width,
@@ -35,8 +36,8 @@ pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
 pub(crate) use output::{OutputBuffer, Unsent};
 
-/// How long the peer of a connection that is over may take none of its last output.
-pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
+/// How much one read takes in at most, and with [`Raw`] framing the longest message, in bytes.
+pub(crate) const READ_SIZE: usize = 64 * 1024;
 
 /// How many steps of the framing, and so how many messages, are taken before others come first: who
 /// drives the conversation goes on with the rest later.

@@ -11,7 +11,7 @@ use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
 use super::write_buffer::{WaterMarks, WriteBuffer};
-use crate::blocking::{FIRST_LOOK, Linger, Progress};
+use crate::closing::{FIRST_LOOK, Linger, Progress};
 use crate::conversation::{MESSAGE_BUDGET, StepCx};
 use crate::error::CloseReason;
 use crate::mailbox::Job;

@@ -12,7 +12,7 @@ use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, LoopState, PostAction, Readiness,
 };
 use crate::address::{Address, Peer};
-use crate::blocking::{RETRY, ReplySocket};
+use crate::datagram::{RETRY, ReplySocket};
 use crate::log;
 use crate::mailbox::Job;
 use crate::sys::{self, Batch, Destination, RecvMeta};

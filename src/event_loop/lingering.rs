@@ -7,7 +7,7 @@ use std::time::Instant;
 use socket2::Socket;
 
 use super::source::{EventSource, LoopCx, LoopState, PostAction};
-use crate::blocking::{Linger, Lingering};
+use crate::closing::{Linger, Lingering};
 
 /// A connection that was served on the loop's thread by blocking and now lingers on the loop, so that it
 /// does not hold up the next one.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::source::{LoopCx, Readiness};
-use crate::blocking::{RETRY, RetryQueues, charge};
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
+use crate::datagram::{RETRY, RetryQueues, charge};
 use crate::log;
 use crate::sys::{self, Destination, Transmit};
 use crate::transport::peer_of;
@@ -297,8 +297,8 @@ mod tests {
 
     use super::super::source::LoopState;
     use super::*;
-    use crate::blocking::{OVERHEAD, PATIENCE, RETRY_HIGH};
     use crate::conversation::Output;
+    use crate::datagram::{OVERHEAD, PATIENCE, RETRY_HIGH};
     use crate::mailbox::Mailbox;
     use crate::sys::Batch;
 

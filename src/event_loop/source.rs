@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::address::Peer;
-use crate::blocking::{READ_SIZE, StopOutcome};
+use crate::conversation::READ_SIZE;
 use crate::conversation::{OutputBuffer, SenderSource};
 use crate::counters::Tally;
 use crate::encodable::Encodable;
@@ -16,6 +16,7 @@ use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::log;
 use crate::mailbox::{Job, Mailbox};
 use crate::sender::{SendQueue, Waker};
+use crate::server_state::StopOutcome;
 use crate::sys::{self, CatchDrop};
 use crate::token::Token;
 

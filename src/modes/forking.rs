@@ -13,17 +13,18 @@ use super::service::{
     ServiceRunner, SessionFactory,
 };
 use crate::address::Peer;
-use crate::blocking::{
-    Datagram, InterruptibleWait, READ_SIZE, Served, Session, SessionCx, StopOutcome, WaitStrategy,
-};
+use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
 use crate::conversation::OutputBuffer;
+use crate::conversation::READ_SIZE;
 use crate::counters::Tally;
+use crate::datagram::Datagram;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, ListenerHooks, LoopAccess, LoopCx, StreamDispatcher,
 };
 use crate::guard;
 use crate::log;
+use crate::server_state::StopOutcome;
 use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another

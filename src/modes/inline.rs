@@ -11,17 +11,17 @@ use super::service::{
     SessionFactory, make_handler,
 };
 use crate::address::Peer;
-use crate::blocking::{
-    Datagram, InterruptibleWait, READ_SIZE, ReplySocket, Served, Session, SessionCx, StopOutcome,
-    WaitStrategy,
-};
+use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
 use crate::conversation::OutputBuffer;
+use crate::conversation::READ_SIZE;
 use crate::counters::Tally;
+use crate::datagram::{Datagram, ReplySocket};
 use crate::error::UnsupportedError;
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, LingeringConnection, LoopCx, NewConnection, StreamDispatcher,
 };
 use crate::mailbox::Mailbox;
+use crate::server_state::StopOutcome;
 use crate::sys::{RecvMeta, Wakeup};
 use crate::token::Token;
 

@@ -9,7 +9,7 @@ use super::service::{
     HandlerFactory, ModeRunner, RunContext, ServiceConfig, ServiceRunner, make_handler,
 };
 use crate::address::Peer;
-use crate::blocking::NoSenders;
+use crate::conversation::NoSenders;
 use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,

@@ -12,10 +12,11 @@ use super::{
 };
 use crate::address::{Address, Peer};
 use crate::blocking::{
-    Datagram, DatagramRequestSession, DatagramSession, ReplySocket, RequestHandler, Session,
-    StreamRequestSession, StreamSession,
+    DatagramRequestSession, DatagramSession, RequestHandler, Session, StreamRequestSession,
+    StreamSession,
 };
 use crate::conversation::{Conversation, Framing, Handler};
+use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
 use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::guard;

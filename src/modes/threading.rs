@@ -14,12 +14,11 @@ use super::service::{
 };
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
-use crate::blocking::{
-    ActiveConnections, Datagram, READ_SIZE, Registration, ReplySocket, Session, SessionCx,
-    WaitStrategy,
-};
+use crate::blocking::{ActiveConnections, Registration, Session, SessionCx, WaitStrategy};
 use crate::conversation::OutputBuffer;
+use crate::conversation::READ_SIZE;
 use crate::counters::{Published, Tally};
+use crate::datagram::{Datagram, ReplySocket};
 use crate::error::UnsupportedError;
 use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher};
 use crate::sys::RecvMeta;

@@ -13,7 +13,6 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
-use crate::blocking::StopOutcome;
 use crate::counters::{Counters, Tally};
 use crate::error::Error;
 use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
@@ -21,6 +20,7 @@ use crate::guard::{guard, panic_message};
 use crate::log;
 use crate::modes::{ListenerHandle, RunContext};
 use crate::server_state::ServerState;
+use crate::server_state::StopOutcome;
 use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;

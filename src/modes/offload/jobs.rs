@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::OffloadWorkers;
-use crate::blocking::{Datagram, NoSenders};
+use crate::conversation::NoSenders;
 use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
 };
 use crate::counters::Tally;
+use crate::datagram::Datagram;
 use crate::error::CloseReason;
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx, LoopState};
 use crate::guard;

@@ -14,9 +14,9 @@ use super::service::{
 };
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
-use crate::blocking::Datagram;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::counters::Published;
+use crate::datagram::Datagram;
 use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::sys::{Destination, RecvMeta};

@@ -3,13 +3,16 @@
 
 use std::io::{self, Read as _};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use crate::address::Peer;
-use crate::conversation::CLOSING_PATIENCE;
 use crate::sys;
+
+/// How long the peer of a connection that is over may take none of its last output.
+pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long, and how much of, the input of a peer that has acknowledged all is thrown away, so that
 /// no reset cuts what it has not read.
@@ -60,6 +63,12 @@ impl Progress {
 
 fn held(socket: &Socket) -> u32 {
     u32::try_from(sys::unsent(socket)).unwrap_or(u32::MAX)
+}
+
+/// A connection that is over, and lingers.
+pub(crate) struct Lingering {
+    pub(crate) socket: Arc<Socket>,
+    pub(crate) linger: Linger,
 }
 
 /// A connection that is over, whose sending side has been shut down, and whose input is thrown away:
