@@ -1,24 +1,24 @@
-//! The guard around the user's code: a panic in it costs the request that it belongs to, and nothing
-//! else. Where a call may end in a panic it goes through here; what holds a value of the user's holds
-//! it in a [`CatchDrop`](crate::sys::CatchDrop), and what is logged goes through the macros in `log`.
+//! The guard around code of the user: a panic in it ends the request that it belongs to, and nothing
+//! else. Every call that may run code of the user goes through this module: [`call`], [`guard`] and
+//! [`contain`] catch a panic, the macros of [`log`] catch one of the logger, and a value of the user
+//! is held in a [`CatchDrop`](crate::sys::CatchDrop).
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::log;
-
 thread_local! {
-    /// Panics caught on this thread where there was nothing at hand to count them in.
+    /// Panics caught on this thread that are not yet in a [`Tally`](crate::counters::Tally).
     static CAUGHT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Calls the user's code; what it said, if it panicked.
+/// Calls code of the user. Returns the panic message if it panics.
 pub(crate) fn call<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(panic_message)
 }
 
-/// Calls the user's code; `None` if it panicked, which is counted there and logged.
+/// Calls code of the user. If it panics, adds 1 to `panics`, logs the message as an error and returns
+/// `None`.
 pub(crate) fn guard<T>(name: &str, panics: &mut u64, user: impl FnOnce() -> T) -> Option<T> {
     match call(user) {
         Ok(value) => Some(value),
@@ -30,8 +30,7 @@ pub(crate) fn guard<T>(name: &str, panics: &mut u64, user: impl FnOnce() -> T) -
     }
 }
 
-/// As [`guard`], where there is nothing to count in: whoever publishes what this thread has counted
-/// [takes](take_caught) it.
+/// As [`guard`], for a caller without a counter: the panic is [noted](note) for this thread.
 pub(crate) fn contain<T>(name: &str, user: impl FnOnce() -> T) -> Option<T> {
     let mut panics = 0;
     let value = guard(name, &mut panics, user);
@@ -39,18 +38,19 @@ pub(crate) fn contain<T>(name: &str, user: impl FnOnce() -> T) -> Option<T> {
     value
 }
 
-/// So many panics have been caught on this thread and counted nowhere.
+/// Adds to the panics caught on this thread. [`take_caught`] takes them when the thread publishes its
+/// counters.
 pub(crate) fn note(panics: u64) {
     CAUGHT.set(CAUGHT.get() + panics);
 }
 
-/// How many panics have been caught on this thread and counted nowhere; from now on they are.
+/// Returns the panics [noted](note) on this thread and sets their number to 0.
 pub(crate) fn take_caught() -> u64 {
     CAUGHT.take()
 }
 
-/// What a panic said. A payload that is no text is leaked: its destructor is the user's and could
-/// panic in turn.
+/// The message of a panic. A payload that is not text is leaked, because its destructor is code of the
+/// user and could panic too.
 pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
     match panic.downcast::<&'static str>() {
         Ok(text) => (*text).to_owned(),
@@ -58,8 +58,45 @@ pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
             Ok(text) => *text,
             Err(other) => {
                 std::mem::forget(other);
-                "a value that is no text".to_owned()
+                "a value that is not text".to_owned()
             }
         },
+    }
+}
+
+/// The macros of the `log` crate, guarded: the logger is code of the user, and so is the `Display` of
+/// the errors that it formats. A panic in either is caught and counted.
+pub(crate) mod log {
+    macro_rules! error_ {
+        ($($text:tt)+) => {
+            $crate::guard::log::write(::log::Level::Error, || ::log::error!($($text)+))
+        };
+    }
+
+    macro_rules! warn_ {
+        ($($text:tt)+) => {
+            $crate::guard::log::write(::log::Level::Warn, || ::log::warn!($($text)+))
+        };
+    }
+
+    macro_rules! debug_ {
+        ($($text:tt)+) => {
+            $crate::guard::log::write(::log::Level::Debug, || ::log::debug!($($text)+))
+        };
+    }
+
+    pub(crate) use {debug_ as debug, error_ as error, warn_ as warn};
+
+    /// Whether the maximum levels of the `log` crate allow this level; it does not ask the logger.
+    pub(crate) fn is_enabled(level: ::log::Level) -> bool {
+        level <= ::log::STATIC_MAX_LEVEL && level <= ::log::max_level()
+    }
+
+    /// Calls `write`, which calls the logger, if this level is enabled.
+    pub(crate) fn write(level: ::log::Level, write: impl FnOnce()) {
+        // A panic here comes from the logger, so it is counted but not logged.
+        if is_enabled(level) && super::call(write).is_err() {
+            super::note(1);
+        }
     }
 }

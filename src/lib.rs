@@ -58,15 +58,16 @@
 //! Imports run only downward.
 //!
 //! ```text
-//! lib                             the facade: these words and the re-exports
-//! server                          builder, service, hooks, one run of a server, its stop
-//! modes                           the modes: options, dispatchers, mechanics
-//! event_loop | blocking           requests on the loop | requests that a thread serves by blocking
-//! conversation                    handler, context, framing, output: no sockets, no clock, no threads
-//! mailbox | sender | server_state    how other threads reach the loop | whether a server is to stop
-//! encodable | transport           messages as bytes | binding, listening, socket files
-//! sys                             system calls, no policy; the crate's only `unsafe`
-//! address | counters | error | guard | log | sync | token    plain data, and the guard round user code
+//! lib                                             the facade: these words and the re-exports
+//! server                                          builder, service, hooks, one run of a server, its stop
+//! modes                                           the modes: options, dispatchers, mechanics
+//! event_loop | blocking                           requests on the loop | requests that a thread serves by blocking
+//! conversation                                    handler, context, framing, output: no sockets, no clock, no threads
+//! closing | datagram | sender | server_state      how connections close | received datagrams | messages from elsewhere | stopping
+//! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
+//! sys                                             system calls, no policy; the crate's only `unsafe`
+//! address | counters                              plain data
+//! error | guard | sync | token                    plain data, and the guard around user code
 //! ```
 //!
 //! The center is the *conversation*: the state machine of one peer, which takes bytes and returns bytes
@@ -103,7 +104,6 @@ mod encodable;
 mod error;
 mod event_loop;
 mod guard;
-mod log;
 mod mailbox;
 mod modes;
 mod sender;

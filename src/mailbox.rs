@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard};
 use crate::address::Peer;
 use crate::counters::Tally;
 use crate::error::CloseReason;
-use crate::log;
+use crate::guard::log;
 use crate::sync::lock;
 use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::counters::Published;
-use crate::log;
+use crate::guard::log;
 use crate::mailbox::{Mail, Mailbox};
 use crate::sync::lock;
 use crate::sys::Wakeup;

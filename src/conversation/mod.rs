@@ -14,8 +14,8 @@ use crate::address::Peer;
 use crate::closing::CLOSING_PATIENCE;
 use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
+use crate::guard::log;
 use crate::guard::{self, panic_message};
-use crate::log;
 use crate::sender::{Command, Ending, SendQueue};
 use crate::sys::CatchDrop;
 

@@ -889,7 +889,7 @@ fn a_panic_that_is_no_text_is_one_all_the_same() {
         Ok(())
     });
     stage.feed(b"x");
-    assert!(matches!(stage.close(), CloseReason::Panic(text) if text.contains("no text")));
+    assert!(matches!(stage.close(), CloseReason::Panic(text) if text.contains("not text")));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use socket2::Socket;
 
 use crate::address::Peer;
 use crate::counters::Tally;
-use crate::log;
+use crate::guard::log;
 use crate::mailbox::{Mail, Mailbox};
 use crate::sync::lock;
 use crate::sys::{self, Destination, RecvMeta};

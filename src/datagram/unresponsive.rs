@@ -1,6 +1,6 @@
 //! Peers that do not read what they are sent, as far as that shows: by waiting for them in vain.
 
-use crate::log;
+use crate::guard::log;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 

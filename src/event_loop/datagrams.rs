@@ -13,7 +13,7 @@ use super::source::{
 };
 use crate::address::{Address, Peer};
 use crate::datagram::{RETRY, ReplySocket};
-use crate::log;
+use crate::guard::log;
 use crate::mailbox::Job;
 use crate::sys::{self, Batch, Destination, RecvMeta};
 use crate::transport::peer_of;

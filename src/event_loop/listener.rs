@@ -11,7 +11,7 @@ use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
 };
 use crate::address::{Address, Peer};
-use crate::log;
+use crate::guard::log;
 use crate::sys;
 use crate::transport::peer_of;
 

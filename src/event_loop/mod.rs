@@ -19,7 +19,7 @@ use crate::address::Peer;
 use crate::counters::Published;
 use crate::error::CloseReason;
 use crate::guard;
-use crate::log;
+use crate::guard::log;
 use crate::mailbox::{Mail, Mailbox, abandon};
 use crate::sys::{self, SignalWatch};
 use crate::token::{MAX_SLOTS, Token};

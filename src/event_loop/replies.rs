@@ -11,7 +11,7 @@ use super::source::{LoopCx, Readiness};
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
 use crate::datagram::{RETRY, RetryQueues, charge};
-use crate::log;
+use crate::guard::log;
 use crate::sys::{self, Destination, Transmit};
 use crate::transport::peer_of;
 

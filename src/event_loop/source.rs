@@ -13,7 +13,7 @@ use crate::conversation::{OutputBuffer, SenderSource};
 use crate::counters::Tally;
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
-use crate::log;
+use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
 use crate::sender::{SendQueue, Waker};
 use crate::server_state::StopOutcome;

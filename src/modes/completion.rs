@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::blocking::Served;
 use crate::counters::{Published, Tally};
-use crate::log;
+use crate::guard::log;
 use crate::mailbox::{Ended, Mail, Mailbox};
 
 /// How the threads of one service tell the loop, or that of a later run, that a request has ended.

@@ -23,7 +23,7 @@ use crate::event_loop::{
     DatagramDispatcher, Dispatcher, ListenerHooks, LoopAccess, LoopCx, StreamDispatcher,
 };
 use crate::guard;
-use crate::log;
+use crate::guard::log;
 use crate::server_state::StopOutcome;
 use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
 

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::counters::Published;
-use crate::log;
+use crate::guard::log;
 use crate::sync::lock;
 
 /// How many threads all crews have ever started: a name is unique in the process, whichever

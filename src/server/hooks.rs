@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use crate::address::Peer;
 use crate::error::CloseReason;
 use crate::event_loop::{ListenerHooks, LoopCx};
+use crate::guard::log;
 use crate::guard::{contain, guard};
-use crate::log;
 use crate::sys::CatchDrop;
 
 /// Hooks of one listener: each method is Python's of the same name.

@@ -10,7 +10,7 @@ use super::signals::{set_action, watch_termination_in_child};
 use super::socket::{PollInterest, wait_for};
 use super::wakeup::Wakeup;
 use crate::guard;
-use crate::log;
+use crate::guard::log;
 
 /// Who one is after a fork.
 pub(crate) enum Forked {

@@ -5,7 +5,7 @@
 //! over, under the lock) or that this process made and still stands at its path (removed at close);
 //! and the lock's own, by who holds it, which is a regular file with nothing in it.
 
-use crate::log;
+use crate::guard::log;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
