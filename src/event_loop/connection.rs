@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use socket2::Socket;
 
-use super::lingering::linger_on;
+use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
@@ -70,14 +70,6 @@ pub(crate) struct Connection<T> {
     cut: bool,
     /// It is over, and the kernel has been asked since how much it still holds.
     looked: bool,
-}
-
-/// State of a connection that most never have; boxed, so that an idle connection stays small.
-enum Rare {
-    /// The conversation is closed; input is discarded until the peer has its output.
-    Lingering(Linger),
-    /// A write failed while a worker had the conversation, which has yet to be closed for that.
-    WriteError(io::Error),
 }
 
 impl<T: ConversationSlot> Connection<T> {

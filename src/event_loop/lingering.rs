@@ -77,3 +77,11 @@ pub(super) fn linger_on(
     state.deadline_changed();
     PostAction::Wait
 }
+
+/// State of a connection that most never have; boxed, so that an idle connection stays small.
+pub(super) enum Rare {
+    /// The conversation is closed; input is discarded until the peer has its output.
+    Lingering(Linger),
+    /// A write failed while a worker had the conversation, which has yet to be closed for that.
+    WriteError(io::Error),
+}

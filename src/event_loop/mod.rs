@@ -8,26 +8,26 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll};
+use mio::{Events, Interest};
 use slab::Slab;
 
 use crate::address::Peer;
-use crate::counters::Published;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
-use crate::mailbox::{Mail, Mailbox, abandon};
+use crate::mailbox::{Mail, abandon};
 use crate::sys::{self, SignalWatch};
-use crate::token::{MAX_SLOTS, Token};
+use crate::token::Token;
 
 mod connection;
 mod datagrams;
+mod entry;
 mod lingering;
 mod listener;
+mod poll;
 mod replies;
 mod slot;
 mod source;
@@ -37,8 +37,10 @@ mod write_buffer;
 
 pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
+use entry::{Entry, entry_of, may_run_now};
 pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
+pub(crate) use poll::{EVENTS, LoopResources};
 pub(crate) use slot::{ConversationEvent, ConversationSlot};
 pub(crate) use source::{
     Closed, Dispatcher, EntryRef, EventSource, ListenerHooks, LoopAccess, LoopCx, LoopState,
@@ -57,47 +59,6 @@ const REQUEUED_BUDGET: u64 = 64 * 1024;
 
 /// How many deadlines a turn looks after.
 const EXPIRY_BUDGET: usize = 256;
-
-/// How many events a turn takes from the poller.
-pub(crate) const EVENTS: usize = 1024;
-
-/// One listener or connection: small and uniform, so that a walk over many is cheap.
-struct Entry<'a> {
-    token: Token,
-    /// The listener it came from; a listener's own token.
-    parent: Token,
-    readiness: Readiness,
-    descriptor: RawFd,
-    /// It stands in the ready list.
-    listed: bool,
-    /// It is over; its slot is free after this batch of events.
-    removed: bool,
-    /// Its deadline in the timers.
-    armed: Option<Instant>,
-    source: Box<dyn EventSource + 'a>,
-}
-
-impl Entry<'_> {
-    /// Puts it into the ready list, once.
-    #[inline]
-    fn line_up(&mut self, ready: &mut VecDeque<Token>) {
-        if !std::mem::replace(&mut self.listed, true) {
-            ready.push_back(self.token);
-        }
-    }
-}
-
-/// What a loop needs that outlives it.
-pub(crate) struct LoopResources<'a> {
-    pub(crate) poll: &'a mut Poll,
-    pub(crate) events: &'a mut Events,
-    pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) published: &'a Published,
-    /// How long to look again and again before each sleep.
-    pub(crate) spin: Duration,
-    /// The last generation given out; no token is ever given out twice.
-    pub(crate) generation: &'a mut usize,
-}
 
 /// One run of the loop.
 pub(crate) struct EventLoop<'a> {
@@ -331,78 +292,6 @@ impl<'a> EventLoop<'a> {
         count
     }
 
-    fn wait(
-        &mut self,
-        patience: Option<Duration>,
-        signals: Option<&SignalWatch>,
-    ) -> io::Result<()> {
-        let mut timeout = patience;
-        if let Some(deadline) = self.timers.next() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
-        }
-        let busy = !self.ready.is_empty()
-            || self.cx.shutdown
-            || self.cx.capacity_freed
-            || signals.is_some_and(SignalWatch::is_due)
-            || timeout == Some(Duration::ZERO);
-        if !busy && self.spin(&mut timeout, signals)? {
-            return Ok(());
-        }
-        if busy || !self.resources.mailbox.prepare_park() {
-            timeout = Some(Duration::ZERO);
-        }
-        let polled = self.resources.poll.poll(self.resources.events, timeout);
-        if !busy && self.resources.mailbox.wake_up() {
-            self.cx.tally.wakes += 1;
-        }
-        self.cx.now = Instant::now();
-        match polled {
-            // The next turn waits for what is left of the time.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.resources.events.clear();
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Looks again and again for a moment, if that is wanted: waking a thread that sleeps may take
-    /// longer than the next request takes to come. True when there is something to do; otherwise
-    /// `timeout` is less by the time that has passed.
-    fn spin(
-        &mut self,
-        timeout: &mut Option<Duration>,
-        signals: Option<&SignalWatch>,
-    ) -> io::Result<bool> {
-        if self.resources.spin.is_zero() {
-            return Ok(false);
-        }
-        let spin = timeout.map_or(self.resources.spin, |timeout| timeout.min(self.resources.spin));
-        let began = Instant::now();
-        let until = began + spin;
-        loop {
-            match self.resources.poll.poll(self.resources.events, Some(Duration::ZERO)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.resources.events.clear();
-                }
-                other => other?,
-            }
-            self.cx.now = Instant::now();
-            if !self.resources.events.is_empty()
-                || self.resources.mailbox.has_mail()
-                || signals.is_some_and(SignalWatch::is_due)
-            {
-                return Ok(true);
-            }
-            if self.cx.now >= until {
-                let passed = self.cx.now.saturating_duration_since(began);
-                *timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
-                return Ok(false);
-            }
-        }
-    }
-
     fn serve_events(&mut self) {
         let events = std::mem::replace(self.resources.events, Events::with_capacity(0));
         for event in &events {
@@ -553,11 +442,6 @@ impl<'a> EventLoop<'a> {
         }
         self.insert(token, parent, descriptor, source);
         self.call(token, |source, cx| source.opened(cx));
-    }
-
-    fn next_token(&mut self) -> Token {
-        *self.resources.generation = self.resources.generation.wrapping_add(1);
-        Token::new(self.slab.vacant_key().min(MAX_SLOTS - 1), *self.resources.generation)
     }
 
     fn insert(
@@ -716,53 +600,5 @@ impl LoopAccess for Access<'_, '_> {
             }
         }
         self.inherited.drain(..).for_each(close);
-    }
-}
-
-/// Whether an entry is called at once; who moves much, or could have gone on already, is called from
-/// the ready list.
-#[inline]
-fn may_run_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
-    if entry.listed {
-        return false;
-    }
-    let is_heavy = entry.readiness.has(Readiness::BULK);
-    if is_heavy {
-        entry.line_up(ready);
-    }
-    !is_heavy
-}
-
-/// The entry a token names, if it is still that one and alive.
-#[inline]
-fn entry_of<'s, 'a>(slab: &'s mut Slab<Entry<'a>>, token: Token) -> Option<&'s mut Entry<'a>> {
-    slab.get_mut(token.slot()).filter(|entry| entry.token == token && !entry.removed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_of_a_spin_counts_as_waited() {
-        let mailbox = Arc::new(Mailbox::new().unwrap());
-        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
-        let (published, mut generation) = (Published::default(), 0);
-        let mut reactor = EventLoop::new(LoopResources {
-            poll: &mut poll,
-            events: &mut events,
-            mailbox,
-            published: &published,
-            spin: Duration::from_millis(20),
-            generation: &mut generation,
-        });
-        for (before, spun) in [(1000, 20), (10, 10)] {
-            let mut timeout = Some(Duration::from_millis(before));
-            assert!(!reactor.spin(&mut timeout, None).unwrap(), "nothing happens");
-            assert!(timeout.unwrap() <= Duration::from_millis(before - spun));
-        }
-        let mut timeout = None;
-        assert!(!reactor.spin(&mut timeout, None).unwrap());
-        assert_eq!(timeout, None);
     }
 }

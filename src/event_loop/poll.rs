@@ -1,0 +1,130 @@
+//! Waiting for events: the poller, the deadline of the next timer, and spinning before a sleep.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll};
+
+use super::EventLoop;
+use crate::counters::Published;
+use crate::mailbox::Mailbox;
+use crate::sys::SignalWatch;
+
+/// How many events a turn takes from the poller.
+pub(crate) const EVENTS: usize = 1024;
+
+/// What a loop needs that outlives it.
+pub(crate) struct LoopResources<'a> {
+    pub(crate) poll: &'a mut Poll,
+    pub(crate) events: &'a mut Events,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) published: &'a Published,
+    /// How long to look again and again before each sleep.
+    pub(crate) spin: Duration,
+    /// The last generation given out; no token is ever given out twice.
+    pub(crate) generation: &'a mut usize,
+}
+
+impl EventLoop<'_> {
+    /// Waits for events, mail or a deadline; for `patience` at the most.
+    pub(super) fn wait(
+        &mut self,
+        patience: Option<Duration>,
+        signals: Option<&SignalWatch>,
+    ) -> io::Result<()> {
+        let mut timeout = patience;
+        if let Some(deadline) = self.timers.next() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        }
+        let busy = !self.ready.is_empty()
+            || self.cx.shutdown
+            || self.cx.capacity_freed
+            || signals.is_some_and(SignalWatch::is_due)
+            || timeout == Some(Duration::ZERO);
+        if !busy && self.spin(&mut timeout, signals)? {
+            return Ok(());
+        }
+        if busy || !self.resources.mailbox.prepare_park() {
+            timeout = Some(Duration::ZERO);
+        }
+        let polled = self.resources.poll.poll(self.resources.events, timeout);
+        if !busy && self.resources.mailbox.wake_up() {
+            self.cx.tally.wakes += 1;
+        }
+        self.cx.now = Instant::now();
+        match polled {
+            // The next turn waits for what is left of the time.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.resources.events.clear();
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Looks again and again for a moment, if that is wanted: waking a thread that sleeps may take
+    /// longer than the next request takes to come. True when there is something to do; otherwise
+    /// `timeout` is less by the time that has passed.
+    pub(super) fn spin(
+        &mut self,
+        timeout: &mut Option<Duration>,
+        signals: Option<&SignalWatch>,
+    ) -> io::Result<bool> {
+        if self.resources.spin.is_zero() {
+            return Ok(false);
+        }
+        let spin = timeout.map_or(self.resources.spin, |timeout| timeout.min(self.resources.spin));
+        let began = Instant::now();
+        let until = began + spin;
+        loop {
+            match self.resources.poll.poll(self.resources.events, Some(Duration::ZERO)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.resources.events.clear();
+                }
+                other => other?,
+            }
+            self.cx.now = Instant::now();
+            if !self.resources.events.is_empty()
+                || self.resources.mailbox.has_mail()
+                || signals.is_some_and(SignalWatch::is_due)
+            {
+                return Ok(true);
+            }
+            if self.cx.now >= until {
+                let passed = self.cx.now.saturating_duration_since(began);
+                *timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
+                return Ok(false);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_spin_counts_as_waited() {
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
+        let (published, mut generation) = (Published::default(), 0);
+        let mut reactor = EventLoop::new(LoopResources {
+            poll: &mut poll,
+            events: &mut events,
+            mailbox,
+            published: &published,
+            spin: Duration::from_millis(20),
+            generation: &mut generation,
+        });
+        for (before, spun) in [(1000, 20), (10, 10)] {
+            let mut timeout = Some(Duration::from_millis(before));
+            assert!(!reactor.spin(&mut timeout, None).unwrap(), "nothing happens");
+            assert!(timeout.unwrap() <= Duration::from_millis(before - spun));
+        }
+        let mut timeout = None;
+        assert!(!reactor.spin(&mut timeout, None).unwrap());
+        assert_eq!(timeout, None);
+    }
+}
