@@ -1,4 +1,4 @@
-//! A server on a thread of its own, its clients in the same program, and a clean stop.
+//! A server in a background thread, its clients in the same program, and a graceful stop.
 //!
 //! It needs no arguments and ends by itself.
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socketserver::{Lines, Server, Threading, handler_fn};
 
-/// Says one thing and returns the answer.
+/// Connects, sends one line, and returns the line of the answer.
 fn ask(address: SocketAddr, question: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -1,8 +1,8 @@
-//! A chat room: what one says, all others read, and everyone hears who joins and who leaves.
+//! A chat room: each line goes to all other members, and all are notified when one joins or leaves.
 //!
 //! Try `nc 127.0.0.1 9997` in several terminals. A handler answers its own client through its
-//! `Context`; to reach the others it needs a `Sender` of each, which they leave in the room when
-//! they join.
+//! `Context`. To reach the others it needs a `Sender` of each; a member puts its `Sender` into the
+//! room when it joins.
 
 mod common;
 
@@ -14,7 +14,7 @@ use socketserver::{
     CloseReason, Context, Handler, HandlerResult, Lines, Overlong, Sender, Server, broadcast,
 };
 
-/// Who is here, by number; shared by all who are.
+/// The members, shared by the handlers of all of them.
 #[derive(Default)]
 struct Room {
     members: Mutex<Members>,
@@ -22,12 +22,15 @@ struct Room {
 
 #[derive(Default)]
 struct Members {
+    /// The number of the member that joined last.
     last: usize,
+    /// By the number of the member.
     senders: BTreeMap<usize, Sender>,
 }
 
 impl Members {
-    /// Sends a line to all but one. Whoever reads too slowly misses it, and holds up nobody.
+    /// Sends a line to all members but one. A member that does not read misses the line; the others
+    /// do not wait for it.
     fn tell_others(&self, but: usize, line: &[u8]) {
         let others = self.senders.iter().filter(|(number, _)| **number != but);
         let _ = broadcast(others.map(|(_, sender)| sender), line);
@@ -40,7 +43,7 @@ impl Room {
     }
 }
 
-/// One of them.
+/// The handler of one member.
 struct Member {
     room: Arc<Room>,
     /// 0 until it has joined.
@@ -76,13 +79,14 @@ impl Handler for Member {
 
 fn main() {
     let options = Options::parse(&About {
-        // Under `inline` there is one member at a time, under `forking` each is alone in its process.
+        // Not `inline`, which serves one member at a time, and not `forking`, where members share no
+        // memory.
         modes: &["reactor", "offload", "threading", "pool"],
         streams_only: true,
         ..About::new("chat", "A chat room, line by line.", "tcp://127.0.0.1:9997")
     });
     let room = Arc::new(Room::default());
-    // A line that is too long is not heard; its speaker stays.
+    // A line that is too long is discarded; the connection stays open.
     let framing = Lines::default().overlong(Overlong::Discard).unterminated(true);
     options.run(|endpoint| {
         let room = room.clone();

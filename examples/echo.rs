@@ -1,4 +1,4 @@
-//! Every byte back as it came, every datagram back whole: over any transport, in any mode.
+//! Sends every byte back unchanged, and every datagram back whole: over any transport, in any mode.
 //!
 //! Try `nc 127.0.0.1 9999` against it.
 
@@ -17,8 +17,8 @@ impl Handler for Echo {
 
 fn main() {
     let options = Options::parse(&About {
-        values: &[("spin", "0", "microseconds to look for events before each sleep")],
-        ..About::new("echo", "Sends every byte back as it came.", "tcp://127.0.0.1:9999")
+        values: &[("spin", "0", "microseconds to poll for events before each sleep")],
+        ..About::new("echo", "Sends every byte back unchanged.", "tcp://127.0.0.1:9999")
     });
     options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Echo));
 }

@@ -1,4 +1,4 @@
-//! One question, one answer, the end: whatever a client says first, it is greeted, and the
+//! One message, one answer: the first message of a client is answered with a greeting, and the
 //! connection is closed.
 //!
 //! Try `echo hello | nc 127.0.0.1 8090`.
@@ -16,14 +16,17 @@ struct Greet;
 impl Handler for Greet {
     fn on_message(&mut self, _message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         cx.send(GREETING.as_bytes())?;
-        cx.close(); // the greeting still goes out
+        cx.close(); // after the greeting has gone out
         Ok(())
     }
 }
 
 fn main() {
-    let about =
-        About::new("greet", "Greets who says something, and closes.", "tcp://127.0.0.1:8090");
+    let about = About::new(
+        "greet",
+        "Answers the first message with a greeting, and closes.",
+        "tcp://127.0.0.1:8090",
+    );
     let options = Options::parse(&about);
     options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Greet));
 }

@@ -1,5 +1,5 @@
-//! Python's way of answering: a handler that waits for its client, line by line. Each comes back
-//! without the white space around it; a blank one ends the connection.
+//! A blocking handler, as in Python: a loop that waits for each line of its client. It sends each
+//! line back without the white space around it. A blank line ends the connection.
 //!
 //! Try `nc 127.0.0.1 9998`.
 
@@ -19,14 +19,14 @@ impl RequestHandler for StrippedLines {
             if stripped.is_empty() {
                 break;
             }
-            // One write is one packet; two would be two.
+            // One write, so that the line and its end go out in one packet.
             request.write_all(&[stripped, b"\n"].concat())?;
         }
         Ok(())
     }
 }
 
-/// Python's `bytes.strip`, to which a vertical tab is white space too.
+/// Python's `bytes.strip`; it counts a vertical tab as white space, which `trim_ascii` does not.
 fn strip(line: &[u8]) -> &[u8] {
     let is_word = |byte: &u8| !byte.is_ascii_whitespace() && *byte != 0x0B;
     let start = line.iter().position(is_word).unwrap_or(line.len());
@@ -37,8 +37,12 @@ fn strip(line: &[u8]) -> &[u8] {
 fn main() {
     let options = Options::parse(&About {
         mode: "threading",
-        modes: &["inline", "threading", "pool", "forking"], // the loop itself must not wait
-        ..About::new("lines", "Sends each line back, stripped.", "tcp://127.0.0.1:9998")
+        modes: &["inline", "threading", "pool", "forking"], // those that may block
+        ..About::new(
+            "lines",
+            "Sends each line back without the white space around it.",
+            "tcp://127.0.0.1:9998",
+        )
     });
     options.run(|endpoint| {
         let mode = BlockingMode::try_from(options.mode)?;

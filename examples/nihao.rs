@@ -1,7 +1,7 @@
-//! The same conversation in fewer words: `你好欢迎你` to begin with, `好` behind whatever the client
-//! says, until it says `q`.
+//! A shorter conversation than that of `welcome`: the server begins with `你好欢迎你`, and sends
+//! each message back with `好` behind it, until the client sends `q`.
 //!
-//! Try `nc 127.0.0.1 9999` against it, started with `--framing lines`.
+//! Start it with `--framing lines`, and try `nc 127.0.0.1 9999`.
 
 mod common;
 
@@ -39,7 +39,11 @@ impl Handler for Nihao {
 fn main() {
     let options = Options::parse(&About {
         values: &[TextFraming::OPTION],
-        ..About::new("nihao", "Says 好 to everything but `q`.", "tcp://127.0.0.1:9999")
+        ..About::new(
+            "nihao",
+            "Answers each message with it and 好; `q` ends the connection.",
+            "tcp://127.0.0.1:9999",
+        )
     });
     let framing = TextFraming::chosen(&options);
     options.run(|endpoint| {

@@ -1,7 +1,7 @@
-//! The smallest server: it reads one message, tells who sent it and what it says, and is done with
-//! that client. Nothing is answered.
+//! The smallest server: it reads one message, prints the client's address and the text to standard
+//! error, and closes the connection. It does not answer.
 //!
-//! Try `echo client1 | nc 127.0.0.1 8888`, and look at the server's own terminal.
+//! Try `echo client1 | nc 127.0.0.1 8888`, and look at the server's terminal.
 
 mod common;
 
@@ -20,7 +20,7 @@ impl Handler for Receive {
 
 fn main() {
     let about =
-        About::new("receive", "Tells what each client sends first.", "tcp://127.0.0.1:8888");
+        About::new("receive", "Prints the first message of each client.", "tcp://127.0.0.1:8888");
     let options = Options::parse(&about);
     options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Receive));
 }

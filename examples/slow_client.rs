@@ -1,4 +1,4 @@
-//! One slow client beside three quick ones, under every mode: who waits for whom, and how long?
+//! One slow client beside three quick ones, under every mode: which clients wait, and how long?
 //!
 //! It needs no arguments and ends by itself. Each mode's server is a process of its own: this
 //! program again, started with `--serve MODE`.
@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use socketserver::{Hooks, Lines, Mode, Server, ShutdownHandle, handler_fn};
 
-/// The slow one sends its line a byte at a time, with so long a pause after each.
+/// The slow client sends this line one byte at a time, with a pause of `PAUSE` after each.
 const SLOW_LINE: &[u8] = b"01234567\n";
 const PAUSE: Duration = Duration::from_millis(40);
 
+/// The time-out of a client's connect and of each of its reads.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The server of one mode: it sends each line back.
@@ -36,7 +37,7 @@ fn serve(mode: Mode) -> Result<(), socketserver::Error> {
     common::run(server)
 }
 
-/// Sees to it that the server does not outlive who started it.
+/// Stops the server when the process that started it has ended.
 struct StopWhenOrphaned {
     parent: u32,
     server: ShutdownHandle,
@@ -54,7 +55,7 @@ impl Hooks for StopWhenOrphaned {
     }
 }
 
-/// A server in a process of its own; dropped, it is no more.
+/// A server in a process of its own; dropping this kills the process.
 struct Serving {
     process: Child,
     address: SocketAddr,
@@ -80,8 +81,8 @@ impl Drop for Serving {
     }
 }
 
-/// Sends a line, in pieces with pauses after them, waits for it to come back, and says how long all
-/// that took. `begun` is called when the first piece is on its way.
+/// Sends a line in pieces, with a pause after each, waits until the line comes back, and returns
+/// how long all this took. `begun` is called when the first piece has been written.
 fn talk(
     address: SocketAddr,
     pieces: impl IntoIterator<Item = &'static [u8]>,
@@ -115,7 +116,7 @@ fn measure(mode: Mode) -> Result<[io::Result<Duration>; 4], Box<dyn Error>> {
                 let _ = begun.send(());
             })
         });
-        // Or it has failed: then this is an error, and so is what it returns.
+        // An error means that the slow client has failed; its own result says so, too.
         let _ = has_begun.recv();
         let quick = [(); 3]
             .map(|()| scope.spawn(move || talk(address, [&b"hello\n"[..]], Duration::ZERO, || ())));
@@ -128,7 +129,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(mode) = args().skip_while(|argument| argument != "--serve").nth(1) {
         return Ok(serve(mode.parse()?)?);
     }
-    common::no_options("slow_client", "Who waits for a slow client, under each mode?");
+    common::no_options(
+        "slow_client",
+        "Measures which clients wait for a slow one, under each mode.",
+    );
 
     println!("time until the answer, in milliseconds\n");
     println!("{:<10}{:>10}{:>10}{:>10}{:>14}", "mode", "quick 1", "quick 2", "quick 3", "slow");

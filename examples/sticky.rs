@@ -1,5 +1,5 @@
-//! TCP carries bytes and no messages: what was sent in two may be read as one. Shown first, then
-//! cured by each framing.
+//! TCP carries bytes, not messages: two messages that were sent apart may be read as one. The
+//! program shows this first, and then how each framing separates them.
 //!
 //! It needs no arguments and ends by itself.
 
@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use socketserver::{Delimited, FixedSize, Framing, LengthPrefixed, Lines, Raw, Server, handler_fn};
 
-/// Sends two messages to a server that is not looking, lets it serve them, and returns what it has
-/// read; `stick` is how long they have on their way.
+/// Sends two messages to a server that does not yet read, waits for `stick` so that both arrive,
+/// lets the server serve the connection, and returns the messages that its handler got.
 fn exchange<F>(
     framing: F,
     sent: [&[u8]; 2],
@@ -31,14 +31,14 @@ where
     })?;
     let address = server.local_addr().inet().expect("a TCP address");
     let mut client = TcpStream::connect(address)?;
-    client.set_nodelay(true)?; // it is not for want of this
+    client.set_nodelay(true)?; // Nagle's algorithm is not the cause
     for message in sent {
         client.write_all(message)?;
     }
     client.shutdown(std::net::Shutdown::Write)?;
     thread::sleep(stick);
     server.request_timeout(Duration::from_secs(10));
-    server.handle_request()?; // one connection, to its end
+    server.handle_request()?; // serves this one connection to its end
     client.set_read_timeout(Some(Duration::from_secs(10)))?;
     client.read_to_end(&mut Vec::new())?;
     Ok(messages.try_iter().collect())
@@ -52,9 +52,13 @@ fn show(what: &str, sent: [&[u8]; 2], read: &[Vec<u8>]) {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    common::no_options("sticky", "Shows two messages that arrive as one, and the cures.");
+    common::no_options(
+        "sticky",
+        "Shows two messages that arrive as one, and framings that separate them.",
+    );
 
-    // On a busy machine the second may come late, and does not stick: once more then, with more time.
+    // On a busy machine the second message may arrive later and is read alone. Then try again and
+    // wait longer.
     let plain: [&[u8]; 2] = [b"first", b"second"];
     let stuck = (0..10)
         .map(|attempt| exchange(Raw, plain, Duration::from_millis(20 * attempt)))

@@ -1,7 +1,7 @@
-//! A handler that stops its own server: an echo, until one client has said all it had to say.
+//! A handler that stops its own server: an echo, until a client closes its sending side.
 //!
-//! In Python this is a deadlock, since its `shutdown` waits for the loop that is waiting for the
-//! handler. Here it is a note that the loop reads when the handler has returned. Try
+//! In Python this is a deadlock, since `shutdown` waits for the loop, which waits for the handler.
+//! Here `stop_server` sets a flag, which the event loop reads when the handler has returned. Try
 //! `nc localhost 10888`, some lines, and then Ctrl-D.
 
 mod common;
@@ -26,10 +26,10 @@ impl Handler for StopOnEof {
 
 fn main() {
     let options = Options::parse(&About {
-        streams_only: true, // a datagram has no end to wait for
+        streams_only: true, // datagrams have no end of input
         ..About::new(
             "stop_on_eof",
-            "Echoes, and stops when a client has ended.",
+            "Sends every byte back, and stops when a client closes its sending side.",
             "tcp://localhost:10888",
         )
     });

@@ -1,4 +1,5 @@
-//! ASCII letters back in upper case, nothing stripped; with `--once`, one answer and the end.
+//! Sends each message back with its ASCII letters in upper case, and strips nothing. With `--once`
+//! it closes the connection after the first answer.
 
 mod common;
 
@@ -22,10 +23,10 @@ impl Handler for Upper {
 fn main() {
     let once = std::env::args().any(|argument| argument == "--once");
     let options = Options::parse(&About {
-        flags: &[("once", "answer the first chunk, then close; on port 9999 by default")],
+        flags: &[("once", "answer the first message, then close; port 9999 by default")],
         ..About::new(
             "upper",
-            "Answers in upper case.",
+            "Sends each message back in upper case.",
             if once { "tcp://127.0.0.1:9999" } else { "tcp://127.0.0.1:8888" },
         )
     });

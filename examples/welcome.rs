@@ -1,9 +1,10 @@
-//! A conversation in text: the client is welcomed, each thing that it says is confirmed, and `exit`
-//! ends it.
+//! A conversation in text: the server welcomes the client and confirms each message; `exit` ends
+//! the connection.
 //!
-//! TCP cuts text where it likes, in the middle of a character too; here it is put together again.
-//! It also joins what was sent in two, so that with `--framing raw` an `exit` may hide behind other
-//! words; `--framing lines` is the cure. Try `nc 127.0.0.1 9999` with the latter.
+//! TCP may split text anywhere, also in the middle of a character; this program puts characters
+//! together again. TCP may also join messages, so that with `--framing raw` an `exit` that arrives
+//! together with other text is not recognized. `--framing lines` separates messages. Start it with
+//! that, and try `nc 127.0.0.1 9999`.
 
 mod common;
 
@@ -59,7 +60,11 @@ impl Handler for Welcome {
 fn main() {
     let options = Options::parse(&About {
         values: &[TextFraming::OPTION],
-        ..About::new("welcome", "Welcomes, confirms, and hears `exit`.", "tcp://127.0.0.1:9999")
+        ..About::new(
+            "welcome",
+            "Welcomes a client and confirms each message; `exit` ends the connection.",
+            "tcp://127.0.0.1:9999",
+        )
     });
     let framing = TextFraming::chosen(&options);
     options.run(|endpoint| {

@@ -1,7 +1,8 @@
-//! Who serves whom? Each line comes back with the name of the thread that answered it, and, where
-//! every client has a process of its own, with that process's number.
+//! Which thread serves which client? Each line comes back with the name of the thread that answered
+//! it. Under `forking`, where each client has its own process, the name ends with the process ID.
 //!
-//! Try several `nc 127.0.0.1 9998` at a time, under `--mode threading`, `--mode forking` and others.
+//! Try several `nc 127.0.0.1 9998` at the same time, under `--mode threading`, `--mode forking` and
+//! others.
 
 mod common;
 
@@ -10,7 +11,7 @@ use socketserver::{Context, Handler, HandlerResult, Lines, Mode, Server};
 
 struct WhoAmI {
     forked: bool,
-    /// What the framing does not add: a datagram has none.
+    /// Added to each answer: `\n` for datagrams, for which there is no framing that adds it.
     end: &'static [u8],
 }
 
@@ -22,7 +23,7 @@ impl Handler for WhoAmI {
     }
 }
 
-/// A name that nobody else has who is serving now.
+/// The name of this thread, with the process ID under `forking`.
 fn name(forked: bool) -> String {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
@@ -32,7 +33,7 @@ fn name(forked: bool) -> String {
 fn main() {
     let options = Options::parse(&About::new(
         "whoami",
-        "Answers each line with it and the name of who serves it.",
+        "Sends each line back with the name of the thread that serves it.",
         "tcp://127.0.0.1:9998",
     ));
     let forked = matches!(options.mode, Mode::Forking(_));

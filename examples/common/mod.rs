@@ -1,7 +1,7 @@
 //! What the examples share: the command line of those that listen (`--listen URL`, `--mode MODE`,
-//! `--workers N`, `--drain SECONDS`, `--help`), and how they talk to who runs them.
+//! `--workers N`, `--drain SECONDS`, `--help`), and their messages to the user.
 
-#![allow(dead_code)] // each example takes the options that make sense for it
+#![allow(dead_code)] // each example uses only a part of this module
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -16,17 +16,18 @@ pub(crate) mod text;
 /// The modes of an example that runs in all of them.
 const ALL_MODES: &[&str] = &["reactor", "offload", "inline", "threading", "pool", "forking"];
 
-/// What an example is, and what it takes.
+/// The name of an example, its help text, and the options that it takes.
 pub(crate) struct About {
     pub(crate) name: &'static str,
     /// One sentence for `--help`.
     pub(crate) what: &'static str,
-    /// Where it listens unless told otherwise.
+    /// The default of `--listen`.
     pub(crate) listen: &'static str,
+    /// The default of `--mode`.
     pub(crate) mode: &'static str,
     /// The modes that it can run in.
     pub(crate) modes: &'static [&'static str],
-    /// It talks with a peer over some time, for which datagrams will not do.
+    /// It needs connections: datagram addresses are refused.
     pub(crate) streams_only: bool,
     /// Further flags, each with its line of help.
     pub(crate) flags: &'static [(&'static str, &'static str)],
@@ -35,7 +36,7 @@ pub(crate) struct About {
 }
 
 impl About {
-    /// An example on this address, in this mode, with no further options.
+    /// An example that listens on this address, in mode `reactor`, with no further options.
     pub(crate) const fn new(name: &'static str, what: &'static str, listen: &'static str) -> Self {
         About {
             name,
@@ -53,10 +54,10 @@ impl About {
         let mut help = format!(
             "{}\n\nUsage: {} [OPTIONS]\n\n\
              \x20 --listen URL      {};\n\
-             \x20                   may be given several times, port 0 picks one [default: {}]\n\
+             \x20                   may be repeated; port 0 picks a free port [default: {}]\n\
              \x20 --mode MODE       {} [default: {}]\n\
-             \x20 --workers N       threads of offload and pool [default: 16]\n\
-             \x20 --drain SECONDS   how long a stop waits for who is busy [default: 5]\n",
+             \x20 --workers N       number of threads under offload and pool [default: 16]\n\
+             \x20 --drain SECONDS   how long a stop waits for busy clients [default: 5]\n",
             self.what,
             self.name,
             if self.streams_only {
@@ -74,11 +75,11 @@ impl About {
         for (name, default, line) in self.values {
             help.push_str(&format!("  --{:<16}{line} [default: {default}]\n", format!("{name} X")));
         }
-        help + "  --help            show this\n\nRUST_LOG=debug shows more on stderr.\n"
+        help + "  --help            show this help\n\nRUST_LOG=debug shows more on stderr.\n"
     }
 }
 
-/// What the user asked for.
+/// The options of a run, from its command line.
 pub(crate) struct Options {
     pub(crate) listen: Vec<Endpoint>,
     pub(crate) mode: Mode,
@@ -89,10 +90,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads the command line; what is unusable ends the program with one line and code 2.
+    /// Reads the command line. An unusable argument ends the program with one line on stderr and
+    /// exit code 2.
     pub(crate) fn parse(about: &About) -> Self {
         env_logger::init();
-        // With the soft limit, often 1,024, a thousand clients would already be too many.
+        // The soft limit is often 1,024 descriptors, which is too few for a thousand clients.
         if let Err(error) = socketserver::raise_descriptor_limit() {
             log::warn!("the limit on open files stays as it is: {error}");
         }
@@ -190,12 +192,12 @@ impl Options {
     }
 }
 
-/// Announces the server's addresses and serves until SIGINT, SIGTERM or a handler stops it.
+/// Prints the server's addresses, and serves until SIGINT, SIGTERM or a handler stops it.
 pub(crate) fn run(mut server: Server) -> Result<(), Error> {
     server.stop_on_signals()?;
     let mut stdout = io::stdout().lock();
     for address in server.addresses() {
-        // A reader that has gone wants no more lines.
+        // An error is ignored: nothing reads the output any more.
         let _ = writeln!(stdout, "listening on {address}");
     }
     let _ = stdout.flush();
@@ -205,13 +207,13 @@ pub(crate) fn run(mut server: Server) -> Result<(), Error> {
     Ok(())
 }
 
-/// The command line of an example that needs none: `--help`, and nothing else.
+/// The command line of an example without options: `--help`, and nothing else.
 pub(crate) fn no_options(name: &str, what: &str) {
     let mut parser = lexopt::Parser::from_env();
     match parser.next() {
         Ok(None) => {}
         Ok(Some(Long("help") | Short('h'))) => {
-            let text = format!("{what}\n\nUsage: {name}\n\n  --help            show this\n");
+            let text = format!("{what}\n\nUsage: {name}\n\n  --help            show this help\n");
             if let Err(error) = help(&mut parser, &text) {
                 fail(error, 2);
             }
@@ -221,14 +223,14 @@ pub(crate) fn no_options(name: &str, what: &str) {
     }
 }
 
-/// Shows the help that was asked for, and ends; the option takes no value.
+/// Prints the help and ends the program. `--help` takes no value.
 fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
     if let Some(value) = parser.optional_value() {
         return Err(lexopt::Error::UnexpectedValue { option: "--help".to_owned(), value });
     }
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that has gone wants no more lines.
+        // EPIPE is not an error: nothing reads the output any more.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             fail(format_args!("the help cannot be written: {error}"), 1)
         }
@@ -236,26 +238,26 @@ fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
     }
 }
 
-/// One line on stderr, and the end.
+/// Prints an error in one line on stderr, and ends the program with `code`.
 pub(crate) fn fail(error: impl fmt::Display, code: i32) -> ! {
-    // In one line, with what the system said.
+    // `{:#}` prints the source of the error too.
     tell(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
     exit(code)
 }
 
-/// One line on stderr, if anyone reads there: unlike `eprintln!` it does not panic where nobody does.
+/// Prints one line on stderr. Unlike `eprintln!` it does not panic when the write fails.
 pub(crate) fn tell(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// What a peer has sent, fit for a terminal: without the white space at its end, and with nothing
-/// in it that would move the cursor or change a colour.
+/// The text that a peer has sent, made safe for a terminal: without white space at its end, and
+/// with U+FFFD in place of each control character.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.trim_ascii_end());
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-/// Whether requests there are datagrams and not connections.
+/// Whether the requests of this endpoint are datagrams.
 pub(crate) fn is_datagram(endpoint: &Endpoint) -> bool {
     matches!(endpoint, Endpoint::Udp { .. } | Endpoint::UnixDatagram(_))
 }

@@ -1,13 +1,13 @@
-//! Text as it comes over a connection: in pieces that may end in the middle of a character.
+//! Text from a connection: it arrives in pieces that may end in the middle of a character.
 
 use socketserver::{BoxFraming, Lines, Raw};
 
 use super::Options;
 
-/// `--framing raw|lines`: what an example that talks in text takes for one message.
+/// `--framing raw|lines`: what counts as one message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TextFraming {
-    /// Whatever one read brings.
+    /// The bytes of one read.
     Raw,
     /// A line.
     Lines,
@@ -16,9 +16,9 @@ pub(crate) enum TextFraming {
 impl TextFraming {
     /// For [`About::values`](super::About::values).
     pub(crate) const OPTION: (&'static str, &'static str, &'static str) =
-        ("framing", "raw", "what is one message: raw (what a read brings) or lines");
+        ("framing", "raw", "what counts as one message: raw (the bytes of one read) or lines");
 
-    /// What the user asked for; anything else ends the program.
+    /// The framing that the user chose; an unknown name ends the program.
     pub(crate) fn chosen(options: &Options) -> Self {
         match options.value("framing") {
             None | Some("raw") => TextFraming::Raw,
@@ -27,7 +27,7 @@ impl TextFraming {
         }
     }
 
-    /// What tells such messages apart on a stream; a last line counts without its end.
+    /// The framing that separates such messages on a stream. A last line without its end counts.
     pub(crate) fn framing(self) -> BoxFraming {
         match self {
             TextFraming::Raw => BoxFraming::new(Raw),
@@ -36,22 +36,22 @@ impl TextFraming {
     }
 }
 
-/// Puts characters together that were cut, and replaces what is no UTF-8 by U+FFFD.
+/// Puts split characters together, and replaces bytes that are not UTF-8 with U+FFFD.
 pub(crate) struct Text {
-    /// Each message is whole, and none ends in the middle of a character.
+    /// Each message is decoded by itself; a character that is incomplete at its end is replaced.
     whole: bool,
-    /// The beginning of a character, at most three bytes.
+    /// The first bytes of a character, at most three.
     unfinished: Vec<u8>,
 }
 
 impl Text {
-    /// Text whose messages are `whole` in themselves (lines, datagrams) or whatever a read brought.
+    /// `whole` says that messages are complete (lines, datagrams), and not the bytes of one read.
     pub(crate) fn new(whole: bool) -> Self {
         Text { whole, unfinished: Vec::new() }
     }
 
-    /// What `message` says, with the character that the one before it began; `None` if it does not
-    /// complete one.
+    /// Decodes `message`, together with the bytes that the message before left over. `None` if it
+    /// completes no character.
     pub(crate) fn read(&mut self, message: &[u8]) -> Option<String> {
         let mut bytes = std::mem::take(&mut self.unfinished);
         bytes.extend_from_slice(message);
@@ -62,18 +62,18 @@ impl Text {
         complete.then(|| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// What is left when the peer has ended in the middle of a character.
+    /// The bytes that are left when the input has ended in the middle of a character.
     pub(crate) fn rest(&mut self) -> Option<String> {
         let bytes = std::mem::take(&mut self.unfinished);
         (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
-/// How many bytes at the end are the beginning of a character that more bytes could complete.
+/// How many bytes at the end are the first part of a character that more bytes could complete.
 fn unfinished_len(bytes: &[u8]) -> usize {
     let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
     match std::str::from_utf8(last) {
-        // `None` says that nothing is wrong with it but its end.
+        // `None`: the bytes are a valid beginning of a character.
         Err(error) if error.error_len().is_none() => last.len(),
         _ => 0,
     }
