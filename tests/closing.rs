@@ -43,6 +43,7 @@ fn be_a_process() {
         let (what, mode) = role.split_once(' ').unwrap();
         let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(SendBuffer(what.ends_with("slow")));
         let what = what.to_owned();
+        let drain = if what.ends_with("close") { DEADLINE } else { TIMEOUT };
         let mut server = match what.strip_prefix("request_") {
             None => {
                 let mode: Mode = mode.parse().unwrap();
@@ -56,7 +57,7 @@ fn be_a_process() {
             }
         }
         .unwrap();
-        server.drain_timeout(TIMEOUT);
+        server.drain_timeout(drain);
         server.stop_on_signals().unwrap();
         tell(server.local_addr().inet().unwrap());
         tell(std::process::id());
@@ -293,10 +294,17 @@ fn a_request_that_ends_by_a_timeout_is_counted_as_one() {
 
 /// Says something more when its answer is on the way, and takes the answer only then.
 fn speak_late(server: &Running) {
+    speak_late_after(server, || {});
+}
+
+/// As [`speak_late`], when something has happened since.
+fn speak_late_after(server: &Running, happen: impl FnOnce()) {
     let mut client = server.connect();
     client.write_all(b"?").unwrap();
     client.read_exact(&mut [0; 10]).unwrap();
     // The server has closed: the rest of the answer is with its kernel.
+    thread::sleep(A_WHILE);
+    happen();
     thread::sleep(A_WHILE);
     client.write_all(b"and this").unwrap();
     thread::sleep(A_WHILE);
@@ -333,6 +341,13 @@ fn a_peer_that_ends_its_own_side_after_the_close_gets_all_of_the_answer() {
 #[test]
 fn input_that_comes_after_a_request_handler_is_done_does_not_cut_its_answer() {
     under_each(&BLOCKING, "request_close", |_, server| speak_late(&server));
+}
+
+#[test]
+fn input_that_comes_after_a_stop_does_not_cut_an_answer_that_is_on_its_way() {
+    let stopped = |_: &str, server: Running| speak_late_after(&server, || terminate(&server.pid));
+    under_each(&MODES, "close", stopped);
+    under_each(&BLOCKING, "request_close", stopped);
 }
 
 #[test]

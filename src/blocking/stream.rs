@@ -331,15 +331,21 @@ pub(super) fn close(
     None
 }
 
-/// Throws input away until the peer has ended, or has all of its output, but not for ever.
+/// Discards input until the peer has ended or has all of its output; [`Linger`] bounds it. The
+/// connection is not idle meanwhile: a stop leaves it some time, because a close at once would let late
+/// input reset the connection and cut the output.
 fn linger_here(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], cx: &mut SessionCx<'_>) {
+    let was_stopping = cx.wait.is_stopping();
     loop {
         let now = Instant::now();
+        if !was_stopping && cx.wait.is_stopping() {
+            linger.hurry(now);
+        }
         if linger.is_done(socket, now) {
             return;
         }
         let pause = Some(linger.next().saturating_duration_since(now));
-        match cx.wait.read(socket, buffer, pause, true, false) {
+        match cx.wait.read(socket, buffer, pause, false, false) {
             Ok(Input::TimedOut) => {}
             Ok(Input::Bytes(count @ 1..)) if !linger.discard(count) => {}
             _ => return,

@@ -103,6 +103,15 @@ impl WaitStrategy<'_> {
         }
     }
 
+    /// Whether the server is stopping.
+    pub(crate) fn is_stopping(&mut self) -> bool {
+        match self {
+            WaitStrategy::Thread(registration) => registration.is_stopping(),
+            WaitStrategy::Never => false,
+            WaitStrategy::Interruptible(wait) => wait.is_stopping(),
+        }
+    }
+
     /// Whether the time for stopping is up, where nobody else could say so.
     pub(crate) fn is_overdue(&mut self) -> bool {
         match self {
