@@ -1,15 +1,16 @@
-//! "Event loop or threads?", by one command: `cargo bench --bench engines`.
+//! Compares event loop and threads by one command: `cargo bench --bench engines`.
 //!
-//! This only starts the package in `benches/engines`, so that what that needs is compiled for
-//! nobody else. What follows `--` is passed on: `cargo bench --bench engines -- --full`.
+//! This program only starts the package in `benches/engines`, so that the dependencies of that
+//! package are compiled for this command only. Arguments after `--` are passed on:
+//! `cargo bench --bench engines -- --full`.
 //!
 //! ```text
 //!   (nothing)     the same handler under all six modes, about two minutes
 //!   --full        everything, --smoke  a few seconds, --help  all options
 //!   allocations   allocations per message, counted
 //!   shutdown      how long shutdown() takes, in every mode
-//!   fairness      how long others wait beside clients whose short requests have long answers
-//!   micro         framings, timers, one among many, hand-over and broadcast by themselves
+//!   fairness      how long a client waits beside others whose short requests have long answers
+//!   micro         framings, timers, one connection among many, hand-over and broadcast
 //! ```
 
 use std::env;
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
         .status();
     match status {
         Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE, // it has said why
+        Ok(_) => ExitCode::FAILURE, // it has printed the reason
         Err(error) => {
             eprintln!("error: cargo cannot be started: {error}");
             ExitCode::FAILURE
