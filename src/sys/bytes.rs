@@ -1,6 +1,6 @@
 //! Searching memory.
 
-/// Where `byte` first stands in `haystack`: memchr(3), which std does not reach.
+/// The index of the first `byte` in `haystack`: memchr(3), which std does not expose.
 #[inline]
 pub(crate) fn find_byte(haystack: &[u8], byte: u8) -> Option<usize> {
     let start: *const libc::c_void = haystack.as_ptr().cast();

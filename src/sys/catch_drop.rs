@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 
 use crate::guard;
 
-/// A value of the user's: a panic of its destructor is caught, counted and logged, wherever it is
-/// dropped, be it while another panic unwinds.
+/// A value of the user. A panic of its destructor is caught, counted and logged, also when the
+/// value is dropped while another panic unwinds.
 #[derive(Debug)]
 pub(crate) struct CatchDrop<T>(ManuallyDrop<T>);
 
@@ -42,7 +42,7 @@ impl<T> DerefMut for CatchDrop<T> {
 impl<T> Drop for CatchDrop<T> {
     fn drop(&mut self) {
         if needs_drop::<T>() {
-            // SAFETY: the value is dropped here alone, and this one is not used again.
+            // SAFETY: the value is dropped only here, and `self` is not used after this.
             guard::contain("a destructor", || unsafe { ManuallyDrop::drop(&mut self.0) });
         }
     }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_a_destructor_goes_no_further_and_is_counted_once() {
+    fn a_panic_in_a_destructor_is_caught_and_counted_once() {
         drop((CatchDrop::new(Panics), CatchDrop::new(Panics)));
         assert_eq!(guard::take_caught(), 2);
         assert_eq!(guard::take_caught(), 0);

@@ -1,6 +1,6 @@
 //! Datagrams in batches: [recvmmsg(2)](https://man7.org/linux/man-pages/man2/recvmmsg.2.html) and
-//! [sendmmsg(2)](https://man7.org/linux/man-pages/man2/sendmmsg.2.html) where the system has them,
-//! one call each elsewhere, with the same results.
+//! [sendmmsg(2)](https://man7.org/linux/man-pages/man2/sendmmsg.2.html) on Linux and
+//! Android; elsewhere one system call for each datagram, with the same results.
 
 use std::io;
 use std::time::Duration;
@@ -16,22 +16,23 @@ pub(crate) use imp::{
     enable_pktinfo, is_send_buffer_full, send_batch, supports_gso, wait_for_room,
 };
 
-/// The most datagrams that one call takes or brings.
+/// The maximum number of datagrams that one call sends or receives.
 const MOST: usize = 32;
 
-/// How soon one looks again for what no event tells of.
+/// How long to wait before a condition is checked again for which the system reports no event.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// What the kernel says of one datagram received.
+/// The kernel's metadata of one received datagram.
 #[derive(Debug)]
 pub(crate) struct RecvMeta {
     pub(crate) len: usize,
-    /// It was longer than the buffer, and was cut.
+    /// The datagram was longer than the buffer and was truncated.
     pub(crate) truncated: bool,
     pub(crate) from: Destination,
 }
 
-/// Where a reply goes, and from which of this host's addresses, if that is to be the one asked.
+/// Where a reply goes, and, if `IP_PKTINFO` is enabled, the local address that it is sent from: the
+/// one that the request was sent to.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
     pub(crate) address: SockAddr,
@@ -44,25 +45,27 @@ impl PartialEq for Destination {
     }
 }
 
-/// One send: a datagram, or several of one size joined.
+/// One send: a datagram, or several datagrams of one size joined (`UDP_SEGMENT`).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transmit<'a> {
     pub(crate) to: &'a Destination,
     pub(crate) bytes: &'a [u8],
-    /// The size of each of several datagrams; the last one may be smaller.
+    /// The size of each joined datagram, in bytes; the last one may be smaller. `None` for one
+    /// datagram.
     pub(crate) segment: Option<u16>,
 }
 
 /// Buffers for a batch of datagrams.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// One buffer after the other, of `size` bytes each. Untouched pages cost nothing.
+    /// Consecutive buffers of `size` bytes each. Pages that are never touched take no memory.
     buffers: Box<[u8]>,
     size: usize,
 }
 
 impl Batch {
-    /// Buffers for datagrams of up to `size` bytes, as many as fit into two megabytes.
+    /// Makes buffers for datagrams of up to `size` bytes: as many as fit into 2 MiB, from 1 to
+    /// [`MOST`].
     pub(crate) fn new(size: usize) -> Self {
         let count = ((2 << 20) / size.max(1)).clamp(1, MOST);
         Batch { buffers: vec![0; count * size].into_boxed_slice(), size }
@@ -73,8 +76,8 @@ impl Batch {
         &self.buffers[number * self.size..][..len]
     }
 
-    /// Receives what is there, without waiting, at most a batch or `most`; false when there may be
-    /// more.
+    /// Receives datagrams without waiting, at most one batch and at most `most`. Returns whether
+    /// the socket has no more datagrams now.
     pub(crate) fn receive(
         &mut self,
         socket: &Socket,
@@ -105,14 +108,14 @@ mod linux {
     use super::super::socket::{PollInterest, wait_for};
     use super::{Destination, LOOK_AGAIN, MOST, RecvMeta, Transmit};
 
-    /// An address of this host, as ip(7) and ipv6(7) tell it.
+    /// A local address, as in the control messages of ip(7) and ipv6(7).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) enum SourceAddress {
         V4([u8; 4]),
         V6([u8; 16], libc::c_uint),
     }
 
-    /// Room for the two control messages that are sent, aligned as `cmsghdr` must be.
+    /// A buffer for the two control messages that a send can have, aligned as `cmsghdr` requires.
     #[derive(Clone, Copy)]
     #[repr(C, align(8))]
     struct ControlBuffer([u8; 64]);
@@ -124,16 +127,17 @@ mod linux {
         assert!((segment + local) as usize <= size_of::<ControlBuffer>());
     };
 
-    /// Room for the control messages that are received: those that are asked for here, and those that
-    /// whoever made the socket has asked for, such as timestamps. What does not fit the kernel cuts.
+    /// A buffer for received control messages: those that this module enables, and those that the
+    /// creator of a socket has enabled, such as timestamps. The kernel truncates what does not fit.
     #[derive(Clone, Copy)]
     #[repr(C, align(8))]
     struct ReceivedControl(MaybeUninit<[u8; 256]>);
 
-    /// Asks to be told which of this host's addresses a datagram was sent to.
+    /// Enables the control message with the local address that a datagram was sent to
+    /// (`IP_PKTINFO`).
     pub(crate) fn enable_pktinfo(socket: &Socket, ipv6: bool) -> io::Result<()> {
         set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO).or_else(|error| {
-            // A socket of IPv6 alone may have no options of IPv4.
+            // A socket that is only IPv6 may not have the options of IPv4.
             if ipv6 { Ok(()) } else { Err(error) }
         })?;
         if ipv6 { set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { Ok(()) }
@@ -142,14 +146,14 @@ mod linux {
     fn set(socket: &Socket, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
         let on: libc::c_int = 1;
         let size = size_of_val(&on) as libc::socklen_t;
-        // SAFETY: setsockopt reads the one integer that it is given.
+        // SAFETY: setsockopt reads one integer.
         checked(unsafe {
             libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), size)
         })
         .map(drop)
     }
 
-    /// Whether the kernel cuts one send into several datagrams (`UDP_SEGMENT`, see udp(7)).
+    /// Whether the kernel can split one send into several datagrams (`UDP_SEGMENT`, see udp(7)).
     pub(crate) fn supports_gso(socket: &Socket) -> bool {
         let (mut size, mut len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
         // SAFETY: getsockopt writes one integer of the stated size.
@@ -165,8 +169,9 @@ mod linux {
         known == 0
     }
 
-    /// Whether a datagram to anybody would find no room, because what this socket has sent and
-    /// nobody has read fills its send buffer: see unix(7), and `SIOCOUTQ` in ioctl_sockets(2).
+    /// Whether the send buffer of this Unix socket is full of datagrams that their receivers have
+    /// not read, so that no datagram can be sent to any peer: see unix(7), and `SIOCOUTQ` in
+    /// ioctl_sockets(2).
     pub(crate) fn is_send_buffer_full(socket: &Socket) -> bool {
         let mut unread: libc::c_int = 0;
         // SAFETY: the request writes one integer.
@@ -176,22 +181,23 @@ mod linux {
 
     /// Waits until there may be room for a datagram to this peer.
     ///
-    /// That a Unix peer's queue is full does not show at a socket that is not connected to it; so
-    /// another one is, for as long.
+    /// poll(2) reports that the queue of a Unix peer is full only on a socket that is connected to
+    /// this peer. So a second socket is connected to it and waits.
     pub(crate) fn wait_for_room(
         socket: &Socket,
         to: &Destination,
         timeout: Duration,
     ) -> io::Result<()> {
         if to.address.is_unix() && !is_send_buffer_full(socket) {
-            let feeler = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-            // A peer that has connected its own socket lets nobody else be connected to it, and its
-            // queue has no limit. It was not what was full.
-            if feeler.connect(&to.address).is_ok() {
-                return wait_for(&[(feeler.as_fd(), PollInterest::Write)], Some(timeout)).map(drop);
+            let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+            // connect(2) fails for a peer whose own socket is connected to another address. The
+            // queue of such a peer has no limit, so it was not full.
+            if probe.connect(&to.address).is_ok() {
+                return wait_for(&[(probe.as_fd(), PollInterest::Write)], Some(timeout)).map(drop);
             }
         }
-        // For a Unix socket it tells only when most of its buffer is free: it is looked at again.
+        // A Unix socket is reported as writable only when most of its send buffer is free, so it is
+        // checked again after `LOOK_AGAIN`.
         let timeout = if to.address.is_unix() { timeout.min(LOOK_AGAIN) } else { timeout };
         wait_for(&[(socket.as_fd(), PollInterest::Write)], Some(timeout)).map(drop)
     }
@@ -203,7 +209,8 @@ mod linux {
     ) -> io::Result<bool> {
         let mut names: [SockAddrStorage; MOST] = std::array::from_fn(|_| SockAddrStorage::zeroed());
         let mut controls = [ReceivedControl(MaybeUninit::uninit()); MOST];
-        // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
+        // SAFETY: iovec and mmsghdr hold only numbers and pointers, for which zero is a valid
+        // value.
         let (mut slices, mut headers) = unsafe {
             (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
         };
@@ -220,8 +227,8 @@ mod linux {
             header.msg_controllen = size_of::<ReceivedControl>() as _;
             count += 1;
         }
-        // SAFETY: each header points to a buffer, an address storage and a control buffer of its
-        // own, of the sizes that it states, all of which outlive the call.
+        // SAFETY: each header points to its own buffer, address storage and control buffer, of the
+        // sizes that it states; all of them outlive the call.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -233,8 +240,8 @@ mod linux {
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         for (header, name) in headers.iter().zip(names).take(received) {
-            // SAFETY: the kernel has written an address of that length, and no longer than there was
-            // room for; and control messages of that length into a buffer that is aligned for them.
+            // SAFETY: the kernel has written an address of `len` bytes, which is at most the size
+            // of the storage, and control messages of the stated length into an aligned buffer.
             let (address, local) = unsafe {
                 let len = header.msg_hdr.msg_namelen.min(name.size_of());
                 (SockAddr::new(name, len), local_addr_of(&header.msg_hdr))
@@ -248,23 +255,25 @@ mod linux {
         Ok(received < count as usize)
     }
 
-    /// Finds the address that was asked among the control messages. That of IPv4 is preferred: a
-    /// dual-stack socket tells an IPv4 datagram's address as one of IPv6, too.
+    /// Finds the local address among the control messages. `IP_PKTINFO` is preferred: a dual-stack
+    /// socket reports the address of an IPv4 datagram also as `IPV6_PKTINFO`.
     ///
     /// # Safety
     ///
-    /// The header's control messages are as the kernel has written them; the last one may be cut.
+    /// The control messages of the header are as the kernel has written them; the last one may be
+    /// truncated.
     unsafe fn local_addr_of(header: &libc::msghdr) -> Option<SourceAddress> {
         let mut local = None;
-        // SAFETY: the caller answers for the messages, and the macros stay within them.
+        // SAFETY: the caller guarantees that the messages are valid; the macros stay within them.
         let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !message.is_null() {
-            // SAFETY: the macros return only messages whose header is whole and aligned.
+            // SAFETY: the macros return only messages with a complete and aligned header.
             match unsafe { ((*message).cmsg_level, (*message).cmsg_type) } {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    // SAFETY: as above; the kernel's words are plain numbers.
+                    // SAFETY: as above; the structure holds only numbers.
                     if let Some(info) = unsafe { content::<libc::in_pktinfo>(message) } {
-                        // Where many were asked, the kernel has chosen one of ours here.
+                        // For a broadcast or multicast datagram, the kernel puts a local address
+                        // here.
                         return Some(SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
                     }
                 }
@@ -276,15 +285,16 @@ mod linux {
                 }
                 _ => {}
             }
-            // SAFETY: the message is one of the header's, and the macro looks no further than that
-            // has control messages.
+            // SAFETY: the message belongs to the header, and the macro reads only within the length
+            // of the control messages.
             message = unsafe { libc::CMSG_NXTHDR(header, message) };
         }
         local
     }
 
-    /// The address a reply comes from when this one was asked. A group is not a source, so the kernel
-    /// chooses one on the interface that the datagram came by.
+    /// The source address of a reply to a datagram that was sent to `asked`. A multicast address
+    /// cannot be a source: there the kernel chooses one, for IPv6 on the interface that the
+    /// datagram came by.
     fn source(asked: Ipv6Addr, interface: libc::c_uint) -> Option<SourceAddress> {
         match asked.to_ipv4_mapped() {
             Some(mapped) if mapped.is_multicast() || mapped.is_broadcast() => None,
@@ -296,29 +306,31 @@ mod linux {
         }
     }
 
-    /// What a control message holds, if it holds as much: the kernel cuts a message for which there is
-    /// no room, and says so in its length.
+    /// The content of a control message, or `None` if the message is shorter than a `T`: the kernel
+    /// truncates a message that does not fit and shortens its length.
     ///
     /// # Safety
     ///
     /// The message is as the kernel has written it, and any bytes are a valid `T`.
     unsafe fn content<T: Copy>(message: *const libc::cmsghdr) -> Option<T> {
         #[allow(clippy::unnecessary_cast)] // the length is narrower in some C libraries
-        // SAFETY: the header is whole, by the caller's word; the macro computes a size.
+        // SAFETY: the caller guarantees that the header is complete; the macro computes a size.
         let is_whole = unsafe {
             (*message).cmsg_len as usize >= libc::CMSG_LEN(size_of::<T>() as libc::c_uint) as usize
         };
-        // SAFETY: the message is long enough to hold it, wherever it lies.
+        // SAFETY: the message is long enough for a `T`; the read needs no alignment.
         is_whole.then(|| unsafe { libc::CMSG_DATA(message).cast::<T>().read_unaligned() })
     }
 
-    /// Sends in order until the kernel refuses; how many it took. An error is the first one's.
+    /// Sends in order until a send fails. Returns how many were sent; an error only if the first
+    /// failed.
     pub(crate) fn send_batch<'a>(
         socket: &Socket,
         sends: impl Iterator<Item = Transmit<'a>>,
     ) -> io::Result<usize> {
         let mut controls = [ControlBuffer([0; 64]); MOST];
-        // SAFETY: iovec and mmsghdr are plain numbers and pointers, of which zero is a valid value.
+        // SAFETY: iovec and mmsghdr hold only numbers and pointers, for which zero is a valid
+        // value.
         let (mut slices, mut headers) = unsafe {
             (mem::zeroed::<[libc::iovec; MOST]>(), mem::zeroed::<[libc::mmsghdr; MOST]>())
         };
@@ -333,8 +345,8 @@ mod linux {
             header.msg_iovlen = 1;
             if segment.is_some() || to.local.is_some() {
                 header.msg_control = (&raw mut controls[number]).cast();
-                // SAFETY: the control buffer is this header's own, all zeros, aligned, and as large
-                // as the two messages there can be.
+                // SAFETY: the control buffer belongs to this header alone, is zeroed and aligned,
+                // and is large enough for two messages.
                 unsafe { write_control(header, segment, to.local) };
             }
             count += 1;
@@ -380,7 +392,7 @@ mod linux {
             write(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
         }
         match local {
-            // An interface of 0 leaves the route to the kernel; only the source is asked for.
+            // With interface 0 the kernel chooses the route; only the source address is set.
             Some(SourceAddress::V4(address)) => {
                 let mut info = [0; 12];
                 info[4..8].copy_from_slice(&address);
@@ -411,24 +423,25 @@ mod portable {
     use super::super::socket::{PollInterest, wait_for};
     use super::{Destination, LOOK_AGAIN, RecvMeta, Transmit};
 
-    /// Which of its addresses was asked, this system is not asked for.
+    /// Not supported here: this system is not asked which local address a datagram was sent to.
     pub(crate) type SourceAddress = std::convert::Infallible;
 
     pub(crate) fn enable_pktinfo(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
-        Err(io::ErrorKind::UnsupportedError.into())
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     pub(crate) fn supports_gso(_socket: &Socket) -> bool {
         false
     }
 
-    /// Here a datagram on its way is held by its receiver alone.
+    /// Here only the receiver holds a datagram that is not read yet, so the send buffer is not
+    /// full.
     pub(crate) fn is_send_buffer_full(_socket: &Socket) -> bool {
         false
     }
 
-    /// Waits until there may be room for a datagram to this peer: a Unix peer's full queue does not
-    /// show, and is looked at again.
+    /// Waits until there may be room for a datagram to this peer. poll(2) does not report that the
+    /// queue of a Unix peer is full, so the caller tries again after at most `LOOK_AGAIN`.
     pub(crate) fn wait_for_room(
         socket: &Socket,
         to: &Destination,
@@ -447,8 +460,8 @@ mod portable {
         into: &mut Vec<RecvMeta>,
     ) -> io::Result<bool> {
         for (number, buffer) in buffers.enumerate() {
-            // SAFETY: bytes that are initialised may be seen as ones that need not be; the callee
-            // writes only initialised ones.
+            // SAFETY: initialised bytes may be viewed as `MaybeUninit`; the callee writes only
+            // initialised bytes.
             let uninit = unsafe { &mut *(buffer as *mut [u8] as *mut [MaybeUninit<u8>]) };
             let mut slices = [MaybeUninitSlice::new(uninit)];
             match socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT) {
@@ -458,7 +471,7 @@ mod portable {
                     from: Destination { address, local: None },
                 }),
                 Err(error) if number == 0 => return Err(error),
-                // What it is, the next call tells.
+                // The next call returns this error.
                 Err(error) => return Ok(error.kind() == io::ErrorKind::WouldBlock),
             }
         }

@@ -1,18 +1,18 @@
-//! How many descriptors a process may have, see
+//! The limit on open descriptors of a process, see
 //! [getrlimit(2)](https://man7.org/linux/man-pages/man2/getrlimit.2.html).
 
 use std::io;
 
 use super::checked;
 
-/// Raises this process's soft limit on open descriptors to its hard one, and returns that.
+/// Raises the soft limit on open descriptors of this process to its hard limit. Returns the limit.
 ///
-/// A connection takes a descriptor, and the soft limit is often 1,024. See
+/// Each connection takes one descriptor, and the soft limit is often 1,024. See
 /// [getrlimit(2)](https://man7.org/linux/man-pages/man2/getrlimit.2.html).
 ///
 /// # Errors
 ///
-/// What the system says, as where a sandbox forbids it.
+/// The error of getrlimit(2) or setrlimit(2), for example if a sandbox forbids the call.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes one rlimit.

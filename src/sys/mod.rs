@@ -1,7 +1,7 @@
-//! The operating system, without policy: the crate's only `unsafe`.
+//! System calls, without policy. The only `unsafe` code of the crate is here.
 //!
-//! What is Linux's alone sits here behind a face that the BSDs and macOS can have too; elsewhere in
-//! the crate there is no `cfg` on a system.
+//! What exists only on Linux is behind an interface that the BSDs and macOS can provide too. So no
+//! other module of the crate needs a `cfg` for an operating system.
 
 #![allow(unsafe_code)]
 
@@ -35,13 +35,13 @@ pub(crate) use wakeup::Wakeup;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Turns a system call's -1 into its errno.
+/// Turns the result -1 of a system call into the error of its errno.
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The descriptor of something that lends it only as a number.
+/// Borrows the descriptor of an owner that implements only `AsRawFd`.
 pub(crate) fn borrow(owner: &impl AsRawFd) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor is open for as long as its owner, which is borrowed as long.
+    // SAFETY: the owner keeps the descriptor open, and the result borrows the owner.
     unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
 }

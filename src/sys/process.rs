@@ -1,5 +1,5 @@
-//! One process per request: [fork(2)](https://man7.org/linux/man-pages/man2/fork.2.html) and what a
-//! parent and its child owe each other.
+//! One process per request: [fork(2)](https://man7.org/linux/man-pages/man2/fork.2.html) and
+//! the signals and the exit of the child.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -12,57 +12,57 @@ use super::wakeup::Wakeup;
 use crate::guard;
 use crate::guard::log;
 
-/// Who one is after a fork.
+/// The result of [`fork`]: which of the two processes this is.
 pub(crate) enum Forked {
     Parent(Child),
     Child(InChild),
 }
 
-/// Proof that this is a forked child, which [runs](InChild::run) its own life to the end and
-/// nothing more of its parent.
+/// Proof that this process is a forked child. It [runs](InChild::run) one function and then exits;
+/// it never returns into code of the parent.
 #[derive(Debug)]
 pub(crate) struct InChild {
-    /// Readable when it has been told to end; absent where it had no descriptor for it.
+    /// Readable after SIGTERM; `None` if no descriptor was left for it.
     terminated: Option<&'static Wakeup>,
 }
 
-/// A child process of ours, not yet reaped.
+/// A child process of this process.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: libc::pid_t,
     exit: ExitFd,
-    /// Once it is reaped, and has exited by itself.
+    /// Set when the child is reaped and was not ended by a signal.
     exit_code: Option<i32>,
 }
 
-/// What becomes readable when a child ends.
+/// A descriptor that becomes readable when a child ends.
 #[derive(Debug)]
 enum ExitFd {
-    /// A descriptor of the process itself: when it is readable, the child can be reaped.
+    /// A pidfd. When it is readable, the child can be reaped.
     Pidfd(OwnedFd),
-    /// Where the system has none: a pipe whose other end the child holds. It closes a moment before
-    /// the child can be reaped.
+    /// The read end of a pipe, where the system has no pidfd. The child holds the write end, which
+    /// closes a moment before the child can be reaped.
     Pipe(OwnedFd),
 }
 
-/// Makes a copy of this process that has one thread.
+/// Forks this process. The child has one thread.
 ///
-/// Sound where this is the only thread. Where it is not, the child may find a lock held for ever:
-/// that is a hang and no undefined behaviour, since the C library keeps its own locks whole over a
-/// fork; the caller has decided that it does not happen.
+/// Sound if this is the only thread. With other threads, a lock that one of them holds stays locked
+/// in the child without limit. This is a hang and not undefined behaviour, since the C library
+/// keeps its own locks consistent over a fork. The caller makes sure that it does not happen.
 pub(crate) fn fork() -> io::Result<Forked> {
     let (exit, held) = pipe()?;
-    // A parent that is told to stop tells its children at once: a child must not miss it because it
-    // has not yet learnt to listen.
+    // A parent that stops sends SIGTERM to its children at once. The signal is blocked until the
+    // child has installed its handler, so the child does not lose it.
     let mask = block_termination()?;
     // SAFETY: getpid takes nothing and always succeeds.
     let parent = unsafe { libc::getpid() };
-    // SAFETY: fork takes nothing. The child goes on in a copy of this thread's stack, with a copy of
-    // its memory, and touches nothing of other threads'; `InChild` sees to the rest.
+    // SAFETY: fork takes nothing. The child continues on a copy of the stack of this thread, with a
+    // copy of the memory, and uses nothing of other threads; `InChild` ensures that it exits.
     let forked = checked(unsafe { libc::fork() });
     if let Ok(0) = forked {
         drop(exit);
-        // Held open, and by nobody else, until this process ends in whatever way.
+        // Only this process holds it, and keeps it open until it ends.
         std::mem::forget(held);
         settle_signals();
         let terminated = watch_termination_in_child(parent);
@@ -82,7 +82,7 @@ fn pidfd(pid: libc::pid_t) -> Option<OwnedFd> {
     {
         // SAFETY: pidfd_open takes two numbers; it sets close-on-exec by itself.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     }
     #[cfg(not(target_os = "linux"))]
@@ -93,7 +93,7 @@ fn pidfd(pid: libc::pid_t) -> Option<OwnedFd> {
 }
 
 fn block_termination() -> io::Result<libc::sigset_t> {
-    // SAFETY: a signal set of zeros is a valid one; sigemptyset and sigaddset write it, and
+    // SAFETY: zeros are a valid signal set; sigemptyset and sigaddset write it, and
     // pthread_sigmask reads one and writes the other.
     unsafe {
         let (mut set, mut before): (libc::sigset_t, libc::sigset_t) =
@@ -109,25 +109,26 @@ fn block_termination() -> io::Result<libc::sigset_t> {
 }
 
 fn restore_mask(mask: &libc::sigset_t) {
-    // SAFETY: pthread_sigmask reads one set and may write no other to a null pointer.
+    // SAFETY: pthread_sigmask reads one set, and writes none because the last pointer is null.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
 }
 
 impl InChild {
-    /// Closes a descriptor that was the parent's and that this child must not keep. What owns it is
-    /// in the parent's state, none of which is used or dropped here any more.
+    /// Closes a descriptor that was inherited from the parent and that this child must not keep.
+    /// Its owner belongs to the state of the parent, which the child never uses or drops.
     pub(crate) fn close(&self, fd: RawFd) {
-        // SAFETY: close takes a number; by the above nobody here uses the descriptor again.
+        // SAFETY: close takes a number; as said above, this process does not use the descriptor
+        // again.
         unsafe { libc::close(fd) };
     }
 
-    /// What becomes readable when it is told to end.
+    /// The descriptor that is readable after SIGTERM.
     pub(crate) fn terminated(&self) -> Option<&'static Wakeup> {
         self.terminated
     }
 
-    /// Lives this process's whole life, and ends it with the code of that, or 1 after a panic:
-    /// nothing unwinds into what is the parent's.
+    /// Runs `life` and exits with the code that it returns, or with 1 after a panic. Nothing
+    /// unwinds into code of the parent.
     pub(crate) fn run(self, life: impl FnOnce(&InChild) -> i32) -> ! {
         let code = guard::call(|| life(&self)).unwrap_or_else(|message| {
             log::error!("a child process panicked: {message}");
@@ -136,14 +137,14 @@ impl InChild {
         self.exit(code)
     }
 
-    /// Ends this process without running anything more of it, destructors and `atexit` included.
+    /// Ends this process at once, without destructors and `atexit` functions.
     fn exit(self, code: i32) -> ! {
         // SAFETY: _exit does not return and touches no memory.
         unsafe { libc::_exit(code) }
     }
 }
 
-/// A pipe: what to read from, what to write to; both are closed on exec.
+/// Makes a pipe: its read end and its write end, both close-on-exec.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -152,29 +153,31 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     // SAFETY: as above.
     checked(unsafe { libc::pipe(fds.as_mut_ptr()) })?;
-    // SAFETY: both descriptors are new and nobody else's.
+    // SAFETY: both descriptors are new and have no other owner.
     let [read, write] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     for fd in [&read, &write] {
-        // SAFETY: fcntl sets a flag on a descriptor that we own.
+        // SAFETY: fcntl sets a flag of a descriptor that this function owns.
         checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
     }
     Ok((read, write))
 }
 
 impl Child {
-    /// Reaps it if it has ended; true when it is gone. It alone is waited for, never another child.
+    /// Reaps the child if it has ended; returns whether it is gone. Never reaps another child.
     pub(crate) fn reap(&mut self) -> bool {
         let mut patience = match &self.exit {
             ExitFd::Pidfd(_) => 0,
-            // Closed, and about to be reaped: worth a moment, of which the loop cannot be told.
+            // The pipe is closed, so the child can be reaped soon. The loop gets no event for that,
+            // so this waits for it, at most 100 ms.
             ExitFd::Pipe(pipe) => {
                 let closed = wait_for(&[(pipe.as_fd(), PollInterest::Read)], Some(Duration::ZERO));
                 if closed.is_ok_and(|closed| closed != 0) { 100 } else { 0 }
             }
         };
         loop {
-            // An error where someone else has reaped it, or SIGCHLD is ignored: gone all the same.
+            // An error means that other code has reaped it, or that SIGCHLD is ignored: it is gone
+            // too.
             let gone = self.wait(libc::WNOHANG).unwrap_or(true);
             if gone || patience == 0 {
                 return gone;
@@ -184,43 +187,43 @@ impl Child {
         }
     }
 
-    /// What it has exited with; `None` while it is not reaped, and where it did not exit by itself or
-    /// someone else has reaped it.
+    /// The exit code; `None` if the child is not reaped, was ended by a signal, or was reaped by
+    /// other code.
     pub(crate) fn exit_code(&self) -> Option<i32> {
         self.exit_code
     }
 
-    /// Asks it to finish what it is doing.
+    /// Sends SIGTERM: the child finishes its request.
     pub(crate) fn terminate(&self) {
         self.signal(libc::SIGTERM);
     }
 
-    /// Ends it at once and reaps it.
+    /// Sends SIGKILL and reaps the child.
     pub(crate) fn kill(&mut self) {
         self.signal(libc::SIGKILL);
-        // It is as good as dead, so this takes no longer than its exit.
+        // SIGKILL cannot be caught, so this waits only for the exit.
         while self.wait(0).is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {}
     }
 
-    /// Waits for its end; whether it has been reaped. It is named by its descriptor where there is
-    /// one: its number may be another process's, once someone else has reaped it.
+    /// Waits for the end of the child; returns whether it was reaped. Uses the pidfd if there is
+    /// one: the pid may belong to another process after other code has reaped the child.
     fn wait(&mut self, options: libc::c_int) -> io::Result<bool> {
         #[cfg(target_os = "linux")]
         if let ExitFd::Pidfd(fd) = &self.exit {
-            // SAFETY: a siginfo of zeros is a valid one.
+            // SAFETY: zeros are a valid siginfo.
             let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
             let (id, options) = (fd.as_raw_fd() as libc::id_t, options | libc::WEXITED);
             // SAFETY: waitid writes one siginfo.
             match checked(unsafe { libc::waitid(libc::P_PIDFD, id, &mut info, options) }) {
                 Ok(_) => {
-                    // SAFETY: what waitid has filled in, or left at zero, is a pid and a status.
+                    // SAFETY: waitid has written a pid and a status, or has left both at zero.
                     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
                     if pid != 0 && info.si_code == libc::CLD_EXITED {
                         self.exit_code = Some(status);
                     }
                     return Ok(pid != 0);
                 }
-                // A kernel that knows such descriptors, but not here: Linux 5.3.
+                // Linux 5.3 has pidfd_open but not P_PIDFD.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
             }
@@ -234,7 +237,7 @@ impl Child {
         Ok(reaped)
     }
 
-    /// Signals it, by its descriptor where there is one, see
+    /// Sends a signal to the child, by its pidfd if there is one, see
     /// [pidfd_send_signal(2)](https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html).
     fn signal(&self, signal: libc::c_int) {
         #[cfg(target_os = "linux")]
@@ -244,15 +247,15 @@ impl Child {
             let sent = checked(unsafe {
                 libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, no_info, 0)
             } as libc::c_int);
-            // Known wherever pidfd_open is; a sandbox may forbid it all the same.
+            // Every kernel with pidfd_open has this call too, but a sandbox may forbid it.
             let refused = [libc::ENOSYS, libc::EPERM];
             if !sent.is_err_and(|error| error.raw_os_error().is_some_and(|e| refused.contains(&e)))
             {
                 return;
             }
         }
-        // SAFETY: kill takes two numbers. The pid is a child of ours that is not reaped here, so as
-        // long as nobody else reaps it, it names no other process.
+        // SAFETY: kill takes two numbers. The pid is that of a child that is not reaped here, so it
+        // names no other process unless other code reaps the child.
         unsafe { libc::kill(self.pid, signal) };
     }
 }
@@ -265,20 +268,21 @@ impl AsFd for Child {
     }
 }
 
-/// How often, and how long after each other, it is looked whether other threads are gone.
-const LOOKS: u32 = 100;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+/// How often, and at which interval, [`is_only_thread`] checks whether other threads have ended.
+const CHECKS: u32 = 100;
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Whether this is the only thread of its process. Where it is not, it is looked again for a tenth of
-/// a second: a thread that has been joined, see
-/// [pthread_join(3)](https://man7.org/linux/man-pages/man3/pthread_join.3.html), is the kernel's for a
-/// moment longer.
+/// Whether this is the only thread of its process. If there are others, it checks again for up to
+/// 0.1 seconds: after [pthread_join(3)](https://man7.org/linux/man-pages/man3/pthread_join.3.html) the
+/// kernel still counts the thread for a moment.
+///
+/// Systems other than Linux are not asked; there the result is `true`.
 ///
 /// # Errors
 ///
-/// Where Linux does not tell. Other systems never do, and there the answer is yes.
+/// If Linux does not report the number of threads.
 pub(crate) fn is_only_thread() -> io::Result<bool> {
-    becomes_so(|| {
+    check_repeatedly(|| {
         #[cfg(target_os = "linux")]
         return match std::fs::read_dir("/proc/self/task") {
             Ok(tasks) => Ok(tasks.count() == 1),
@@ -289,23 +293,23 @@ pub(crate) fn is_only_thread() -> io::Result<bool> {
     })
 }
 
-/// Looks until it is so, or for a while.
-fn becomes_so(mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
-    for _ in 1..LOOKS {
-        if look()? {
+/// Calls `check` until it returns true, at most [`CHECKS`] times; returns its last result.
+fn check_repeatedly(mut check: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    for _ in 1..CHECKS {
+        if check()? {
             return Ok(true);
         }
-        std::thread::sleep(BETWEEN_LOOKS);
+        std::thread::sleep(CHECK_INTERVAL);
     }
-    look()
+    check()
 }
 
-/// Whether this is the only thread, without `/proc`: unshare(2) takes CLONE_THREAD, and does nothing,
-/// in a process of one thread, and answers EINVAL in one of several, see
+/// Whether this is the only thread, without `/proc`: unshare(2) with CLONE_THREAD does nothing in a
+/// process with one thread, and fails with EINVAL in a process with several, see
 /// [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html). A sandbox may forbid the call.
 #[cfg(target_os = "linux")]
 fn can_unshare_threads() -> io::Result<bool> {
-    // SAFETY: unshare takes a number, and with this one it changes nothing.
+    // SAFETY: unshare takes a number, and changes nothing with this flag.
     match checked(unsafe { libc::unshare(libc::CLONE_THREAD) }) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
@@ -313,18 +317,21 @@ fn can_unshare_threads() -> io::Result<bool> {
     }
 }
 
-/// In a child: a terminal sends SIGINT to the whole group, so that is for the parent to act on; a
-/// broken pipe is an error and no end; and it does not outlive its parent.
+/// Sets the signals of a child. SIGINT does nothing: a terminal sends it to the whole process
+/// group, and the parent acts on it. SIGPIPE is ignored, so that a broken pipe is an error. On
+/// Linux, the child gets SIGTERM when its parent ends.
 ///
-/// SIGINT is handled by doing nothing and not ignored, since execve(2) keeps what is ignored: a program
-/// that the child starts would ignore it, too. Where it was ignored already, it stays so.
+/// SIGINT gets an empty handler and is not ignored, since an ignored signal stays ignored over
+/// execve(2), also in a program that the child starts. If SIGINT was ignored before, it stays
+/// ignored.
 fn settle_signals() {
     if !is_ignored(libc::SIGINT) {
         let handler = do_nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        // It cannot fail for this signal.
+        // sigaction(2) cannot fail for this signal.
         let _ = set_action(libc::SIGINT, handler);
     }
-    // SAFETY: signal takes a number and a constant, prctl numbers; they touch no memory of ours.
+    // SAFETY: signal takes a number and a constant, prctl numbers; they access no memory of this
+    // process.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         #[cfg(target_os = "linux")]
@@ -335,8 +342,8 @@ fn settle_signals() {
 extern "C" fn do_nothing(_signal: libc::c_int) {}
 
 fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: a sigaction of zeros is a valid one; sigaction sets none where it is given a null
-    // pointer, and writes the one that there is.
+    // SAFETY: zeros are a valid sigaction; with a null pointer sigaction sets no action, and writes
+    // the current one.
     let action = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut action);
@@ -350,26 +357,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_is_about_to_be_gone_is_waited_for_and_one_that_stays_is_not() {
-        let mut looks = 0;
+    fn the_check_for_other_threads_repeats_until_they_have_ended_or_its_limit_is_reached() {
+        let mut checks = 0;
         let mut gone_after = |count| {
-            looks = 0;
-            let gone = becomes_so(|| {
-                looks += 1;
-                Ok(looks > count)
+            checks = 0;
+            let gone = check_repeatedly(|| {
+                checks += 1;
+                Ok(checks > count)
             });
-            (gone.unwrap(), looks)
+            (gone.unwrap(), checks)
         };
         assert_eq!(gone_after(0), (true, 1));
         assert_eq!(gone_after(7), (true, 8));
-        assert_eq!(gone_after(u32::MAX), (false, LOOKS));
-        assert!(becomes_so(|| Err(io::ErrorKind::PermissionDenied.into())).is_err());
+        assert_eq!(gone_after(u32::MAX), (false, CHECKS));
+        assert!(check_repeatedly(|| Err(io::ErrorKind::PermissionDenied.into())).is_err());
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn unshare_tells_that_there_are_other_threads() {
-        // This one, and at least the runner's.
+    fn in_a_process_with_several_threads_unshare_reports_them() {
+        // There are this thread and at least the one of the test runner.
         if let Ok(only) = can_unshare_threads() {
             assert!(!only);
         }

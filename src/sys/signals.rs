@@ -1,9 +1,9 @@
-//! SIGINT and SIGTERM as something a loop can wait for, see
+//! SIGINT and SIGTERM as a descriptor that a loop can wait for, see
 //! [signal-safety(7)](https://man7.org/linux/man-pages/man7/signal-safety.7.html).
 //!
-//! **Invariant:** the handler stores a number, writes to a descriptor that is never closed, and in a
-//! forked child sets an option of the connection that the child keeps until it has taken it back. It
-//! takes no lock and allocates nothing, and no thread exists for its sake.
+//! **Invariant:** a signal handler stores numbers and writes to a descriptor that is never closed;
+//! the one of a forked child also sets a socket option of the connection that the child has
+//! registered. A signal handler takes no lock and allocates nothing. No thread is needed.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -13,31 +13,32 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::checked;
 use super::wakeup::{Wakeup, wake_raw};
 
-/// How many stop signals have come while they were watched for, and the last one of them.
+/// The number of stop signals received, and the last one.
 static RECEIVED: AtomicUsize = AtomicUsize::new(0);
 static LAST: AtomicI32 = AtomicI32::new(0);
 
-/// How many had come when a watch was last begun: the second one after that ends the process.
+/// The value of `RECEIVED` when the last watch began: the second signal after that ends the
+/// process.
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
-/// How many have come that a watcher has acted on.
+/// How many of the received stop signals a watcher has acted on.
 static ANSWERED: AtomicUsize = AtomicUsize::new(0);
 
-/// What the handler writes to; -1 until there is something.
+/// The descriptor that the handler writes to; -1 if there is none.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// What every loop waits for. It lives as long as the process, so the handler can never write to a
-/// descriptor that has become someone else's.
+/// The descriptor that every loop waits for. It stays open until the process ends, so the handler
+/// never writes to a descriptor number that was closed and reused.
 static WAKEUP: OnceLock<Wakeup> = OnceLock::new();
 
 const STOP_SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
 
-/// What is to be put back when nobody watches any more.
+/// The actions that are restored when the last watcher is dropped.
 static WATCHED: Mutex<Watched> = Mutex::new(Watched { watchers: 0, before: [None; 2] });
 
 struct Watched {
     watchers: usize,
-    /// The action of each stop signal before it was watched for; `None` for one that is not.
+    /// The action of each stop signal before the watch; `None` for a signal that is not watched.
     before: [Option<libc::sigaction>; STOP_SIGNALS.len()],
 }
 
@@ -45,8 +46,8 @@ fn watched() -> MutexGuard<'static, Watched> {
     WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One watcher's view: which signals it has not acted on yet. The signals act as before when the
-/// last watcher is dropped.
+/// A watch for stop signals, which knows how many of them its owner has seen. When the last watch
+/// is dropped, the earlier actions of the signals are restored.
 #[derive(Debug, Clone)]
 pub(crate) struct SignalWatch {
     seen: usize,
@@ -77,16 +78,16 @@ impl Drop for Watcher {
             return;
         }
         for (signal, before) in STOP_SIGNALS.into_iter().zip(&mut watched.before) {
-            // Someone else may handle it by now.
+            // Other code may have installed its own handler since.
             if let Some(before) = before.take()
                 && action(signal).is_ok_and(|now| now.sa_sigaction == handler())
             {
-                // It cannot fail for an action that was in force before.
+                // sigaction(2) cannot fail for an action that was in force before.
                 let _ = replace_action(signal, &before);
             }
         }
         drop(watched);
-        // One that came when no loop ran, and that none has run since to act on, is not lost.
+        // A signal that no loop has acted on is not lost: it is raised again.
         let received = RECEIVED.load(SeqCst);
         if ANSWERED.swap(received, SeqCst) != received {
             // SAFETY: raise takes a number.
@@ -96,7 +97,7 @@ impl Drop for Watcher {
 }
 
 impl SignalWatch {
-    /// Whether a stop signal has come since the last call that said so.
+    /// Whether a stop signal has come since the last call that returned true.
     pub(crate) fn take(&mut self) -> bool {
         let received = RECEIVED.load(SeqCst);
         let is_new = std::mem::replace(&mut self.seen, received) != received;
@@ -106,28 +107,28 @@ impl SignalWatch {
         is_new
     }
 
-    /// A loop has stopped: that is what the stop signals that came meanwhile have asked for.
+    /// Marks all received stop signals as acted on: a loop has stopped, as they ask for.
     pub(crate) fn answer(&self) {
         ANSWERED.fetch_max(RECEIVED.load(SeqCst), SeqCst);
     }
 
-    /// Whether a stop signal has come that [`take`](SignalWatch::take) has not told of.
+    /// Whether a stop signal has come that [`take`](SignalWatch::take) has not reported.
     pub(crate) fn is_due(&self) -> bool {
         RECEIVED.load(SeqCst) != self.seen
     }
 
-    /// Readable from the first stop signal on, for good.
+    /// The descriptor that is readable from the first stop signal on, and stays readable.
     pub(crate) fn wakeup(&self) -> &'static Wakeup {
-        WAKEUP.get().expect("a watch is made after its descriptor")
+        WAKEUP.get().expect("the descriptor is made before the watch")
     }
 }
 
-/// From now on SIGINT and SIGTERM are counted and wake whoever waits, until the watch is dropped; the
-/// second one ends the process, as if it had never been watched for. One that the process was started
-/// to ignore stays ignored.
+/// Starts a watch: until it is dropped, SIGINT and SIGTERM are counted and make the descriptor of
+/// the watch readable. The second signal takes its default action, which ends the process. A signal
+/// that is ignored stays ignored.
 pub(crate) fn watch_stop_signals() -> io::Result<SignalWatch> {
     if WAKEUP.get().is_none() {
-        // Two threads here at once make two, of which one is dropped unused.
+        // If two threads come here at the same time, one of the two descriptors is dropped unused.
         let _ = WAKEUP.set(Wakeup::new()?);
     }
     let wakeup = WAKEUP.get().expect("just set");
@@ -147,19 +148,19 @@ fn handler() -> libc::sighandler_t {
     on_stop_signal as extern "C" fn(libc::c_int) as libc::sighandler_t
 }
 
-/// The process that a forked child was forked by.
+/// The pid of the parent of a forked child.
 static PARENT: AtomicI32 = AtomicI32::new(0);
 
-/// In a forked child: what its parent has set up is not its own. It watches SIGTERM alone, with a
-/// descriptor of its own, and may be told to end any number of times. Without a descriptor left it is
-/// told all the same, and finds out when it next looks. When its parent is no more, nobody is left to
-/// see to its deadline, and it ends at once.
+/// In a forked child: replaces the watch of the parent. The child watches only SIGTERM, with its
+/// own descriptor, and may receive it any number of times. If no descriptor is left, the result is
+/// `None`; the signal is still counted, see [`child_is_terminated`]. If the parent has ended, no
+/// process enforces the deadline of the child, so the child exits at once.
 pub(super) fn watch_termination_in_child(parent: libc::pid_t) -> Option<&'static Wakeup> {
     let own = Wakeup::new().ok();
     let wakeup = match (WAKEUP.get(), own) {
-        // The parent's, which would wake the parent, gives way to the child's.
+        // A write to the inherited descriptor would wake the parent, so it is replaced.
         (Some(wakeup), Some(own)) => wakeup.replace(&own).ok().map(|()| wakeup),
-        // Lives as long as the child, which is as long as its one request.
+        // Leaked: the child exits after its one request.
         (None, Some(own)) => Some(&*Box::leak(Box::new(own))),
         (_, None) => None,
     };
@@ -169,12 +170,12 @@ pub(super) fn watch_termination_in_child(parent: libc::pid_t) -> Option<&'static
     let handler = on_termination as extern "C" fn(libc::c_int) as libc::sighandler_t;
     // It cannot fail for this signal.
     let _ = set_action(libc::SIGTERM, handler);
-    // The parent may have ended before there was anyone to tell.
+    // The parent may have ended before the handler was installed.
     end_if_orphaned();
     wakeup
 }
 
-/// In a forked child: whether it has been told to end.
+/// In a forked child: whether it has received SIGTERM.
 pub(crate) fn child_is_terminated() -> bool {
     RECEIVED.load(SeqCst) > 0
 }
@@ -182,13 +183,13 @@ pub(crate) fn child_is_terminated() -> bool {
 /// The connection that a forked child serves.
 static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
-/// In a forked child: once it is told to end, its connection is closed by a reset, however it is
-/// closed, until it is [`None`] here: a child that is killed in the middle of an answer does not
-/// leave one that looks whole.
+/// In a forked child: registers the connection that SIGTERM sets to close with a reset (SO_LINGER
+/// of 0), or none. If the child is killed in the middle of a reply, the peer sees a reset, so that
+/// the cut reply does not look complete.
 pub(crate) fn reset_on_termination(connection: Option<BorrowedFd<'_>>) {
     CONNECTION.store(connection.map_or(-1, |connection| connection.as_raw_fd()), SeqCst);
     if child_is_terminated() {
-        // It has been told just before.
+        // SIGTERM came before the store above.
         set_reset(CONNECTION.load(SeqCst));
     }
 }
@@ -222,7 +223,7 @@ fn end_if_orphaned() {
 extern "C" fn on_termination(_signal: libc::c_int) {
     end_if_orphaned();
     RECEIVED.fetch_add(1, SeqCst);
-    // SAFETY: errno is this thread's own; the interrupted code may be about to read it.
+    // SAFETY: errno is thread-local; the interrupted code may be about to read it.
     let errno = unsafe { *errno_location() };
     set_reset(CONNECTION.load(SeqCst));
     wake_raw(WAKE.load(SeqCst));
@@ -233,14 +234,14 @@ extern "C" fn on_termination(_signal: libc::c_int) {
 extern "C" fn on_stop_signal(signal: libc::c_int) {
     LAST.store(signal, SeqCst);
     if RECEIVED.fetch_add(1, SeqCst) > BEGUN.load(SeqCst) {
-        // The default action, which ends the process, is taken when this handler returns: until
-        // then the signal is blocked. Failure is impossible for a signal that was handled.
+        // The signal is blocked until this handler returns. Then the default action ends the
+        // process. sigaction(2) cannot fail for a signal that has a handler.
         let _ = set_action(signal, libc::SIG_DFL);
         // SAFETY: raise takes a number; it is async-signal-safe.
         unsafe { libc::raise(signal) };
     }
     let fd: RawFd = WAKE.load(SeqCst);
-    // SAFETY: errno is this thread's own; the interrupted code may be about to read it.
+    // SAFETY: errno is thread-local; the interrupted code may be about to read it.
     let errno = unsafe { *errno_location() };
     wake_raw(fd);
     // SAFETY: as above.
@@ -248,26 +249,25 @@ extern "C" fn on_stop_signal(signal: libc::c_int) {
 }
 
 pub(super) fn set_action(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
-    // SAFETY: a sigaction of zeros is a valid one; all its fields are integers or pointers that
-    // may be null.
+    // SAFETY: zeros are a valid sigaction: its fields are integers and nullable pointers.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: sigemptyset writes the set that it is given, and is async-signal-safe.
+    // SAFETY: sigemptyset writes one set, and is async-signal-safe.
     unsafe { libc::sigemptyset(&mut action.sa_mask) };
     replace_action(signal, &action)
 }
 
 fn replace_action(signal: libc::c_int, action: &libc::sigaction) -> io::Result<()> {
-    // SAFETY: sigaction reads the action, and is async-signal-safe. What it installs is a handler of
-    // this file, the default action, or what was installed before.
+    // SAFETY: sigaction reads the action, and is async-signal-safe. It installs a handler of this
+    // file, the default action, or an action that was installed before.
     checked(unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) })?;
     Ok(())
 }
 
-/// What a signal does now.
+/// The current action of a signal.
 fn action(signal: libc::c_int) -> io::Result<libc::sigaction> {
-    // SAFETY: a sigaction of zeros is a valid one, see above; sigaction writes it.
+    // SAFETY: zeros are a valid sigaction, see above; sigaction writes it.
     unsafe {
         let mut found: libc::sigaction = std::mem::zeroed();
         checked(libc::sigaction(signal, std::ptr::null(), &mut found))?;

@@ -1,5 +1,6 @@
-//! Accepting and waiting, as [accept4(2)](https://man7.org/linux/man-pages/man2/accept4.2.html) and
-//! [poll(2)](https://man7.org/linux/man-pages/man2/poll.2.html) do it.
+//! System calls on sockets: accept, send, receive, reset and wait, see
+//! [accept4(2)](https://man7.org/linux/man-pages/man2/accept4.2.html) and
+//! [poll(2)](https://man7.org/linux/man-pages/man2/poll.2.html).
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -12,8 +13,8 @@ use socket2::{SockAddr, Socket};
 
 use super::checked;
 
-/// Accepts one connection, close-on-exec, and non-blocking if asked: one system call where the
-/// kernel can set both flags itself.
+/// Accepts one connection, close-on-exec, and non-blocking if `nonblocking`; accept4(2) sets both
+/// flags.
 #[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
     use std::os::fd::FromRawFd;
@@ -26,11 +27,11 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
             checked(libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags))
         })
     }?;
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok((unsafe { Socket::from_raw_fd(fd) }, address))
 }
 
-/// As above, with a second system call for the flag.
+/// As above, without accept4(2): a second system call sets the flag.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
     let (socket, address) = listener.accept()?;
@@ -38,14 +39,14 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
     Ok((socket, address))
 }
 
-/// How many connections wait to be accepted, where the system tells: of TCP on Linux, see
+/// How many connections wait in the accept queue; known only for TCP on Linux, see
 /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html).
 #[cfg(target_os = "linux")]
 pub(crate) fn waiting_connections(listener: &Socket) -> Option<usize> {
-    // SAFETY: a tcp_info of zeros is a valid one: it holds nothing but numbers.
+    // SAFETY: zeros are a valid tcp_info: it holds only numbers.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: getsockopt writes at most `length` bytes into `info`, and how many into `length`.
+    // SAFETY: getsockopt writes at most `length` bytes into `info`, and their number into `length`.
     let result = checked(unsafe {
         libc::getsockopt(
             listener.as_raw_fd(),
@@ -55,19 +56,19 @@ pub(crate) fn waiting_connections(listener: &Socket) -> Option<usize> {
             &mut length,
         )
     });
-    // Of a listener, this field is the length of the accept queue.
+    // For a listener, this field is the length of the accept queue.
     result.ok().map(|_| info.tcpi_unacked as usize)
 }
 
-/// As above.
+/// Not known on this system.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn waiting_connections(_listener: &Socket) -> Option<usize> {
     None
 }
 
-/// Has the file that a Unix socket will be bound to made with no more than these permissions: Linux
-/// takes those of the socket, less the umask, see unix(7). Elsewhere nothing is known to have this
-/// effect, and the file is made as the umask says.
+/// Limits the permissions of the file that bind(2) will make for a Unix socket. Linux gives the
+/// file the permissions of the socket, less the umask, see unix(7). Elsewhere this does nothing,
+/// and only the umask limits the permissions.
 pub(crate) fn restrict_socket_file(socket: &Socket, mode: u32) -> io::Result<()> {
     if cfg!(any(target_os = "linux", target_os = "android")) {
         // SAFETY: fchmod takes two numbers.
@@ -76,81 +77,85 @@ pub(crate) fn restrict_socket_file(socket: &Socket, mode: u32) -> io::Result<()>
     Ok(())
 }
 
-/// Sends what the kernel takes of `bytes` now, never raising SIGPIPE; 0 when it takes nothing.
+/// Sends on a non-blocking socket, without SIGPIPE. Returns how many of `bytes` the kernel took; 0
+/// for EAGAIN.
 #[inline(always)]
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     taken(|| socket.send_with_flags(bytes, SEND_FLAGS))
 }
 
-/// As [`send`], gathering slices.
+/// As [`send`], with several slices.
 pub(crate) fn send_vectored(socket: &Socket, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     taken(|| socket.send_vectored_with_flags(slices, SEND_FLAGS))
 }
 
-/// As [`send`], for a socket that is blocking: it does not wait either.
+/// As [`send`], for a blocking socket: it does not wait (MSG_DONTWAIT).
 pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     taken(|| socket.send_with_flags(bytes, SEND_FLAGS | libc::MSG_DONTWAIT))
 }
 
-/// Receives without waiting, from a socket that is blocking.
+/// Receives from a blocking socket without waiting (MSG_DONTWAIT).
 pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: recv writes at most as many bytes as the buffer has, and it is initialised already.
+    // SAFETY: recv writes at most as many bytes as the buffer has.
     let received = unsafe {
         libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
     };
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether a read would not wait: something has come, be it an end or an error. Takes nothing.
+/// Whether a read would return at once, with bytes, end of input or an error. Reads nothing
+/// (MSG_PEEK).
 pub(crate) fn has_input(socket: &Socket) -> bool {
     let mut byte = [0u8; 1];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: recv writes at most the one byte that the array has.
+    // SAFETY: recv writes at most one byte.
     let peeked = unsafe { libc::recv(socket.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
     peeked >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
 }
 
-/// How many bytes of a stream's output the kernel still holds, because the peer has not
-/// acknowledged them (TCP, which counts an unacknowledged FIN as one), or has not read them (a Unix
-/// socket, where it is the memory that they take); see `SIOCOUTQ` in
-/// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html). 0 where the system does not tell.
+/// How many bytes of output the kernel holds for a stream. For TCP, these are the bytes that the
+/// peer has not acknowledged; an unacknowledged FIN counts as one. For a Unix socket, it is the
+/// memory of the bytes that the peer has not read. See `SIOCOUTQ` in
+/// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html). 0 if the call fails.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn unsent(socket: &Socket) -> usize {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the request, which is `SIOCOUTQ` by another name, writes one integer.
+    // SAFETY: the request, another name of `SIOCOUTQ`, writes one integer.
     let known = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if known == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
-/// As above: such a system is not asked, and what its kernel has taken counts as sent.
+/// Always 0: this system is not asked, and bytes that its kernel has taken count as sent.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn unsent(_socket: &Socket) -> usize {
     0
 }
 
-/// Has the last close of a TCP connection send a reset and drop what is not sent, so that output
-/// that was cut does not look whole. A Unix socket has no reset, and its peer sees the end.
+/// Sets SO_LINGER to 0: the last close of a TCP connection sends an RST and drops unsent output, so
+/// that output that was cut does not look complete. A Unix socket has no reset; its peer sees end
+/// of input.
 pub(crate) fn reset_on_close(socket: &Socket) {
-    // It fails only where the connection is gone already.
+    // It fails only if the connection is gone already.
     let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
-/// Ends a connection while another thread uses it: whoever waits for it comes back. By a reset,
-/// where the kernel can send one without a close: see the dissolving of an association in
+/// Ends a connection that another thread uses; a call that waits for it returns. It sends an RST if
+/// the kernel can do so without a close: see how connect(2) with AF_UNSPEC dissolves an
+/// association,
 /// [connect(2)](https://man7.org/linux/man-pages/man2/connect.2.html).
 pub(crate) fn disconnect(socket: &Socket) {
     reset_on_close(socket);
-    // SAFETY: an address of zeros is a valid one, of the family AF_UNSPEC, which is 0.
-    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
-    let len = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: zeros are a valid address, of the family AF_UNSPEC, which is 0.
+    let unspecified: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let len = size_of_val(&unspecified) as libc::socklen_t;
     // SAFETY: connect reads `len` bytes of the address.
-    if unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, len) } != 0 {
+    if unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, len) } != 0 {
         let _ = socket.shutdown(Shutdown::Both);
     }
 }
 
-/// Receives from a stream; how many bytes, and whether ancillary data came with them. There is no
-/// room for that: the kernel drops it, closing the descriptors in it, and says so by `MSG_CTRUNC`,
+/// Receives from a stream. Returns how many bytes, and whether ancillary data came with them. There
+/// is no buffer for it: the kernel drops it, closes the descriptors in it, and sets `MSG_CTRUNC`,
 /// see [recvmsg(2)](https://man7.org/linux/man-pages/man2/recvmsg.2.html). On Linux a read of a Unix
 /// stream stops behind it, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
 pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
@@ -159,14 +164,14 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, 
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut slice;
     message.msg_iovlen = 1;
-    // SAFETY: recvmsg writes at most as many bytes as the buffer has, and it is initialised already.
+    // SAFETY: recvmsg writes at most as many bytes as the buffer has.
     let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, 0) };
     let count = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
     Ok((count, message.msg_flags & libc::MSG_CTRUNC != 0))
 }
 
-/// What a stream is watched for: that it can be read, written, and, where the poller tells, that
-/// urgent data has come.
+/// The readiness that a stream is watched for: readable, writable, and, where the poller reports
+/// it, urgent data.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn stream_interest() -> Interest {
     Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY
@@ -177,14 +182,16 @@ pub(crate) fn stream_interest() -> Interest {
     Interest::READABLE | Interest::WRITABLE
 }
 
-/// Whether urgent data may be among what an event of a stream tells of: a read stops at its mark, and
-/// what lies behind brings no event of its own. Where the poller does not tell, any event may.
+/// Whether an event of a stream may include urgent data: a read stops at the urgent mark, and the
+/// bytes behind it cause no further event. Always true where the poller does not report urgent
+/// data.
 #[inline]
 pub(crate) fn may_be_urgent(event: &Event) -> bool {
     event.is_priority() || !cfg!(any(target_os = "linux", target_os = "android"))
 }
 
-/// macOS has no such flag; there Rust's runtime ignores the signal for the whole process.
+/// No SIGPIPE. macOS has no such flag; there Rust's runtime ignores the signal for the whole
+/// process.
 const SEND_FLAGS: libc::c_int =
     if cfg!(any(target_os = "macos", target_os = "ios")) { 0 } else { libc::MSG_NOSIGNAL };
 
@@ -199,20 +206,20 @@ fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// What to wait for on a descriptor.
+/// The readiness of a descriptor that [`wait_for`] waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PollInterest {
-    /// That it can be read, has ended, or has failed.
+    /// Readable, ended, or failed.
     Read,
-    /// That it can be written, or has failed.
+    /// Writable, or failed.
     Write,
 }
 
-/// How many descriptors [`wait_for`] takes.
+/// The maximum number of descriptors that [`wait_for`] takes.
 const MOST_WANTED: usize = 4;
 
-/// Waits until one of `wanted`, of which there are at most four, is so; for at most `timeout`. Bit
-/// `n` of the answer says that the `n`-th is so.
+/// Waits until one of at most four `interests` is ready, for at most `timeout`. Bit `n` of the
+/// result is set if the `n`-th one is ready.
 pub(crate) fn wait_for<'a>(
     interests: &[impl Into<Option<(BorrowedFd<'a>, PollInterest)>> + Copy],
     timeout: Option<Duration>,
@@ -226,11 +233,11 @@ pub(crate) fn wait_for<'a>(
     }
     loop {
         let millis = deadline.map_or(-1, |deadline| {
-            // Rounded up: an early return would be a turn for nothing.
+            // Rounded up, so that it does not return before the deadline.
             let left = deadline.saturating_duration_since(Instant::now());
             i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
         });
-        // SAFETY: poll reads and writes the entries of the array; those with fd -1 it passes over.
+        // SAFETY: poll reads and writes the entries of the array; it skips those with fd -1.
         let result = checked(unsafe {
             libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis)
         });

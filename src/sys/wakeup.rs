@@ -1,4 +1,4 @@
-//! Something to wait for that another thread, or a signal handler, can set: an
+//! A descriptor that another thread or a signal handler makes readable: an
 //! [eventfd(2)](https://man7.org/linux/man-pages/man2/eventfd.2.html) on Linux, a pipe elsewhere.
 
 use std::io;
@@ -8,7 +8,7 @@ use super::checked;
 
 /// A descriptor that is readable from [`wake`](Wakeup::wake) until [`take`](Wakeup::take).
 ///
-/// Watched edge-triggered, it reports every wake and need not be cleared.
+/// A poller that watches it edge-triggered reports every wake, and it need not be cleared.
 #[derive(Debug)]
 pub(crate) struct Wakeup {
     read: OwnedFd,
@@ -19,9 +19,9 @@ pub(crate) struct Wakeup {
 impl Wakeup {
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: eventfd takes two numbers and touches no memory of ours.
+        // SAFETY: eventfd takes two numbers and accesses no memory of this process.
         let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(Wakeup { read: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
@@ -30,10 +30,10 @@ impl Wakeup {
         let mut fds = [0; 2];
         // SAFETY: pipe writes two descriptors into an array of two.
         checked(unsafe { libc::pipe(fds.as_mut_ptr()) })?;
-        // SAFETY: both descriptors are new and nobody else's.
+        // SAFETY: both descriptors are new and have no other owner.
         let [read, write] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
         for fd in [&read, &write] {
-            // SAFETY: fcntl sets flags on a descriptor that we own.
+            // SAFETY: fcntl sets flags of a descriptor that is owned here.
             checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
             // SAFETY: as above.
             checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
@@ -48,17 +48,17 @@ impl Wakeup {
         return self.write.as_raw_fd();
     }
 
-    /// Puts another one in this one's place, at the same descriptor: what was there stays open in
-    /// other processes alone.
+    /// Replaces this eventfd or pipe with `other`, at the same descriptor number (dup2(2)). The
+    /// earlier one stays open only in other processes.
     pub(crate) fn replace(&self, other: &Wakeup) -> io::Result<()> {
         let ends = [(&self.read, &other.read)];
         #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
         let ends = [ends[0], (&self.write, &other.write)];
         for (ours, theirs) in ends {
-            // SAFETY: both descriptors are open, and stay their owners'; what ours meant is replaced
-            // as a whole.
+            // SAFETY: both descriptors are open and keep their owners; dup2 replaces what `ours`
+            // refers to in one step.
             checked(unsafe { libc::dup2(theirs.as_raw_fd(), ours.as_raw_fd()) })?;
-            // SAFETY: fcntl sets flags on a descriptor that we own.
+            // SAFETY: fcntl sets flags of a descriptor that is owned here.
             checked(unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
         }
         Ok(())
@@ -69,7 +69,7 @@ impl Wakeup {
         wake_raw(self.write_end());
     }
 
-    /// Makes it unreadable until the next wake; whether it was readable. Never waits.
+    /// Makes it unreadable until the next wake; returns whether it was readable. Never waits.
     pub(crate) fn take(&self) -> bool {
         let mut count = [0u8; 64];
         let mut was_readable = false;
@@ -78,7 +78,7 @@ impl Wakeup {
             // SAFETY: read writes at most as many bytes as the array has.
             let taken = unsafe { libc::read(self.read.as_raw_fd(), into, room) };
             was_readable |= taken > 0;
-            // A pipe holds the bytes of every wake; an eventfd a number of eight.
+            // A pipe holds the bytes of every wake; an eventfd holds one number of 8 bytes.
             if taken != room as isize {
                 return was_readable;
             }
@@ -114,7 +114,8 @@ impl AsRawFd for Wakeup {
     }
 }
 
-/// Wakes by the descriptor alone; safe in a signal handler. One that is full is awake already.
+/// Wakes by the number of the descriptor; safe in a signal handler. If the write fails because it
+/// is full, it is already readable.
 pub(super) fn wake_raw(fd: RawFd) {
     let one = 1u64.to_ne_bytes();
     // SAFETY: write reads the 8 bytes of `one`; it is async-signal-safe.
