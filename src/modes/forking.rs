@@ -32,7 +32,7 @@ use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
 ///
 /// A fork is sound only in a process of one thread, so a server with this mode refuses one that
 /// starts threads beside it, and a fork where other threads run fails with
-/// [`Error::Mode`](crate::Error::Mode); bind and serve on the main thread. A thread that has ended and
+/// [`Error::Mode`]; bind and serve on the main thread. A thread that has ended and
 /// been joined is none. On Linux the threads are counted in `/proc/self/task`, or, where there is no
 /// `/proc`, by [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html); where neither tells,
 /// a fork fails as well. Other systems do not tell, and there it is left to the user.
