@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::listener::LogLimiter;
+use super::listener::{FIRST_PAUSE, LONGEST_PAUSE, LogLimiter};
 use super::replies::{REPLIES_HIGH, Replies};
 use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, LoopState, PostAction, Readiness,
@@ -20,10 +20,6 @@ use crate::transport::peer_of;
 
 /// How many datagrams are received before others come first.
 const RECEIVE_BUDGET: usize = 128;
-
-/// How long receiving pauses when memory has run out: first, and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many receives may fail one after the other before receiving pauses.
 const FAILURES: u32 = 16;

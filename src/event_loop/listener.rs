@@ -25,8 +25,8 @@ const SHED_BUDGET: usize = 16;
 const FAILURE_BUDGET: usize = 64;
 
 /// How long a listener waits when descriptors or memory have run out: first, and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a fault that goes on is logged.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
