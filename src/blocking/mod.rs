@@ -3,8 +3,7 @@
 
 use crate::address::Peer;
 use crate::closing::Lingering;
-use crate::conversation::OutputBuffer;
-use crate::counters::Tally;
+use crate::conversation::Scratch;
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sys::CatchDrop;
 
@@ -39,11 +38,8 @@ pub(crate) struct Served {
 
 /// Where a session is served: what its thread lends it.
 pub(crate) struct SessionCx<'a> {
-    /// What is read into.
-    pub(crate) buffer: &'a mut Box<[u8]>,
-    /// Where output is collected.
-    pub(crate) output_buffer: &'a mut OutputBuffer,
-    pub(crate) tally: &'a mut Tally,
+    /// What is read into and written from.
+    pub(crate) scratch: &'a mut Scratch,
     /// Whether a connection that lingers is left to who asked for it to be served, rather than to
     /// this thread.
     pub(crate) leaves_lingering: bool,

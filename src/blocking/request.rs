@@ -534,7 +534,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
             peer,
             server_address: &server_address,
             on_shutdown: cx.on_shutdown,
-            tally: cx.tally,
+            tally: &mut cx.scratch.tally,
             written: Vec::new(),
         };
         let reason = answer(&mut *handler, &mut request);
@@ -548,9 +548,9 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         drop(handler);
         cx.wait.over();
         let cut = cut || cx.wait.is_cut();
-        let mut buffer = std::mem::take(cx.buffer);
+        let mut buffer = std::mem::take(&mut cx.scratch.buffer);
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
-        *cx.buffer = buffer;
+        cx.scratch.buffer = buffer;
         // A handler may have passed its descriptor on: the peer sees the end all the same.
         if cut {
             sys::disconnect(&socket);
@@ -570,7 +570,7 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
             peer: peer.clone(),
             server_address: &server_address,
             on_shutdown: cx.on_shutdown,
-            tally: cx.tally,
+            tally: &mut cx.scratch.tally,
             written: Vec::new(),
         };
         let reason = answer(&mut *handler, &mut request);

@@ -46,16 +46,16 @@ impl SenderSource for ThreadSenders<'_> {
 impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let StreamSession { socket, mut conversation, room } = *self;
-        let mut buffer = std::mem::take(cx.buffer);
+        let mut buffer = std::mem::take(&mut cx.scratch.buffer);
         let cut = talk(&socket, &mut conversation, room, &mut buffer, cx);
         let peer = conversation.peer().clone();
         cx.wait.over();
         let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
         // The conversation is over, whatever its connection still waits for.
-        let reason = conversation.closed(cx.tally);
+        let reason = conversation.closed(&mut cx.scratch.tally);
         let ended = conversation.input_ended();
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
-        *cx.buffer = buffer;
+        cx.scratch.buffer = buffer;
         Served { peer, reason, cut, lingering }
     }
 }
@@ -141,7 +141,7 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
             let queue = queue.map(|queue| &**queue);
             sent = send(socket, input, conversation.patience(), queue, cx);
         }
-        cx.output_buffer.clear();
+        cx.scratch.output_buffer.clear();
         conversation.consume_delivered(fresh);
         if let Err(failed) = sent {
             *cut |= !insist(socket, conversation, *room, failed, cx);
@@ -173,7 +173,7 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
                 self.step(&[], cx, &|conversation, step_cx| conversation.eof(step_cx));
             }
             Input::Bytes(count) => {
-                cx.tally.bytes_in += count as u64;
+                cx.scratch.tally.bytes_in += count as u64;
                 let fresh = &buffer[..count];
                 self.step(fresh, cx, &|conversation, step_cx| conversation.receive(fresh, step_cx));
             }
@@ -199,7 +199,7 @@ fn call<H: Handler, F: Framing>(
         _ => None,
     };
     let senders = ThreadSenders { registration, unsupported, limit: room };
-    let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &senders, room);
+    let mut step_cx = cx.scratch.step_cx(&senders, room);
     take(conversation, &mut step_cx);
     if step_cx.shutdown {
         (cx.on_shutdown)();
@@ -220,7 +220,7 @@ fn send(
     send_queue: Option<&SendQueue>,
     cx: &mut SessionCx<'_>,
 ) -> Result<(), FailedWrite> {
-    let total = cx.output_buffer.len();
+    let total = cx.scratch.output_buffer.len();
     if total == 0 {
         return Ok(());
     }
@@ -231,15 +231,15 @@ fn send(
         left += part.len();
         written
     };
-    let written = match cx.output_buffer.contiguous(input) {
+    let written = match cx.scratch.output_buffer.contiguous(input) {
         Some(bytes) => write(bytes),
-        None => cx.output_buffer.parts(input).try_for_each(write),
+        None => cx.scratch.output_buffer.parts(input).try_for_each(write),
     };
-    cx.tally.bytes_out += (total - left) as u64;
+    cx.scratch.tally.bytes_out += (total - left) as u64;
     written.map_err(|error| {
         let mut bytes = Vec::new();
         if error.kind() == io::ErrorKind::TimedOut {
-            keep(cx.output_buffer, input, total - left, &mut bytes);
+            keep(&mut cx.scratch.output_buffer, input, total - left, &mut bytes);
         }
         FailedWrite { bytes, error }
     })
@@ -290,17 +290,17 @@ fn insist<H: Handler, F: Framing>(
         }
         call(conversation, room, cx, &|conversation, step_cx| conversation.timed_out(step_cx));
         if conversation.is_aborted() {
-            cx.output_buffer.clear();
+            cx.scratch.output_buffer.clear();
             return false;
         }
-        keep(cx.output_buffer, &[], 0, &mut bytes);
-        cx.output_buffer.clear();
+        keep(&mut cx.scratch.output_buffer, &[], 0, &mut bytes);
+        cx.scratch.output_buffer.clear();
         let mut left = &bytes[..];
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
         let patience = conversation.patience();
         let written = cx.wait.write_all(socket, &mut left, patience, send_queue);
         let sent = bytes.len() - left.len();
-        cx.tally.bytes_out += sent as u64;
+        cx.scratch.tally.bytes_out += sent as u64;
         match written {
             Ok(()) => return true,
             Err(next) => error = next,
@@ -327,7 +327,7 @@ pub(super) fn close(
         }
         linger_here(socket, &mut linger, buffer, cx);
     }
-    cx.tally.closed += 1;
+    cx.scratch.tally.closed += 1;
     None
 }
 

@@ -23,6 +23,7 @@ mod context;
 mod framing;
 mod handler;
 mod output;
+mod scratch;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ pub use framing::{
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
 pub(crate) use output::{OutputBuffer, Unsent};
+pub(crate) use scratch::Scratch;
 
 /// How much one read takes in at most, and with [`Raw`] framing the longest message, in bytes.
 pub(crate) const READ_SIZE: usize = 64 * 1024;

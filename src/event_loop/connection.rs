@@ -8,11 +8,11 @@ use socket2::Socket;
 
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
-use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
+use super::source::{BULK_FROM, EventSource, LoopCx, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
 use super::write_buffer::{WaterMarks, WriteBuffer};
 use crate::closing::{FIRST_LOOK, Linger, Progress};
-use crate::conversation::{MESSAGE_BUDGET, StepCx};
+use crate::conversation::MESSAGE_BUDGET;
 use crate::error::CloseReason;
 use crate::mailbox::Job;
 use crate::sender::Ending;
@@ -106,14 +106,15 @@ impl<T: ConversationSlot> Connection<T> {
     /// short read that takes all there is.
     #[inline(always)]
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
-        let LoopCx { buffer, state } = cx;
-        if state.readiness.is_only_readable()
-            && self.is_fast()
-            && self.run_plainly(buffer, state, |mut socket, buffer, _| socket.read(buffer))
-        {
-            return PostAction::Wait;
-        }
-        self.run_slow(buffer, state)
+        cx.with_buffer(|buffer, cx| {
+            if cx.call.readiness.is_only_readable()
+                && self.is_fast()
+                && self.run_plainly(buffer, cx, |mut socket, buffer, _| socket.read(buffer))
+            {
+                return PostAction::Wait;
+            }
+            self.run_slow(buffer, cx)
+        })
     }
 
     /// The plain case; false when there is more to do.
@@ -121,20 +122,20 @@ impl<T: ConversationSlot> Connection<T> {
     fn run_plainly(
         &mut self,
         buffer: &mut [u8],
-        state: &mut LoopState,
-        read: impl FnOnce(&Socket, &mut [u8], &mut LoopState) -> io::Result<usize>,
+        cx: &mut LoopCx,
+        read: impl FnOnce(&Socket, &mut [u8], &mut LoopCx) -> io::Result<usize>,
     ) -> bool {
-        state.entry.limit = self.water_marks.high();
-        match read(&self.socket, buffer, state) {
+        cx.call.entry.limit = self.water_marks.high();
+        match read(&self.socket, buffer, cx) {
             Ok(count) if count > 0 => {
-                state.read(count, buffer.len());
-                self.last_moved = state.now;
+                cx.read(count, buffer.len());
+                self.last_moved = cx.turn.now;
                 let fresh = &buffer[..count];
                 // Nothing waits, so that all of the room is there.
                 let room = self.water_marks.room();
-                let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, state);
-                let drained = !state.readiness.has(Readiness::READABLE);
-                drained && !state.stopping && self.is_fast()
+                let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, cx);
+                let drained = !cx.call.readiness.has(Readiness::READABLE);
+                drained && !cx.run.stopping && self.is_fast()
             }
             // Whatever it is, reading once more tells it again.
             _ => false,
@@ -150,32 +151,32 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     #[inline(never)]
-    fn run_slow(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
-        if state.readiness.is_plainly_readable_with_ancillary()
+    fn run_slow(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
+        if cx.call.readiness.is_plainly_readable_with_ancillary()
             && self.is_fast()
-            && self.run_plainly(buffer, state, receive_with_ancillary)
+            && self.run_plainly(buffer, cx, receive_with_ancillary)
         {
             return PostAction::Wait;
         }
-        state.readiness.remove(Readiness::BULK);
-        state.entry.limit = self.water_marks.high();
+        cx.call.readiness.remove(Readiness::BULK);
+        cx.call.entry.limit = self.water_marks.high();
         if self.is_lingering() {
-            return self.linger(buffer, state);
+            return self.linger(buffer, cx);
         }
-        if self.write_buffer.is_some() && state.readiness.has(Readiness::WRITABLE) {
-            self.flush(state);
+        if self.write_buffer.is_some() && cx.call.readiness.has(Readiness::WRITABLE) {
+            self.flush(cx);
         }
-        self.read_loop(buffer, state)
+        self.read_loop(buffer, cx)
     }
 
     /// Goes on until nothing more can be done, or its share of the turn is used up.
-    fn read_loop(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
+    fn read_loop(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         let mut budget = READ_BUDGET;
-        let action = self.read_within(&mut budget, buffer, state);
+        let action = self.read_within(&mut budget, buffer, cx);
         let used = READ_BUDGET - budget;
-        state.used += used as u64;
+        cx.turn.used += used as u64;
         if used >= BULK_FROM {
-            state.readiness.add(Readiness::BULK);
+            cx.call.readiness.add(Readiness::BULK);
         }
         action
     }
@@ -184,10 +185,10 @@ impl<T: ConversationSlot> Connection<T> {
         &mut self,
         budget: &mut usize,
         buffer: &mut [u8],
-        state: &mut LoopState,
+        cx: &mut LoopCx,
     ) -> PostAction {
         loop {
-            match self.check_state(budget, buffer, state) {
+            match self.check_state(budget, buffer, cx) {
                 ControlFlow::Break(action) => return action,
                 ControlFlow::Continue(Recheck) => continue,
                 ControlFlow::Continue(GoOn) => {}
@@ -197,10 +198,11 @@ impl<T: ConversationSlot> Connection<T> {
             };
             let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
             let is_blocked_on_output = conversation.is_blocked_on_output();
-            let may_read = !conversation.input_ended() && state.readiness.has(Readiness::READABLE);
+            let may_read =
+                !conversation.input_ended() && cx.call.readiness.has(Readiness::READABLE);
             let has_input = is_blocked_on_output || may_read;
             if !has_messages && !has_input {
-                return self.finish_turn(buffer, state);
+                return self.finish_turn(buffer, cx);
             }
             if *budget == 0 {
                 return PostAction::Requeue;
@@ -208,13 +210,13 @@ impl<T: ConversationSlot> Connection<T> {
             // The send queue and the input take turns, so that neither starves the other.
             let cost = if has_messages && !(has_input && self.input_next) {
                 self.input_next = true;
-                self.drain_send_queue(self.room(), state)
+                self.drain_send_queue(self.room(), cx)
             } else {
                 self.input_next = false;
                 if is_blocked_on_output {
-                    self.step_alone(ConversationEvent::Receive(&[]), state)
+                    self.step_alone(ConversationEvent::Receive(&[]), cx)
                 } else {
-                    self.read_once(buffer, state)
+                    self.read_once(buffer, cx)
                 }
             };
             *budget = budget.saturating_sub(cost);
@@ -227,7 +229,7 @@ impl<T: ConversationSlot> Connection<T> {
         &mut self,
         budget: &mut usize,
         buffer: &mut [u8],
-        state: &mut LoopState,
+        cx: &mut LoopCx,
     ) -> ControlFlow<PostAction, Next> {
         let waiting = self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len());
         let Some(conversation) = self.conversation.local() else {
@@ -238,13 +240,13 @@ impl<T: ConversationSlot> Connection<T> {
             conversation.abort();
         }
         if conversation.is_closing() {
-            return ControlFlow::Break(self.close(buffer, state));
+            return ControlFlow::Break(self.close(buffer, cx));
         }
         if ending == Ending::Closing {
             // What was sent before the close is appended to the write buffer whatever its mark: no
             // more can come. The patience for the peer begins now.
-            self.last_moved = state.now;
-            *budget = budget.saturating_sub(self.drain_send_queue(READ_BUDGET, state));
+            self.last_moved = cx.turn.now;
+            *budget = budget.saturating_sub(self.drain_send_queue(READ_BUDGET, cx));
             return match self.conversation.local() {
                 Some(conversation) if !conversation.is_closing() => {
                     ControlFlow::Break(PostAction::Requeue)
@@ -253,7 +255,8 @@ impl<T: ConversationSlot> Connection<T> {
             };
         }
         // A connection whose input has ended is not read: only the poller tells that its peer is gone.
-        if conversation.input_ended() && state.readiness.has(Readiness::WRITE_CLOSED) && !self.cut {
+        if conversation.input_ended() && cx.call.readiness.has(Readiness::WRITE_CLOSED) && !self.cut
+        {
             let error = self.socket.take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
             self.rare = Some(Box::new(Rare::WriteError(error)));
@@ -272,20 +275,20 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     /// Reads once and delivers what was read; how much of the budget that takes.
-    fn read_once(&mut self, buffer: &mut [u8], state: &mut LoopState) -> usize {
-        match read(&self.socket, buffer, state) {
+    fn read_once(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> usize {
+        match read(&self.socket, buffer, cx) {
             Ok(0) => {
-                state.readiness.remove(Readiness::READABLE);
-                return self.step_alone(ConversationEvent::Eof, state);
+                cx.call.readiness.remove(Readiness::READABLE);
+                return self.step_alone(ConversationEvent::Eof, cx);
             }
             Ok(count) => {
-                self.last_moved = state.now;
-                state.read(count, buffer.len());
-                return count.max(self.received(&buffer[..count], state));
+                self.last_moved = cx.turn.now;
+                cx.read(count, buffer.len());
+                return count.max(self.received(&buffer[..count], cx));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                state.readiness.remove(Readiness::READABLE);
-                state.readiness.remove(Readiness::BOUNDARY);
+                cx.call.readiness.remove(Readiness::READABLE);
+                cx.call.readiness.remove(Readiness::BOUNDARY);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -299,20 +302,20 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     /// Nothing more can be done now, or ever; a server that stops does not wait for who is idle.
-    fn finish_turn(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
+    fn finish_turn(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         if let Some(conversation) = self.conversation.local() {
             conversation.end_if_nothing_follows();
             if conversation.is_closing() {
-                return self.close(buffer, state);
+                return self.close(buffer, cx);
             }
         }
-        if state.stopping
+        if cx.run.stopping
             && self.write_buffer.is_none()
             && let Some(conversation) = self.conversation.local()
             && conversation.is_idle()
         {
             conversation.end(CloseReason::Shutdown);
-            return self.close(buffer, state);
+            return self.close(buffer, cx);
         }
         PostAction::Wait
     }
@@ -324,56 +327,55 @@ impl<T: ConversationSlot> Connection<T> {
         step: ConversationEvent<'_>,
         room: usize,
         fresh: &[u8],
-        state: &mut LoopState,
+        cx: &mut LoopCx,
     ) -> Settled {
-        if !self.conversation.run(step, room, state) {
+        if !self.conversation.run(step, room, cx) {
             return Settled::default();
         }
-        self.send_output(fresh, state)
+        self.send_output(fresh, cx)
     }
 
     /// As [`step`](Self::step), where nothing has been read; how much of the budget it takes.
     #[inline(never)]
-    fn step_alone(&mut self, step: ConversationEvent<'_>, state: &mut LoopState) -> usize {
-        let before = state.tally.messages;
-        let settled = self.step(step, self.room(), &[], state);
+    fn step_alone(&mut self, step: ConversationEvent<'_>, cx: &mut LoopCx) -> usize {
+        let before = cx.scratch.tally.messages;
+        let settled = self.step(step, self.room(), &[], cx);
         if settled.moved {
-            self.last_moved = state.now;
+            self.last_moved = cx.turn.now;
         }
-        self.cost(settled, before, state)
+        self.cost(settled, before, cx)
     }
 
     /// Delivers what has been read; how much of the budget the answers take.
     #[inline(never)]
-    fn received(&mut self, fresh: &[u8], state: &mut LoopState) -> usize {
-        let before = state.tally.messages;
-        let settled = self.step(ConversationEvent::Receive(fresh), self.room(), fresh, state);
-        self.cost(settled, before, state)
+    fn received(&mut self, fresh: &[u8], cx: &mut LoopCx) -> usize {
+        let before = cx.scratch.tally.messages;
+        let settled = self.step(ConversationEvent::Receive(fresh), self.room(), fresh, cx);
+        self.cost(settled, before, cx)
     }
 
     /// How much of the budget a step takes: what it answers, or the messages it delivers; all of it
     /// where it leaves messages, since it does so at the limit of either.
-    fn cost(&mut self, settled: Settled, messages_before: u64, state: &LoopState) -> usize {
+    fn cost(&mut self, settled: Settled, messages_before: u64, cx: &LoopCx) -> usize {
         if self.conversation.local().is_some_and(|conversation| conversation.is_blocked_on_output())
         {
             return READ_BUDGET;
         }
         let messages =
-            usize::try_from(state.tally.messages - messages_before).unwrap_or(usize::MAX);
+            usize::try_from(cx.scratch.tally.messages - messages_before).unwrap_or(usize::MAX);
         settled.produced.max(messages.saturating_mul(MESSAGE_COST))
     }
 
     /// Sends what waits in the outlet, as far as there is `room`; how much of the budget it takes.
-    fn drain_send_queue(&mut self, room: usize, state: &mut LoopState) -> usize {
+    fn drain_send_queue(&mut self, room: usize, cx: &mut LoopCx) -> usize {
         let Some(conversation) = self.conversation.local() else {
             return 0;
         };
-        let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
+        let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
         let commands = conversation.drain_send_queue(&mut step_cx);
-        let settled = self.send_output(&[], state);
+        let settled = self.send_output(&[], cx);
         if settled.moved {
-            self.last_moved = state.now;
+            self.last_moved = cx.turn.now;
         }
         settled.produced.max(commands * MESSAGE_COST)
     }
@@ -386,29 +388,29 @@ impl<T: ConversationSlot> Connection<T> {
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
     #[inline(always)]
-    fn send_output(&mut self, fresh: &[u8], state: &mut LoopState) -> Settled {
+    fn send_output(&mut self, fresh: &[u8], cx: &mut LoopCx) -> Settled {
         let mut settled = Settled::default();
         let Some(conversation) = self.conversation.local() else {
             return settled;
         };
         if !conversation.is_fast() {
             if conversation.take_timeout_changed() {
-                state.deadline_changed();
+                cx.deadline_changed();
             }
             if conversation.is_aborted() {
-                state.output_buffer.clear();
+                cx.scratch.output_buffer.clear();
             }
         }
-        if !state.output_buffer.is_empty() {
-            settled.produced = state.output_buffer.len();
+        if !cx.scratch.output_buffer.is_empty() {
+            settled.produced = cx.scratch.output_buffer.len();
             if !self.cut {
                 let input = conversation.input(fresh);
-                match transmit(&self.socket, &mut self.write_buffer, input, state) {
+                match transmit(&self.socket, &mut self.write_buffer, input, cx) {
                     Ok(sent) => settled.moved = sent,
                     Err(error) => self.on_write_error(error),
                 }
             }
-            state.output_buffer.clear();
+            cx.scratch.output_buffer.clear();
         }
         if let Some(conversation) = self.conversation.local() {
             conversation.consume_delivered(fresh);
@@ -417,14 +419,14 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     /// Sends what waits, as far as the kernel takes it.
-    fn flush(&mut self, state: &mut LoopState) {
+    fn flush(&mut self, cx: &mut LoopCx) {
         let Some(write_buffer) = &mut self.write_buffer else {
             return;
         };
         let before = write_buffer.len();
-        let flushed = flush(&self.socket, write_buffer, state);
+        let flushed = flush(&self.socket, write_buffer, cx);
         if write_buffer.len() < before {
-            self.last_moved = state.now;
+            self.last_moved = cx.turn.now;
             self.progress.forget();
         }
         if write_buffer.is_empty() {
@@ -448,7 +450,7 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     /// The conversation is over: closes when its output has gone, and so that it arrives.
-    fn close(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
+    fn close(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
@@ -458,48 +460,48 @@ impl<T: ConversationSlot> Connection<T> {
         }
         if self.write_buffer.is_some() {
             self.progress.begin(&self.socket);
-            state.deadline_changed();
+            cx.deadline_changed();
             return PostAction::Wait;
         }
         if conversation.input_ended() || self.cut {
             return PostAction::Remove;
         }
-        let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, state.now)
+        let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, cx.turn.now)
         else {
             return PostAction::Remove;
         };
-        self.notify_close(state);
+        self.notify_close(cx);
         self.rare = Some(Box::new(Rare::Lingering(linger)));
-        self.linger(buffer, state)
+        self.linger(buffer, cx)
     }
 
     /// Throws input away until the peer has ended, but not for ever.
-    fn linger(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
+    fn linger(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         match self.rare.as_deref_mut() {
-            Some(Rare::Lingering(linger)) => linger_on(&self.socket, linger, buffer, state),
+            Some(Rare::Lingering(linger)) => linger_on(&self.socket, linger, buffer, cx),
             _ => PostAction::Wait,
         }
     }
 
-    fn notify_close(&mut self, state: &mut LoopState) {
+    fn notify_close(&mut self, cx: &mut LoopCx) {
         if !std::mem::replace(&mut self.close_notified, true) {
-            self.conversation.close(state);
+            self.conversation.close(cx);
         }
     }
 }
 
 impl<T: ConversationSlot> EventSource for Connection<T> {
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
-        cx.entry.limit = self.water_marks.high();
+        cx.call.entry.limit = self.water_marks.high();
         if self
             .conversation
             .local_ref()
             .is_some_and(|conversation| conversation.peer().inet().is_none())
         {
-            cx.readiness.add(Readiness::ANCILLARY);
+            cx.call.readiness.add(Readiness::ANCILLARY);
         }
-        self.step_alone(ConversationEvent::Open, &mut cx.state);
-        self.run_slow(&mut cx.buffer, &mut cx.state)
+        self.step_alone(ConversationEvent::Open, cx);
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
@@ -514,21 +516,21 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
     }
 
     fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.run_slow(&mut cx.buffer, &mut cx.state)
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
-        self.conversation.put_back(work, &mut cx.state);
+        self.conversation.put_back(work, cx);
         cx.deadline_changed();
         if std::mem::take(&mut self.missed_mail)
             && let Some(conversation) = self.conversation.local()
         {
             conversation.listen();
         }
-        if self.send_output(&[], &mut cx.state).moved {
-            self.last_moved = cx.now;
+        if self.send_output(&[], cx).moved {
+            self.last_moved = cx.turn.now;
         }
-        self.run_slow(&mut cx.buffer, &mut cx.state)
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -544,7 +546,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
 
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
         if self.is_lingering() {
-            return self.linger(&mut cx.buffer, &mut cx.state);
+            return cx.with_buffer(|buffer, cx| self.linger(buffer, cx));
         }
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
@@ -552,7 +554,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let is_first = conversation.is_closing() && !std::mem::replace(&mut self.looked, true);
         // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
         if self.progress.is_made(&self.socket) {
-            self.last_moved = cx.now;
+            self.last_moved = cx.turn.now;
             return PostAction::Wait;
         }
         if is_first {
@@ -561,20 +563,20 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         if conversation.is_closing() {
             return PostAction::Remove;
         }
-        self.last_moved = cx.now;
-        cx.entry.limit = self.water_marks.high();
-        self.step_alone(ConversationEvent::TimedOut, &mut cx.state);
-        self.run_slow(&mut cx.buffer, &mut cx.state)
+        self.last_moved = cx.turn.now;
+        cx.call.entry.limit = self.water_marks.high();
+        self.step_alone(ConversationEvent::TimedOut, cx);
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
         // What has arrived before the stop is answered: look once more.
-        cx.readiness.add(Readiness::READABLE);
-        let now = cx.now;
+        cx.call.readiness.add(Readiness::READABLE);
+        let now = cx.turn.now;
         if let Some(Rare::Lingering(linger)) = self.rare.as_deref_mut() {
             linger.hurry(now);
         }
-        self.run_slow(&mut cx.buffer, &mut cx.state)
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 
     fn finish(&mut self, cx: &mut LoopCx) {
@@ -591,8 +593,8 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         if self.cut || self.write_buffer.is_some() {
             sys::reset_on_close(&self.socket);
         }
-        self.notify_close(&mut cx.state);
-        cx.tally.closed += 1;
-        cx.capacity_freed = true;
+        self.notify_close(cx);
+        cx.scratch.tally.closed += 1;
+        cx.turn.capacity_freed = true;
     }
 }

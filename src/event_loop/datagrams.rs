@@ -9,7 +9,7 @@ use socket2::Socket;
 use super::listener::{FIRST_PAUSE, LONGEST_PAUSE, LogLimiter};
 use super::replies::{REPLIES_HIGH, Replies};
 use super::source::{
-    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, LoopState, PostAction, Readiness,
+    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
 };
 use crate::address::{Address, Peer};
 use crate::datagram::{RETRY, ReplySocket};
@@ -26,7 +26,7 @@ const FAILURES: u32 = 16;
 
 /// Who answers datagrams.
 pub(crate) trait DatagramDispatcher: Dispatcher {
-    /// Takes a datagram: answers it into `turn.outgoing`, or has it answered elsewhere.
+    /// Takes a datagram: answers it into the output buffer of `cx`, or has it answered elsewhere.
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx);
 
     /// What was lent comes home: where its replies go, and what they refer to.
@@ -88,7 +88,7 @@ impl<'a> Datagrams<'a> {
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
         self.replies.send(self.socket, cx);
         let mut budget = RECEIVE_BUDGET;
-        while cx.readiness.has(Readiness::READABLE) {
+        while cx.call.readiness.has(Readiness::READABLE) {
             if !cx.may_accept()
                 || self.paused_until.is_some()
                 || self.replies.charge() >= REPLIES_HIGH
@@ -99,19 +99,19 @@ impl<'a> Datagrams<'a> {
             if budget == 0 {
                 return PostAction::Requeue;
             }
-            let most = budget.min(cx.accepts_left).min(self.dispatcher.burst());
+            let most = budget.min(cx.run.accepts_left).min(self.dispatcher.burst());
             match self.batch.receive(self.socket, most, &mut self.received) {
                 // Unlike a stream, a datagram socket has been drained only when it says so itself;
                 // but a batch that was not filled is as good: the next edge is for the next one.
                 Ok(drained) => {
                     if drained {
-                        cx.readiness.remove(Readiness::READABLE);
+                        cx.call.readiness.remove(Readiness::READABLE);
                     }
                     self.failures = 0;
                     self.pause = FIRST_PAUSE;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    cx.readiness.remove(Readiness::READABLE);
+                    cx.call.readiness.remove(Readiness::READABLE);
                     self.failures = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -123,7 +123,7 @@ impl<'a> Datagrams<'a> {
             budget = budget.saturating_sub(self.received.len());
             self.answer_all(cx);
             self.replies.send(self.socket, cx);
-            if self.dispatcher.burst() == 1 && cx.readiness.has(Readiness::READABLE) {
+            if self.dispatcher.burst() == 1 && cx.call.readiness.has(Readiness::READABLE) {
                 return PostAction::Requeue;
             }
         }
@@ -133,16 +133,16 @@ impl<'a> Datagrams<'a> {
     /// A receive has failed. What the network says of an earlier reply is said once, and the next
     /// call goes on; for what may stay, such as a want of memory, receiving pauses.
     fn not_received(&mut self, error: &io::Error, cx: &mut LoopCx) {
-        cx.tally.unsent += u64::from(is_of_a_reply(error));
+        cx.scratch.tally.unsent += u64::from(is_of_a_reply(error));
         self.failures += 1;
         if !is_exhaustion(error) && self.failures < FAILURES {
             return log::debug!("{}: {error}", self.address);
         }
-        cx.tally.accept_pauses += 1;
-        if let Some(times) = self.log_limiter.record(cx.now) {
+        cx.scratch.tally.accept_pauses += 1;
+        if let Some(times) = self.log_limiter.record(cx.turn.now) {
             log::warn!("{} pauses ({times} times by now): {error}", self.address);
         }
-        self.paused_until = Some(cx.now + self.pause);
+        self.paused_until = Some(cx.turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         cx.deadline_changed();
     }
@@ -157,19 +157,18 @@ impl<'a> Datagrams<'a> {
     fn answer_all(&mut self, cx: &mut LoopCx) {
         let mut received = std::mem::take(&mut self.received);
         for (number, datagram) in received.drain(..).enumerate() {
-            cx.tally.datagrams += 1;
-            cx.tally.bytes_in += datagram.len as u64;
-            cx.tally.truncated += u64::from(datagram.truncated);
-            cx.accepts_left = cx.accepts_left.saturating_sub(1);
+            cx.scratch.tally.datagrams += 1;
+            cx.scratch.tally.bytes_in += datagram.len as u64;
+            cx.scratch.tally.truncated += u64::from(datagram.truncated);
+            cx.run.accepts_left = cx.run.accepts_left.saturating_sub(1);
             let peer = peer_of(&datagram.from.address);
             if !self.hooks.verify(&peer, cx) {
-                cx.tally.refused_by_hook += 1;
+                cx.scratch.tally.refused_by_hook += 1;
                 continue;
             }
             let bytes = self.batch.bytes(number, datagram.len);
             self.dispatcher.dispatch(bytes, peer, &datagram, cx);
-            let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
-            self.replies.keep(output_buffer, bytes, datagram.from, *now, tally);
+            self.replies.keep(&mut cx.scratch, bytes, datagram.from, cx.turn.now);
         }
         self.received = received;
     }
@@ -183,8 +182,7 @@ impl EventSource for Datagrams<'_> {
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         if let Some((from, bytes)) = self.dispatcher.returned(work, cx) {
-            let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
-            self.replies.keep(output_buffer, &bytes, from, *now, tally);
+            self.replies.keep(&mut cx.scratch, &bytes, from, cx.turn.now);
         }
         self.run(cx)
     }
@@ -192,7 +190,7 @@ impl EventSource for Datagrams<'_> {
     /// Something has been put aside by whoever sends beside the loop.
     fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
         if self.replies.retry_at.is_none() {
-            self.replies.retry_at = Some(cx.now + RETRY);
+            self.replies.retry_at = Some(cx.turn.now + RETRY);
             cx.deadline_changed();
         }
         PostAction::Wait
@@ -204,13 +202,13 @@ impl EventSource for Datagrams<'_> {
     }
 
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
-        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= cx.now);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= cx.turn.now);
         let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
         let stalled = is_due(self.replies.stalled_until);
         if retry {
             let reply_socket = self.reply_socket.as_ref();
             let beside = reply_socket
-                .is_some_and(|reply_socket| reply_socket.retry(cx.state.now, &mut cx.state.tally));
+                .is_some_and(|reply_socket| reply_socket.retry(cx.turn.now, &mut cx.scratch.tally));
             self.replies.retry(self.socket, beside, cx);
         }
         if stalled {
@@ -235,9 +233,9 @@ impl EventSource for Datagrams<'_> {
 
     /// What could not be delivered by the end of a run is lost.
     fn finish(&mut self, cx: &mut LoopCx) {
-        self.replies.give_up(&mut cx.tally);
+        self.replies.give_up(&mut cx.scratch.tally);
         if let Some(reply_socket) = &self.reply_socket {
-            reply_socket.end_run(&mut cx.tally);
+            reply_socket.end_run(&mut cx.scratch.tally);
         }
     }
 
@@ -328,16 +326,16 @@ mod tests {
         let (dispatcher, hooks) = (Box::new(Nobody), Box::new(Nobody));
         let mut datagrams = Datagrams::new(&broken, &address, &mut batch, dispatcher, hooks);
         let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
-        cx.readiness.add(Readiness::READABLE);
+        cx.call.readiness.add(Readiness::READABLE);
         let mut pause = FIRST_PAUSE;
         for times in 1..=10 {
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
-            assert_eq!(datagrams.deadline(), Some(cx.now + pause));
-            assert_eq!((cx.tally.accept_pauses, cx.tally.unsent), (times, 0));
+            assert_eq!(datagrams.deadline(), Some(cx.turn.now + pause));
+            assert_eq!((cx.scratch.tally.accept_pauses, cx.scratch.tally.unsent), (times, 0));
             // Nothing is tried before it is over.
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
-            assert_eq!(cx.tally.accept_pauses, times);
-            cx.state.now += pause;
+            assert_eq!(cx.scratch.tally.accept_pauses, times);
+            cx.turn.now += pause;
             datagrams.resume(&mut cx);
             pause = (2 * pause).min(LONGEST_PAUSE);
         }

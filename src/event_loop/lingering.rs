@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use socket2::Socket;
 
-use super::source::{EventSource, LoopCx, LoopState, PostAction};
+use super::source::{EventSource, LoopCx, PostAction};
 use crate::closing::{Linger, Lingering};
 
 /// A connection that was served on the loop's thread by blocking and now lingers on the loop, so that it
@@ -28,7 +28,7 @@ impl LingeringConnection {
 
     fn look(&mut self, cx: &mut LoopCx) -> PostAction {
         let Lingering { socket, linger } = &mut self.0;
-        linger_on(socket, linger, &mut cx.buffer, &mut cx.state)
+        cx.with_buffer(|buffer, cx| linger_on(socket, linger, buffer, cx))
     }
 }
 
@@ -54,13 +54,13 @@ impl EventSource for LingeringConnection {
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.0.linger.hurry(cx.now);
+        self.0.linger.hurry(cx.turn.now);
         self.look(cx)
     }
 
     fn finish(&mut self, cx: &mut LoopCx) {
-        cx.tally.closed += 1;
-        cx.capacity_freed = true;
+        cx.scratch.tally.closed += 1;
+        cx.turn.capacity_freed = true;
     }
 }
 
@@ -69,12 +69,12 @@ pub(super) fn linger_on(
     socket: &Socket,
     linger: &mut Linger,
     buffer: &mut [u8],
-    state: &mut LoopState,
+    cx: &mut LoopCx,
 ) -> PostAction {
-    if linger.drain(socket, buffer) || linger.is_done(socket, state.now) {
+    if linger.drain(socket, buffer) || linger.is_done(socket, cx.turn.now) {
         return PostAction::Remove;
     }
-    state.deadline_changed();
+    cx.deadline_changed();
     PostAction::Wait
 }
 

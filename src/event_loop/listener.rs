@@ -36,7 +36,7 @@ pub(crate) trait StreamDispatcher: Dispatcher {
     /// Whether the connections it takes are to be non-blocking.
     fn nonblocking(&self) -> bool;
 
-    /// Takes a connection: into `turn.newcomers`, or elsewhere.
+    /// Takes a connection: by [`LoopCx::register`], or to elsewhere.
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx);
 }
 
@@ -116,7 +116,7 @@ impl<'a> Listener<'a> {
         if self.closed && self.handed.is_empty() {
             return PostAction::Wait;
         }
-        if self.turn_began.replace(cx.now) != Some(cx.now) {
+        if self.turn_began.replace(cx.turn.now) != Some(cx.turn.now) {
             self.budget = ACCEPT_BUDGET.min(self.dispatcher.burst());
         }
         while self.budget > 0 {
@@ -173,20 +173,20 @@ impl<'a> Listener<'a> {
     fn accepted(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
         self.pause = FIRST_PAUSE;
         self.failures = 0;
-        cx.tally.accepted += 1;
-        cx.accepts_left = cx.accepts_left.saturating_sub(1);
+        cx.scratch.tally.accepted += 1;
+        cx.run.accepts_left = cx.run.accepts_left.saturating_sub(1);
         if self.hooks.prepare(socket.as_fd(), &peer, cx) && self.hooks.verify(&peer, cx) {
             self.dispatcher.dispatch(socket, peer, cx);
         } else {
-            cx.tally.refused_by_hook += 1;
-            cx.tally.closed += 1;
+            cx.scratch.tally.refused_by_hook += 1;
+            cx.scratch.tally.closed += 1;
         }
     }
 
     /// Nobody waits: the next who comes is told of by the poller.
     fn drained(&mut self, cx: &mut LoopCx) {
         self.failures = 0;
-        cx.readiness.remove(Readiness::READABLE);
+        cx.call.readiness.remove(Readiness::READABLE);
         cx.keep_reserve();
     }
 
@@ -195,7 +195,7 @@ impl<'a> Listener<'a> {
         // Where descriptors have run out, accept(2) says so before it looks whether anyone waits.
         let mut nobody_waits = false;
         let mut shed = 0;
-        if cx.reserve.take().is_some() {
+        if cx.run.reserve.take().is_some() {
             while shed < SHED_BUDGET && !nobody_waits {
                 match sys::accept(self.socket, true) {
                     Ok(_) => shed += 1,
@@ -207,17 +207,17 @@ impl<'a> Listener<'a> {
             }
         }
         cx.keep_reserve();
-        cx.tally.shed_no_fd += shed as u64;
+        cx.scratch.tally.shed_no_fd += shed as u64;
         if nobody_waits && shed == 0 {
             return self.drained(cx);
         }
-        cx.tally.accept_pauses += 1;
-        if let Some(times) = self.log_limiter.record(cx.now) {
+        cx.scratch.tally.accept_pauses += 1;
+        if let Some(times) = self.log_limiter.record(cx.turn.now) {
             log::warn!("{} pauses ({times} times by now): {error}", self.address);
         }
-        self.paused_until = Some(cx.now + self.pause);
+        self.paused_until = Some(cx.turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        cx.exhausted = true;
+        cx.turn.exhausted = true;
         cx.deadline_changed();
     }
 }
@@ -226,9 +226,9 @@ impl EventSource for Listener<'_> {
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
         self.dispatcher.look(cx);
         if !self.handed.is_empty() {
-            cx.readiness.add(Readiness::READABLE);
+            cx.call.readiness.add(Readiness::READABLE);
         }
-        if self.paused_until.is_some() || !cx.readiness.has(Readiness::READABLE) {
+        if self.paused_until.is_some() || !cx.call.readiness.has(Readiness::READABLE) {
             return PostAction::Wait;
         }
         self.accept(None, cx)
@@ -241,7 +241,7 @@ impl EventSource for Listener<'_> {
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
         self.paused_until = None;
         cx.deadline_changed();
-        cx.readiness.add(Readiness::READABLE);
+        cx.call.readiness.add(Readiness::READABLE);
         self.accept(None, cx)
     }
 
@@ -249,9 +249,9 @@ impl EventSource for Listener<'_> {
         let pause = self.paused_until.take();
         if pause.is_some() {
             cx.deadline_changed();
-            cx.readiness.add(Readiness::READABLE);
+            cx.call.readiness.add(Readiness::READABLE);
         }
-        if cx.readiness.has(Readiness::READABLE) {
+        if cx.call.readiness.has(Readiness::READABLE) {
             self.accept(pause, cx)
         } else {
             PostAction::Wait

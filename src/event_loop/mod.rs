@@ -43,8 +43,7 @@ pub(crate) use listener::{Listener, StreamDispatcher};
 pub(crate) use poll::{EVENTS, LoopResources};
 pub(crate) use slot::{ConversationEvent, ConversationSlot};
 pub(crate) use source::{
-    Closed, Dispatcher, EntryRef, EventSource, ListenerHooks, LoopAccess, LoopCx, LoopState,
-    NewConnection,
+    Closed, Dispatcher, EntryRef, EventSource, ListenerHooks, LoopAccess, LoopCx, NewConnection,
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
@@ -193,8 +192,8 @@ impl<'a> EventLoop<'a> {
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
         self.wait(patience, signals)?;
-        self.cx.tally.turns += 1;
-        self.cx.used = 0;
+        self.cx.scratch.tally.turns += 1;
+        self.cx.turn.used = 0;
         // Those that could have gone on after the last turn; who joins now comes in the next.
         let requeued = self.ready.len();
         self.serve_events();
@@ -213,7 +212,7 @@ impl<'a> EventLoop<'a> {
         }
         self.serve_mail();
         self.serve_timers();
-        if std::mem::take(&mut self.cx.capacity_freed) {
+        if std::mem::take(&mut self.cx.turn.capacity_freed) {
             // What was closed in this turn has its descriptor until it is dropped.
             self.free_slots();
             self.tell_listeners(|source, cx| source.on_capacity_freed(cx));
@@ -225,7 +224,7 @@ impl<'a> EventLoop<'a> {
     /// How much has been read in this turn, and how much of their budgets connections have used, in
     /// bytes.
     fn spent(&self) -> (u64, u64) {
-        (self.cx.tally.bytes_in, self.cx.used)
+        (self.cx.scratch.tally.bytes_in, self.cx.turn.used)
     }
 
     /// Whether so much has been spent since then that others come first.
@@ -239,7 +238,7 @@ impl<'a> EventLoop<'a> {
     fn serve_timers(&mut self) {
         let begun = self.spent();
         for _ in 0..EXPIRY_BUDGET {
-            let Some(token) = self.timers.due(self.cx.now) else {
+            let Some(token) = self.timers.due(self.cx.turn.now) else {
                 break;
             };
             self.expire(token);
@@ -264,13 +263,13 @@ impl<'a> EventLoop<'a> {
         if !self.pending_removal.is_empty() {
             self.free_slots();
         }
-        self.resources.published.add(&mut self.cx.tally);
+        self.resources.published.add(&mut self.cx.scratch.tally);
     }
 
     /// Begins to stop: nothing is accepted any more, and who is idle ends.
     pub(crate) fn stop(&mut self) {
-        self.cx.stopping = true;
-        self.cx.now = Instant::now();
+        self.cx.run.stopping = true;
+        self.cx.turn.now = Instant::now();
         let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
         for token in tokens {
             self.call(token, |source, cx| source.stop(cx));
@@ -322,11 +321,11 @@ impl<'a> EventLoop<'a> {
                     Some(_) => self.call(token, |source, cx| source.returned(work, cx)),
                     None => abandon(work),
                 },
-                Mail::CapacityFreed => self.cx.capacity_freed = true,
-                Mail::Shutdown(run) => self.cx.shutdown |= run == self.run,
+                Mail::CapacityFreed => self.cx.turn.capacity_freed = true,
+                Mail::Shutdown(run) => self.cx.turn.shutdown |= run == self.run,
                 Mail::Wake => {}
                 Mail::Ended(mut ended) => {
-                    self.cx.tally.absorb(&mut ended.tally);
+                    self.cx.scratch.tally.absorb(&mut ended.tally);
                     let listener = self.listeners[ended.service];
                     self.ended(listener, &ended.peer, &ended.reason);
                 }
@@ -358,10 +357,10 @@ impl<'a> EventLoop<'a> {
             return;
         }
         let cx = &mut self.cx;
-        cx.entry.token = token;
-        cx.readiness = entry.readiness;
+        cx.call.entry.token = token;
+        cx.call.readiness = entry.readiness;
         let action = call(&mut *entry.source, cx);
-        entry.readiness = cx.readiness;
+        entry.readiness = cx.call.readiness;
         match action {
             PostAction::Wait => {}
             PostAction::Requeue => entry.line_up(&mut self.ready),
@@ -370,13 +369,13 @@ impl<'a> EventLoop<'a> {
                 entry.removed = true;
                 self.timers.set(token, &mut entry.armed, None);
                 self.pending_removal.push(token.slot());
-                cx.deadline_changed = false;
+                cx.call.deadline_changed = false;
             }
         }
-        if std::mem::take(&mut cx.has_follow_up) {
-            if std::mem::take(&mut cx.deadline_changed) {
+        if std::mem::take(&mut cx.turn.has_follow_up) {
+            if std::mem::take(&mut cx.call.deadline_changed) {
                 // Never due in this turn: an entry could keep the loop from all others.
-                let next_turn = cx.now + Duration::from_nanos(1);
+                let next_turn = cx.turn.now + Duration::from_nanos(1);
                 let deadline = entry.source.deadline().map(|deadline| deadline.max(next_turn));
                 self.timers.set(token, &mut entry.armed, deadline);
             }
@@ -388,21 +387,21 @@ impl<'a> EventLoop<'a> {
     /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
-        for Closed { peer, reason } in std::mem::take(&mut self.cx.ended) {
+        for Closed { peer, reason } in std::mem::take(&mut self.cx.turn.ended) {
             self.ended(parent, &peer, &reason);
         }
-        let mut new_connections = std::mem::take(&mut self.cx.new_connections);
+        let mut new_connections = std::mem::take(&mut self.cx.turn.new_connections);
         for new in new_connections.drain(..) {
             self.add_connection(new);
         }
         // Its room is kept, unless someone was let in by someone let in.
-        if self.cx.new_connections.is_empty() {
-            self.cx.new_connections = new_connections;
+        if self.cx.turn.new_connections.is_empty() {
+            self.cx.turn.new_connections = new_connections;
         }
-        if std::mem::take(&mut self.cx.deferred) {
+        if std::mem::take(&mut self.cx.turn.deferred) {
             self.run_deferred(parent);
         }
-        if std::mem::take(&mut self.cx.exhausted) {
+        if std::mem::take(&mut self.cx.turn.exhausted) {
             self.tell_listeners(|source, _| {
                 if let Some(ListenerParts { dispatcher, .. }) = source.parts() {
                     dispatcher.tell_ends();
@@ -424,7 +423,7 @@ impl<'a> EventLoop<'a> {
         if let Some(entry) = entry_of(&mut self.slab, listener) {
             entry.source = source;
         }
-        if std::mem::take(&mut self.cx.has_follow_up) {
+        if std::mem::take(&mut self.cx.turn.has_follow_up) {
             self.follow_up(listener);
         }
     }
@@ -437,7 +436,7 @@ impl<'a> EventLoop<'a> {
         let registry = self.resources.poll.registry();
         if let Err(error) = registry.register(&mut SourceFd(&descriptor), token.into(), interest) {
             log::warn!("a connection cannot be watched and is closed: {error}");
-            self.cx.tally.closed += 1;
+            self.cx.scratch.tally.closed += 1;
             return;
         }
         self.insert(token, parent, descriptor, source);
@@ -466,7 +465,7 @@ impl<'a> EventLoop<'a> {
     }
 
     fn expire(&mut self, token: Token) {
-        let now = self.cx.now;
+        let now = self.cx.turn.now;
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
@@ -551,8 +550,8 @@ impl Drop for EventLoop<'_> {
         });
         self.free_slots();
         self.slab.clear();
-        self.cx.tally.panics += guard::take_caught();
-        self.resources.published.add(&mut self.cx.tally);
+        self.cx.scratch.tally.panics += guard::take_caught();
+        self.resources.published.add(&mut self.cx.scratch.tally);
         self.resources.mailbox.end_run();
     }
 }
@@ -588,7 +587,7 @@ impl LoopAccess for Access<'_, '_> {
         let EventLoop { resources, slab, cx, .. } = &mut *self.event_loop;
         close(resources.poll.as_raw_fd());
         close(resources.mailbox.wakeup().as_raw_fd());
-        cx.reserve.take();
+        cx.run.reserve.take();
         for (_, entry) in slab {
             if !keep_listener || entry.token != self.listener {
                 close(entry.descriptor);

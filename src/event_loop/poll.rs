@@ -39,8 +39,8 @@ impl EventLoop<'_> {
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         let busy = !self.ready.is_empty()
-            || self.cx.shutdown
-            || self.cx.capacity_freed
+            || self.cx.turn.shutdown
+            || self.cx.turn.capacity_freed
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
         if !busy && self.spin(&mut timeout, signals)? {
@@ -51,9 +51,9 @@ impl EventLoop<'_> {
         }
         let polled = self.resources.poll.poll(self.resources.events, timeout);
         if !busy && self.resources.mailbox.wake_up() {
-            self.cx.tally.wakes += 1;
+            self.cx.scratch.tally.wakes += 1;
         }
-        self.cx.now = Instant::now();
+        self.cx.turn.now = Instant::now();
         match polled {
             // The next turn waits for what is left of the time.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -85,15 +85,15 @@ impl EventLoop<'_> {
                 }
                 other => other?,
             }
-            self.cx.now = Instant::now();
+            self.cx.turn.now = Instant::now();
             if !self.resources.events.is_empty()
                 || self.resources.mailbox.has_mail()
                 || signals.is_some_and(SignalWatch::is_due)
             {
                 return Ok(true);
             }
-            if self.cx.now >= until {
-                let passed = self.cx.now.saturating_duration_since(began);
+            if self.cx.turn.now >= until {
+                let passed = self.cx.turn.now.saturating_duration_since(began);
                 *timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
                 return Ok(false);
             }

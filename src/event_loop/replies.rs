@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::source::{LoopCx, Readiness};
-use crate::conversation::OutputBuffer;
+use crate::conversation::Scratch;
 use crate::counters::Tally;
 use crate::datagram::{RETRY, RetryQueues, charge};
 use crate::guard::log;
@@ -78,14 +78,15 @@ impl Replies {
         self.pending + self.retries.charge()
     }
 
+    /// Keeps the output collected, which refers to `input`, as replies.
     pub(super) fn keep(
         &mut self,
-        output_buffer: &mut OutputBuffer,
+        scratch: &mut Scratch,
         input: &[u8],
         to: Destination,
         now: Instant,
-        tally: &mut Tally,
     ) {
+        let Scratch { output_buffer, tally, .. } = scratch;
         // A peer's datagrams keep their order.
         let retries = self.retries.has(&to.address);
         for part in output_buffer.parts(input) {
@@ -105,13 +106,13 @@ impl Replies {
     /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
     /// it has no room for waits.
     pub(super) fn send(&mut self, socket: &Socket, cx: &mut LoopCx) {
-        while !self.waiting.is_empty() && cx.readiness.has(Readiness::WRITABLE) {
+        while !self.waiting.is_empty() && cx.call.readiness.has(Readiness::WRITABLE) {
             match sys::send_batch(socket, GsoBatches { replies: self, next: 0 }) {
-                Ok(sent) => self.forget(sent, &mut cx.tally),
+                Ok(sent) => self.forget(sent, &mut cx.scratch.tally),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.no_room(&error, cx),
                 Err(error) if self.gso_run(0) > 1 => self.part(&error),
-                Err(error) => self.drop_first(&error, &mut cx.tally),
+                Err(error) => self.drop_first(&error, &mut cx.scratch.tally),
             }
         }
         self.let_go_of_bytes();
@@ -199,21 +200,21 @@ impl Replies {
     fn no_room(&mut self, error: &io::Error, cx: &mut LoopCx) {
         let Some(reply) = self.waiting.front().filter(|reply| reply.to.address.is_unix()) else {
             if self.stalled_until.is_none() {
-                self.stalled_until = Some(cx.now + STALL);
+                self.stalled_until = Some(cx.turn.now + STALL);
                 cx.deadline_changed();
             }
-            return cx.readiness.remove(Readiness::WRITABLE);
+            return cx.call.readiness.remove(Readiness::WRITABLE);
         };
-        if self.retries.unresponsive.wait_budget(&reply.to.address, cx.now).is_zero() {
-            return self.drop_first(error, &mut cx.tally);
+        if self.retries.unresponsive.wait_budget(&reply.to.address, cx.turn.now).is_zero() {
+            return self.drop_first(error, &mut cx.scratch.tally);
         }
-        let (to, now) = (reply.to.clone(), cx.now);
+        let (to, now) = (reply.to.clone(), cx.turn.now);
         // Those behind it are not to overtake it.
         for reply in std::mem::take(&mut self.waiting) {
             if reply.to == to {
                 self.pending -= charge(reply.range.len());
                 let bytes = self.bytes[reply.range].into();
-                self.retries.put(reply.to, bytes, now, &mut cx.tally);
+                self.retries.put(reply.to, bytes, now, &mut cx.scratch.tally);
             } else {
                 self.waiting.push_back(reply);
             }
@@ -226,8 +227,8 @@ impl Replies {
 
     /// Tries those again that were put aside; `beside` says that others are to be tried again too.
     pub(super) fn retry(&mut self, socket: &Socket, beside: bool, cx: &mut LoopCx) {
-        self.retries.retry(socket, cx.now, &mut cx.state.tally);
-        self.retry_at = (beside || !self.retries.is_empty()).then(|| cx.now + RETRY);
+        self.retries.retry(socket, cx.turn.now, &mut cx.scratch.tally);
+        self.retry_at = (beside || !self.retries.is_empty()).then(|| cx.turn.now + RETRY);
         cx.deadline_changed();
     }
 
@@ -237,11 +238,11 @@ impl Replies {
         let before = self.waiting.len();
         self.stalled_until = None;
         cx.deadline_changed();
-        cx.readiness.add(Readiness::WRITABLE);
+        cx.call.readiness.add(Readiness::WRITABLE);
         self.send(socket, cx);
         if !self.waiting.is_empty() && self.waiting.len() == before {
             log::debug!("{before} replies were not sent: there is no room for them");
-            self.lose_waiting(&mut cx.tally);
+            self.lose_waiting(&mut cx.scratch.tally);
             self.let_go_of_bytes();
         }
     }
@@ -295,7 +296,6 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::Arc;
 
-    use super::super::source::LoopState;
     use super::*;
     use crate::conversation::Output;
     use crate::datagram::{OVERHEAD, PATIENCE, RETRY_HIGH};
@@ -334,15 +334,15 @@ mod tests {
         batch.receive(&socket, 2, &mut received).unwrap();
         let to = [received.remove(0).from, received.remove(0).from];
         let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
-        cx.readiness.add(Readiness::WRITABLE);
+        cx.call.readiness.add(Readiness::WRITABLE);
         Stand { socket, clients, to, cx, replies: Replies::new(false), directory }
     }
 
     impl Stand {
         fn keep(&mut self, client: usize, bytes: &[u8]) {
-            let LoopState { output_buffer, tally, now, .. } = &mut self.cx.state;
-            Output::new(&[], output_buffer).put_datagram(bytes);
-            self.replies.keep(output_buffer, &[], self.to[client].clone(), *now, tally);
+            let LoopCx { scratch, turn, .. } = &mut self.cx;
+            Output::new(&[], &mut scratch.output_buffer).put_datagram(bytes);
+            self.replies.keep(scratch, &[], self.to[client].clone(), turn.now);
         }
 
         fn send(&mut self) {
@@ -380,9 +380,9 @@ mod tests {
         }
         let retries = stand.replies.retries.len();
         assert!(retries <= RETRY_HIGH / OVERHEAD, "{retries} replies");
-        assert_eq!(stand.cx.tally.unsent as usize, 3 * RETRY_HIGH / OVERHEAD + 1 - retries);
+        assert_eq!(stand.cx.scratch.tally.unsent as usize, 3 * RETRY_HIGH / OVERHEAD + 1 - retries);
         assert!(stand.replies.charge() <= RETRY_HIGH + OVERHEAD);
-        stand.cx.now += PATIENCE;
+        stand.cx.turn.now += PATIENCE;
         stand.retry();
         assert_eq!((stand.replies.charge(), stand.replies.retries.len()), (0, 0));
     }
@@ -410,18 +410,18 @@ mod tests {
     fn who_was_waited_for_in_vain_is_heard_to_read_again() {
         let mut stand = stand("again");
         stand.fill();
-        stand.cx.now += PATIENCE;
+        stand.cx.turn.now += PATIENCE;
         stand.retry();
-        assert_eq!(stand.cx.tally.unsent, 1);
+        assert_eq!(stand.cx.scratch.tally.unsent, 1);
         stand.keep(0, b"lost at once");
         stand.send();
-        assert_eq!((stand.cx.tally.unsent, stand.replies.charge() as u64), (2, 0));
+        assert_eq!((stand.cx.scratch.tally.unsent, stand.replies.charge() as u64), (2, 0));
         stand.received(0);
         stand.keep(0, b"heard");
         stand.send();
         assert_eq!(stand.received(0), [b"heard"]);
         stand.fill();
-        assert_eq!(stand.cx.tally.unsent, 2, "there is patience again");
+        assert_eq!(stand.cx.scratch.tally.unsent, 2, "there is patience again");
     }
 
     /// A socket whose send buffer can be full, and stays so until its peer reads: a TCP connection,
@@ -440,20 +440,20 @@ mod tests {
         client.set_nonblocking(true).unwrap();
         let (peer, _) = listener.accept().unwrap();
         let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
-        cx.readiness.add(Readiness::WRITABLE);
+        cx.call.readiness.add(Readiness::WRITABLE);
         let (_, _, to) = udp();
         Narrow { socket: Socket::from(client), peer, to, cx, replies: Replies::new(false) }
     }
 
     impl Narrow {
         fn keep(&mut self, bytes: &[u8]) {
-            let LoopState { output_buffer, tally, now, .. } = &mut self.cx.state;
-            Output::new(&[], output_buffer).put_datagram(bytes);
-            self.replies.keep(output_buffer, &[], self.to.clone(), *now, tally);
+            let LoopCx { scratch, turn, .. } = &mut self.cx;
+            Output::new(&[], &mut scratch.output_buffer).put_datagram(bytes);
+            self.replies.keep(scratch, &[], self.to.clone(), turn.now);
         }
 
         fn send(&mut self) {
-            self.cx.readiness.add(Readiness::WRITABLE);
+            self.cx.call.readiness.add(Readiness::WRITABLE);
             self.replies.send(&self.socket, &mut self.cx);
         }
     }
@@ -494,7 +494,7 @@ mod tests {
         for number in 0..2000 {
             narrow.keep(&[number as u8; 1000]);
         }
-        narrow.replies.forget(1500, &mut narrow.cx.state.tally);
+        narrow.replies.forget(1500, &mut narrow.cx.scratch.tally);
         narrow.replies.let_go_of_bytes();
         assert_eq!(narrow.replies.bytes.len(), 500 * 1000);
         for (number, send) in (1500..2000).zip(GsoBatches { replies: &narrow.replies, next: 0 }) {
@@ -510,7 +510,7 @@ mod tests {
             narrow.send();
         }
         narrow.keep(b"one more");
-        assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.now + STALL));
+        assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.turn.now + STALL));
         let mut read = vec![0; 8 << 20];
         narrow.peer.set_nonblocking(true).unwrap();
         // Some can go: the rest goes on waiting.
@@ -518,13 +518,13 @@ mod tests {
             let _ = narrow.peer.read(&mut read);
             narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
         }
-        assert_eq!(narrow.cx.tally.unsent, 0);
+        assert_eq!(narrow.cx.scratch.tally.unsent, 0);
         while narrow.replies.waiting.len() < 3 {
             narrow.keep(&[b'x'; 1200]);
             narrow.send();
         }
         narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
-        assert_eq!((narrow.cx.tally.unsent, narrow.replies.charge()), (3, 0));
+        assert_eq!((narrow.cx.scratch.tally.unsent, narrow.replies.charge()), (3, 0));
         assert_eq!(narrow.replies.stalled_until, None);
     }
 
@@ -536,26 +536,24 @@ mod tests {
         let gso = sys::supports_gso(&socket);
         let mut replies = Replies::new(gso);
         let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
-        cx.readiness.add(Readiness::WRITABLE);
+        cx.call.readiness.add(Readiness::WRITABLE);
         for _ in 0..2 {
             for to in [&nowhere, &to] {
-                let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
                 for _ in 0..3 {
-                    Output::new(&[], output_buffer).put_datagram(b"reply");
+                    Output::new(&[], &mut cx.scratch.output_buffer).put_datagram(b"reply");
                 }
-                replies.keep(output_buffer, &[], to.clone(), *now, tally);
+                replies.keep(&mut cx.scratch, &[], to.clone(), cx.turn.now);
             }
             replies.send(&socket, &mut cx);
         }
-        assert_eq!((cx.tally.replies, cx.tally.unsent), (6, 6));
+        assert_eq!((cx.scratch.tally.replies, cx.scratch.tally.unsent), (6, 6));
         for _ in 0..6 {
             assert_eq!(client.recv(&mut [0; 10]).unwrap(), 5);
         }
         assert_eq!((replies.gso, replies.alone), (gso, 0));
         let refused = io::Error::from_raw_os_error(libc::EIO);
-        let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
-        Output::new(&[], output_buffer).put_datagram(b"a device that cannot do it");
-        replies.keep(output_buffer, &[], to, *now, tally);
+        Output::new(&[], &mut cx.scratch.output_buffer).put_datagram(b"a device that cannot do it");
+        replies.keep(&mut cx.scratch, &[], to, cx.turn.now);
         replies.part(&refused);
         assert!(!replies.gso);
     }

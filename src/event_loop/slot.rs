@@ -1,7 +1,7 @@
 //! A conversation of a connection: on the loop, or with a worker for the length of a job.
 
-use super::source::LoopState;
-use crate::conversation::{Conversation, Framing, Handler, StepCx};
+use super::source::LoopCx;
+use crate::conversation::{Conversation, Framing, Handler};
 use crate::mailbox::Job;
 
 /// What happens to a conversation: the input of its state machine.
@@ -19,7 +19,7 @@ pub(crate) trait ConversationSlot: 'static {
 
     /// Delivers an event; at most `room` bytes of output are collected. Returns false when there is no
     /// output to send yet: a worker has the conversation now, or the input was only buffered.
-    fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool;
+    fn run(&mut self, step: ConversationEvent<'_>, room: usize, cx: &mut LoopCx) -> bool;
 
     /// The conversation, unless a worker has it.
     fn local(&mut self) -> Option<&mut Conversation<Self::Handler, Self::Framing>>;
@@ -27,11 +27,11 @@ pub(crate) trait ConversationSlot: 'static {
     /// The conversation, for reading, unless a worker has it.
     fn local_ref(&self) -> Option<&Conversation<Self::Handler, Self::Framing>>;
 
-    /// Takes the conversation back from a worker; its output goes to `state`.
-    fn put_back(&mut self, work: Box<dyn Job>, state: &mut LoopState);
+    /// Takes the conversation back from a worker; its output goes to `cx`.
+    fn put_back(&mut self, work: Box<dyn Job>, cx: &mut LoopCx);
 
     /// Closes the conversation: `on_close` is called, here or on a worker.
-    fn close(&mut self, state: &mut LoopState);
+    fn close(&mut self, cx: &mut LoopCx);
 }
 
 /// A conversation that always runs on the loop.
@@ -40,16 +40,15 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
     type Framing = F;
 
     #[inline(always)]
-    fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool {
-        let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
+    fn run(&mut self, step: ConversationEvent<'_>, room: usize, cx: &mut LoopCx) -> bool {
+        let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
         match step {
             ConversationEvent::Open => self.open(&mut step_cx),
             ConversationEvent::Receive(fresh) => self.receive(fresh, &mut step_cx),
             ConversationEvent::Eof => self.eof(&mut step_cx),
             ConversationEvent::TimedOut => self.timed_out(&mut step_cx),
         }
-        state.shutdown |= step_cx.shutdown;
+        cx.turn.shutdown |= step_cx.shutdown;
         true
     }
 
@@ -63,10 +62,10 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
         Some(self)
     }
 
-    fn put_back(&mut self, _work: Box<dyn Job>, _state: &mut LoopState) {}
+    fn put_back(&mut self, _work: Box<dyn Job>, _cx: &mut LoopCx) {}
 
-    fn close(&mut self, state: &mut LoopState) {
-        let reason = self.closed(&mut state.tally);
-        state.end(self.peer(), reason);
+    fn close(&mut self, cx: &mut LoopCx) {
+        let reason = self.closed(&mut cx.scratch.tally);
+        cx.end(self.peer(), reason);
     }
 }

@@ -2,15 +2,12 @@
 //! length of a call.
 
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::address::Peer;
-use crate::conversation::READ_SIZE;
-use crate::conversation::{OutputBuffer, SenderSource};
-use crate::counters::Tally;
+use crate::conversation::{Scratch, SenderSource};
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::guard::log;
@@ -109,32 +106,37 @@ pub(crate) enum PostAction {
 
 /// What a loop lends to an entry for the length of a call.
 pub(crate) struct LoopCx {
-    /// What is read into, by whoever reads; apart from the rest, which is needed while it is full.
-    pub(crate) buffer: Box<[u8]>,
-    pub(crate) state: LoopState,
+    /// What belongs to this call.
+    pub(crate) call: CallState,
+    /// What belongs to this turn of the loop.
+    pub(crate) turn: TurnState,
+    /// What belongs to this run of the loop.
+    pub(crate) run: RunState,
+    /// What is read into and written from.
+    pub(crate) scratch: Scratch,
 }
 
-/// What a loop lends beside the buffer.
-pub(crate) struct LoopState {
-    /// When this turn began: the only clock there is.
-    pub(crate) now: Instant,
-    /// Where output is collected, by whoever answers.
-    pub(crate) output_buffer: OutputBuffer,
-    pub(crate) tally: Tally,
+/// The state of one call of an entry.
+pub(crate) struct CallState {
     /// The entry that is being called, and how it is reached from elsewhere.
     pub(crate) entry: EntryRef,
     /// What is known of its descriptor; it removes what turns out not to hold.
     pub(crate) readiness: Readiness,
+    /// It has another deadline than before.
+    pub(crate) deadline_changed: bool,
+}
+
+/// The state of one turn: what its calls use together, and what they leave for the loop to do.
+pub(crate) struct TurnState {
+    /// When this turn began: the only clock there is.
+    pub(crate) now: Instant,
     /// How much of their budgets connections have used in this turn, in bytes; what is read in the
     /// plain case counts nowhere.
     pub(crate) used: u64,
-    /// It has another deadline than before.
-    pub(crate) deadline_changed: bool,
     /// Someone has asked the server to stop.
     pub(crate) shutdown: bool,
-    /// The server is stopping: nothing is accepted, and who becomes idle is closed.
-    pub(crate) stopping: bool,
-    /// The entry leaves something for the loop to do: a deadline, or one of the three below.
+    /// An entry leaves something for the loop to do after its call: a deadline, or one of the next
+    /// four.
     pub(crate) has_follow_up: bool,
     /// Conversations that have ended: how, for the hooks of their listener.
     pub(crate) ended: Vec<Closed>,
@@ -142,16 +144,22 @@ pub(crate) struct LoopState {
     pub(crate) new_connections: Vec<NewConnection>,
     /// The dispatcher wants [`Dispatcher::run_deferred`] to be called after the current call.
     pub(crate) deferred: bool,
+    /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
+    pub(crate) exhausted: bool,
     /// A connection has been closed: descriptors and room are free again.
     pub(crate) capacity_freed: bool,
+}
+
+/// The state of one run of the loop.
+pub(crate) struct RunState {
+    /// The server is stopping: nothing is accepted, and who becomes idle is closed.
+    pub(crate) stopping: bool,
     /// How many more requests may be accepted.
     pub(crate) accepts_left: usize,
     /// What became of a request that was served here, by blocking, when the stop began.
     pub(crate) inline_outcome: Option<StopOutcome>,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
-    /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
-    pub(crate) exhausted: bool,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
     pub(crate) reserve: Option<OwnedFd>,
 }
@@ -174,99 +182,99 @@ impl SenderSource for EntryRef {
 
 impl LoopCx {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
-        let mut state = LoopState {
-            now: Instant::now(),
-            output_buffer: OutputBuffer::default(),
-            tally: Tally::default(),
-            entry: EntryRef { mailbox, token: Token::WAKE, limit: 0 },
-            readiness: Readiness::NONE,
-            used: 0,
-            deadline_changed: false,
-            shutdown: false,
-            stopping: false,
-            has_follow_up: false,
-            ended: Vec::new(),
-            new_connections: Vec::new(),
-            deferred: false,
-            capacity_freed: false,
-            accepts_left: usize::MAX,
-            inline_outcome: None,
-            failed: None,
-            exhausted: false,
-            reserve: None,
+        let mut cx = LoopCx {
+            call: CallState {
+                entry: EntryRef { mailbox, token: Token::WAKE, limit: 0 },
+                readiness: Readiness::NONE,
+                deadline_changed: false,
+            },
+            turn: TurnState {
+                now: Instant::now(),
+                used: 0,
+                shutdown: false,
+                has_follow_up: false,
+                ended: Vec::new(),
+                new_connections: Vec::new(),
+                deferred: false,
+                exhausted: false,
+                capacity_freed: false,
+            },
+            run: RunState {
+                stopping: false,
+                accepts_left: usize::MAX,
+                inline_outcome: None,
+                failed: None,
+                reserve: None,
+            },
+            scratch: Scratch::with_read_buffer(),
         };
-        state.keep_reserve();
-        LoopCx { buffer: vec![0; READ_SIZE].into_boxed_slice(), state }
+        cx.keep_reserve();
+        cx
     }
-}
 
-impl LoopState {
+    /// Lends the read buffer apart from the rest, which is needed while the buffer is full.
+    #[inline(always)]
+    pub(super) fn with_buffer<T>(&mut self, call: impl FnOnce(&mut [u8], &mut LoopCx) -> T) -> T {
+        let mut buffer = std::mem::take(&mut self.scratch.buffer);
+        let result = call(&mut buffer, self);
+        self.scratch.buffer = buffer;
+        result
+    }
+
     /// So many bytes have been read into a buffer of that size. A short read has drained a stream,
     /// see epoll(7), unless its end is there to be read too: the end brings no edge of its own if it
     /// was part of this one. Nor does what lies behind a boundary.
     #[inline(always)]
     pub(crate) fn read(&mut self, count: usize, buffer: usize) {
-        self.tally.bytes_in += count as u64;
-        if count < buffer && !self.readiness.has(Readiness::NOT_DRAINED) {
-            self.readiness.remove(Readiness::READABLE);
+        let readiness = &mut self.call.readiness;
+        self.scratch.tally.bytes_in += count as u64;
+        if count < buffer && !readiness.has(Readiness::NOT_DRAINED) {
+            readiness.remove(Readiness::READABLE);
         }
         if count >= BULK_FROM {
-            self.readiness.add(Readiness::BULK);
+            readiness.add(Readiness::BULK);
         }
     }
 
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
-        !self.stopping && !self.shutdown && self.accepts_left > 0
+        !self.run.stopping && !self.turn.shutdown && self.run.accepts_left > 0
     }
 
     /// Sees to it that there is a descriptor to be given up in need: another number for one that is
     /// open anyway, for which no file has to be found.
     pub(crate) fn keep_reserve(&mut self) {
-        if self.reserve.is_none() {
-            self.reserve = self.entry.mailbox.wakeup().as_fd().try_clone_to_owned().ok();
+        if self.run.reserve.is_none() {
+            let wakeup = self.call.entry.mailbox.wakeup();
+            self.run.reserve = wakeup.as_fd().try_clone_to_owned().ok();
         }
     }
 
     /// The entry has another deadline than before.
     pub(crate) fn deadline_changed(&mut self) {
-        self.deadline_changed = true;
-        self.has_follow_up = true;
+        self.call.deadline_changed = true;
+        self.turn.has_follow_up = true;
     }
 
     /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
     pub(crate) fn end(&mut self, peer: &Peer, reason: impl Into<CatchDrop<CloseReason>>) {
         let reason = reason.into();
         if reason.is_fault() || log::is_enabled(::log::Level::Debug) {
-            self.ended.push(Closed { peer: peer.clone(), reason });
-            self.has_follow_up = true;
+            self.turn.ended.push(Closed { peer: peer.clone(), reason });
+            self.turn.has_follow_up = true;
         }
     }
 
     /// A connection is to be put into the slab.
     pub(crate) fn register(&mut self, new: NewConnection) {
-        self.new_connections.push(new);
-        self.has_follow_up = true;
+        self.turn.new_connections.push(new);
+        self.turn.has_follow_up = true;
     }
 
     /// Has [`Dispatcher::run_deferred`] called after the current call of its listener.
     pub(crate) fn defer(&mut self) {
-        self.deferred = true;
-        self.has_follow_up = true;
-    }
-}
-
-impl Deref for LoopCx {
-    type Target = LoopState;
-
-    fn deref(&self) -> &LoopState {
-        &self.state
-    }
-}
-
-impl DerefMut for LoopCx {
-    fn deref_mut(&mut self) -> &mut LoopState {
-        &mut self.state
+        self.turn.deferred = true;
+        self.turn.has_follow_up = true;
     }
 }
 
@@ -292,7 +300,7 @@ pub(crate) trait EventSource {
         PostAction::Wait
     }
 
-    /// `turn.readiness` holds of its descriptor, or it asked to go on.
+    /// `cx.call.readiness` holds of its descriptor, or it asked to go on.
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction;
 
     /// The mail that told of its outlet has been taken: more mail may come from now on.
@@ -445,7 +453,7 @@ pub(crate) trait Dispatcher {
         Vec::new()
     }
 
-    /// Does what was put off by [`LoopState::defer`]: work that needs the loop beside its context.
+    /// Does what was put off by [`LoopCx::defer`]: work that needs the loop beside its context.
     fn run_deferred(&mut self, hooks: &mut dyn ListenerHooks, access: &mut dyn LoopAccess) {
         let _ = (hooks, access);
     }

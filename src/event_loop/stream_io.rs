@@ -4,18 +4,14 @@ use std::io::{self, IoSlice, Read as _};
 
 use socket2::Socket;
 
-use super::source::{LoopState, Readiness};
+use super::source::{LoopCx, Readiness};
 use super::write_buffer::{SLICES, WriteBuffer};
 use crate::sys;
 
 /// Reads from a stream, and records where a short read does not mean that the queue is empty.
-pub(super) fn read(
-    mut socket: &Socket,
-    buffer: &mut [u8],
-    state: &mut LoopState,
-) -> io::Result<usize> {
-    if state.readiness.has(Readiness::ANCILLARY) {
-        return receive_with_ancillary(socket, buffer, state);
+pub(super) fn read(mut socket: &Socket, buffer: &mut [u8], cx: &mut LoopCx) -> io::Result<usize> {
+    if cx.call.readiness.has(Readiness::ANCILLARY) {
+        return receive_with_ancillary(socket, buffer, cx);
     }
     socket.read(buffer)
 }
@@ -24,11 +20,11 @@ pub(super) fn read(
 pub(super) fn receive_with_ancillary(
     socket: &Socket,
     buffer: &mut [u8],
-    state: &mut LoopState,
+    cx: &mut LoopCx,
 ) -> io::Result<usize> {
     let (count, had_ancillary) = sys::receive(socket, buffer)?;
     if had_ancillary {
-        state.readiness.add(Readiness::BOUNDARY);
+        cx.call.readiness.add(Readiness::BOUNDARY);
     }
     Ok(count)
 }
@@ -40,19 +36,19 @@ pub(super) fn transmit(
     socket: &Socket,
     write_buffer: &mut Option<Box<WriteBuffer>>,
     input: &[u8],
-    state: &mut LoopState,
+    cx: &mut LoopCx,
 ) -> io::Result<bool> {
     if write_buffer.is_none()
-        && let Some(bytes) = state.output_buffer.contiguous(input)
+        && let Some(bytes) = cx.scratch.output_buffer.contiguous(input)
     {
         let sent = sys::send(socket, bytes)?;
-        state.tally.bytes_out += sent as u64;
+        cx.scratch.tally.bytes_out += sent as u64;
         if sent < bytes.len() {
-            refused(write_buffer, input, sent, state);
+            refused(write_buffer, input, sent, cx);
         }
         return Ok(sent > 0);
     }
-    transmit_many(socket, write_buffer, input, state)
+    transmit_many(socket, write_buffer, input, cx)
 }
 
 /// The kernel has taken `sent` bytes and has no room for more.
@@ -61,10 +57,10 @@ fn refused(
     write_buffer: &mut Option<Box<WriteBuffer>>,
     input: &[u8],
     sent: usize,
-    state: &mut LoopState,
+    cx: &mut LoopCx,
 ) {
-    state.readiness.remove(Readiness::WRITABLE);
-    write_buffer.get_or_insert_default().keep(&mut state.output_buffer, input, sent);
+    cx.call.readiness.remove(Readiness::WRITABLE);
+    write_buffer.get_or_insert_default().keep(&mut cx.scratch.output_buffer, input, sent);
 }
 
 /// Sends several segments, or appends to output that waits already.
@@ -73,26 +69,26 @@ fn transmit_many(
     socket: &Socket,
     write_buffer: &mut Option<Box<WriteBuffer>>,
     input: &[u8],
-    state: &mut LoopState,
+    cx: &mut LoopCx,
 ) -> io::Result<bool> {
     let mut sent = 0;
     if write_buffer.is_none() {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = state.output_buffer.slices(input, &mut slices);
+        let filled = cx.scratch.output_buffer.slices(input, &mut slices);
         let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
         sent = sys::send_vectored(socket, &slices[..filled])?;
-        state.tally.bytes_out += sent as u64;
+        cx.scratch.tally.bytes_out += sent as u64;
         if sent < offered {
-            refused(write_buffer, input, sent, state);
+            refused(write_buffer, input, sent, cx);
             return Ok(sent > 0);
         }
     }
     // That one call did not take all slices says nothing about the kernel's buffer: go on trying.
     let waiting = write_buffer.get_or_insert_default();
-    waiting.keep(&mut state.output_buffer, input, sent);
+    waiting.keep(&mut cx.scratch.output_buffer, input, sent);
     let before = waiting.len();
-    if state.readiness.has(Readiness::WRITABLE) {
-        flush(socket, waiting, state)?;
+    if cx.call.readiness.has(Readiness::WRITABLE) {
+        flush(socket, waiting, cx)?;
     }
     let moved = sent > 0 || waiting.len() < before;
     if waiting.is_empty() {
@@ -105,17 +101,17 @@ fn transmit_many(
 pub(super) fn flush(
     socket: &Socket,
     write_buffer: &mut WriteBuffer,
-    state: &mut LoopState,
+    cx: &mut LoopCx,
 ) -> io::Result<()> {
     while !write_buffer.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let filled = write_buffer.slices(&mut slices);
         let sent = sys::send_vectored(socket, &slices[..filled])?;
         if sent == 0 {
-            state.readiness.remove(Readiness::WRITABLE);
+            cx.call.readiness.remove(Readiness::WRITABLE);
             return Ok(());
         }
-        state.tally.bytes_out += sent as u64;
+        cx.scratch.tally.bytes_out += sent as u64;
         write_buffer.advance(sent);
     }
     Ok(())

@@ -14,9 +14,7 @@ use super::service::{
 };
 use crate::address::Peer;
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
-use crate::conversation::OutputBuffer;
-use crate::conversation::READ_SIZE;
-use crate::counters::Tally;
+use crate::conversation::Scratch;
 use crate::datagram::Datagram;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::event_loop::{
@@ -173,12 +171,12 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
             }
             Err(error) => {
                 let cx = access.cx();
-                cx.tally.rejected_full += 1;
-                cx.tally.closed += u64::from(self.of_connections);
+                cx.scratch.tally.rejected_full += 1;
+                cx.scratch.tally.closed += u64::from(self.of_connections);
                 // No child will end, so nothing else says that there is room.
-                cx.capacity_freed = true;
+                cx.turn.capacity_freed = true;
                 match error {
-                    Error::Mode(_) => cx.failed = Some(error),
+                    Error::Mode(_) => cx.run.failed = Some(error),
                     error => log::error!("a request is turned away: {error:#}"),
                 }
             }
@@ -236,9 +234,9 @@ impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     fn look(&mut self, cx: &mut LoopCx) {
         let reaped = self.children.reap();
         if self.of_connections {
-            cx.tally.closed += reaped as u64;
+            cx.scratch.tally.closed += reaped as u64;
         }
-        cx.capacity_freed |= reaped > 0;
+        cx.turn.capacity_freed |= reaped > 0;
     }
 
     fn watched(&self) -> Vec<RawFd> {
@@ -258,7 +256,7 @@ impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     fn abort_all(&mut self, cx: &mut LoopCx) {
         let killed = self.children.kill();
         if self.of_connections {
-            cx.tally.closed += killed as u64;
+            cx.scratch.tally.closed += killed as u64;
         }
     }
 
@@ -438,12 +436,8 @@ impl Children {
         }
         let wakeups: Vec<&Wakeup> = process.terminated().into_iter().collect();
         let mut is_stopping = || sys::child_is_terminated();
-        let (mut tally, mut output_buffer) = (Tally::default(), OutputBuffer::default());
-        let mut buffer = vec![0; READ_SIZE].into_boxed_slice();
         let mut cx = SessionCx {
-            buffer: &mut buffer,
-            output_buffer: &mut output_buffer,
-            tally: &mut tally,
+            scratch: &mut Scratch::with_read_buffer(),
             leaves_lingering: false,
             wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,

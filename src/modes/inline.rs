@@ -12,9 +12,7 @@ use super::service::{
 };
 use crate::address::Peer;
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
-use crate::conversation::OutputBuffer;
-use crate::conversation::READ_SIZE;
-use crate::counters::Tally;
+use crate::conversation::Scratch;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::UnsupportedError;
 use crate::event_loop::{
@@ -94,7 +92,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
     }
 
     fn serve(&mut self, session: impl Session, cx: &mut LoopCx) {
-        let (served, stop_outcome) = self.driver.serve(Box::new(session), &mut cx.tally);
+        let (served, stop_outcome) = self.driver.serve(Box::new(session), &mut cx.scratch);
         let Served { peer, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
             // On the loop, since here it would delay the next request.
@@ -104,12 +102,12 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
                     source: Box::new(lingers),
                     parent: self.listener,
                 }),
-                Err(_) => cx.tally.closed += 1,
+                Err(_) => cx.scratch.tally.closed += 1,
             }
         }
         cx.end(&peer, reason);
-        cx.inline_outcome = stop_outcome;
-        cx.shutdown |= self.driver.is_stopping();
+        cx.run.inline_outcome = stop_outcome;
+        cx.turn.shutdown |= self.driver.is_stopping();
     }
 }
 
@@ -129,7 +127,7 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_,
         let Some(session) = make_handler(&peer, cx, || {
             self.serve.stream(self.make.make(&peer), &self.listener_handle, socket, peer.clone())
         }) else {
-            cx.tally.closed += 1;
+            cx.scratch.tally.closed += 1;
             return;
         };
         self.serve(session, cx);
@@ -163,8 +161,6 @@ struct InlineDriver<'a> {
     is_stopping: Box<dyn FnMut() -> bool + 'a>,
     on_shutdown: Box<dyn Fn() + 'a>,
     drain: Duration,
-    buffer: Box<[u8]>,
-    output_buffer: OutputBuffer,
 }
 
 impl<'a> InlineDriver<'a> {
@@ -183,8 +179,6 @@ impl<'a> InlineDriver<'a> {
             is_stopping: Box::new(is_stopping),
             on_shutdown: Box::new(on_shutdown),
             drain,
-            buffer: vec![0; READ_SIZE].into_boxed_slice(),
-            output_buffer: OutputBuffer::default(),
         }
     }
 
@@ -197,7 +191,7 @@ impl<'a> InlineDriver<'a> {
     fn serve(
         &mut self,
         session: Box<dyn Session + '_>,
-        tally: &mut Tally,
+        scratch: &mut Scratch,
     ) -> (Served, Option<StopOutcome>) {
         let mailbox = self.mailbox.clone();
         let is_stopping = &mut self.is_stopping;
@@ -209,9 +203,7 @@ impl<'a> InlineDriver<'a> {
         let mut wakeups = vec![self.mailbox.wakeup()];
         wakeups.extend(self.signals);
         let mut cx = SessionCx {
-            buffer: &mut self.buffer,
-            output_buffer: &mut self.output_buffer,
-            tally,
+            scratch,
             leaves_lingering: true,
             wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,

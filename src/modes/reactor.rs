@@ -10,7 +10,7 @@ use super::service::{
 };
 use crate::address::Peer;
 use crate::conversation::NoSenders;
-use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
+use crate::conversation::{Conversation, Framing, Handler, serve_datagram};
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
     StreamDispatcher, WaterMarks,
@@ -78,7 +78,7 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
         }) else {
-            cx.tally.closed += 1;
+            cx.scratch.tally.closed += 1;
             return;
         };
         register(socket, conversation, self.water_marks, self.listener, cx);
@@ -94,7 +94,7 @@ pub(super) fn register<T: ConversationSlot>(
     cx: &mut LoopCx,
 ) {
     let descriptor = socket.as_raw_fd();
-    let source = Box::new(Connection::new(socket, slot, water_marks, cx.now));
+    let source = Box::new(Connection::new(socket, slot, water_marks, cx.turn.now));
     cx.register(NewConnection { source, descriptor, parent: listener });
 }
 
@@ -107,11 +107,9 @@ impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
 impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
-        let state = &mut cx.state;
-        let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &NoSenders, usize::MAX);
+        let mut step_cx = cx.scratch.step_cx(&NoSenders, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
-        cx.shutdown |= step_cx.shutdown;
+        cx.turn.shutdown |= step_cx.shutdown;
         if reason.is_fault() {
             cx.end(&peer, reason);
         }

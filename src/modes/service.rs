@@ -407,7 +407,7 @@ pub(super) fn make_handler<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() 
     match guard::call(make) {
         Ok(handler) => Some(handler),
         Err(message) => {
-            cx.tally.panics += 1;
+            cx.scratch.tally.panics += 1;
             cx.end(peer, CloseReason::Panic(message));
             None
         }

@@ -15,8 +15,7 @@ use super::service::{
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
 use crate::blocking::{ActiveConnections, Registration, Session, SessionCx, WaitStrategy};
-use crate::conversation::OutputBuffer;
-use crate::conversation::READ_SIZE;
+use crate::conversation::Scratch;
 use crate::counters::{Published, Tally};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::UnsupportedError;
@@ -177,7 +176,7 @@ where
     fn rejects(&self, cx: &mut LoopCx) -> bool {
         let rejected =
             self.threads.when_full == When::Reject && !self.threads.has_room(&self.notifier);
-        cx.tally.rejected_full += u64::from(rejected);
+        cx.scratch.tally.rejected_full += u64::from(rejected);
         rejected
     }
 }
@@ -205,7 +204,7 @@ impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
     }
 
     fn abort_all(&mut self, cx: &mut LoopCx) {
-        cx.tally.closed += self.threads.abort_all() as u64;
+        cx.scratch.tally.closed += self.threads.abort_all() as u64;
     }
 
     fn in_flight(&self) -> usize {
@@ -228,7 +227,7 @@ where
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
         if self.rejects(cx) {
-            cx.tally.closed += 1;
+            cx.scratch.tally.closed += 1;
             return;
         }
         let socket = Arc::new(socket);
@@ -240,7 +239,7 @@ where
                 peer.clone(),
             )
         }) else {
-            cx.tally.closed += 1;
+            cx.scratch.tally.closed += 1;
             return;
         };
         let registration = Some(self.threads.active.register(socket));
@@ -384,19 +383,9 @@ impl Threads {
     }
 }
 
-/// What a thread keeps from request to request.
-struct ThreadScratch {
-    buffer: Box<[u8]>,
-    output_buffer: OutputBuffer,
-    tally: Tally,
-}
-
 thread_local! {
-    static SCRATCH: RefCell<ThreadScratch> = RefCell::new(ThreadScratch {
-        buffer: vec![0; READ_SIZE].into_boxed_slice(),
-        output_buffer: OutputBuffer::default(),
-        tally: Tally::default(),
-    });
+    /// What a thread keeps from request to request.
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::with_read_buffer());
 }
 
 /// Serves a request to its end.
@@ -410,9 +399,7 @@ impl RunJob<SessionJob> for RunSession {
         SCRATCH.with_borrow_mut(|scratch| {
             let wait = registration.as_ref().map_or(WaitStrategy::Never, WaitStrategy::Thread);
             let mut cx = SessionCx {
-                buffer: &mut scratch.buffer,
-                output_buffer: &mut scratch.output_buffer,
-                tally: &mut scratch.tally,
+                scratch: &mut *scratch,
                 leaves_lingering: false,
                 wait,
                 no_sender: UnsupportedError::DatagramSender,

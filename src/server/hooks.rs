@@ -87,7 +87,8 @@ pub(crate) fn wants_service_actions(hooks: &dyn Hooks) -> bool {
 impl ListenerHooks for GuardedHooks<'_> {
     fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, cx: &mut LoopCx) -> bool {
         let hook = || self.hooks.on_accept(connection, peer);
-        match guard("on_accept", &mut cx.tally.panics, hook).map(CatchDrop::new).as_deref() {
+        match guard("on_accept", &mut cx.scratch.tally.panics, hook).map(CatchDrop::new).as_deref()
+        {
             Some(Ok(())) => true,
             Some(Err(error)) => {
                 log::warn!("{peer} is not served: {error}");
@@ -99,12 +100,14 @@ impl ListenerHooks for GuardedHooks<'_> {
 
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool {
         // One that panics has not said yes.
-        guard("verify_request", &mut cx.tally.panics, || self.hooks.verify_request(peer))
+        guard("verify_request", &mut cx.scratch.tally.panics, || self.hooks.verify_request(peer))
             .unwrap_or(false)
     }
 
     fn fault(&mut self, peer: &Peer, reason: &CloseReason, cx: &mut LoopCx) {
-        guard("handle_error", &mut cx.tally.panics, || self.hooks.handle_error(peer, reason));
+        guard("handle_error", &mut cx.scratch.tally.panics, || {
+            self.hooks.handle_error(peer, reason)
+        });
     }
 
     fn wants_turn_end(&self) -> bool {
@@ -112,6 +115,6 @@ impl ListenerHooks for GuardedHooks<'_> {
     }
 
     fn on_turn_end(&mut self, cx: &mut LoopCx) {
-        guard("service_actions", &mut cx.tally.panics, || self.hooks.service_actions());
+        guard("service_actions", &mut cx.scratch.tally.panics, || self.hooks.service_actions());
     }
 }

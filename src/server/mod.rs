@@ -320,7 +320,7 @@ impl Server {
             spin: self.spin,
             generation: &mut self.generation,
         });
-        event_loop.cx().accepts_left = requests;
+        event_loop.cx().run.accepts_left = requests;
         let run_cx = RunOptions { control: &control, signals: signals.clone(), drain };
         for (number, service) in self.services.iter_mut().enumerate() {
             let descriptor = service.socket().as_raw_fd();
@@ -526,14 +526,14 @@ impl ServerRun<'_> {
     fn until_stop(&mut self, mut signals: Option<&mut SignalWatch>) -> Result<RunEnd, Error> {
         let (mut looked, mut served) = (false, false);
         loop {
-            if std::mem::take(&mut self.event_loop.cx().shutdown) {
+            if std::mem::take(&mut self.event_loop.cx().turn.shutdown) {
                 self.control.request_stop();
             }
             let signalled = signals.as_mut().is_some_and(|signals| signals.take());
             if signalled || self.control.stop_requested() {
                 return Ok(RunEnd::Stopped { served });
             }
-            served = self.requests != usize::MAX && self.event_loop.cx().accepts_left == 0;
+            served = self.requests != usize::MAX && self.event_loop.cx().run.accepts_left == 0;
             if served && self.is_quiet() {
                 // Takes the mail that workers have left.
                 self.event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
@@ -550,7 +550,7 @@ impl ServerRun<'_> {
             let patience = left.into_iter().chain(self.interval).min();
             self.event_loop.run_turn(patience, signals.as_deref()).map_err(Error::Loop)?;
             looked = true;
-            if let Some(error) = self.event_loop.cx().failed.take() {
+            if let Some(error) = self.event_loop.cx().run.failed.take() {
                 stop(&mut self.event_loop, self.drain)?;
                 return Err(error);
             }
@@ -567,7 +567,7 @@ impl ServerRun<'_> {
 /// Lets who is busy finish, until the deadline.
 fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
-    let stop_outcome = event_loop.cx().inline_outcome.take();
+    let stop_outcome = event_loop.cx().run.inline_outcome.take();
     let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
     event_loop.stop();
     // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
@@ -577,7 +577,7 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
         if left.is_zero() {
             break;
         }
-        event_loop.cx().shutdown = false;
+        event_loop.cx().turn.shutdown = false;
         event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // Elsewhere it shows only at its end that a request was idle.
@@ -589,7 +589,7 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
         if left.is_zero() {
             break;
         }
-        event_loop.cx().shutdown = false;
+        event_loop.cx().turn.shutdown = false;
         event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // What they have left in the mailbox.

@@ -8,13 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::OffloadWorkers;
 use crate::conversation::NoSenders;
-use crate::conversation::{
-    Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
-};
+use crate::conversation::{Conversation, Framing, Handler, PeekedFrame, Scratch, serve_datagram};
 use crate::counters::Tally;
 use crate::datagram::Datagram;
 use crate::error::CloseReason;
-use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx, LoopState};
+use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
 use crate::sys::{CatchDrop, Destination};
@@ -53,8 +51,8 @@ struct ConversationJob<H, F> {
     /// `None` when it has been closed.
     conversation: Option<Box<Conversation<H, F>>>,
     kind: JobKind,
-    output_buffer: OutputBuffer,
-    tally: Tally,
+    /// Without a read buffer: a worker does not read.
+    scratch: Scratch,
     entry: EntryRef,
     room: usize,
     shutdown: bool,
@@ -92,8 +90,7 @@ where
         let job = ConversationJob {
             conversation: Some(conversation),
             kind,
-            output_buffer: OutputBuffer::default(),
-            tally: Tally::default(),
+            scratch: Scratch::default(),
             entry: entry.clone(),
             room,
             shutdown: false,
@@ -110,7 +107,7 @@ where
     type Handler = H;
     type Framing = F;
 
-    fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool {
+    fn run(&mut self, step: ConversationEvent<'_>, room: usize, cx: &mut LoopCx) -> bool {
         let Some(conversation) = &mut self.conversation else {
             return false;
         };
@@ -127,7 +124,7 @@ where
                 JobKind::Receive(peeked)
             }
         };
-        self.submit(kind, room, &state.entry);
+        self.submit(kind, room, &cx.call.entry);
         false
     }
 
@@ -139,25 +136,24 @@ where
         self.conversation.as_deref()
     }
 
-    fn put_back(&mut self, work: Box<dyn Job>, state: &mut LoopState) {
+    fn put_back(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) {
         let Ok(job) = work.into_any().downcast::<ConversationJob<H, F>>() else {
             return;
         };
-        let ConversationJob { conversation, output_buffer, mut tally, shutdown, .. } = *job;
-        state.output_buffer = output_buffer;
-        state.tally.absorb(&mut tally);
-        state.shutdown |= shutdown;
+        let ConversationJob { conversation, scratch, shutdown, .. } = *job;
+        cx.scratch.take_over(scratch);
+        cx.turn.shutdown |= shutdown;
         self.conversation = conversation;
     }
 
-    fn close(&mut self, state: &mut LoopState) {
+    fn close(&mut self, cx: &mut LoopCx) {
         if self.conversation.is_none() {
             return;
         }
         let OffloadTarget { service, closing, .. } = &*self.target;
         closing.fetch_add(1, SeqCst);
         let kind = JobKind::Close { service: *service, closing: closing.clone() };
-        self.submit(kind, 0, &state.entry);
+        self.submit(kind, 0, &cx.call.entry);
     }
 }
 
@@ -168,8 +164,7 @@ where
 {
     fn run(&mut self) -> bool {
         let Some(conversation) = &mut self.conversation else { return false };
-        let mut step_cx =
-            StepCx::new(&mut self.output_buffer, &mut self.tally, &self.entry, self.room);
+        let mut step_cx = self.scratch.step_cx(&self.entry, self.room);
         match &mut self.kind {
             JobKind::Open => conversation.open(&mut step_cx),
             JobKind::Receive(peeked) => conversation.receive_buffered(peeked, &mut step_cx),
@@ -179,7 +174,7 @@ where
                 let reason = conversation.closed(step_cx.tally);
                 let peer = conversation.peer().clone();
                 self.conversation = None;
-                let mut tally = std::mem::take(&mut self.tally);
+                let mut tally = std::mem::take(&mut self.scratch.tally);
                 tally.panics += guard::take_caught();
                 let ended = Ended { service: *service, peer, reason, tally };
                 self.entry.mailbox.post(Mail::Ended(Box::new(ended)));
@@ -188,7 +183,7 @@ where
             }
         }
         self.shutdown |= step_cx.shutdown;
-        self.tally.panics += guard::take_caught();
+        self.scratch.tally.panics += guard::take_caught();
         true
     }
 
@@ -213,8 +208,8 @@ pub(super) struct DatagramJob<H> {
     /// `None` when it has been served.
     handler: Option<CatchDrop<H>>,
     datagram: Datagram,
-    output_buffer: OutputBuffer,
-    tally: Tally,
+    /// Without a read buffer: a worker does not read.
+    scratch: Scratch,
     reason: Option<CatchDrop<CloseReason>>,
     shutdown: bool,
 }
@@ -224,8 +219,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         DatagramJob {
             handler: Some(handler),
             datagram,
-            output_buffer: OutputBuffer::default(),
-            tally: Tally::default(),
+            scratch: Scratch::default(),
             reason: None,
             shutdown: false,
         }
@@ -234,10 +228,9 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
     /// Takes it back from a worker. Returns where its replies go, and the bytes that the output in `cx`
     /// refers to.
     pub(super) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
-        let mut lent = work.into_any().downcast::<Self>().ok()?;
-        std::mem::swap(&mut cx.output_buffer, &mut lent.output_buffer);
-        cx.tally.absorb(&mut lent.tally);
-        cx.shutdown |= lent.shutdown;
+        let lent = *work.into_any().downcast::<Self>().ok()?;
+        cx.scratch.take_over(lent.scratch);
+        cx.turn.shutdown |= lent.shutdown;
         let Datagram { bytes, peer, from, .. } = lent.datagram;
         if let Some(reason) = lent.reason {
             cx.end(&peer, reason);
@@ -250,11 +243,10 @@ impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
         let Datagram { bytes, peer, truncated, .. } = &self.datagram;
-        let mut step_cx =
-            StepCx::new(&mut self.output_buffer, &mut self.tally, &NoSenders, usize::MAX);
+        let mut step_cx = self.scratch.step_cx(&NoSenders, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));
         self.shutdown = step_cx.shutdown;
-        self.tally.panics += guard::take_caught();
+        self.scratch.tally.panics += guard::take_caught();
         true
     }
 

@@ -144,7 +144,7 @@ where
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
         }) else {
-            cx.tally.closed += 1;
+            cx.scratch.tally.closed += 1;
             return;
         };
         let slot = OffloadSlot::new(conversation, self.target.clone());
@@ -193,7 +193,7 @@ impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatch
         self.lent += 1;
         let datagram = Datagram::new(bytes, peer, received);
         let work = Box::new(DatagramJob::new(handler, datagram));
-        self.workers.submit(&cx.entry.mailbox, cx.entry.token, work);
+        self.workers.submit(&cx.call.entry.mailbox, cx.call.entry.token, work);
     }
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
