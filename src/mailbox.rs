@@ -34,8 +34,6 @@ pub(crate) trait Job: Send {
     fn run(&mut self) -> bool;
     /// Its connection is gone: the handler is told, and nothing comes home. Never panics.
     fn abandoned(&mut self);
-    /// Whether the handler in it has asked the server to stop.
-    fn asks_shutdown(&self) -> bool;
     /// For the loop to have its own again.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
@@ -62,8 +60,6 @@ pub(crate) enum Mail {
     JobDone(Token, Box<dyn Job>),
     /// A thread or a worker that a listener waited for is free.
     CapacityFreed,
-    /// A handler elsewhere asks the server to end this run.
-    Shutdown(usize),
     /// There is something to look at outside the mailbox.
     Wake,
     /// A request has ended elsewhere, in this run or an earlier one.
@@ -108,8 +104,7 @@ impl Mail {
     fn notice(&self) -> u8 {
         match self {
             Mail::CapacityFreed => 1,
-            Mail::Shutdown(_) => 2,
-            Mail::Wake => 4,
+            Mail::Wake => 2,
             Mail::SendQueue(_) | Mail::JobDone(..) | Mail::Ended(_) => 0,
         }
     }
@@ -121,7 +116,6 @@ impl fmt::Debug for Mail {
             Mail::SendQueue(_) => "SendQueue",
             Mail::JobDone(..) => "JobDone",
             Mail::CapacityFreed => "CapacityFreed",
-            Mail::Shutdown(_) => "Shutdown",
             Mail::Wake => "Wake",
             Mail::Ended(_) => "Ended",
         })
@@ -141,16 +135,12 @@ impl Mailbox {
         })
     }
 
-    /// Puts mail down, and wakes the loop if it sleeps. A stop that is asked for a run that is over
-    /// is dropped.
+    /// Puts mail down, and wakes the loop if it sleeps.
     pub(crate) fn post(&self, mail: Mail) {
         let queue = lock(&self.mail);
         if self.closed.load(SeqCst) {
             drop(queue);
             return log_undelivered(mail);
-        }
-        if matches!(mail, Mail::Shutdown(run) if run != self.run()) {
-            return;
         }
         self.put(queue, mail);
     }
@@ -207,15 +197,11 @@ impl Mailbox {
         }
     }
 
-    /// A loop begins; the number of its run. What was asked of the run before is dropped.
-    pub(crate) fn begin_run(&self) -> usize {
-        let mut queue = lock(&self.mail);
-        let before = queue.mail.len();
-        queue.mail.retain(|mail| !matches!(mail, Mail::Shutdown(_)));
-        queue.notices &= !Mail::Shutdown(0).notice();
-        self.waiting.fetch_sub(before - queue.mail.len(), SeqCst);
+    /// A loop begins, with the run of this number.
+    pub(crate) fn begin_run(&self, run: usize) {
+        let _queue = lock(&self.mail);
         self.run_ended.store(false, SeqCst);
-        self.run.fetch_add(1, SeqCst).wrapping_add(1)
+        self.run.store(run, SeqCst);
     }
 
     /// The number of the run that is on, or was last.
@@ -265,17 +251,6 @@ impl Mailbox {
         self.waiting.load(SeqCst) != 0
     }
 
-    /// Whether someone asks the server to stop, in mail that the loop has yet to take: for its
-    /// thread to look while it waits elsewhere.
-    pub(crate) fn asks_shutdown(&self) -> bool {
-        self.waiting.load(SeqCst) != 0
-            && lock(&self.mail).mail.iter().any(|mail| match mail {
-                Mail::Shutdown(run) => *run == self.run(),
-                Mail::JobDone(_, work) => work.asks_shutdown(),
-                _ => false,
-            })
-    }
-
     /// What wakes the loop, to be waited for.
     pub(crate) fn wakeup(&self) -> &Wakeup {
         &self.wakeup
@@ -318,11 +293,9 @@ mod tests {
             for _ in 0..1000 {
                 mailbox.post(Mail::Wake);
                 mailbox.post(Mail::CapacityFreed);
-                mailbox.post(Mail::Shutdown(mailbox.run()));
             }
-            assert!(mailbox.asks_shutdown());
             mailbox.collect(&mut mail, 8);
-            assert_eq!(mail.drain(..).count(), 3);
+            assert_eq!(mail.drain(..).count(), 2);
             assert!(mailbox.prepare_park(), "nothing is left");
         }
     }

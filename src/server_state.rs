@@ -30,9 +30,9 @@ pub(crate) struct ServerState {
 
 #[derive(Debug, Default)]
 struct Run {
+    /// The number of the run that is on, or was last; 0 before the first.
+    number: usize,
     running: bool,
-    /// A loop has run before. A stop that is requested between two runs has no effect.
-    has_run: bool,
 }
 
 impl ServerState {
@@ -48,9 +48,15 @@ impl ServerState {
         })
     }
 
-    /// Requests a stop of the loop: it sees the request in its next turn, and is woken for it. In a forked
-    /// child, the loop of the parent process is stopped.
+    /// Requests a stop of the run that is on, or of the first one, if there has been none; between two
+    /// runs it has no effect.
     pub(crate) fn request_stop(&self) {
+        self.request_stop_of(|run| run.running || run.number == 0);
+    }
+
+    /// Requests a stop of the run, if it is one that is meant: its loop sees the request in its next
+    /// turn, and is woken for it. In a forked child, the loop of the parent process is stopped.
+    fn request_stop_of(&self, is_meant: impl FnOnce(&Run) -> bool) {
         let process = self.process.load(SeqCst);
         if process != 0 && process != std::process::id() {
             match self.child_stop_request() {
@@ -62,7 +68,7 @@ impl ServerState {
             return;
         }
         let run = lock(&self.run);
-        if run.running || !run.has_run {
+        if is_meant(&run) {
             self.stop.store(true, SeqCst);
             drop(run);
             self.mailbox.post(Mail::Wake);
@@ -119,22 +125,65 @@ impl ServerState {
     /// Begins a run of the loop. Dropping the guard ends the run, and the stop that was requested for
     /// it.
     pub(crate) fn begin(self: &Arc<Self>) -> RunGuard {
-        lock(&self.run).running = true;
+        let mut run = lock(&self.run);
+        run.number += 1;
+        run.running = true;
         self.process.store(std::process::id(), SeqCst);
-        RunGuard(self.clone())
+        RunGuard { stop: StopRequester { state: self.clone(), run: run.number } }
     }
 }
 
 /// A run of the loop; it ends when this is dropped.
-pub(crate) struct RunGuard(Arc<ServerState>);
+pub(crate) struct RunGuard {
+    stop: StopRequester,
+}
+
+impl RunGuard {
+    /// What requests a stop of this run.
+    pub(crate) fn stop_requester(&self) -> &StopRequester {
+        &self.stop
+    }
+}
 
 impl Drop for RunGuard {
     fn drop(&mut self) {
-        let mut run = lock(&self.0.run);
-        *run = Run { running: false, has_run: true };
-        self.0.stop.store(false, SeqCst);
-        self.0.process.store(0, SeqCst);
-        self.0.ended.notify_all();
+        let state = &self.stop.state;
+        let mut run = lock(&state.run);
+        run.running = false;
+        state.stop.store(false, SeqCst);
+        state.process.store(0, SeqCst);
+        state.ended.notify_all();
+    }
+}
+
+/// What a handler requests a stop by: of the run that it belongs to, and of no other. When that run is
+/// over, a request has no effect.
+#[derive(Debug, Clone)]
+pub(crate) struct StopRequester {
+    state: Arc<ServerState>,
+    run: usize,
+}
+
+impl StopRequester {
+    /// Requests a stop, from any thread; in a forked child, of the parent's run. Returns at once.
+    pub(crate) fn request(&self) {
+        self.state.request_stop_of(|run| run.running && run.number == self.run);
+    }
+
+    /// Whether a stop is requested. Requests of child processes count only when
+    /// [`ServerState::stop_requested`] has seen them.
+    pub(crate) fn is_requested(&self) -> bool {
+        self.state.stop.load(SeqCst)
+    }
+
+    /// The number of the run.
+    pub(crate) fn run(&self) -> usize {
+        self.run
+    }
+
+    /// The mailbox of the loop.
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.state.mailbox
     }
 }
 
@@ -147,4 +196,52 @@ pub(crate) enum StopOutcome {
     Finished,
     /// Its time was up.
     Cut,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_state() -> Arc<ServerState> {
+        Arc::new(ServerState::new().unwrap())
+    }
+
+    #[test]
+    fn a_stop_requested_before_the_first_run_ends_that_run_and_none_after_it() {
+        let state = server_state();
+        state.request_stop();
+        let first = state.begin();
+        assert!(state.stop_requested() && first.stop_requester().is_requested());
+        drop(first);
+        assert!(!state.stop_requested());
+        let _second = state.begin();
+        assert!(!state.stop_requested());
+    }
+
+    #[test]
+    fn a_stop_requested_between_two_runs_or_for_a_run_that_is_over_has_no_effect() {
+        let state = server_state();
+        let first = state.begin();
+        let of_first = first.stop_requester().clone();
+        drop(first);
+        state.request_stop();
+        of_first.request();
+        assert!(!state.stop_requested());
+        let second = state.begin();
+        of_first.request();
+        assert!(!state.stop_requested());
+        second.stop_requester().request();
+        assert!(state.stop_requested());
+        drop(second);
+        assert!(!state.stop_requested());
+    }
+
+    #[test]
+    fn a_stop_requested_by_a_handler_wakes_a_loop_that_sleeps() {
+        let state = server_state();
+        let run = state.begin();
+        assert!(state.mailbox.prepare_park());
+        run.stop_requester().request();
+        assert!(state.mailbox.wakeup().is_set().unwrap() && state.mailbox.has_mail());
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Served, Session, SessionCx};
-use crate::conversation::{Handler, NoSenders, serve_datagram};
+use crate::conversation::{DatagramDriver, Handler, serve_datagram};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::sys::CatchDrop;
 
@@ -17,7 +17,8 @@ pub(crate) struct DatagramSession<H> {
 impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramSession { reply_socket, datagram, handler } = *self;
-        let mut step_cx = cx.scratch.step_cx(&NoSenders, usize::MAX);
+        let driver = DatagramDriver(cx.stop);
+        let mut step_cx = cx.scratch.step_cx(&driver, usize::MAX);
         let peer = datagram.peer.clone();
         let reason = serve_datagram(
             handler,
@@ -26,9 +27,6 @@ impl<H: Handler> Session for DatagramSession<H> {
             datagram.truncated,
             &mut step_cx,
         );
-        if step_cx.shutdown {
-            (cx.on_shutdown)();
-        }
         for reply in cx.scratch.output_buffer.parts(&datagram.bytes) {
             reply_socket.reply(&datagram.from, reply, &mut cx.scratch.tally);
         }

@@ -5,6 +5,7 @@ use crate::address::Peer;
 use crate::closing::Lingering;
 use crate::conversation::Scratch;
 use crate::error::{CloseReason, UnsupportedError};
+use crate::server_state::StopRequester;
 use crate::sys::CatchDrop;
 
 mod active;
@@ -47,6 +48,6 @@ pub(crate) struct SessionCx<'a> {
     pub(crate) wait: WaitStrategy<'a>,
     /// Why nothing can be sent to it from elsewhere, where it is not in a thread of its own.
     pub(crate) no_sender: UnsupportedError,
-    /// Called at once when its handler asks the server to stop.
-    pub(crate) on_shutdown: &'a dyn Fn(),
+    /// What its handler requests a stop of the server by.
+    pub(crate) stop: &'a StopRequester,
 }

@@ -16,6 +16,7 @@ use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard;
+use crate::server_state::StopRequester;
 use crate::sys::{self, CatchDrop};
 
 /// Answers one request from its first byte to its last, waiting as it likes: Python's
@@ -109,7 +110,7 @@ pub struct Request<'a> {
     channel: Channel<'a>,
     peer: Peer,
     server_address: &'a Address,
-    on_shutdown: &'a dyn Fn(),
+    stop: &'a StopRequester,
     tally: &'a mut Tally,
     /// What was written and has not gone out.
     written: Vec<u8>,
@@ -257,7 +258,7 @@ impl Request<'_> {
     /// [idle](Request::set_idle).
     #[doc(alias = "shutdown")]
     pub fn stop_server(&self) {
-        (self.on_shutdown)();
+        self.stop.request();
     }
 
     /// Python's `rfile`: the request itself, which reads.
@@ -533,7 +534,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
             }),
             peer,
             server_address: &server_address,
-            on_shutdown: cx.on_shutdown,
+            stop: cx.stop,
             tally: &mut cx.scratch.tally,
             written: Vec::new(),
         };
@@ -569,7 +570,7 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
             channel: Channel::Datagram { reply_socket, datagram, at: 0, answered: false },
             peer: peer.clone(),
             server_address: &server_address,
-            on_shutdown: cx.on_shutdown,
+            stop: cx.stop,
             tally: &mut cx.scratch.tally,
             written: Vec::new(),
         };

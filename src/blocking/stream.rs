@@ -12,12 +12,11 @@ use super::{Served, Session, SessionCx};
 use crate::address::Peer;
 use crate::closing::Lingering;
 use crate::closing::{Linger, Progress};
-use crate::conversation::{
-    Conversation, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
-};
+use crate::conversation::{Conversation, Driver, Framing, Handler, OutputBuffer, StepCx, Unsent};
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sender::{Ending, SendQueue, Waker};
+use crate::server_state::StopRequester;
 use crate::sys;
 
 /// A connection with its conversation, on its way to where it is served.
@@ -28,18 +27,23 @@ pub(crate) struct StreamSession<H, F> {
     pub(crate) room: usize,
 }
 
-/// How a conversation that is served by blocking is reached from elsewhere.
-struct ThreadSenders<'a> {
+/// The thread that serves a conversation by blocking.
+struct ThreadDriver<'a> {
     registration: Option<&'a Registration>,
     unsupported: UnsupportedError,
     limit: usize,
+    stop: &'a StopRequester,
 }
 
-impl SenderSource for ThreadSenders<'_> {
+impl Driver for ThreadDriver<'_> {
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
         let Some(registration) = self.registration else { return Err(self.unsupported) };
         let wakeup = registration.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
         Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, encodable)))
+    }
+
+    fn request_stop(&self) {
+        self.stop.request();
     }
 }
 
@@ -68,55 +72,55 @@ fn talk<H: Handler, F: Framing>(
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let mut driver = Driver { socket, conversation, room, cut: false };
+    let mut pump = StreamPump { socket, conversation, room, cut: false };
     let mut progress = Progress::default();
-    driver.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
+    pump.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut input_next = false;
-    while !driver.conversation.is_closing() {
-        let queue = driver.conversation.send_queue();
+    while !pump.conversation.is_closing() {
+        let queue = pump.conversation.send_queue();
         let has_messages = queue.is_some_and(|queue| !queue.is_empty());
         // The send queue and the input take turns, so that neither starves the other.
         if has_messages && !input_next {
-            driver.step(&[], cx, &|conversation, step_cx| {
+            pump.step(&[], cx, &|conversation, step_cx| {
                 conversation.drain_send_queue(step_cx);
             });
             input_next = true;
             continue;
         }
         input_next = false;
-        if driver.conversation.is_blocked_on_output() {
+        if pump.conversation.is_blocked_on_output() {
             // The drain deadline ends the connection, however much input is left.
             if cx.wait.is_overdue() {
-                driver.conversation.end(CloseReason::Shutdown);
+                pump.conversation.end(CloseReason::Shutdown);
                 break;
             }
-            driver.step(&[], cx, &|conversation, step_cx| conversation.receive(&[], step_cx));
+            pump.step(&[], cx, &|conversation, step_cx| conversation.receive(&[], step_cx));
             continue;
         }
         // Before the thread waits: something may have come since the queue was last looked at.
-        let queue = driver.conversation.send_queue();
+        let queue = pump.conversation.send_queue();
         if !has_messages && queue.is_some_and(|queue| queue.listen()) {
             continue;
         }
-        driver.conversation.end_if_nothing_follows();
-        if driver.conversation.is_closing() {
+        pump.conversation.end_if_nothing_follows();
+        if pump.conversation.is_closing() {
             break;
         }
-        if has_messages && driver.conversation.input_ended() {
+        if has_messages && pump.conversation.input_ended() {
             continue;
         }
-        match driver.wait_for_input(has_messages, buffer, cx) {
+        match pump.wait_for_input(has_messages, buffer, cx) {
             // Only the kernel knows whether the peer takes its output; it is asked only here.
             Ok(Input::TimedOut) if progress.is_made(socket) => {}
-            Ok(input) => driver.take_input(input, buffer, cx),
-            Err(error) => driver.conversation.end(CloseReason::Disconnected(error)),
+            Ok(input) => pump.take_input(input, buffer, cx),
+            Err(error) => pump.conversation.end(CloseReason::Disconnected(error)),
         }
     }
-    driver.cut
+    pump.cut
 }
 
 /// A conversation with the socket that it is served on.
-struct Driver<'a, H, F> {
+struct StreamPump<'a, H, F> {
     socket: &'a Socket,
     conversation: &'a mut Conversation<H, F>,
     /// How much output is collected before it is written, in bytes.
@@ -125,7 +129,7 @@ struct Driver<'a, H, F> {
     cut: bool,
 }
 
-impl<H: Handler, F: Framing> Driver<'_, H, F> {
+impl<H: Handler, F: Framing> StreamPump<'_, H, F> {
     /// Takes a step of the conversation and writes its output.
     fn step(
         &mut self,
@@ -133,7 +137,7 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
         cx: &mut SessionCx<'_>,
         take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
     ) {
-        let Driver { socket, conversation, room, cut } = self;
+        let StreamPump { socket, conversation, room, cut } = self;
         call(conversation, *room, cx, take);
         let mut sent = Ok(());
         if !conversation.is_aborted() {
@@ -198,12 +202,8 @@ fn call<H: Handler, F: Framing>(
         WaitStrategy::Thread(registration) => Some(registration),
         _ => None,
     };
-    let senders = ThreadSenders { registration, unsupported, limit: room };
-    let mut step_cx = cx.scratch.step_cx(&senders, room);
-    take(conversation, &mut step_cx);
-    if step_cx.shutdown {
-        (cx.on_shutdown)();
-    }
+    let driver = ThreadDriver { registration, unsupported, limit: room, stop: cx.stop };
+    take(conversation, &mut cx.scratch.step_cx(&driver, room));
 }
 
 /// What the kernel did not take, and why.

@@ -12,19 +12,27 @@ use crate::address::Peer;
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
 use crate::sender::{SendQueue, Sender, SharedBytes};
+use crate::server_state::StopRequester;
 
-/// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
-pub(crate) trait SenderSource {
+/// What drives a conversation: an event loop or a thread.
+pub(crate) trait Driver {
     /// A way in for messages from other threads.
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError>;
+
+    /// Requests a stop of the server, of the run that the conversation belongs to.
+    fn request_stop(&self);
 }
 
-/// The senders of a datagram's handler: there are none.
-pub(crate) struct NoSenders;
+/// What drives the conversation of a datagram: it has no senders.
+pub(crate) struct DatagramDriver<'a>(pub(crate) &'a StopRequester);
 
-impl SenderSource for NoSenders {
+impl Driver for DatagramDriver<'_> {
     fn send_queue(&self, _encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
         Err(UnsupportedError::DatagramSender)
+    }
+
+    fn request_stop(&self) {
+        self.0.request();
     }
 }
 
@@ -35,8 +43,7 @@ pub struct Context<'a> {
     pub(super) state: &'a mut State,
     pub(super) framing: &'a mut dyn Framing,
     pub(super) output: Output<'a>,
-    pub(super) senders: &'a dyn SenderSource,
-    pub(super) shutdown: &'a mut bool,
+    pub(super) driver: &'a dyn Driver,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -157,10 +164,10 @@ impl Context<'_> {
     }
 
     /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
-    /// does: it returns at once, and the stop begins when the handler has returned.
+    /// does: it returns at once, and the stop waits for this call of the handler.
     #[doc(alias = "shutdown")]
     pub fn stop_server(&mut self) {
-        *self.shutdown = true;
+        self.driver.request_stop();
     }
 
     /// A handle to this connection for other threads and other handlers.
@@ -176,7 +183,7 @@ impl Context<'_> {
         let send_queue = match &self.state.send_queue {
             Some(send_queue) => send_queue.clone(),
             None => {
-                let send_queue = self.senders.send_queue(self.framing.encodable())?;
+                let send_queue = self.driver.send_queue(self.framing.encodable())?;
                 self.state.needs_slow_path = true;
                 self.state.send_queue.insert(send_queue).clone()
             }

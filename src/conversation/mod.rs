@@ -28,7 +28,7 @@ mod scratch;
 mod tests;
 
 pub use context::Context;
-pub(crate) use context::{NoSenders, SenderSource};
+pub(crate) use context::{DatagramDriver, Driver};
 pub use framing::{
     BoxFraming, Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
     Raw, Width,
@@ -54,22 +54,20 @@ pub(crate) struct StepCx<'a> {
     pub(crate) output_buffer: &'a mut OutputBuffer,
     /// What has happened, counted.
     pub(crate) tally: &'a mut Tally,
-    /// How the conversation is reached from elsewhere.
-    pub(crate) senders: &'a dyn SenderSource,
+    /// What drives the conversation.
+    pub(crate) driver: &'a dyn Driver,
     /// How much output may be collected before input is left for later.
     pub(crate) room: usize,
-    /// Set when the handler has asked the server to stop.
-    pub(crate) shutdown: bool,
 }
 
 impl<'a> StepCx<'a> {
     pub(crate) fn new(
         output_buffer: &'a mut OutputBuffer,
         tally: &'a mut Tally,
-        senders: &'a dyn SenderSource,
+        driver: &'a dyn Driver,
         room: usize,
     ) -> Self {
-        StepCx { output_buffer, tally, senders, room, shutdown: false }
+        StepCx { output_buffer, tally, driver, room }
     }
 }
 
@@ -576,8 +574,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             state: &mut self.state,
             framing: &mut *self.framing,
             output: Output::new(input, step_cx.output_buffer),
-            senders: step_cx.senders,
-            shutdown: &mut step_cx.shutdown,
+            driver: step_cx.driver,
         };
         (&mut self.handler, cx)
     }

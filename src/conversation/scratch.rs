@@ -1,7 +1,6 @@
 //! The memory and the numbers that the calls of conversations share.
 
-use super::context::SenderSource;
-use super::{OutputBuffer, READ_SIZE, StepCx};
+use super::{Driver, OutputBuffer, READ_SIZE, StepCx};
 use crate::counters::Tally;
 
 /// What conversations are served with, one after the other: it belongs to a thread, or to one job of
@@ -24,12 +23,8 @@ impl Scratch {
 
     /// What a conversation works with for one turn.
     #[inline(always)]
-    pub(crate) fn step_cx<'a>(
-        &'a mut self,
-        senders: &'a dyn SenderSource,
-        room: usize,
-    ) -> StepCx<'a> {
-        StepCx::new(&mut self.output_buffer, &mut self.tally, senders, room)
+    pub(crate) fn step_cx<'a>(&'a mut self, driver: &'a dyn Driver, room: usize) -> StepCx<'a> {
+        StepCx::new(&mut self.output_buffer, &mut self.tally, driver, room)
     }
 
     /// Takes what a job has made: its output, and what it has counted. There is no other output.

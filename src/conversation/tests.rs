@@ -1,6 +1,6 @@
 //! The heart on its own: bytes and events in, bytes and calls out; no socket, no thread, no sleep.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,18 +75,25 @@ impl Handler for Echo {
     }
 }
 
-/// A home whose loop is nobody: what is posted there stays there.
-struct NoSenders(Arc<Mailbox>);
+/// A driver without a loop: what is posted to its mailbox stays there.
+struct NoLoop {
+    mailbox: Arc<Mailbox>,
+    stop_requested: Cell<bool>,
+}
 
-impl SenderSource for NoSenders {
+impl Driver for NoLoop {
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
-        let waker = Waker::Loop(self.0.clone(), Token::new(1, 1));
+        let waker = Waker::Loop(self.mailbox.clone(), Token::new(1, 1));
         Ok(Arc::new(SendQueue::new(waker, 64 * 1024, encodable)))
+    }
+
+    fn request_stop(&self) {
+        self.stop_requested.set(true);
     }
 }
 
-fn nowhere() -> NoSenders {
-    NoSenders(Arc::new(Mailbox::new().unwrap()))
+fn nowhere() -> NoLoop {
+    NoLoop { mailbox: Arc::new(Mailbox::new().unwrap()), stop_requested: Cell::new(false) }
 }
 
 /// Plays the pump of one conversation, with a network that takes everything at once.
@@ -94,9 +101,8 @@ struct Stage<H, F> {
     conversation: Conversation<H, F>,
     output_buffer: OutputBuffer,
     tally: Tally,
-    senders: NoSenders,
+    driver: NoLoop,
     room: usize,
-    shutdown: bool,
     /// What has gone out.
     sent: Vec<u8>,
     reason: Option<CatchDrop<CloseReason>>,
@@ -108,9 +114,8 @@ impl<H: Handler, F: Framing> Stage<H, F> {
             conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed),
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
-            senders: nowhere(),
+            driver: nowhere(),
             room: PLENTY,
-            shutdown: false,
             sent: Vec::new(),
             reason: None,
         }
@@ -118,9 +123,8 @@ impl<H: Handler, F: Framing> Stage<H, F> {
 
     fn step(&mut self, fresh: &[u8], step: impl FnOnce(&mut Conversation<H, F>, &mut StepCx<'_>)) {
         let mut step_cx =
-            StepCx::new(&mut self.output_buffer, &mut self.tally, &self.senders, self.room);
+            StepCx::new(&mut self.output_buffer, &mut self.tally, &self.driver, self.room);
         step(&mut self.conversation, &mut step_cx);
-        self.shutdown |= step_cx.shutdown;
         let input = self.conversation.input(fresh);
         for part in self.output_buffer.parts(input) {
             self.sent.extend_from_slice(part);
@@ -1064,9 +1068,9 @@ fn a_handler_can_stop_the_server() {
         }
         Ok(())
     });
-    assert!(!stage.shutdown);
+    assert!(!stage.driver.stop_requested.get());
     stage.feed(b"stop");
-    assert!(stage.shutdown);
+    assert!(stage.driver.stop_requested.get());
     assert!(!stage.is_closing(), "the server stops, not this conversation");
 }
 
@@ -1199,7 +1203,7 @@ fn copied(framing: impl Framing + Clone, wire: &[u8], split: usize) -> usize {
     echoing.conversation.read_buffer = stage.conversation.read_buffer;
     let fresh = &wire[split..];
     let mut step_cx =
-        StepCx::new(&mut echoing.output_buffer, &mut echoing.tally, &echoing.senders, PLENTY);
+        StepCx::new(&mut echoing.output_buffer, &mut echoing.tally, &echoing.driver, PLENTY);
     echoing.conversation.receive(fresh, &mut step_cx);
     let input = echoing.conversation.input(fresh);
     let range = input.as_ptr_range();
@@ -1231,7 +1235,7 @@ fn a_shared_message_is_framed_and_not_copied() {
     let shared = payload.clone();
     let (mut stage, _) = start(Lines::default(), |_: &Told, _: &mut Context<'_>| Ok(()));
     let mut step_cx =
-        StepCx::new(&mut stage.output_buffer, &mut stage.tally, &stage.senders, PLENTY);
+        StepCx::new(&mut stage.output_buffer, &mut stage.tally, &stage.driver, PLENTY);
     let (_, mut cx) = stage.conversation.parts(&[], &mut step_cx);
     cx.send_shared(&shared).unwrap();
     let parts: Vec<_> = stage.output_buffer.parts(&[]).collect();

@@ -288,7 +288,7 @@ mod tests {
 
     use super::*;
     use crate::error::CloseReason;
-    use crate::mailbox::Mailbox;
+    use crate::server_state::ServerState;
 
     /// A dispatcher and hooks that do nothing.
     struct Nobody;
@@ -325,7 +325,8 @@ mod tests {
         let mut batch = Batch::new(100);
         let (dispatcher, hooks) = (Box::new(Nobody), Box::new(Nobody));
         let mut datagrams = Datagrams::new(&broken, &address, &mut batch, dispatcher, hooks);
-        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        let run = Arc::new(ServerState::new().unwrap()).begin();
+        let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::READABLE);
         let mut pause = FIRST_PAUSE;
         for times in 1..=10 {

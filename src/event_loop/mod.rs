@@ -19,6 +19,7 @@ use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
 use crate::mailbox::{Mail, abandon};
+use crate::server_state::StopOutcome;
 use crate::sys::{self, SignalWatch};
 use crate::token::Token;
 
@@ -62,8 +63,6 @@ const EXPIRY_BUDGET: usize = 256;
 /// One run of the loop.
 pub(crate) struct EventLoop<'a> {
     resources: LoopResources<'a>,
-    /// The number of this run.
-    run: usize,
     slab: Slab<Entry<'a>>,
     listeners: Vec<Token>,
     /// Some listener wants to know when a turn is over.
@@ -78,11 +77,10 @@ pub(crate) struct EventLoop<'a> {
 
 impl<'a> EventLoop<'a> {
     pub(crate) fn new(resources: LoopResources<'a>) -> Self {
-        let cx = LoopCx::new(resources.mailbox.clone());
-        let run = resources.mailbox.begin_run();
+        let cx = LoopCx::new(resources.stop.clone());
+        resources.mailbox.begin_run(resources.stop.run());
         EventLoop {
             resources,
-            run,
             slab: Slab::new(),
             listeners: Vec::new(),
             wants_turn_end: false,
@@ -147,15 +145,23 @@ impl<'a> EventLoop<'a> {
 
     /// How many requests are served outside the slab.
     pub(crate) fn in_flight(&mut self) -> usize {
-        self.sum_of_takers(|dispatcher| dispatcher.in_flight())
+        self.sum_of_dispatchers(|dispatcher| dispatcher.in_flight())
     }
 
     /// How many requests have ended outside the slab that the stop found idle.
     pub(crate) fn ended_idle(&mut self) -> usize {
-        self.sum_of_takers(|dispatcher| dispatcher.ended_idle())
+        self.sum_of_dispatchers(|dispatcher| dispatcher.ended_idle())
     }
 
-    fn sum_of_takers(&mut self, number: impl Fn(&dyn Dispatcher) -> usize) -> usize {
+    /// How many requests that were served on this thread, outside the slab, have come to this outcome
+    /// when the stop overtook them.
+    pub(crate) fn overtaken(&mut self, outcome: StopOutcome) -> usize {
+        self.sum_of_dispatchers(|dispatcher| {
+            usize::from(dispatcher.stop_outcome() == Some(outcome))
+        })
+    }
+
+    fn sum_of_dispatchers(&mut self, number: impl Fn(&dyn Dispatcher) -> usize) -> usize {
         let mut sum = 0;
         for token in &self.listeners {
             if let Some(ListenerParts { dispatcher, .. }) = self.slab[token.slot()].source.parts() {
@@ -172,13 +178,7 @@ impl<'a> EventLoop<'a> {
 
     /// How much of this run is out with workers, of requests that are not in the slab.
     pub(crate) fn lent(&mut self) -> usize {
-        let mut lent = 0;
-        for token in &self.listeners {
-            if let Some(ListenerParts { dispatcher, .. }) = self.slab[token.slot()].source.parts() {
-                lent += dispatcher.lent();
-            }
-        }
-        lent
+        self.sum_of_dispatchers(|dispatcher| dispatcher.lent())
     }
 
     /// Waits, for `patience` at the most, and serves whoever is ready.
@@ -322,7 +322,6 @@ impl<'a> EventLoop<'a> {
                     None => abandon(work),
                 },
                 Mail::CapacityFreed => self.cx.turn.capacity_freed = true,
-                Mail::Shutdown(run) => self.cx.turn.shutdown |= run == self.run,
                 Mail::Wake => {}
                 Mail::Ended(mut ended) => {
                     self.cx.scratch.tally.absorb(&mut ended.tally);

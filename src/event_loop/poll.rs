@@ -9,6 +9,7 @@ use mio::{Events, Poll};
 use super::EventLoop;
 use crate::counters::Published;
 use crate::mailbox::Mailbox;
+use crate::server_state::StopRequester;
 use crate::sys::SignalWatch;
 
 /// How many events a turn takes from the poller.
@@ -19,6 +20,8 @@ pub(crate) struct LoopResources<'a> {
     pub(crate) poll: &'a mut Poll,
     pub(crate) events: &'a mut Events,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// What handlers request the end of the run by.
+    pub(crate) stop: StopRequester,
     pub(crate) published: &'a Published,
     /// How long to look again and again before each sleep.
     pub(crate) spin: Duration,
@@ -39,7 +42,6 @@ impl EventLoop<'_> {
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         let busy = !self.ready.is_empty()
-            || self.cx.turn.shutdown
             || self.cx.turn.capacity_freed
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
@@ -104,16 +106,19 @@ impl EventLoop<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server_state::ServerState;
 
     #[test]
     fn the_time_of_a_spin_counts_as_waited() {
-        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let run = Arc::new(ServerState::new().unwrap()).begin();
+        let stop = run.stop_requester().clone();
         let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
         let (published, mut generation) = (Published::default(), 0);
         let mut reactor = EventLoop::new(LoopResources {
             poll: &mut poll,
             events: &mut events,
-            mailbox,
+            mailbox: stop.mailbox().clone(),
+            stop,
             published: &published,
             spin: Duration::from_millis(20),
             generation: &mut generation,

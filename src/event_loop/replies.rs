@@ -299,7 +299,7 @@ mod tests {
     use super::*;
     use crate::conversation::Output;
     use crate::datagram::{OVERHEAD, PATIENCE, RETRY_HIGH};
-    use crate::mailbox::Mailbox;
+    use crate::server_state::ServerState;
     use crate::sys::Batch;
 
     /// A socket with two clients, and where their replies go.
@@ -333,7 +333,8 @@ mod tests {
         let (mut batch, mut received) = (Batch::new(100), Vec::new());
         batch.receive(&socket, 2, &mut received).unwrap();
         let to = [received.remove(0).from, received.remove(0).from];
-        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        let run = Arc::new(ServerState::new().unwrap()).begin();
+        let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::WRITABLE);
         Stand { socket, clients, to, cx, replies: Replies::new(false), directory }
     }
@@ -439,7 +440,8 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_nonblocking(true).unwrap();
         let (peer, _) = listener.accept().unwrap();
-        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        let run = Arc::new(ServerState::new().unwrap()).begin();
+        let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::WRITABLE);
         let (_, _, to) = udp();
         Narrow { socket: Socket::from(client), peer, to, cx, replies: Replies::new(false) }
@@ -535,7 +537,8 @@ mod tests {
         nowhere.address = SocketAddr::from(([127, 0, 0, 1], 0)).into();
         let gso = sys::supports_gso(&socket);
         let mut replies = Replies::new(gso);
-        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        let run = Arc::new(ServerState::new().unwrap()).begin();
+        let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::WRITABLE);
         for _ in 0..2 {
             for to in [&nowhere, &to] {

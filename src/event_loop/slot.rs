@@ -48,7 +48,6 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
             ConversationEvent::Eof => self.eof(&mut step_cx),
             ConversationEvent::TimedOut => self.timed_out(&mut step_cx),
         }
-        cx.turn.shutdown |= step_cx.shutdown;
         true
     }
 

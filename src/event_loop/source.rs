@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::address::Peer;
-use crate::conversation::{Scratch, SenderSource};
+use crate::conversation::{Driver, Scratch};
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
 use crate::sender::{SendQueue, Waker};
-use crate::server_state::StopOutcome;
+use crate::server_state::{StopOutcome, StopRequester};
 use crate::sys::{self, CatchDrop};
 use crate::token::Token;
 
@@ -133,8 +133,6 @@ pub(crate) struct TurnState {
     /// How much of their budgets connections have used in this turn, in bytes; what is read in the
     /// plain case counts nowhere.
     pub(crate) used: u64,
-    /// Someone has asked the server to stop.
-    pub(crate) shutdown: bool,
     /// An entry leaves something for the loop to do after its call: a deadline, or one of the next
     /// four.
     pub(crate) has_follow_up: bool,
@@ -156,42 +154,51 @@ pub(crate) struct RunState {
     pub(crate) stopping: bool,
     /// How many more requests may be accepted.
     pub(crate) accepts_left: usize,
-    /// What became of a request that was served here, by blocking, when the stop began.
-    pub(crate) inline_outcome: Option<StopOutcome>,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
     pub(crate) reserve: Option<OwnedFd>,
 }
 
-/// How an entry is reached from elsewhere.
+/// An entry of one run's loop, as its conversation knows it: how it is reached from elsewhere, and how
+/// it asks for the end of the run.
 #[derive(Clone)]
 pub(crate) struct EntryRef {
-    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) stop: StopRequester,
     pub(crate) token: Token,
     /// How many bytes may wait on their way to it.
     pub(crate) limit: usize,
 }
 
-impl SenderSource for EntryRef {
+impl EntryRef {
+    /// The mailbox of its loop.
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        self.stop.mailbox()
+    }
+}
+
+impl Driver for EntryRef {
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
-        let waker = Waker::Loop(self.mailbox.clone(), self.token);
+        let waker = Waker::Loop(self.mailbox().clone(), self.token);
         Ok(Arc::new(SendQueue::new(waker, self.limit, encodable)))
+    }
+
+    fn request_stop(&self) {
+        self.stop.request();
     }
 }
 
 impl LoopCx {
-    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(stop: StopRequester) -> Self {
         let mut cx = LoopCx {
             call: CallState {
-                entry: EntryRef { mailbox, token: Token::WAKE, limit: 0 },
+                entry: EntryRef { stop, token: Token::WAKE, limit: 0 },
                 readiness: Readiness::NONE,
                 deadline_changed: false,
             },
             turn: TurnState {
                 now: Instant::now(),
                 used: 0,
-                shutdown: false,
                 has_follow_up: false,
                 ended: Vec::new(),
                 new_connections: Vec::new(),
@@ -202,7 +209,6 @@ impl LoopCx {
             run: RunState {
                 stopping: false,
                 accepts_left: usize::MAX,
-                inline_outcome: None,
                 failed: None,
                 reserve: None,
             },
@@ -238,14 +244,14 @@ impl LoopCx {
 
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
-        !self.run.stopping && !self.turn.shutdown && self.run.accepts_left > 0
+        !self.run.stopping && !self.call.entry.stop.is_requested() && self.run.accepts_left > 0
     }
 
     /// Sees to it that there is a descriptor to be given up in need: another number for one that is
     /// open anyway, for which no file has to be found.
     pub(crate) fn keep_reserve(&mut self) {
         if self.run.reserve.is_none() {
-            let wakeup = self.call.entry.mailbox.wakeup();
+            let wakeup = self.call.entry.mailbox().wakeup();
             self.run.reserve = wakeup.as_fd().try_clone_to_owned().ok();
         }
     }
@@ -478,6 +484,11 @@ pub(crate) trait Dispatcher {
     /// How many requests have ended elsewhere that the stop found idle.
     fn ended_idle(&self) -> usize {
         0
+    }
+
+    /// What became of the request that it served on the loop's own thread when a stop overtook it.
+    fn stop_outcome(&self) -> Option<StopOutcome> {
+        None
     }
 
     /// How much of this run is out with workers, of requests that the slab no longer holds.

@@ -47,9 +47,4 @@ impl CompletionNotifier {
             self.mailbox.post(Mail::CapacityFreed);
         }
     }
-
-    /// A handler of a request that came in this run asks the server to stop.
-    pub(crate) fn shutdown(&self, run: usize) {
-        self.mailbox.post(Mail::Shutdown(run));
-    }
 }

@@ -22,7 +22,7 @@ use crate::event_loop::{
 };
 use crate::guard;
 use crate::guard::log;
-use crate::server_state::StopOutcome;
+use crate::server_state::{StopOutcome, StopRequester};
 use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
 
 /// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
@@ -113,6 +113,7 @@ struct ForkDispatcher<'a, T, S> {
     serve: &'a S,
     children: &'a mut Children,
     listener_handle: ListenerHandle,
+    stop: StopRequester,
     /// Requests that are about to be forked for.
     pending: VecDeque<Incoming>,
     /// The end of a child is the end of a connection.
@@ -122,13 +123,13 @@ struct ForkDispatcher<'a, T, S> {
 impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
     fn new(runner: &'a mut ForkRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
         let ForkRunner { start, serve, children } = runner;
-        let asked = run_cx.control.child_stop_request().cloned();
-        children.begin(asked.expect("made when a service that forks is added"), run_cx.drain);
+        children.begin(run_cx.drain);
         Ok(ForkDispatcher {
             make: start.start()?,
             serve,
             children,
             listener_handle: run_cx.listener_handle.clone(),
+            stop: run_cx.stop.clone(),
             pending: VecDeque::new(),
             of_connections: false,
         })
@@ -210,9 +211,9 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         });
         match make_handler {
             Ok(session) => {
-                self.children.serve_in_child(session, connection.as_deref(), process, |served| {
-                    fault(&served.peer, &served.reason);
-                })
+                let fault = |served: &Served| fault(&served.peer, &served.reason);
+                let connection = connection.as_deref();
+                self.children.serve_in_child(session, connection, process, &self.stop, fault)
             }
             Err(message) => {
                 fault(&peer, &CloseReason::Panic(message));
@@ -328,8 +329,6 @@ struct Children {
     stopping: bool,
     /// How many of them have ended since, and were idle when they were asked.
     ended_idle: usize,
-    /// Set by a child whose handler asks the server to stop; of the run that is on.
-    shutdown: Option<Arc<Wakeup>>,
     /// How long it waits for those that are left when it is dropped.
     drain: Duration,
 }
@@ -341,15 +340,13 @@ impl Children {
             children: Vec::new(),
             stopping: false,
             ended_idle: 0,
-            shutdown: None,
             drain: Duration::ZERO,
         }
     }
 
     /// A run begins.
-    fn begin(&mut self, shutdown: Arc<Wakeup>, drain: Duration) {
+    fn begin(&mut self, drain: Duration) {
         (self.stopping, self.ended_idle) = (false, 0);
-        self.shutdown = Some(shutdown);
         self.drain = drain;
     }
 
@@ -428,6 +425,7 @@ impl Children {
         session: Box<dyn Session + '_>,
         connection: Option<&Socket>,
         process: &InChild,
+        stop: &StopRequester,
         fault: impl FnOnce(&Served),
     ) -> i32 {
         for child in self.children.drain(..) {
@@ -449,7 +447,7 @@ impl Children {
                 stop_outcome: None,
             }),
             no_sender: UnsupportedError::ForkingSender,
-            on_shutdown: &|| self.shutdown.iter().for_each(|shutdown| shutdown.wake()),
+            stop,
         };
         let linger = connection.and_then(|connection| connection.linger().ok());
         sys::reset_on_termination(connection.map(AsFd::as_fd));

@@ -18,9 +18,8 @@ use crate::error::UnsupportedError;
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, LingeringConnection, LoopCx, NewConnection, StreamDispatcher,
 };
-use crate::mailbox::Mailbox;
-use crate::server_state::StopOutcome;
-use crate::sys::{RecvMeta, Wakeup};
+use crate::server_state::{ServerState, StopOutcome, StopRequester};
+use crate::sys::{RecvMeta, SignalWatch};
 use crate::token::Token;
 
 /// One request at a time, to its end, while all others wait: Python's `TCPServer` without a mix-in.
@@ -62,32 +61,25 @@ struct InlineDispatcher<'a, T, S> {
     serve: &'a S,
     listener_handle: ListenerHandle,
     listener: Token,
-    driver: InlineDriver<'static>,
+    driver: InlineDriver,
+    /// What became of the request that was served last, if a stop began meanwhile.
+    stop_outcome: Option<StopOutcome>,
 }
 
 impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
     fn new(runner: &'a mut InlineRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
-        let signals = run_cx.signals.clone();
-        let (control, asked) = (run_cx.control.clone(), run_cx.control.clone());
-        let wakeup = signals.as_ref().map(|signals| signals.wakeup());
-        let is_stopping = move || {
-            control.stop_requested()
-                || control.mailbox.asks_shutdown()
-                || signals.as_ref().is_some_and(|signals| signals.is_due())
-        };
         Ok(InlineDispatcher {
             make: runner.start.start()?,
             serve: &runner.serve,
             listener_handle: run_cx.listener_handle.clone(),
             listener: run_cx.listener,
-            driver: InlineDriver::new(
-                run_cx.control.mailbox.clone(),
-                wakeup,
-                run_cx.control.child_stop_request().cloned(),
-                is_stopping,
-                move || asked.request_stop(),
-                run_cx.drain,
-            ),
+            driver: InlineDriver {
+                control: run_cx.control.clone(),
+                stop: run_cx.stop.clone(),
+                signals: run_cx.signals.clone(),
+                drain: run_cx.drain,
+            },
+            stop_outcome: None,
         })
     }
 
@@ -106,14 +98,21 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
             }
         }
         cx.end(&peer, reason);
-        cx.run.inline_outcome = stop_outcome;
-        cx.turn.shutdown |= self.driver.is_stopping();
+        self.stop_outcome = stop_outcome;
+        if self.driver.is_stopping() {
+            // Nothing more is accepted, in this turn either.
+            self.driver.stop.request();
+        }
     }
 }
 
 impl<T, S> Dispatcher for InlineDispatcher<'_, T, S> {
     fn burst(&self) -> usize {
         1
+    }
+
+    fn stop_outcome(&self) -> Option<StopOutcome> {
+        self.stop_outcome
     }
 }
 
@@ -151,77 +150,54 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'
 }
 
 /// Serves sessions on the loop's thread.
-struct InlineDriver<'a> {
-    mailbox: Arc<Mailbox>,
-    /// Readable when a signal requests a stop, if signals do.
-    signals: Option<&'static Wakeup>,
-    /// Readable when a child process requests a stop, if the server forks.
-    child_stop_request: Option<Arc<Wakeup>>,
-    /// Whether the server is to stop.
-    is_stopping: Box<dyn FnMut() -> bool + 'a>,
-    on_shutdown: Box<dyn Fn() + 'a>,
+struct InlineDriver {
+    control: Arc<ServerState>,
+    stop: StopRequester,
+    /// The signals that request a stop, if signals do.
+    signals: Option<SignalWatch>,
     drain: Duration,
 }
 
-impl<'a> InlineDriver<'a> {
-    fn new(
-        mailbox: Arc<Mailbox>,
-        signals: Option<&'static Wakeup>,
-        child_stop_request: Option<Arc<Wakeup>>,
-        is_stopping: impl FnMut() -> bool + 'a,
-        on_shutdown: impl Fn() + 'a,
-        drain: Duration,
-    ) -> Self {
-        InlineDriver {
-            mailbox,
-            signals,
-            child_stop_request,
-            is_stopping: Box::new(is_stopping),
-            on_shutdown: Box::new(on_shutdown),
-            drain,
-        }
-    }
-
+impl InlineDriver {
     /// Whether the server is to stop.
-    fn is_stopping(&mut self) -> bool {
-        (self.is_stopping)()
+    fn is_stopping(&self) -> bool {
+        self.control.stop_requested() || self.signals.as_ref().is_some_and(SignalWatch::is_due)
     }
 
     /// Serves a session to its end. Returns as well what became of it, if a stop began meanwhile.
     fn serve(
-        &mut self,
+        &self,
         session: Box<dyn Session + '_>,
         scratch: &mut Scratch,
     ) -> (Served, Option<StopOutcome>) {
-        let mailbox = self.mailbox.clone();
-        let is_stopping = &mut self.is_stopping;
+        let mailbox = &self.control.mailbox;
         // A thread that posts a reason to stop wakes this one only where the mailbox knows that it waits.
         let mut prepare_and_ask = || {
             mailbox.prepare_park_elsewhere();
-            is_stopping()
+            self.is_stopping()
         };
-        let mut wakeups = vec![self.mailbox.wakeup()];
-        wakeups.extend(self.signals);
+        let mut wakeups = vec![mailbox.wakeup()];
+        wakeups.extend(self.signals.as_ref().map(SignalWatch::wakeup));
         let mut cx = SessionCx {
             scratch,
             leaves_lingering: true,
             wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,
-                asked: self.child_stop_request.as_deref(),
+                asked: self.control.child_stop_request().map(|asked| &**asked),
                 is_stopping: &mut prepare_and_ask,
                 drain: self.drain,
                 deadline: None,
                 stop_outcome: None,
             }),
             no_sender: UnsupportedError::InlineSender,
-            on_shutdown: &*self.on_shutdown,
+            stop: &self.stop,
         };
         let served = session.run(&mut cx);
         let stop_outcome = match &mut cx.wait {
             WaitStrategy::Interruptible(wait) => wait.stop_outcome(),
             _ => None,
         };
-        self.mailbox.wake_up();
+        mailbox.wake_up();
         (served, stop_outcome)
     }
 }

@@ -9,8 +9,7 @@ use super::service::{
     HandlerFactory, ModeRunner, RunContext, ServiceConfig, ServiceRunner, make_handler,
 };
 use crate::address::Peer;
-use crate::conversation::NoSenders;
-use crate::conversation::{Conversation, Framing, Handler, serve_datagram};
+use crate::conversation::{Conversation, DatagramDriver, Framing, Handler, serve_datagram};
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
     StreamDispatcher, WaterMarks,
@@ -107,9 +106,9 @@ impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
 impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
-        let mut step_cx = cx.scratch.step_cx(&NoSenders, usize::MAX);
+        let driver = DatagramDriver(&cx.call.entry.stop);
+        let mut step_cx = cx.scratch.step_cx(&driver, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
-        cx.turn.shutdown |= step_cx.shutdown;
         if reason.is_fault() {
             cx.end(&peer, reason);
         }

@@ -20,7 +20,7 @@ use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
 use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::guard;
-use crate::server_state::ServerState;
+use crate::server_state::{ServerState, StopRequester};
 use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
 
@@ -150,6 +150,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) service: usize,
     pub(crate) listener_handle: ListenerHandle,
     pub(crate) control: &'a Arc<ServerState>,
+    /// What the handlers of this run request its end by.
+    pub(crate) stop: &'a StopRequester,
     pub(crate) signals: Option<SignalWatch>,
     pub(crate) drain: Duration,
 }

@@ -20,6 +20,7 @@ use crate::counters::{Published, Tally};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::UnsupportedError;
 use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher};
+use crate::server_state::StopRequester;
 use crate::sys::RecvMeta;
 
 /// How long a thread that has served its request waits for another one.
@@ -146,7 +147,7 @@ struct ThreadDispatcher<'a, T, S> {
     threads: &'a Threads,
     listener_handle: ListenerHandle,
     notifier: Arc<CompletionNotifier>,
-    run: usize,
+    stop: StopRequester,
 }
 
 impl<'a, T, S> ThreadDispatcher<'a, T, S>
@@ -158,7 +159,7 @@ where
         let ThreadRunner { start, serve, threads, notifier } = runner;
         let notifier =
             notifier.get_or_insert_with(|| Arc::new(completion_notifier(run_cx))).clone();
-        let run = run_cx.control.mailbox.run();
+        let stop = run_cx.stop.clone();
         threads.active.reopen();
         threads.count_into(&run_cx.control.published);
         let listener_handle = run_cx.listener_handle.clone();
@@ -168,7 +169,7 @@ where
             threads,
             listener_handle,
             notifier,
-            run,
+            stop,
         })
     }
 
@@ -248,7 +249,7 @@ where
             session,
             registration,
             notifier: self.notifier.clone(),
-            run: self.run,
+            stop: self.stop.clone(),
         });
     }
 }
@@ -265,8 +266,8 @@ where
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         let datagram = Datagram::new(bytes, peer, received);
         let session = Box::new(self.serve.datagram(handler, &self.listener_handle, datagram));
-        let (notifier, run) = (self.notifier.clone(), self.run);
-        self.threads.assign(SessionJob { session, registration: None, notifier, run });
+        let (notifier, stop) = (self.notifier.clone(), self.stop.clone());
+        self.threads.assign(SessionJob { session, registration: None, notifier, stop });
     }
 
     fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
@@ -280,8 +281,8 @@ struct SessionJob {
     /// Its place among the active connections; a datagram has none, since it does not wait for a peer.
     registration: Option<Registration>,
     notifier: Arc<CompletionNotifier>,
-    /// The run of the loop in which it was accepted.
-    run: usize,
+    /// What its handler requests a stop by: of the run in which it was accepted.
+    stop: StopRequester,
 }
 
 /// What becomes of a request for which there is no room.
@@ -395,7 +396,7 @@ impl RunJob<SessionJob> for RunSession {
     type After = Arc<CompletionNotifier>;
 
     fn run(&self, job: SessionJob) -> Arc<CompletionNotifier> {
-        let SessionJob { session, registration, notifier, run } = job;
+        let SessionJob { session, registration, notifier, stop } = job;
         SCRATCH.with_borrow_mut(|scratch| {
             let wait = registration.as_ref().map_or(WaitStrategy::Never, WaitStrategy::Thread);
             let mut cx = SessionCx {
@@ -403,7 +404,7 @@ impl RunJob<SessionJob> for RunSession {
                 leaves_lingering: false,
                 wait,
                 no_sender: UnsupportedError::DatagramSender,
-                on_shutdown: &|| notifier.shutdown(run),
+                stop: &stop,
             };
             let served = session.run(&mut cx);
             debug_assert!(scratch.output_buffer.is_empty());
@@ -419,7 +420,7 @@ impl RunJob<SessionJob> for RunSession {
 
     /// Turns it away.
     fn refuse(&self, job: SessionJob) {
-        let SessionJob { session, registration, notifier, run: _ } = job;
+        let SessionJob { session, registration, notifier, stop: _ } = job;
         let closed = u64::from(registration.is_some());
         drop((session, registration));
         let mut tally = Tally { rejected_full: 1, closed, ..Tally::default() };

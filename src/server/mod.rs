@@ -19,8 +19,7 @@ use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, Loo
 use crate::guard::log;
 use crate::guard::{guard, panic_message};
 use crate::modes::{ListenerHandle, RunContext};
-use crate::server_state::ServerState;
-use crate::server_state::StopOutcome;
+use crate::server_state::{ServerState, StopOutcome, StopRequester};
 use crate::sys::{self, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
@@ -299,7 +298,8 @@ impl Server {
         requests: usize,
         deadline: Option<Instant>,
     ) -> Result<(StopReport, bool), Error> {
-        let _running = self.control.begin();
+        let running = self.control.begin();
+        let stop_requester = running.stop_requester();
         let interval = self
             .services
             .iter()
@@ -316,12 +316,14 @@ impl Server {
             poll: &mut self.poll,
             events: &mut self.events,
             mailbox: control.mailbox.clone(),
+            stop: stop_requester.clone(),
             published: &control.published,
             spin: self.spin,
             generation: &mut self.generation,
         });
         event_loop.cx().run.accepts_left = requests;
-        let run_cx = RunOptions { control: &control, signals: signals.clone(), drain };
+        let run_cx =
+            RunOptions { control: &control, stop: stop_requester, signals: signals.clone(), drain };
         for (number, service) in self.services.iter_mut().enumerate() {
             let descriptor = service.socket().as_raw_fd();
             event_loop
@@ -526,9 +528,6 @@ impl ServerRun<'_> {
     fn until_stop(&mut self, mut signals: Option<&mut SignalWatch>) -> Result<RunEnd, Error> {
         let (mut looked, mut served) = (false, false);
         loop {
-            if std::mem::take(&mut self.event_loop.cx().turn.shutdown) {
-                self.control.request_stop();
-            }
             let signalled = signals.as_mut().is_some_and(|signals| signals.take());
             if signalled || self.control.stop_requested() {
                 return Ok(RunEnd::Stopped { served });
@@ -567,7 +566,6 @@ impl ServerRun<'_> {
 /// Lets who is busy finish, until the deadline.
 fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
-    let stop_outcome = event_loop.cx().run.inline_outcome.take();
     let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
     event_loop.stop();
     // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
@@ -577,7 +575,6 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
         if left.is_zero() {
             break;
         }
-        event_loop.cx().turn.shutdown = false;
         event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // Elsewhere it shows only at its end that a request was idle.
@@ -589,22 +586,17 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
         if left.is_zero() {
             break;
         }
-        event_loop.cx().turn.shutdown = false;
         event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
     // What they have left in the mailbox.
     event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
     let ended = (requests + in_flight).saturating_sub(idle + cut);
     let ended_idle = ended_idle.min(ended);
-    let mut report =
-        StopReport { idle: idle + ended_idle, finished: ended - ended_idle, aborted: cut };
-    match stop_outcome {
-        Some(StopOutcome::Idle) => report.idle += 1,
-        Some(StopOutcome::Finished) => report.finished += 1,
-        Some(StopOutcome::Cut) => report.aborted += 1,
-        None => {}
-    }
-    Ok(report)
+    Ok(StopReport {
+        idle: idle + ended_idle + event_loop.overtaken(StopOutcome::Idle),
+        finished: ended - ended_idle + event_loop.overtaken(StopOutcome::Finished),
+        aborted: cut + event_loop.overtaken(StopOutcome::Cut),
+    })
 }
 
 /// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits
@@ -693,6 +685,7 @@ impl Service {
             service: number,
             listener_handle: ListenerHandle::new(bound.socket.clone(), bound.address.clone()),
             control: run_cx.control,
+            stop: run_cx.stop,
             signals: run_cx.signals.clone(),
             drain: run_cx.drain,
         };
@@ -713,6 +706,7 @@ impl Service {
 /// What one run gives its services.
 struct RunOptions<'a> {
     control: &'a Arc<ServerState>,
+    stop: &'a StopRequester,
     signals: Option<SignalWatch>,
     drain: Duration,
 }

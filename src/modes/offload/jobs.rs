@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::OffloadWorkers;
-use crate::conversation::NoSenders;
-use crate::conversation::{Conversation, Framing, Handler, PeekedFrame, Scratch, serve_datagram};
+use crate::conversation::{
+    Conversation, DatagramDriver, Framing, Handler, PeekedFrame, Scratch, serve_datagram,
+};
 use crate::counters::Tally;
 use crate::datagram::Datagram;
 use crate::error::CloseReason;
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
+use crate::server_state::StopRequester;
 use crate::sys::{CatchDrop, Destination};
 
 /// The workers of one listener's connections.
@@ -55,7 +57,6 @@ struct ConversationJob<H, F> {
     scratch: Scratch,
     entry: EntryRef,
     room: usize,
-    shutdown: bool,
 }
 
 /// What a worker is to do with it.
@@ -93,9 +94,8 @@ where
             scratch: Scratch::default(),
             entry: entry.clone(),
             room,
-            shutdown: false,
         };
-        self.target.workers.submit(&entry.mailbox, entry.token, Box::new(job));
+        self.target.workers.submit(entry.mailbox(), entry.token, Box::new(job));
     }
 }
 
@@ -140,9 +140,8 @@ where
         let Ok(job) = work.into_any().downcast::<ConversationJob<H, F>>() else {
             return;
         };
-        let ConversationJob { conversation, scratch, shutdown, .. } = *job;
+        let ConversationJob { conversation, scratch, .. } = *job;
         cx.scratch.take_over(scratch);
-        cx.turn.shutdown |= shutdown;
         self.conversation = conversation;
     }
 
@@ -177,12 +176,11 @@ where
                 let mut tally = std::mem::take(&mut self.scratch.tally);
                 tally.panics += guard::take_caught();
                 let ended = Ended { service: *service, peer, reason, tally };
-                self.entry.mailbox.post(Mail::Ended(Box::new(ended)));
+                self.entry.mailbox().post(Mail::Ended(Box::new(ended)));
                 closing.fetch_sub(1, SeqCst);
                 return false;
             }
         }
-        self.shutdown |= step_cx.shutdown;
         self.scratch.tally.panics += guard::take_caught();
         true
     }
@@ -192,10 +190,6 @@ where
             conversation.end(CloseReason::Shutdown);
             conversation.closed(&mut Tally::default());
         }
-    }
-
-    fn asks_shutdown(&self) -> bool {
-        self.shutdown
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -211,17 +205,17 @@ pub(super) struct DatagramJob<H> {
     /// Without a read buffer: a worker does not read.
     scratch: Scratch,
     reason: Option<CatchDrop<CloseReason>>,
-    shutdown: bool,
+    stop: StopRequester,
 }
 
 impl<H: Handler + Send + 'static> DatagramJob<H> {
-    pub(super) fn new(handler: CatchDrop<H>, datagram: Datagram) -> Self {
+    pub(super) fn new(handler: CatchDrop<H>, datagram: Datagram, stop: StopRequester) -> Self {
         DatagramJob {
             handler: Some(handler),
             datagram,
             scratch: Scratch::default(),
             reason: None,
-            shutdown: false,
+            stop,
         }
     }
 
@@ -230,7 +224,6 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
     pub(super) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         let lent = *work.into_any().downcast::<Self>().ok()?;
         cx.scratch.take_over(lent.scratch);
-        cx.turn.shutdown |= lent.shutdown;
         let Datagram { bytes, peer, from, .. } = lent.datagram;
         if let Some(reason) = lent.reason {
             cx.end(&peer, reason);
@@ -243,18 +236,14 @@ impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
         let Datagram { bytes, peer, truncated, .. } = &self.datagram;
-        let mut step_cx = self.scratch.step_cx(&NoSenders, usize::MAX);
+        let driver = DatagramDriver(&self.stop);
+        let mut step_cx = self.scratch.step_cx(&driver, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));
-        self.shutdown = step_cx.shutdown;
         self.scratch.tally.panics += guard::take_caught();
         true
     }
 
     fn abandoned(&mut self) {}
-
-    fn asks_shutdown(&self) -> bool {
-        self.shutdown
-    }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self

@@ -17,7 +17,9 @@ use crate::address::Peer;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::counters::Published;
 use crate::datagram::Datagram;
-use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher, WaterMarks};
+use crate::event_loop::{
+    DatagramDispatcher, Dispatcher, EntryRef, LoopCx, StreamDispatcher, WaterMarks,
+};
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
@@ -192,8 +194,9 @@ impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatch
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         self.lent += 1;
         let datagram = Datagram::new(bytes, peer, received);
-        let work = Box::new(DatagramJob::new(handler, datagram));
-        self.workers.submit(&cx.call.entry.mailbox, cx.call.entry.token, work);
+        let EntryRef { stop, token, .. } = &cx.call.entry;
+        let work = Box::new(DatagramJob::new(handler, datagram, stop.clone()));
+        self.workers.submit(stop.mailbox(), *token, work);
     }
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
