@@ -67,7 +67,7 @@
 //! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
 //! sys                                             system calls, no policy; the crate's only `unsafe`
 //! address | counters                              plain data
-//! error | guard | sync | token                    plain data, and the guard around user code
+//! error | guard | log_limiter | sync | token      plain data, the guard around user code, a limit on what is logged
 //! ```
 //!
 //! The center is the *conversation*: the state machine of one peer, which takes bytes and returns bytes
@@ -104,6 +104,7 @@ mod encodable;
 mod error;
 mod event_loop;
 mod guard;
+mod log_limiter;
 mod mailbox;
 mod modes;
 mod sender;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::listener::{FIRST_PAUSE, LONGEST_PAUSE, LogLimiter};
+use super::listener::{FIRST_PAUSE, LONGEST_PAUSE};
 use super::replies::{REPLIES_HIGH, Replies};
 use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
@@ -14,6 +14,7 @@ use super::source::{
 use crate::address::{Address, Peer};
 use crate::datagram::{RETRY, ReplySocket};
 use crate::guard::log;
+use crate::log_limiter::LogLimiter;
 use crate::mailbox::Job;
 use crate::sys::{self, Batch, Destination, RecvMeta};
 use crate::transport::peer_of;

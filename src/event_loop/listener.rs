@@ -12,6 +12,7 @@ use super::source::{
 };
 use crate::address::{Address, Peer};
 use crate::guard::log;
+use crate::log_limiter::LogLimiter;
 use crate::sys;
 use crate::transport::peer_of;
 
@@ -27,9 +28,6 @@ const FAILURE_BUDGET: usize = 64;
 /// How long a listener waits when descriptors or memory have run out: first, and at most.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often a fault that goes on is logged.
-const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// Who takes accepted connections.
 pub(crate) trait StreamDispatcher: Dispatcher {
@@ -277,36 +275,9 @@ impl EventSource for Listener<'_> {
     }
 }
 
-/// A fault that goes on: it is counted each time, and told once per period.
-#[derive(Debug, Default)]
-pub(super) struct LogLimiter {
-    times: u64,
-    told: Option<Instant>,
-}
-
-impl LogLimiter {
-    /// It happened again; how often by now, if it is time to say so.
-    pub(super) fn record(&mut self, now: Instant) -> Option<u64> {
-        self.times += 1;
-        let due = self.told.is_none_or(|told| now.duration_since(told) >= LOG_PERIOD);
-        due.then(|| {
-            self.told = Some(now);
-            self.times
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_fault_that_goes_on_is_told_once_per_period() {
-        let (mut log_limiter, start) = (LogLimiter::default(), Instant::now());
-        assert_eq!(log_limiter.record(start), Some(1));
-        assert_eq!(log_limiter.record(start + LOG_PERIOD / 2), None);
-        assert_eq!(log_limiter.record(start + LOG_PERIOD), Some(3));
-    }
 
     #[test]
     fn only_a_broken_listener_is_fatal() {

@@ -37,15 +37,8 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let ServiceConfig { start, framing, water_marks } = &mut self.0;
-        let framing = &**framing;
-        let make = start.start()?;
-        Ok(Box::new(LoopStreamDispatcher {
-            make,
-            framing,
-            water_marks: *water_marks,
-            listener: run_cx.listener,
-        }))
+        let connections = LoopConnections::new(&mut self.0, run_cx.listener)?;
+        Ok(Box::new(LoopStreamDispatcher { connections }))
     }
 
     fn datagram_dispatcher<'a>(
@@ -57,10 +50,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
 }
 
 struct LoopStreamDispatcher<'a, H, F> {
-    make: HandlerFactory<'a, H>,
-    framing: &'a F,
-    water_marks: WaterMarks,
-    listener: Token,
+    connections: LoopConnections<'a, H, F>,
 }
 
 impl<H, F> Dispatcher for LoopStreamDispatcher<'_, H, F> {}
@@ -73,6 +63,39 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        self.connections.open(socket, peer, cx, |conversation| conversation);
+    }
+}
+
+/// What the connections of one listener are made of, under a mode that leaves them on the loop.
+pub(super) struct LoopConnections<'a, H, F> {
+    make: HandlerFactory<'a, H>,
+    framing: &'a F,
+    water_marks: WaterMarks,
+    listener: Token,
+}
+
+impl<'a, H: Handler, F: Framing + Clone> LoopConnections<'a, H, F> {
+    /// Begins a run.
+    ///
+    /// # Errors
+    ///
+    /// Where the user's function that makes the handlers panics.
+    pub(super) fn new(config: &'a mut ServiceConfig<H, F>, listener: Token) -> io::Result<Self> {
+        let ServiceConfig { start, framing, water_marks } = config;
+        let make = start.start()?;
+        Ok(LoopConnections { make, framing, water_marks: *water_marks, listener })
+    }
+
+    /// Makes a conversation, and registers its connection with the loop; `slot` says where the
+    /// conversation runs.
+    pub(super) fn open<T: ConversationSlot>(
+        &mut self,
+        socket: Socket,
+        peer: Peer,
+        cx: &mut LoopCx,
+        slot: impl FnOnce(Conversation<H, F>) -> T,
+    ) {
         let Some(conversation) = make_handler(&peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone())
@@ -80,21 +103,14 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
             cx.scratch.tally.closed += 1;
             return;
         };
-        register(socket, conversation, self.water_marks, self.listener, cx);
+        let descriptor = socket.as_raw_fd();
+        let connection = Connection::new(socket, slot(conversation), self.water_marks, cx.turn.now);
+        cx.register(NewConnection {
+            source: Box::new(connection),
+            descriptor,
+            parent: self.listener,
+        });
     }
-}
-
-/// Registers a connection with the loop.
-pub(super) fn register<T: ConversationSlot>(
-    socket: Socket,
-    slot: T,
-    water_marks: WaterMarks,
-    listener: Token,
-    cx: &mut LoopCx,
-) {
-    let descriptor = socket.as_raw_fd();
-    let source = Box::new(Connection::new(socket, slot, water_marks, cx.turn.now));
-    cx.register(NewConnection { source, descriptor, parent: listener });
 }
 
 struct LoopDatagramDispatcher<'a, H> {

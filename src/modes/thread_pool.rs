@@ -17,14 +17,12 @@ use std::time::{Duration, Instant};
 
 use crate::counters::Published;
 use crate::guard::log;
+use crate::log_limiter::LogLimiter;
 use crate::sync::lock;
 
 /// How many threads all crews have ever started: a name is unique in the process, whichever
 /// listener its thread works for.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
-
-/// How often it is logged that threads cannot be started.
-const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a thread does with a job.
 pub(crate) trait RunJob<J>: Send + Sync + 'static {
@@ -73,9 +71,8 @@ struct Queue<J> {
     closed: bool,
     /// Where wakes are counted, once a server has run.
     published: Option<Arc<Published>>,
-    /// How often a thread could not be started, and when that was last logged.
-    failures: u64,
-    logged: Option<Instant>,
+    /// For threads that cannot be started.
+    log_limiter: LogLimiter,
 }
 
 /// The threads and their queue. Dropped, it lets them end when their work is done.
@@ -102,8 +99,7 @@ impl<J: Send + 'static, L: RunJob<J>> ThreadPool<J, L> {
             busy: 0,
             closed: false,
             published: None,
-            failures: 0,
-            logged: None,
+            log_limiter: LogLimiter::default(),
         });
         ThreadPool { shared: Arc::new(PoolShared { queue, work: Condvar::new(), config, run_job }) }
     }
@@ -179,15 +175,11 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
     /// No thread could be started; the jobs that are to be refused.
     fn unmanned(&self, queue: &mut Queue<J>, error: &io::Error) -> VecDeque<J> {
         let waits = self.config.waits && queue.threads > 0;
-        queue.failures += 1;
-        let now = Instant::now();
-        if queue.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_PERIOD) {
-            queue.logged = Some(now);
+        if let Some(times) = queue.log_limiter.record(Instant::now()) {
             log::warn!(
-                "no {} thread can be started beside the {} there are ({} times by now), {}: {error}",
+                "no {} thread can be started beside the {} there are ({times} times by now), {}: {error}",
                 self.config.name,
                 queue.threads,
-                queue.failures,
                 if waits { "so work waits for them" } else { "so requests are turned away" },
             );
         }

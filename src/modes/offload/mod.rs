@@ -7,19 +7,17 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use self::jobs::{DatagramJob, OffloadSlot, OffloadTarget};
-use super::reactor::register;
+use super::reactor::LoopConnections;
 use super::service::{
     HandlerFactory, ModeRunner, Requirements, RunContext, ServiceConfig, ServiceRunner,
     make_handler,
 };
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
-use crate::conversation::{Conversation, Framing, Handler};
+use crate::conversation::{Framing, Handler};
 use crate::counters::Published;
 use crate::datagram::Datagram;
-use crate::event_loop::{
-    DatagramDispatcher, Dispatcher, EntryRef, LoopCx, StreamDispatcher, WaterMarks,
-};
+use crate::event_loop::{DatagramDispatcher, Dispatcher, EntryRef, LoopCx, StreamDispatcher};
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
@@ -80,19 +78,11 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let OffloadRunner { config: ServiceConfig { start, framing, water_marks }, workers } = self;
-        let framing = &**framing;
+        let OffloadRunner { config, workers } = self;
         workers.count_into(&run_cx.control.published);
-        let (make, water_marks, listener) = (start.start()?, *water_marks, run_cx.listener);
+        let connections = LoopConnections::new(config, run_cx.listener)?;
         let target = Arc::new(OffloadTarget::new(workers.clone(), run_cx.service));
-        Ok(Box::new(OffloadStreamDispatcher {
-            make,
-            framing,
-            water_marks,
-            listener,
-            workers,
-            target,
-        }))
+        Ok(Box::new(OffloadStreamDispatcher { connections, workers, target }))
     }
 
     fn datagram_dispatcher<'a>(
@@ -110,10 +100,7 @@ where
 }
 
 struct OffloadStreamDispatcher<'a, H, F> {
-    make: HandlerFactory<'a, H>,
-    framing: &'a F,
-    water_marks: WaterMarks,
-    listener: Token,
+    connections: LoopConnections<'a, H, F>,
     workers: &'a OffloadWorkers,
     target: Arc<OffloadTarget>,
 }
@@ -142,15 +129,9 @@ where
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        let Some(conversation) = make_handler(&peer, cx, || {
-            let handler = self.make.make(&peer);
-            Conversation::new(handler, self.framing.clone().into(), peer.clone())
-        }) else {
-            cx.scratch.tally.closed += 1;
-            return;
-        };
-        let slot = OffloadSlot::new(conversation, self.target.clone());
-        register(socket, slot, self.water_marks, self.listener, cx);
+        let target = &self.target;
+        self.connections
+            .open(socket, peer, cx, |conversation| OffloadSlot::new(conversation, target.clone()));
     }
 }
 
