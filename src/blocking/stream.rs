@@ -1,6 +1,7 @@
 //! The blocking driver of a conversation: one connection, served to its end on this thread.
 
 use std::io;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,14 +11,16 @@ use super::active::Registration;
 use super::wait::{Input, WaitStrategy};
 use super::{Served, Session, SessionCx};
 use crate::address::Peer;
-use crate::closing::Lingering;
-use crate::closing::{Linger, Progress};
-use crate::conversation::{Conversation, Driver, Framing, Handler, OutputBuffer, StepCx, Unsent};
+use crate::closing::{Linger, Lingering, Progress};
+use crate::connection_id::ConnectionId;
+use crate::conversation::{
+    Conversation, Driver, Framing, Handler, OutputBuffer, StepCx, Unsent, Work,
+};
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sender::{Ending, SendQueue, Waker};
 use crate::server_state::StopRequester;
-use crate::sys;
+use crate::sys::{self, PollInterest};
 
 /// A connection with its conversation, on its way to where it is served.
 pub(crate) struct StreamSession<H, F> {
@@ -36,10 +39,19 @@ struct ThreadDriver<'a> {
 }
 
 impl Driver for ThreadDriver<'_> {
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(
+        &self,
+        _id: ConnectionId,
+        _peer: &Peer,
+        encodable: Encodable,
+    ) -> Result<Arc<SendQueue>, UnsupportedError> {
         let Some(registration) = self.registration else { return Err(self.unsupported) };
         let wakeup = registration.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
         Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, encodable)))
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 
     fn request_stop(&self) {
@@ -72,48 +84,31 @@ fn talk<H: Handler, F: Framing>(
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let mut pump = StreamPump { socket, conversation, room, cut: false };
-    let mut progress = Progress::default();
+    let mut pump = StreamPump::new(socket, conversation, room);
     pump.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
-    let mut input_next = false;
+    let mut last_work = Work::Input;
     while !pump.conversation.is_closing() {
-        let queue = pump.conversation.send_queue();
-        let has_messages = queue.is_some_and(|queue| !queue.is_empty());
-        // The send queue and the input take turns, so that neither starves the other.
-        if has_messages && !input_next {
-            pump.step(&[], cx, &|conversation, step_cx| {
+        if pump.take_due(cx) {
+            continue;
+        }
+        let conversation = &*pump.conversation;
+        let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
+        let wants_writable = conversation.wants_writable();
+        let work = Work::next(last_work, |work| match work {
+            Work::SendQueue => has_messages,
+            Work::Writable => wants_writable,
+            Work::Input => true,
+        });
+        last_work = work.unwrap_or(Work::Input);
+        match last_work {
+            Work::SendQueue => pump.step(&[], cx, &|conversation, step_cx| {
                 conversation.drain_send_queue(step_cx);
-            });
-            input_next = true;
-            continue;
-        }
-        input_next = false;
-        if pump.conversation.is_blocked_on_output() {
-            // The drain deadline ends the connection, however much input is left.
-            if cx.wait.is_overdue() {
-                pump.conversation.end(CloseReason::Shutdown);
-                break;
+            }),
+            Work::Writable if pump.is_overdue(cx) => {}
+            Work::Writable => {
+                pump.step(&[], cx, &|conversation, step_cx| conversation.writable(step_cx));
             }
-            pump.step(&[], cx, &|conversation, step_cx| conversation.receive(&[], step_cx));
-            continue;
-        }
-        // Before the thread waits: something may have come since the queue was last looked at.
-        let queue = pump.conversation.send_queue();
-        if !has_messages && queue.is_some_and(|queue| queue.listen()) {
-            continue;
-        }
-        pump.conversation.end_if_nothing_follows();
-        if pump.conversation.is_closing() {
-            break;
-        }
-        if has_messages && pump.conversation.input_ended() {
-            continue;
-        }
-        match pump.wait_for_input(has_messages, buffer, cx) {
-            // Only the kernel knows whether the peer takes its output; it is asked only here.
-            Ok(Input::TimedOut) if progress.is_made(socket) => {}
-            Ok(input) => pump.take_input(input, buffer, cx),
-            Err(error) => pump.conversation.end(CloseReason::Disconnected(error)),
+            Work::Input => pump.input(has_messages || wants_writable, buffer, cx),
         }
     }
     pump.cut
@@ -127,9 +122,27 @@ struct StreamPump<'a, H, F> {
     room: usize,
     /// Output was lost.
     cut: bool,
+    /// What the peer has taken of its output.
+    progress: Progress,
+    /// Since when no byte has moved, as far as a wait has begun since.
+    idle_since: Option<Instant>,
+    /// The end of a peer has been seen whose input is paused.
+    end_seen: bool,
 }
 
-impl<H: Handler, F: Framing> StreamPump<'_, H, F> {
+impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
+    fn new(socket: &'a Socket, conversation: &'a mut Conversation<H, F>, room: usize) -> Self {
+        StreamPump {
+            socket,
+            conversation,
+            room,
+            cut: false,
+            progress: Progress::default(),
+            idle_since: None,
+            end_seen: false,
+        }
+    }
+
     /// Takes a step of the conversation and writes its output.
     fn step(
         &mut self,
@@ -137,38 +150,121 @@ impl<H: Handler, F: Framing> StreamPump<'_, H, F> {
         cx: &mut SessionCx<'_>,
         take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
     ) {
-        let StreamPump { socket, conversation, room, cut } = self;
+        let StreamPump { socket, conversation, room, cut, idle_since, .. } = self;
         call(conversation, *room, cx, take);
         let mut sent = Ok(());
-        if !conversation.is_aborted() {
+        if !conversation.is_aborted() && !cx.scratch.output_buffer.is_empty() {
+            *idle_since = None;
             let (input, queue) = (conversation.input(fresh), conversation.send_queue());
             let queue = queue.map(|queue| &**queue);
-            sent = send(socket, input, conversation.patience(), queue, cx);
+            sent = send(socket, input, write_timeout(conversation), queue, cx);
         }
         cx.scratch.output_buffer.clear();
         conversation.consume_delivered(fresh);
         if let Err(failed) = sent {
             *cut |= !insist(socket, conversation, *room, failed, cx);
         }
+        if !conversation.is_fast() && !conversation.is_closing() && conversation.take_output_end() {
+            // It fails where the peer is gone, which the next read reports.
+            let _ = socket.shutdown(Shutdown::Write);
+        }
     }
 
-    /// Waits for input or messages; with messages that wait already it only looks for input.
+    /// Tells the handler that the server stops or that its timer has expired, if that is due.
+    fn take_due(&mut self, cx: &mut SessionCx<'_>) -> bool {
+        if !self.conversation.is_stop_notified() && cx.wait.is_stopping() {
+            self.step(&[], cx, &|conversation, step_cx| conversation.stop(step_cx));
+            return true;
+        }
+        let is_due = is_timer_due(self.conversation);
+        if is_due {
+            self.step(&[], cx, &|conversation, step_cx| conversation.timer_expired(step_cx));
+        }
+        is_due
+    }
+
+    /// Ends the connection if the drain deadline has passed, however much is left to do.
+    fn is_overdue(&mut self, cx: &mut SessionCx<'_>) -> bool {
+        let is_overdue = cx.wait.is_overdue();
+        if is_overdue {
+            self.conversation.end(CloseReason::Shutdown);
+        }
+        is_overdue
+    }
+
+    /// Delivers input that was left, or waits for input; with other work to do it does not wait.
+    fn input(&mut self, has_other_work: bool, buffer: &mut [u8], cx: &mut SessionCx<'_>) {
+        if self.conversation.has_blocked_input() {
+            if !self.is_overdue(cx) {
+                self.step(&[], cx, &|conversation, step_cx| conversation.receive(&[], step_cx));
+            }
+            return;
+        }
+        // Before the thread waits: something may have come since the queue was last looked at.
+        let queue = self.conversation.send_queue();
+        if !has_other_work && queue.is_some_and(|queue| queue.listen()) {
+            return;
+        }
+        self.conversation.end_if_nothing_follows();
+        let is_read = !self.conversation.input_ended() && !self.conversation.is_paused();
+        if self.conversation.is_closing() || (has_other_work && !is_read) {
+            return;
+        }
+        match self.wait_for_input(has_other_work, is_read, buffer, cx) {
+            Ok(Input::TimedOut) if is_timer_due(self.conversation) => {}
+            // Only the kernel knows whether the peer takes its output; it is asked only here.
+            Ok(Input::TimedOut) if self.progress.is_made(self.socket) => self.idle_since = None,
+            Ok(input) => self.take_input(input, buffer, cx),
+            Err(error) => self.conversation.end(CloseReason::Disconnected(error)),
+        }
+    }
+
+    /// Waits for input, messages, the stop or a deadline; with other work it only looks for input.
     fn wait_for_input(
         &mut self,
-        has_messages: bool,
+        has_other_work: bool,
+        is_read: bool,
         buffer: &mut [u8],
         cx: &mut SessionCx<'_>,
     ) -> io::Result<Input> {
-        let conversation = &*self.conversation;
-        if has_messages {
+        if has_other_work {
             return cx.wait.look(self.socket, buffer);
         }
-        let timeout = conversation.timeout();
-        if conversation.input_ended() {
-            return cx.wait.rest(timeout);
+        let timeout = self.wait_timeout();
+        let conversation = &*self.conversation;
+        let idle = conversation.is_idle();
+        if is_read {
+            // Without a message in part only the peer matters, unless others may send.
+            let others = conversation.send_queue().is_some() || !idle;
+            return cx.wait.read(self.socket, buffer, timeout, idle, others);
         }
-        let (idle, queue) = (conversation.is_idle(), conversation.send_queue().is_some());
-        cx.wait.read(self.socket, buffer, timeout, idle, queue)
+        if conversation.input_ended() {
+            return cx.wait.rest(None, timeout, idle);
+        }
+        let interest = if self.end_seen { PollInterest::Failure } else { PollInterest::End };
+        match cx.wait.rest(Some((self.socket, interest)), timeout, idle)? {
+            Input::Bytes(_) if self.end_seen => Err(failure(self.socket)),
+            Input::Bytes(_) => {
+                self.end_seen = true;
+                let at_end = sys::is_at_end(self.socket)?;
+                let nothing_precedes = !self.conversation.has_undelivered_input();
+                Ok(if at_end && nothing_precedes { Input::Bytes(0) } else { Input::Woken })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// How long a wait may take: until the idle timeout or the timer.
+    fn wait_timeout(&mut self) -> Option<Duration> {
+        let (idle_timeout, timer) = (self.conversation.idle_timeout(), self.conversation.timer());
+        if idle_timeout.is_none() && timer.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let since = *self.idle_since.get_or_insert(now);
+        let idle = idle_timeout.and_then(|timeout| since.checked_add(timeout));
+        let until = idle.into_iter().chain(timer).min()?;
+        Some(until.saturating_duration_since(now))
     }
 
     fn take_input(&mut self, input: Input, buffer: &[u8], cx: &mut SessionCx<'_>) {
@@ -177,17 +273,39 @@ impl<H: Handler, F: Framing> StreamPump<'_, H, F> {
                 self.step(&[], cx, &|conversation, step_cx| conversation.eof(step_cx));
             }
             Input::Bytes(count) => {
+                (self.idle_since, self.end_seen) = (None, false);
                 cx.scratch.tally.bytes_in += count as u64;
                 let fresh = &buffer[..count];
                 self.step(fresh, cx, &|conversation, step_cx| conversation.receive(fresh, step_cx));
             }
-            Input::SendQueue => {}
+            Input::Woken => {}
             Input::TimedOut => {
-                self.step(&[], cx, &|conversation, step_cx| conversation.timed_out(step_cx));
+                self.idle_since = None;
+                self.step(&[], cx, &|conversation, step_cx| conversation.idle_timed_out(step_cx));
+            }
+            Input::Stopping if !self.conversation.is_stop_notified() => {
+                self.step(&[], cx, &|conversation, step_cx| conversation.stop(step_cx));
             }
             Input::Stopping => self.conversation.end(CloseReason::Shutdown),
         }
     }
+}
+
+/// Whether the timer of the handler has expired.
+fn is_timer_due<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> bool {
+    conversation.timer().is_some_and(|timer| timer <= Instant::now())
+}
+
+/// How long a write may wait for a peer that takes nothing: its patience, or until the timer.
+fn write_timeout<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> Option<Duration> {
+    let timer = conversation.timer();
+    let timer = timer.map(|timer| timer.saturating_duration_since(Instant::now()));
+    conversation.patience().into_iter().chain(timer).min()
+}
+
+/// Why a connection has failed that is not read.
+fn failure(socket: &Socket) -> io::Error {
+    socket.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
 }
 
 /// Calls the conversation; its output is collected.
@@ -203,7 +321,8 @@ fn call<H: Handler, F: Framing>(
         _ => None,
     };
     let driver = ThreadDriver { registration, unsupported, limit: room, stop: cx.stop };
-    take(conversation, &mut cx.scratch.step_cx(&driver, room));
+    let mut step_cx = cx.scratch.step_cx(&driver, room);
+    take(conversation, &mut step_cx);
 }
 
 /// What the kernel did not take, and why.
@@ -288,7 +407,15 @@ fn insist<H: Handler, F: Framing>(
         if conversation.is_closing() {
             return false;
         }
-        call(conversation, room, cx, &|conversation, step_cx| conversation.timed_out(step_cx));
+        if is_timer_due(conversation) {
+            call(conversation, room, cx, &|conversation, step_cx| {
+                conversation.timer_expired(step_cx);
+            });
+        } else {
+            call(conversation, room, cx, &|conversation, step_cx| {
+                conversation.idle_timed_out(step_cx);
+            });
+        }
         if conversation.is_aborted() {
             cx.scratch.output_buffer.clear();
             return false;
@@ -297,8 +424,8 @@ fn insist<H: Handler, F: Framing>(
         cx.scratch.output_buffer.clear();
         let mut left = &bytes[..];
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-        let patience = conversation.patience();
-        let written = cx.wait.write_all(socket, &mut left, patience, send_queue);
+        let timeout = write_timeout(conversation);
+        let written = cx.wait.write_all(socket, &mut left, timeout, send_queue);
         let sent = bytes.len() - left.len();
         cx.scratch.tally.bytes_out += sent as u64;
         match written {

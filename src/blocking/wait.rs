@@ -13,15 +13,15 @@ use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Wakeup};
 
-/// What came of waiting for input.
+/// The result of waiting for input.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// So many bytes; 0 is the peer's end.
     Bytes(usize),
-    /// Something came from elsewhere.
-    SendQueue,
+    /// Something else is to be looked at: the send queue, or that the server stops.
+    Woken,
     TimedOut,
-    /// The server is stopping.
+    /// The server is stopping, and the connection was idle.
     Stopping,
 }
 
@@ -52,15 +52,16 @@ pub(crate) struct InterruptibleWait<'a> {
 }
 
 impl WaitStrategy<'_> {
-    /// Waits for input. `idle` says that nothing is begun, so that a stop ends it at once; `parcels`
-    /// that something may come from elsewhere.
+    /// Waits for input. With `idle`, nothing has begun, and a stop of the server ends the wait with
+    /// [`Input::Stopping`]. With `others`, messages of senders and the stop end it with
+    /// [`Input::Woken`].
     pub(crate) fn read(
         &mut self,
         socket: &Socket,
         buffer: &mut [u8],
         timeout: Option<Duration>,
         idle: bool,
-        commands: bool,
+        others: bool,
     ) -> io::Result<Input> {
         match self {
             WaitStrategy::Thread(registration) => {
@@ -74,7 +75,7 @@ impl WaitStrategy<'_> {
                         Err(error) => Err(error),
                     };
                 }
-                let wakeup = if commands { Some(registration.wakeup()?) } else { None };
+                let wakeup = if others { Some(registration.wakeup()?) } else { None };
                 let read = read_in_thread(socket, buffer, timeout, wakeup);
                 registration.set_idle(false);
                 match read {
@@ -86,7 +87,7 @@ impl WaitStrategy<'_> {
                 }
             }
             WaitStrategy::Never => Ok(Input::Stopping),
-            WaitStrategy::Interruptible(wait) => wait.read(socket, buffer, timeout, idle),
+            WaitStrategy::Interruptible(wait) => wait.read(socket, buffer, timeout, idle, others),
         }
     }
 
@@ -98,7 +99,7 @@ impl WaitStrategy<'_> {
                 Ok(Input::Stopping)
             }
             Ok(count) => Ok(Input::Bytes(count)),
-            Err(error) if is_passing(&error) => Ok(Input::SendQueue),
+            Err(error) if is_passing(&error) => Ok(Input::Woken),
             Err(error) => Err(error),
         }
     }
@@ -136,26 +137,34 @@ impl WaitStrategy<'_> {
         }
     }
 
-    /// Waits, where the peer has ended, for what comes from elsewhere, or for the time to pass.
-    pub(crate) fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
+    /// Waits without reading: for messages of senders, the stop or the time to pass, and for what
+    /// `watched` says of the peer, which is then [`Input::Bytes`].
+    pub(crate) fn rest(
+        &mut self,
+        watched: Option<(&Socket, PollInterest)>,
+        timeout: Option<Duration>,
+        idle: bool,
+    ) -> io::Result<Input> {
+        let watched = watched.map(|(socket, interest)| (socket.as_fd(), interest));
         let registration = match self {
             WaitStrategy::Thread(registration) => registration,
-            WaitStrategy::Interruptible(wait) => return wait.rest(timeout),
+            WaitStrategy::Interruptible(wait) => return wait.rest(watched, timeout, idle),
             WaitStrategy::Never => return Ok(Input::Stopping),
         };
         let wakeup = registration.wakeup()?;
-        if registration.is_stopping() {
+        if registration.is_stopping() && idle {
             return Ok(Input::Stopping);
         }
-        let woken = sys::wait_for(&[(wakeup.as_fd(), PollInterest::Read)], timeout)?;
+        let woken = sys::wait_for(&[Some((wakeup.as_fd(), PollInterest::Read)), watched], timeout)?;
         wakeup.clear();
         Ok(match woken {
             0 => Input::TimedOut,
-            _ if registration.is_stopping() => {
+            0b10 => Input::Bytes(0),
+            _ if registration.is_stopping() && idle => {
                 registration.set_found_idle();
                 Input::Stopping
             }
-            _ => Input::SendQueue,
+            _ => Input::Woken,
         })
     }
 
@@ -289,7 +298,7 @@ fn read_in_thread(
                 0 => return Ok(Input::TimedOut),
                 0b10 => {
                     commands.inspect(|commands| commands.clear());
-                    return Ok(Input::SendQueue);
+                    return Ok(Input::Woken);
                 }
                 _ => {}
             }
@@ -413,16 +422,25 @@ impl InterruptibleWait<'_> {
         Input::Stopping
     }
 
-    /// Waits for the time to pass: its peer has ended, and nobody else can reach it.
-    fn rest(&mut self, timeout: Option<Duration>) -> io::Result<Input> {
+    /// As [`WaitStrategy::rest`].
+    fn rest(
+        &mut self,
+        watched: Option<(BorrowedFd<'_>, PollInterest)>,
+        timeout: Option<Duration>,
+        idle: bool,
+    ) -> io::Result<Input> {
         let knew = self.deadline.is_some();
         let expiry = expiry(timeout);
         loop {
-            if self.is_stopping() {
+            if self.is_stopping() && idle {
                 return Ok(self.end_idle(knew));
             }
-            if let Woken::TimedOut = self.wait(None, expiry)? {
-                return Ok(Input::TimedOut);
+            match self.wait(watched, expiry)? {
+                Woken::Peer => return Ok(Input::Bytes(0)),
+                Woken::TimedOut => return Ok(Input::TimedOut),
+                Woken::Deadline => return Ok(Input::Stopping),
+                Woken::Stop if !idle => return Ok(Input::Woken),
+                Woken::Stop => {}
             }
         }
     }
@@ -433,6 +451,7 @@ impl InterruptibleWait<'_> {
         buffer: &mut [u8],
         timeout: Option<Duration>,
         idle: bool,
+        others: bool,
     ) -> io::Result<Input> {
         let knew = self.deadline.is_some();
         // Of this read as a whole: to be woken by the stop is no reason to begin again.
@@ -452,6 +471,7 @@ impl InterruptibleWait<'_> {
                 return Ok(self.end_idle(knew));
             }
             match self.wait(Some((socket.as_fd(), PollInterest::Read)), expiry)? {
+                Woken::Stop if others && !idle => return Ok(Input::Woken),
                 Woken::Peer | Woken::Stop => {}
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),
@@ -494,7 +514,7 @@ mod tests {
             deadline: None,
             stop_outcome: None,
         };
-        let read = wait.read(&socket, &mut [0; 100], Some(timeout), false).unwrap();
+        let read = wait.read(&socket, &mut [0; 100], Some(timeout), false, false).unwrap();
         assert!(matches!(read, Input::TimedOut), "{read:?}");
     }
 
@@ -523,7 +543,7 @@ mod tests {
                 stop_outcome: None,
             };
             let mut buffer = [0; 100];
-            let mut read = || wait.read(&socket, &mut buffer, None, true).unwrap();
+            let mut read = || wait.read(&socket, &mut buffer, None, true, false).unwrap();
             assert!(
                 matches!(read(), Input::Bytes(7)),
                 "noticed when asked for the {noticed}. time"

@@ -1,23 +1,34 @@
-//! What a handler can do to its conversation. Effects are noted here and carried out by whoever
-//! drives the conversation, after the handler has returned.
+//! What a handler can do to its conversation. Effects are recorded here, and the driver of the conversation
+//! carries them out after the handler has returned.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::State;
+use super::state::State;
 use super::framing::Framing;
 use super::output::Output;
+use super::state::OutputEnd;
 use crate::address::Peer;
+use crate::connection_id::ConnectionId;
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
 use crate::sender::{SendQueue, Sender, SharedBytes};
 use crate::server_state::StopRequester;
 
-/// What drives a conversation: an event loop or a thread.
+/// What drives a conversation: an event loop, or a thread that serves one connection.
 pub(crate) trait Driver {
-    /// A way in for messages from other threads.
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError>;
+    /// Makes the queue for messages and events from other threads.
+    fn send_queue(
+        &self,
+        id: ConnectionId,
+        peer: &Peer,
+        encodable: Encodable,
+    ) -> Result<Arc<SendQueue>, UnsupportedError>;
+
+    /// The current time: on an event loop, when the current turn began.
+    fn now(&self) -> Instant;
 
     /// Requests a stop of the server, of the run that the conversation belongs to.
     fn request_stop(&self);
@@ -27,8 +38,17 @@ pub(crate) trait Driver {
 pub(crate) struct DatagramDriver<'a>(pub(crate) &'a StopRequester);
 
 impl Driver for DatagramDriver<'_> {
-    fn send_queue(&self, _encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(
+        &self,
+        _id: ConnectionId,
+        _peer: &Peer,
+        _encodable: Encodable,
+    ) -> Result<Arc<SendQueue>, UnsupportedError> {
         Err(UnsupportedError::DatagramSender)
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 
     fn request_stop(&self) {
@@ -36,14 +56,17 @@ impl Driver for DatagramDriver<'_> {
     }
 }
 
-/// What a [`Handler`](crate::Handler) is given to answer with.
+/// What a [`Handler`](crate::Handler) answers with.
 ///
-/// Everything here is noted and returns at once; it happens when the handler has returned.
+/// Every effect is recorded and the call returns at once; the effect happens when the handler has
+/// returned.
 pub struct Context<'a> {
     pub(super) state: &'a mut State,
     pub(super) framing: &'a mut dyn Framing,
     pub(super) output: Output<'a>,
     pub(super) driver: &'a dyn Driver,
+    /// How much output one step may collect, in bytes.
+    pub(super) room: usize,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -78,7 +101,7 @@ impl Context<'_> {
 
     #[inline(never)]
     fn send_slow(&mut self, message: &[u8]) -> HandlerResult {
-        if self.state.is_closing() {
+        if self.state.drops_output() {
             return Ok(());
         }
         if self.state.datagram {
@@ -94,7 +117,7 @@ impl Context<'_> {
     ///
     /// As for [`send`](Context::send).
     pub fn send_shared(&mut self, message: &SharedBytes) -> HandlerResult {
-        if self.state.is_closing() {
+        if self.state.drops_output() {
             return Ok(());
         }
         self.output.share(message, |output| {
@@ -147,9 +170,7 @@ impl Context<'_> {
         if self.state.datagram {
             return Err(UnsupportedError::DatagramTimeout);
         }
-        self.state.timeout = timeout.into();
-        self.state.timeout_changed = true;
-        self.state.needs_slow_path = true;
+        self.state.set_idle_timeout(timeout.into());
         Ok(())
     }
 
@@ -164,7 +185,7 @@ impl Context<'_> {
     }
 
     /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
-    /// does: it returns at once, and the stop waits for this call of the handler.
+    /// does: it returns at once, and the stop begins when the handler has returned.
     #[doc(alias = "shutdown")]
     pub fn stop_server(&mut self) {
         self.driver.request_stop();
@@ -180,15 +201,150 @@ impl Context<'_> {
         if self.state.datagram {
             return Err(UnsupportedError::DatagramSender);
         }
-        let send_queue = match &self.state.send_queue {
+        let send_queue = match self.state.send_queue() {
             Some(send_queue) => send_queue.clone(),
             None => {
-                let send_queue = self.driver.send_queue(self.framing.encodable())?;
-                self.state.needs_slow_path = true;
-                self.state.send_queue.insert(send_queue).clone()
+                let State { id, peer, .. } = &*self.state;
+                let send_queue = self.driver.send_queue(*id, peer, self.framing.encodable())?;
+                self.state.rare_mut().send_queue.insert(send_queue).clone()
             }
         };
         Ok(Sender::new(send_queue))
+    }
+
+    /// The output itself, past the framing: what is written to it goes out as it is, after what was sent
+    /// before. It implements [`io::Write`](std::io::Write), takes [shared
+    /// bytes](Output::put_shared) and [files](Output::put_file), and never waits: back-pressure applies
+    /// as for [`send`](Context::send). After [`close`](Context::close) what is written is dropped.
+    ///
+    /// Of a datagram, everything that is written to one such output is one datagram.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{Context, HandlerResult};
+    ///
+    /// fn reply(number: i64, cx: &mut Context<'_>) -> HandlerResult {
+    ///     write!(cx.output(), ":{number}\r\n")?;
+    ///     Ok(())
+    /// }
+    /// ```
+    #[inline]
+    pub fn output(&mut self) -> Output<'_> {
+        if self.state.needs_slow_path || self.state.datagram {
+            return self.output_slow();
+        }
+        self.output.reborrow()
+    }
+
+    #[inline(never)]
+    fn output_slow(&mut self) -> Output<'_> {
+        if self.state.drops_output() {
+            return Output::new(&[], self.state.discarded());
+        }
+        if self.state.datagram {
+            return self.output.begin_datagram();
+        }
+        self.output.reborrow()
+    }
+
+    /// How much more output the connection takes now, in bytes, before it is at its high mark (see
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)); at most 64 KiB at a time.
+    ///
+    /// When this returns 0, [`on_writable`](crate::Handler::on_writable) is called once, as soon as the
+    /// output has fallen to the low mark. A handler with much to send so keeps no more of it in memory
+    /// than the high mark: it sends while there is room, and goes on in `on_writable`. What is sent
+    /// without room is kept all the same.
+    ///
+    /// A datagram always has room.
+    pub fn room(&mut self) -> usize {
+        if self.state.datagram {
+            return usize::MAX;
+        }
+        let room = self.room.saturating_sub(self.output.len());
+        if room == 0 {
+            self.state.wants_writable = true;
+            self.state.needs_slow_path = true;
+        }
+        room
+    }
+
+    /// Sets the deadline for [`on_timer`](crate::Handler::on_timer); `None`, the default, is none. There is
+    /// one timer: a second call replaces the deadline of the first, and a handler with several deadlines
+    /// sets the earliest. Traffic does not move it. It costs nothing per message.
+    ///
+    /// A deadline in the past is due at once, when the handler has returned and others have been served.
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedError::DatagramTimeout`] for a datagram.
+    pub fn set_timer(&mut self, at: impl Into<Option<Instant>>) -> Result<(), UnsupportedError> {
+        if self.state.datagram {
+            return Err(UnsupportedError::DatagramTimeout);
+        }
+        self.state.set_timer(at.into());
+        Ok(())
+    }
+
+    /// The current time. On the event loop it is the time at which the current turn began, and reading it
+    /// costs no system call.
+    pub fn now(&self) -> Instant {
+        self.driver.now()
+    }
+
+    /// Delivers no further message until [`resume_input`](Context::resume_input): input that has been read
+    /// is kept, and no more is read, so that the peer's own send buffer is the back-pressure. All other
+    /// events go on; `on_eof` comes where no undelivered input precedes the end.
+    ///
+    /// A protocol pauses its input while a reply comes from elsewhere, by
+    /// [`Sender::post`](crate::Sender::post) for example, so that replies keep their order. A paused
+    /// connection that nothing can resume is closed when its output has been sent: one without a
+    /// [`Sender`], a timer, an idle timeout and a pending `on_writable`.
+    ///
+    /// No effect for a datagram.
+    pub fn pause_input(&mut self) {
+        self.state.pause();
+    }
+
+    /// Delivers messages again after [`pause_input`](Context::pause_input), those first that were kept.
+    pub fn resume_input(&mut self) {
+        self.state.resume();
+    }
+
+    /// Ends the output: when all that was sent has gone out, the peer sees the end of the stream
+    /// (shutdown(2) with `SHUT_WR`). Input goes on, and what is sent after this call is dropped.
+    ///
+    /// No effect for a datagram.
+    pub fn finish_output(&mut self) {
+        if self.state.output_end == OutputEnd::Open {
+            self.state.output_end = OutputEnd::Requested;
+            self.state.needs_slow_path = true;
+        }
+    }
+
+    /// The framing of this connection, if it is an `F`. A framing can so keep what it parsed for the
+    /// handler, and the handler can change what the framing expects next: the next message is decoded
+    /// with the changed framing, also where its bytes have already arrived.
+    ///
+    /// A framing in a `Box<dyn Framing + Send>` is found by its own type. `None` for a datagram.
+    pub fn framing<F: Framing>(&mut self) -> Option<&mut F> {
+        if self.state.datagram {
+            return None;
+        }
+        let framing: &mut dyn Any = self.framing;
+        if framing.is::<F>() {
+            return framing.downcast_mut();
+        }
+        let framing: &mut dyn Any = &mut **framing.downcast_mut::<Box<dyn Framing + Send>>()?;
+        framing.downcast_mut()
+    }
+
+    /// The number of this connection, as in the log. A datagram gets a number of its own when it is asked
+    /// for.
+    pub fn id(&mut self) -> ConnectionId {
+        if self.state.datagram && self.state.id == ConnectionId::NONE {
+            self.state.id = ConnectionId::next();
+        }
+        self.state.id
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where one message ends and the next begins. A framing looks at bytes and names ranges in them;
 //! it holds no bytes of its own and never scans the same byte twice.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,6 +23,11 @@ pub enum Decoded {
     Skip(usize),
     /// No whole message yet: ask again when there are more bytes.
     Incomplete,
+    /// As [`Incomplete`](Decoded::Incomplete), where the length of the message is known: this many bytes
+    /// of the input, framing included. Memory for a long message is then reserved ahead, at most twice
+    /// what has arrived and 64 KiB at least, so that a long message is not copied again and again and a
+    /// length alone takes no memory.
+    Need(usize),
 }
 
 /// How messages are told apart on a stream, and put on it.
@@ -70,11 +76,12 @@ pub enum Decoded {
 ///     }
 /// }
 /// ```
-pub trait Framing {
+pub trait Framing: Any {
     /// Looks for a message at the start of `input`, which is never empty.
     ///
-    /// After [`Decoded::Incomplete`] the next call gets the same bytes and more behind them, so a framing may
-    /// remember how far it has looked. After the other two it gets what follows.
+    /// After [`Decoded::Incomplete`] and [`Decoded::Need`] the next call gets the same bytes and more
+    /// behind them, so a framing may remember how far it has looked. After the other two it gets what
+    /// follows.
     ///
     /// # Errors
     ///
@@ -543,7 +550,7 @@ impl Framing for LengthPrefixed {
             .ok_or(FramingError::TooLong { limit: self.max_len })?;
         let body = width..width.saturating_add(length);
         if input.len() < body.end {
-            return Ok(Decoded::Incomplete);
+            return Ok(Decoded::Need(body.end));
         }
         Ok(Decoded::Frame { consumed: body.end, body })
     }
@@ -589,7 +596,7 @@ impl Framing for FixedSize {
     #[inline]
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         if input.len() < self.size {
-            return Ok(Decoded::Incomplete);
+            return Ok(Decoded::Need(self.size));
         }
         Ok(Decoded::Frame { body: 0..self.size, consumed: self.size })
     }

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use crate::error::{CloseReason, HandlerResult};
+use crate::sender::Event;
 
 /// Answers one peer, message by message, and never waits for the network.
 ///
@@ -48,15 +49,84 @@ pub trait Handler {
 
     /// The peer will send no more, but may still read. Closes the connection unless overridden.
     ///
-    /// A handler that leaves it open goes on sending through a [`Sender`](crate::Sender); where there
-    /// is neither a sender nor a timeout, or as soon as there is none any more, the connection is
-    /// closed all the same, since nothing could follow.
+    /// If you do not close it, it stays open only while something can follow: a
+    /// [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
+    /// [`on_writable`](Handler::on_writable). When none of these is left, it is closed.
     ///
     /// # Errors
     ///
     /// An error closes the connection.
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         cx.close();
+        Ok(())
+    }
+
+    /// The output has fallen to the low mark, after [`Context::room`] returned 0: there is room again. By
+    /// default it does nothing.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Sends a file, of which no more than the high mark is in memory.
+    /// struct Download(std::fs::File);
+    ///
+    /// impl Download {
+    ///     fn go_on(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         let mut part = [0; 16 * 1024];
+    ///         while cx.room() > 0 {
+    ///             match self.0.read(&mut part)? {
+    ///                 0 => return Ok(cx.close()),
+    ///                 count => cx.send(&part[..count])?,
+    ///             }
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// impl Handler for Download {
+    ///     fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.pause_input(); // one download at a time
+    ///         self.go_on(cx)
+    ///     }
+    ///
+    ///     fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         self.go_on(cx)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection.
+    fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// The deadline of [`Context::set_timer`] has come; the timer is off until it is set again. By
+    /// default it does nothing.
+    ///
+    /// It comes at the deadline or soon after it: not while another method of this handler runs, and
+    /// not before the connections that are ready in the same turn of the loop have been served.
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection.
+    fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// An event that [`Sender::post`](crate::Sender::post) has posted to this connection. Events and
+    /// messages of one sender come in the order in which they were posted and sent; while the output is
+    /// at its high mark they wait. By default it does nothing, and the event is dropped.
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection.
+    fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
+        let _ = (event, cx);
         Ok(())
     }
 
@@ -76,6 +146,30 @@ pub trait Handler {
         Ok(())
     }
 
+    /// The peer has sent something that cannot be accepted: bytes that are not a frame
+    /// ([`CloseReason::Framing`]). What the handler sends here still goes out, then the connection closes
+    /// for this reason; [`Context::abort`] resets it instead. By default it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection with [`CloseReason::Error`].
+    fn on_reject(&mut self, reason: &CloseReason, cx: &mut Context<'_>) -> HandlerResult {
+        let _ = (reason, cx);
+        Ok(())
+    }
+
+    /// The server begins to stop. What the handler sends here still goes out; a connection that is then
+    /// idle is closed, and any other has until the [drain deadline](crate::Server::drain_timeout).
+    /// Called once at most. By default it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection.
+    fn on_stop(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        let _ = cx;
+        Ok(())
+    }
+
     /// The conversation is over, for this reason. Called once, last, if
     /// [`on_open`](Handler::on_open) was called.
     fn on_close(&mut self, reason: &CloseReason) {
@@ -92,12 +186,32 @@ impl<H: Handler + ?Sized> Handler for Box<H> {
         (**self).on_message(message, cx)
     }
 
+    fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        (**self).on_writable(cx)
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        (**self).on_timer(cx)
+    }
+
+    fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
+        (**self).on_event(event, cx)
+    }
+
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         (**self).on_eof(cx)
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         (**self).on_idle_timeout(cx)
+    }
+
+    fn on_reject(&mut self, reason: &CloseReason, cx: &mut Context<'_>) -> HandlerResult {
+        (**self).on_reject(reason, cx)
+    }
+
+    fn on_stop(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        (**self).on_stop(cx)
     }
 
     fn on_close(&mut self, reason: &CloseReason) {

@@ -243,6 +243,24 @@ impl<'a> Output<'a> {
         })
     }
 
+    /// The same output, for a shorter time.
+    #[inline]
+    pub(super) fn reborrow(&mut self) -> Output<'_> {
+        let Output { input, shared, output_buffer } = self;
+        Output { input, shared: *shared, output_buffer }
+    }
+
+    /// The same output, for one datagram: all that is written is copied behind what was written before.
+    pub(super) fn begin_datagram(&mut self) -> Output<'_> {
+        self.put_datagram(&[]);
+        Output { input: &[], shared: None, output_buffer: &mut *self.output_buffer }
+    }
+
+    /// How many bytes the step has collected.
+    pub(super) fn len(&self) -> usize {
+        self.output_buffer.len()
+    }
+
     /// Adds bytes. Those of the message just received, and those of a shared payload, are referred
     /// to and not copied; all others are copied.
     #[inline(always)]
@@ -432,4 +450,9 @@ mod tests {
         output.put_datagram(b"x");
         assert_eq!(output_buffer.parts(&[]).collect::<Vec<_>>(), [&b""[..], b"x"]);
     }
+}
+/// Glue.
+impl std::io::Write for Output<'_> {
+    fn write(&mut self, b: &[u8]) -> std::io::Result<usize> { self.put(b); Ok(b.len()) }
+    fn flush(&mut self) -> std::io::Result<()> { Ok(()) }
 }

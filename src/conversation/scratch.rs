@@ -1,6 +1,7 @@
 //! The memory and the numbers that the calls of conversations share.
 
-use super::{Driver, OutputBuffer, READ_SIZE, StepCx};
+use super::context::Driver;
+use super::{OutputBuffer, READ_SIZE, StepCx};
 use crate::counters::Tally;
 
 /// What conversations are served with, one after the other: it belongs to a thread, or to one job of
@@ -23,7 +24,11 @@ impl Scratch {
 
     /// What a conversation works with for one turn.
     #[inline(always)]
-    pub(crate) fn step_cx<'a>(&'a mut self, driver: &'a dyn Driver, room: usize) -> StepCx<'a> {
+    pub(crate) fn step_cx<'a>(
+        &'a mut self,
+        driver: &'a dyn Driver,
+        room: usize,
+    ) -> StepCx<'a> {
         StepCx::new(&mut self.output_buffer, &mut self.tally, driver, room)
     }
 

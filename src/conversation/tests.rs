@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ use super::*;
 use crate::encodable::Encodable;
 use crate::error::{HandlerResult, SendError, UnsupportedError};
 use crate::mailbox::Mailbox;
-use crate::sender::{Sender, Waker};
+use crate::sender::{Event, Sender, Waker};
 use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;
@@ -22,8 +22,13 @@ const PLENTY: usize = 1 << 30;
 enum Told {
     Open,
     Message(Vec<u8>),
+    Writable,
+    Timer,
+    Event(u32),
     Eof,
     Timeout,
+    Reject(String),
+    Stop,
     Close(String),
 }
 
@@ -50,6 +55,26 @@ impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Handler for Actor<A> {
 
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         self.note(Told::Message(message.to_vec()), cx)
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Writable, cx)
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Timer, cx)
+    }
+
+    fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Event(*event.downcast::<u32>().unwrap()), cx)
+    }
+
+    fn on_reject(&mut self, reason: &CloseReason, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Reject(reason.to_string()), cx)
+    }
+
+    fn on_stop(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        self.note(Told::Stop, cx)
     }
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
@@ -79,12 +104,22 @@ impl Handler for Echo {
 struct NoLoop {
     mailbox: Arc<Mailbox>,
     stop_requested: Cell<bool>,
+    now: Instant,
 }
 
 impl Driver for NoLoop {
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(
+        &self,
+        _id: ConnectionId,
+        _peer: &Peer,
+        encodable: Encodable,
+    ) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.mailbox.clone(), Token::new(1, 1));
         Ok(Arc::new(SendQueue::new(waker, 64 * 1024, encodable)))
+    }
+
+    fn now(&self) -> Instant {
+        self.now
     }
 
     fn request_stop(&self) {
@@ -93,7 +128,11 @@ impl Driver for NoLoop {
 }
 
 fn nowhere() -> NoLoop {
-    NoLoop { mailbox: Arc::new(Mailbox::new().unwrap()), stop_requested: Cell::new(false) }
+    NoLoop {
+        mailbox: Arc::new(Mailbox::new().unwrap()),
+        stop_requested: Cell::new(false),
+        now: Instant::now(),
+    }
 }
 
 /// Plays the pump of one conversation, with a network that takes everything at once.
@@ -111,7 +150,7 @@ struct Stage<H, F> {
 impl<H: Handler, F: Framing> Stage<H, F> {
     fn new(handler: H, framing: F) -> Self {
         Stage {
-            conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed),
+            conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed, ConnectionId::next()),
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             driver: nowhere(),
@@ -144,7 +183,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
             return self;
         }
         self.step(fresh, |conversation, step_cx| conversation.receive(fresh, step_cx));
-        while self.conversation.is_blocked_on_output() && !self.conversation.is_closing() {
+        while self.conversation.has_blocked_input() && !self.conversation.is_closing() {
             self.resume();
         }
         self
@@ -169,7 +208,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
     }
 
     fn time_out(&mut self) -> &mut Self {
-        self.step(&[], Conversation::timed_out);
+        self.step(&[], Conversation::idle_timed_out);
         self
     }
 
@@ -211,7 +250,7 @@ fn echo(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
             cx.close();
             Ok(())
         }
-        Told::Open | Told::Close(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -997,12 +1036,12 @@ fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
         }
         Ok(())
     });
-    assert_eq!(stage.conversation.timeout(), Some(Duration::from_secs(5)));
-    assert!(stage.conversation.take_timeout_changed());
-    assert!(!stage.conversation.take_timeout_changed());
+    assert_eq!(stage.conversation.idle_timeout(), Some(Duration::from_secs(5)));
+    assert!(stage.conversation.take_deadline_changed());
+    assert!(!stage.conversation.take_deadline_changed());
     stage.feed(b"x");
-    assert_eq!(stage.conversation.timeout(), None);
-    assert!(stage.conversation.take_timeout_changed());
+    assert_eq!(stage.conversation.idle_timeout(), None);
+    assert!(stage.conversation.take_deadline_changed());
 }
 
 #[test]
@@ -1080,12 +1119,12 @@ fn messages_beyond_the_budget_are_left_for_later() {
     let wire = vec![b'\n'; 3 * MESSAGE_BUDGET - 1];
     stage.step(&wire, |conversation, step_cx| conversation.receive(&wire, step_cx));
     assert_eq!(messages(&log).len(), MESSAGE_BUDGET);
-    assert!(stage.conversation.is_blocked_on_output());
+    assert!(stage.conversation.has_blocked_input());
     stage.resume();
     assert_eq!(messages(&log).len(), 2 * MESSAGE_BUDGET);
     assert!(stage.deliver_kept(), "by a worker");
     assert_eq!(messages(&log).len(), wire.len());
-    assert!(!stage.conversation.is_blocked_on_output());
+    assert!(!stage.conversation.has_blocked_input());
     assert_eq!(stage.sent, wire);
 }
 
@@ -1117,13 +1156,13 @@ fn output_beyond_the_room_leaves_input_for_later() {
     let wire = b"one\ntwo\nthree\nfour\nfi";
     stage.step(wire, |conversation, step_cx| conversation.receive(wire, step_cx));
     assert_eq!(messages(&log), [b"one", b"two"], "eight bytes are enough");
-    assert!(stage.conversation.is_blocked_on_output());
+    assert!(stage.conversation.has_blocked_input());
     assert!(!stage.conversation.is_idle());
     stage.resume();
     assert_eq!(messages(&log).len(), 4);
-    assert!(stage.conversation.is_blocked_on_output(), "half a line is left");
+    assert!(stage.conversation.has_blocked_input(), "half a line is left");
     stage.resume();
-    assert!(!stage.conversation.is_blocked_on_output());
+    assert!(!stage.conversation.has_blocked_input());
     stage.feed(b"ve\n");
     assert_eq!(stage.sent, b"one\ntwo\nthree\nfour\nfive\n");
     assert!(stage.conversation.is_idle());
@@ -1149,9 +1188,9 @@ fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
     stage.room = 1;
     stage.conversation.buffer(b"one\ntw");
     assert!(stage.deliver_kept());
-    assert!(stage.conversation.is_blocked_on_output());
+    assert!(stage.conversation.has_blocked_input());
     assert!(!stage.deliver_kept(), "half a line is left");
-    assert!(!stage.conversation.is_blocked_on_output(), "nothing can go on");
+    assert!(!stage.conversation.has_blocked_input(), "nothing can go on");
 }
 
 /// A framing may remember what it has told: here, that the first frame is one byte and all others
@@ -1477,4 +1516,300 @@ fn a_boxed_framing_frames_as_the_one_in_it_and_its_clones_have_a_state_each() {
     assert!(first.decode_eof(b"abc").is_err());
     let mut accepting = BoxFraming::new(Lines::default().unterminated(true));
     assert_eq!(accepting.decode_eof(b"abc").unwrap(), Decoded::Frame { body: 0..3, consumed: 3 });
+}
+
+/// A handler that answers nothing.
+fn quiet(_: &Told, _: &mut Context<'_>) -> HandlerResult {
+    Ok(())
+}
+
+#[test]
+fn a_handler_that_finds_no_room_is_called_when_there_is_room_again() {
+    let (mut stage, log) = start(Lines::default(), |told, cx| {
+        if matches!(told, Told::Message(_) | Told::Writable) {
+            while cx.room() > 0 {
+                cx.send(b"12345")?;
+            }
+        }
+        Ok(())
+    });
+    stage.room = 10;
+    assert!(!stage.conversation.wants_writable());
+    stage.feed(b"go\n");
+    assert_eq!(stage.sent, b"12345\n12345\n");
+    assert!(stage.conversation.wants_writable());
+    assert!(!stage.conversation.is_fast() && !stage.conversation.is_idle());
+    stage.step(&[], Conversation::writable);
+    assert_eq!(stage.sent.len(), 24);
+    assert_eq!(*log.borrow(), [Told::Open, message("go"), Told::Writable]);
+}
+
+#[test]
+fn a_handler_that_does_not_ask_for_room_is_not_called_when_there_is_room() {
+    let (mut stage, _) = start(Lines::default(), echo);
+    stage.room = 1;
+    stage.feed(b"one\ntwo\n");
+    assert_eq!(stage.sent, b"one\ntwo\n");
+    assert!(!stage.conversation.wants_writable());
+}
+
+#[test]
+fn a_timer_is_set_for_one_call_and_its_handler_can_set_it_again() {
+    let start_time = Instant::now();
+    let at = |seconds| start_time + Duration::from_secs(seconds);
+    let (mut stage, log) = start(Raw, move |told, cx| {
+        match told {
+            Told::Open => cx.set_timer(at(5))?,
+            Told::Message(_) => cx.set_timer(at(7))?,
+            _ => {}
+        }
+        Ok(())
+    });
+    assert_eq!(stage.conversation.timer(), Some(at(5)));
+    assert!(stage.conversation.take_deadline_changed());
+    stage.feed(b"x");
+    assert_eq!(stage.conversation.timer(), Some(at(7)));
+    stage.step(&[], Conversation::timer_expired);
+    assert_eq!(stage.conversation.timer(), None);
+    assert_eq!(*log.borrow(), [Told::Open, message("x"), Told::Timer]);
+}
+
+#[test]
+fn a_closing_conversation_has_no_timer() {
+    let (mut stage, _) = start(Raw, |told, cx| {
+        cx.set_timer(Instant::now())?;
+        if matches!(told, Told::Message(_)) {
+            cx.close();
+        }
+        Ok(())
+    });
+    stage.feed(b"x");
+    assert_eq!(stage.conversation.timer(), None);
+}
+
+#[test]
+fn events_and_messages_of_a_sender_come_in_the_order_in_which_they_were_posted() {
+    let sender = Rc::new(RefCell::new(None));
+    let own = sender.clone();
+    let (mut stage, log) = start(Lines::default(), move |told, cx| {
+        match told {
+            Told::Open => *own.borrow_mut() = Some(cx.sender()?),
+            Told::Event(number) => cx.send(number.to_string().as_bytes())?,
+            _ => {}
+        }
+        Ok(())
+    });
+    let sender = sender.borrow_mut().take().unwrap();
+    sender.post(Box::new(1u32)).unwrap();
+    sender.send(b"two").unwrap();
+    sender.post(Box::new(3u32)).unwrap();
+    stage.drain_send_queue();
+    assert_eq!(stage.sent, b"1\ntwo\n3\n");
+    assert_eq!(*log.borrow(), [Told::Open, Told::Event(1), Told::Event(3)]);
+    stage.conversation.end(CloseReason::Shutdown);
+    stage.close();
+    assert_eq!(sender.post(Box::new(4u32)), Err(SendError::Closed));
+}
+
+#[test]
+fn a_bad_frame_is_answered_before_the_close_and_the_reason_stays_the_frame() {
+    let (mut stage, log) = start(LengthPrefixed::default().max_len(3), |told, cx| {
+        if matches!(told, Told::Reject(_)) {
+            cx.send(b"bad")?;
+            cx.close();
+        }
+        Ok(())
+    });
+    stage.feed(&[0, 0, 0, 9]);
+    assert_eq!(stage.sent, [0, 0, 0, 3, b'b', b'a', b'd']);
+    assert!(matches!(stage.close(), CloseReason::Framing(FramingError::TooLong { limit: 3 })));
+    assert!(matches!(&log.borrow()[..], [Told::Open, Told::Reject(_), Told::Close(_)]));
+    assert_eq!(stage.tally.framing_errors, 1);
+}
+
+#[test]
+fn an_error_of_on_reject_is_the_reason() {
+    let (mut stage, _) = start(FixedSize::new(2), |told, _| match told {
+        Told::Reject(_) => Err("on purpose".into()),
+        _ => Ok(()),
+    });
+    stage.feed(b"x").eof();
+    assert!(matches!(stage.close(), CloseReason::Error(_)));
+}
+
+#[test]
+fn no_message_is_delivered_while_the_input_is_paused_and_none_is_lost() {
+    let (mut stage, log) = start(Lines::default(), |told, cx| {
+        match told {
+            Told::Message(line) if line == b"wait" => cx.pause_input(),
+            Told::Timer => cx.resume_input(),
+            _ => {}
+        }
+        Ok(())
+    });
+    stage.feed(b"one\nwait\ntwo\nthr");
+    assert!(stage.conversation.is_paused() && stage.conversation.has_undelivered_input());
+    assert!(!stage.conversation.has_blocked_input(), "nothing is to be done with it");
+    assert_eq!(messages(&log), [b"one".to_vec(), b"wait".to_vec()]);
+    stage.step(&[], Conversation::timer_expired);
+    assert!(stage.conversation.has_blocked_input());
+    stage.resume();
+    stage.feed(b"ee\n");
+    assert_eq!(messages(&log)[2..], [b"two".to_vec(), b"three".to_vec()]);
+}
+
+#[test]
+fn a_paused_conversation_that_nothing_can_resume_ends() {
+    for rescue in 0..3 {
+        let (mut stage, _) = start(Raw, move |told, cx| {
+            match (told, rescue) {
+                (Told::Open, 1) => cx.set_timer(cx.now() + Duration::from_secs(1))?,
+                (Told::Open, 2) => cx.set_idle_timeout(Duration::from_secs(1))?,
+                (Told::Message(_), _) => cx.pause_input(),
+                _ => {}
+            }
+            Ok(())
+        });
+        stage.conversation.end_if_nothing_follows();
+        assert!(!stage.is_closing());
+        stage.feed(b"x");
+        stage.conversation.end_if_nothing_follows();
+        assert_eq!(stage.is_closing(), rescue == 0);
+    }
+}
+
+#[test]
+fn the_end_of_the_input_is_told_to_a_paused_handler_where_nothing_undelivered_precedes_it() {
+    let pause = |told: &Told, cx: &mut Context<'_>| {
+        match told {
+            Told::Open => cx.set_timer(cx.now())?,
+            Told::Message(_) => cx.pause_input(),
+            Told::Timer => cx.resume_input(),
+            Told::Eof => cx.close(),
+            _ => {}
+        }
+        Ok(())
+    };
+    let (mut stage, log) = start(Lines::default(), pause);
+    stage.feed(b"one\n").eof();
+    assert_eq!(log.borrow()[1..], [message("one"), Told::Eof]);
+
+    let (mut stage, log) = start(Lines::default().unterminated(true), pause);
+    stage.feed(b"one\ntwo").eof();
+    assert_eq!(log.borrow()[1..], [message("one")]);
+    stage.step(&[], Conversation::timer_expired);
+    stage.resume();
+    assert_eq!(log.borrow()[2..], [Told::Timer, message("two"), Told::Eof]);
+}
+
+#[test]
+fn the_stop_of_the_server_is_told_once_and_what_is_sent_then_goes_out() {
+    let (mut stage, log) = start(Lines::default(), |told, cx| match told {
+        Told::Stop => cx.send(b"goodbye"),
+        _ => Ok(()),
+    });
+    stage.step(&[], Conversation::stop);
+    stage.step(&[], Conversation::stop);
+    assert_eq!(stage.sent, b"goodbye\n");
+    assert!(!stage.is_closing() && stage.conversation.is_idle());
+    assert_eq!(*log.borrow(), [Told::Open, Told::Stop]);
+}
+
+#[test]
+fn a_finished_output_is_reported_once_and_later_output_is_dropped() {
+    let (mut stage, log) = start(Lines::default(), |told, cx| match told {
+        Told::Message(_) => {
+            cx.send(b"last")?;
+            cx.finish_output();
+            std::io::Write::write_all(&mut cx.output(), b"dropped")?;
+            cx.send(b"dropped")
+        }
+        _ => Ok(()),
+    });
+    stage.feed(b"one\n");
+    assert!(stage.conversation.take_output_end() && !stage.conversation.take_output_end());
+    stage.feed(b"two\n");
+    assert_eq!(stage.sent, b"last\n");
+    assert_eq!(messages(&log).len(), 2);
+    assert!(!stage.conversation.take_output_end());
+}
+
+#[test]
+fn output_past_the_framing_keeps_its_place_among_messages() {
+    let (mut stage, _) = start(Lines::default(), |told, cx| {
+        if let Told::Message(line) = told {
+            cx.send(line)?;
+            std::io::Write::write_all(&mut cx.output(), b"raw ")?;
+            cx.output().put(line);
+            cx.send(b"!")?;
+        }
+        Ok(())
+    });
+    stage.feed(b"one\n");
+    assert_eq!(stage.sent, b"one\nraw one!\n");
+}
+
+/// Lines until the handler asks for blocks of four bytes; it keeps the length of the last message.
+#[derive(Debug, Default)]
+struct Switching {
+    blocks: bool,
+    last: usize,
+}
+
+impl Framing for Switching {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+        let step = if self.blocks {
+            FixedSize::new(4).decode(input)
+        } else {
+            Lines::default().decode(input)
+        };
+        if let Ok(Decoded::Frame { body, .. }) = &step {
+            self.last = body.len();
+        }
+        step
+    }
+
+    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+        output.put(message);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_handler_changes_its_framing_and_the_bytes_behind_are_decoded_anew() {
+    let act = |told: &Told, cx: &mut Context<'_>| {
+        assert!(cx.framing::<Lines>().is_none());
+        if let Told::Message(text) = told {
+            let framing = cx.framing::<Switching>().unwrap();
+            assert_eq!(framing.last, text.len());
+            framing.blocks ^= text == b"blocks" || text == b"line";
+        }
+        Ok(())
+    };
+    let expected = ["a", "blocks", "1234", "line", "b"].map(|text| text.as_bytes().to_vec());
+    let (mut stage, log) = start(Switching::default(), act);
+    stage.feed(b"a\nblocks\n1234lineb\n");
+    assert_eq!(messages(&log), expected);
+    let boxed: Box<dyn Framing + Send> = Box::new(Switching::default());
+    let (mut stage, log) = start(boxed, act);
+    stage.feed(b"a\nblocks\n1234lineb\n");
+    assert_eq!(messages(&log), expected);
+}
+
+#[test]
+fn memory_for_a_long_frame_is_reserved_at_most_twice_what_has_arrived() {
+    let (mut stage, log) = start(LengthPrefixed::default().max_len(1 << 30), quiet);
+    let length: usize = 1 << 20;
+    stage.feed(&u32::try_from(1 << 30).unwrap().to_be_bytes());
+    assert!(stage.conversation.read_buffer.capacity() <= 64 * 1024);
+    let (mut stage, log) = (start(LengthPrefixed::default().max_len(1 << 30), quiet).0, log);
+    stage.feed(&u32::try_from(length).unwrap().to_be_bytes());
+    for arrived in 1..length / 4096 {
+        stage.feed(&[7; 4096]);
+        let capacity = stage.conversation.read_buffer.capacity();
+        assert!(capacity <= (2 * 4096 * arrived + 8).max(64 * 1024), "{capacity} of {arrived}");
+    }
+    stage.feed(&[7; 4096]);
+    assert_eq!(stage.tally.messages, 1);
+    drop(log);
 }

@@ -1,6 +1,7 @@
 //! One connection of the event loop: the non-blocking driver of a conversation.
 
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use super::source::{BULK_FROM, EventSource, LoopCx, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
 use super::write_buffer::{WaterMarks, WriteBuffer};
 use crate::closing::{FIRST_LOOK, Linger, Progress};
-use crate::conversation::MESSAGE_BUDGET;
+use crate::conversation::{MESSAGE_BUDGET, Work};
 use crate::error::CloseReason;
 use crate::mailbox::Job;
 use crate::sender::Ending;
@@ -58,10 +59,10 @@ pub(crate) struct Connection<T> {
     progress: Progress,
     /// State that few connections ever have.
     rare: Option<Box<Rare>>,
-    /// Input comes next, and what waits in the outlet after it.
-    input_next: bool,
-    /// The backlog has reached the high mark and not yet sunk to the low one.
-    paused: bool,
+    /// What it did last: its kinds of work take turns.
+    last_work: Work,
+    /// The write buffer has reached the high mark and has not fallen to the low mark since.
+    output_full: bool,
     /// The conversation has been closed.
     close_notified: bool,
     /// Mail of its outlet came while the conversation was out.
@@ -87,8 +88,8 @@ impl<T: ConversationSlot> Connection<T> {
             last_moved: now,
             progress: Progress::default(),
             rare: None,
-            input_next: false,
-            paused: false,
+            last_work: Work::Input,
+            output_full: false,
             close_notified: false,
             missed_mail: false,
             cut: false,
@@ -193,31 +194,33 @@ impl<T: ConversationSlot> Connection<T> {
                 ControlFlow::Continue(Recheck) => continue,
                 ControlFlow::Continue(GoOn) => {}
             }
+            let waiting = self.waiting();
             let Some(conversation) = self.conversation.local() else {
                 return PostAction::Wait;
             };
-            let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
-            let is_blocked_on_output = conversation.is_blocked_on_output();
-            let may_read =
-                !conversation.input_ended() && cx.call.readiness.has(Readiness::READABLE);
-            let has_input = is_blocked_on_output || may_read;
-            if !has_messages && !has_input {
+            let has_blocked_input = conversation.has_blocked_input();
+            let may_read = !conversation.input_ended()
+                && !conversation.is_paused()
+                && cx.call.readiness.has(Readiness::READABLE);
+            let work = Work::next(self.last_work, |work| match work {
+                Work::SendQueue => conversation.send_queue().is_some_and(|queue| !queue.is_empty()),
+                Work::Writable => conversation.wants_writable() && waiting <= self.water_marks.low(),
+                Work::Input => has_blocked_input || may_read,
+            });
+            let Some(work) = work else {
                 return self.finish_turn(buffer, cx);
-            }
+            };
             if *budget == 0 {
                 return PostAction::Requeue;
             }
-            // The send queue and the input take turns, so that neither starves the other.
-            let cost = if has_messages && !(has_input && self.input_next) {
-                self.input_next = true;
-                self.drain_send_queue(self.room(), cx)
-            } else {
-                self.input_next = false;
-                if is_blocked_on_output {
+            self.last_work = work;
+            let cost = match work {
+                Work::SendQueue => self.step_alone(ConversationEvent::SendQueue, cx),
+                Work::Writable => self.step_alone(ConversationEvent::Writable, cx),
+                Work::Input if has_blocked_input => {
                     self.step_alone(ConversationEvent::Receive(&[]), cx)
-                } else {
-                    self.read_once(buffer, cx)
                 }
+                Work::Input => self.read_once(buffer, cx),
             };
             *budget = budget.saturating_sub(cost);
         }
@@ -231,7 +234,7 @@ impl<T: ConversationSlot> Connection<T> {
         buffer: &mut [u8],
         cx: &mut LoopCx,
     ) -> ControlFlow<PostAction, Next> {
-        let waiting = self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len());
+        let waiting = self.waiting();
         let Some(conversation) = self.conversation.local() else {
             return ControlFlow::Break(PostAction::Wait);
         };
@@ -246,7 +249,8 @@ impl<T: ConversationSlot> Connection<T> {
             // What was sent before the close is appended to the write buffer whatever its mark: no
             // more can come. The patience for the peer begins now.
             self.last_moved = cx.turn.now;
-            *budget = budget.saturating_sub(self.drain_send_queue(READ_BUDGET, cx));
+            let cost = self.step_with_room(ConversationEvent::SendQueue, READ_BUDGET, cx);
+            *budget = budget.saturating_sub(cost);
             return match self.conversation.local() {
                 Some(conversation) if !conversation.is_closing() => {
                     ControlFlow::Break(PostAction::Requeue)
@@ -254,8 +258,11 @@ impl<T: ConversationSlot> Connection<T> {
                 _ => ControlFlow::Continue(Recheck),
             };
         }
-        // A connection whose input has ended is not read: only the poller tells that its peer is gone.
-        if conversation.input_ended() && cx.call.readiness.has(Readiness::WRITE_CLOSED) && !self.cut
+        // A connection that is not read: only the poller reports that its peer is gone.
+        if (conversation.input_ended() || conversation.is_paused())
+            && !conversation.is_output_ended()
+            && cx.call.readiness.has(Readiness::WRITE_CLOSED)
+            && !self.cut
         {
             let error = self.socket.take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
@@ -266,10 +273,19 @@ impl<T: ConversationSlot> Connection<T> {
             self.on_write_error(error);
             return ControlFlow::Continue(Recheck);
         }
-        let mark = if self.paused { self.water_marks.low() + 1 } else { self.water_marks.high() };
-        self.paused = waiting >= mark;
-        if self.paused {
+        let low = self.water_marks.low();
+        let mark = if self.output_full { low + 1 } else { self.water_marks.high() };
+        self.output_full = waiting >= mark;
+        if self.output_full {
             return ControlFlow::Break(PostAction::Wait);
+        }
+        if cx.run.stopping
+            && let Some(conversation) = self.conversation.local()
+            && !conversation.is_stop_notified()
+        {
+            let cost = self.step_alone(ConversationEvent::Stop, cx);
+            *budget = budget.saturating_sub(cost);
+            return ControlFlow::Continue(Recheck);
         }
         ControlFlow::Continue(GoOn)
     }
@@ -304,6 +320,19 @@ impl<T: ConversationSlot> Connection<T> {
     /// Nothing more can be done now, or ever; a server that stops does not wait for who is idle.
     fn finish_turn(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         if let Some(conversation) = self.conversation.local() {
+            if self.write_buffer.is_none() && conversation.take_output_end() {
+                // It fails where the peer is gone, which a read or the poller reports.
+                let _ = self.socket.shutdown(Shutdown::Write);
+            }
+            if conversation.is_paused()
+                && !conversation.input_ended()
+                && !conversation.has_undelivered_input()
+                && cx.call.readiness.has(Readiness::READ_CLOSED)
+                && sys::is_at_end(&self.socket).unwrap_or(false)
+            {
+                self.step_alone(ConversationEvent::Eof, cx);
+                return PostAction::Requeue;
+            }
             conversation.end_if_nothing_follows();
             if conversation.is_closing() {
                 return self.close(buffer, cx);
@@ -336,10 +365,19 @@ impl<T: ConversationSlot> Connection<T> {
     }
 
     /// As [`step`](Self::step), where nothing has been read; how much of the budget it takes.
-    #[inline(never)]
     fn step_alone(&mut self, step: ConversationEvent<'_>, cx: &mut LoopCx) -> usize {
-        let before = cx.scratch.tally.messages;
-        let settled = self.step(step, self.room(), &[], cx);
+        self.step_with_room(step, self.room(), cx)
+    }
+
+    #[inline(never)]
+    fn step_with_room(
+        &mut self,
+        step: ConversationEvent<'_>,
+        room: usize,
+        cx: &mut LoopCx,
+    ) -> usize {
+        let before = delivered(cx);
+        let settled = self.step(step, room, &[], cx);
         if settled.moved {
             self.last_moved = cx.turn.now;
         }
@@ -349,41 +387,29 @@ impl<T: ConversationSlot> Connection<T> {
     /// Delivers what has been read; how much of the budget the answers take.
     #[inline(never)]
     fn received(&mut self, fresh: &[u8], cx: &mut LoopCx) -> usize {
-        let before = cx.scratch.tally.messages;
+        let before = delivered(cx);
         let settled = self.step(ConversationEvent::Receive(fresh), self.room(), fresh, cx);
         self.cost(settled, before, cx)
     }
 
     /// How much of the budget a step takes: what it answers, or the messages it delivers; all of it
     /// where it leaves messages, since it does so at the limit of either.
-    fn cost(&mut self, settled: Settled, messages_before: u64, cx: &LoopCx) -> usize {
-        if self.conversation.local().is_some_and(|conversation| conversation.is_blocked_on_output())
-        {
+    fn cost(&mut self, settled: Settled, delivered_before: u64, cx: &LoopCx) -> usize {
+        if self.conversation.local().is_some_and(|conversation| conversation.is_at_limit()) {
             return READ_BUDGET;
         }
-        let messages =
-            usize::try_from(cx.scratch.tally.messages - messages_before).unwrap_or(usize::MAX);
-        settled.produced.max(messages.saturating_mul(MESSAGE_COST))
+        let delivered = usize::try_from(delivered(cx) - delivered_before).unwrap_or(usize::MAX);
+        settled.produced.max(delivered.saturating_mul(MESSAGE_COST))
     }
 
-    /// Sends what waits in the outlet, as far as there is `room`; how much of the budget it takes.
-    fn drain_send_queue(&mut self, room: usize, cx: &mut LoopCx) -> usize {
-        let Some(conversation) = self.conversation.local() else {
-            return 0;
-        };
-        let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
-        let commands = conversation.drain_send_queue(&mut step_cx);
-        let settled = self.send_output(&[], cx);
-        if settled.moved {
-            self.last_moved = cx.turn.now;
-        }
-        settled.produced.max(commands * MESSAGE_COST)
+    /// How many bytes the write buffer holds.
+    fn waiting(&self) -> usize {
+        self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len())
     }
 
     /// How much output may be collected at once.
     fn room(&self) -> usize {
-        let waiting = self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len());
-        self.water_marks.high().saturating_sub(waiting).min(self.water_marks.room())
+        self.water_marks.high().saturating_sub(self.waiting()).min(self.water_marks.room())
     }
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
@@ -394,7 +420,7 @@ impl<T: ConversationSlot> Connection<T> {
             return settled;
         };
         if !conversation.is_fast() {
-            if conversation.take_timeout_changed() {
+            if conversation.take_deadline_changed() {
                 cx.deadline_changed();
             }
             if conversation.is_aborted() {
@@ -490,6 +516,12 @@ impl<T: ConversationSlot> Connection<T> {
     }
 }
 
+/// How many messages have been delivered, and how many messages and events have been taken from senders:
+/// for a difference.
+fn delivered(cx: &LoopCx) -> u64 {
+    cx.scratch.tally.messages + cx.scratch.tally.from_senders
+}
+
 impl<T: ConversationSlot> EventSource for Connection<T> {
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
         cx.call.entry.limit = self.water_marks.high();
@@ -538,10 +570,12 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
             return Some(linger.next());
         }
         let conversation = self.conversation.local_ref()?;
-        let patience = conversation.patience()?;
-        // What was on its way when it was closed is the peer's soon, and is then no sign of progress.
-        let is_first = conversation.is_closing() && !self.looked;
-        self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
+        let idle = conversation.patience().and_then(|patience| {
+            // Bytes that were in flight at the close arrive soon, and do not show that the peer reads.
+            let is_first = conversation.is_closing() && !self.looked;
+            self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
+        });
+        idle.into_iter().chain(conversation.timer()).min()
     }
 
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
@@ -551,6 +585,10 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
+        if conversation.timer().is_some_and(|timer| timer <= cx.turn.now) {
+            self.step_alone(ConversationEvent::Timer, cx);
+            return cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx));
+        }
         let is_first = conversation.is_closing() && !std::mem::replace(&mut self.looked, true);
         // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
         if self.progress.is_made(&self.socket) {
@@ -565,7 +603,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         }
         self.last_moved = cx.turn.now;
         cx.call.entry.limit = self.water_marks.high();
-        self.step_alone(ConversationEvent::TimedOut, cx);
+        self.step_alone(ConversationEvent::IdleTimeout, cx);
         cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 

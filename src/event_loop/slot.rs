@@ -1,6 +1,6 @@
 //! A conversation of a connection: on the loop, or with a worker for the length of a job.
 
-use super::source::LoopCx;
+use super::source::{LoopCx, LoopDriver};
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::mailbox::Job;
 
@@ -8,8 +8,13 @@ use crate::mailbox::Job;
 pub(crate) enum ConversationEvent<'a> {
     Open,
     Receive(&'a [u8]),
+    /// Messages and events wait in the send queue.
+    SendQueue,
+    Writable,
+    Timer,
     Eof,
-    TimedOut,
+    IdleTimeout,
+    Stop,
 }
 
 /// A conversation that runs on the loop, or on a worker while a job is under way.
@@ -41,12 +46,17 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
 
     #[inline(always)]
     fn run(&mut self, step: ConversationEvent<'_>, room: usize, cx: &mut LoopCx) -> bool {
-        let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
+        let driver = LoopDriver { entry: &cx.call.entry, now: cx.turn.now };
+        let mut step_cx = cx.scratch.step_cx(&driver, room);
         match step {
             ConversationEvent::Open => self.open(&mut step_cx),
             ConversationEvent::Receive(fresh) => self.receive(fresh, &mut step_cx),
+            ConversationEvent::SendQueue => self.drain_send_queue(&mut step_cx),
+            ConversationEvent::Writable => self.writable(&mut step_cx),
+            ConversationEvent::Timer => self.timer_expired(&mut step_cx),
             ConversationEvent::Eof => self.eof(&mut step_cx),
-            ConversationEvent::TimedOut => self.timed_out(&mut step_cx),
+            ConversationEvent::IdleTimeout => self.idle_timed_out(&mut step_cx),
+            ConversationEvent::Stop => self.stop(&mut step_cx),
         }
         true
     }

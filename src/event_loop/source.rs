@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::address::Peer;
+use crate::connection_id::ConnectionId;
 use crate::conversation::{Driver, Scratch};
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
@@ -178,13 +179,47 @@ impl EntryRef {
 }
 
 impl Driver for EntryRef {
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(
+        &self,
+        _id: ConnectionId,
+        _peer: &Peer,
+        encodable: Encodable,
+    ) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.mailbox().clone(), self.token);
         Ok(Arc::new(SendQueue::new(waker, self.limit, encodable)))
     }
 
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     fn request_stop(&self) {
         self.stop.request();
+    }
+}
+
+/// The entry that is being called on its loop: it knows the time of the turn.
+pub(super) struct LoopDriver<'a> {
+    pub(super) entry: &'a EntryRef,
+    pub(super) now: Instant,
+}
+
+impl Driver for LoopDriver<'_> {
+    fn send_queue(
+        &self,
+        id: ConnectionId,
+        peer: &Peer,
+        encodable: Encodable,
+    ) -> Result<Arc<SendQueue>, UnsupportedError> {
+        self.entry.send_queue(id, peer, encodable)
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn request_stop(&self) {
+        self.entry.request_stop();
     }
 }
 

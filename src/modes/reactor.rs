@@ -98,7 +98,7 @@ impl<'a, H: Handler, F: Framing + Clone> LoopConnections<'a, H, F> {
     ) {
         let Some(conversation) = make_handler(&peer, cx, || {
             let handler = self.make.make(&peer);
-            Conversation::new(handler, self.framing.clone().into(), peer.clone())
+            Conversation::new(handler, self.framing.clone().into(), peer.clone(), crate::connection_id::ConnectionId::next())
         }) else {
             cx.scratch.tally.closed += 1;
             return;

@@ -361,7 +361,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H
         socket: Arc<Socket>,
         peer: Peer,
     ) -> StreamSession<H, F> {
-        let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer);
+        let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer, crate::connection_id::ConnectionId::next());
         StreamSession { socket, conversation, room: self.water_marks.high() }
     }
 

@@ -15,6 +15,14 @@ impl<T> CatchDrop<T> {
     pub(crate) fn new(value: T) -> Self {
         CatchDrop(ManuallyDrop::new(value))
     }
+
+    /// The value, whose destructor is no longer guarded.
+    pub(crate) fn into_inner(mut this: Self) -> T {
+        // SAFETY: the value is taken once, and `forget` keeps the destructor of `this` from running.
+        let value = unsafe { ManuallyDrop::take(&mut this.0) };
+        std::mem::forget(this);
+        value
+    }
 }
 
 impl<T> From<T> for CatchDrop<T> {

@@ -113,6 +113,23 @@ pub(crate) fn has_input(socket: &Socket) -> bool {
     peeked >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
 }
 
+/// Whether everything that the peer has sent has been read, its end being next. Reads nothing
+/// (MSG_PEEK) and does not wait.
+pub(crate) fn is_at_end(socket: &Socket) -> io::Result<bool> {
+    let mut byte = [0u8; 1];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: recv writes at most one byte.
+    let peeked = unsafe { libc::recv(socket.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
+    match peeked {
+        0 => Ok(true),
+        1.. => Ok(false),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
 /// How many bytes of output the kernel holds for a stream. For TCP, these are the bytes that the
 /// peer has not acknowledged; an unacknowledged FIN counts as one. For a Unix socket, it is the
 /// memory of the bytes that the peer has not read. See `SIOCOUTQ` in
@@ -213,7 +230,18 @@ pub(crate) enum PollInterest {
     Read,
     /// Writable, or failed.
     Write,
+    /// The peer has ended, or the connection has failed. Where the system does not report an end by
+    /// itself, also readable.
+    End,
+    /// Failed, or ended in both directions.
+    Failure,
 }
+
+/// What poll(2) calls the end of the peer.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const PEER_END: libc::c_short = libc::POLLRDHUP;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const PEER_END: libc::c_short = libc::POLLIN;
 
 /// The maximum number of descriptors that [`wait_for`] takes.
 const MOST_WANTED: usize = 4;
@@ -229,7 +257,12 @@ pub(crate) fn wait_for<'a>(
     for (entry, interests) in polled.iter_mut().zip(interests) {
         let Some((fd, interest)) = (*interests).into() else { continue };
         entry.fd = fd.as_raw_fd();
-        entry.events = if interest == PollInterest::Read { libc::POLLIN } else { libc::POLLOUT };
+        entry.events = match interest {
+            PollInterest::Read => libc::POLLIN,
+            PollInterest::Write => libc::POLLOUT,
+            PollInterest::End => PEER_END,
+            PollInterest::Failure => 0,
+        };
     }
     loop {
         let millis = deadline.map_or(-1, |deadline| {

@@ -64,8 +64,13 @@ enum JobKind {
     Open,
     /// Deliver the whole messages of the buffered input.
     Receive(PeekedFrame),
+    /// Take what senders have queued: there is an event among it.
+    SendQueue,
+    Writable,
+    Timer,
     Eof,
-    TimedOut,
+    IdleTimeout,
+    Stop,
     /// Close the conversation; it does not return to the loop.
     Close {
         service: usize,
@@ -114,7 +119,19 @@ where
         let kind = match step {
             ConversationEvent::Open => JobKind::Open,
             ConversationEvent::Eof => JobKind::Eof,
-            ConversationEvent::TimedOut => JobKind::TimedOut,
+            ConversationEvent::SendQueue => {
+                if !conversation.send_queue().is_some_and(|queue| queue.has_event()) {
+                    // Messages are framed here; only an event needs the handler.
+                    let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
+                    conversation.drain_send_queue(&mut step_cx);
+                    return true;
+                }
+                JobKind::SendQueue
+            }
+            ConversationEvent::Writable => JobKind::Writable,
+            ConversationEvent::Timer => JobKind::Timer,
+            ConversationEvent::IdleTimeout => JobKind::IdleTimeout,
+            ConversationEvent::Stop => JobKind::Stop,
             ConversationEvent::Receive(fresh) => {
                 conversation.buffer(fresh);
                 // Without a whole message nothing has been delivered that would have to be settled.
@@ -168,7 +185,11 @@ where
             JobKind::Open => conversation.open(&mut step_cx),
             JobKind::Receive(peeked) => conversation.receive_buffered(peeked, &mut step_cx),
             JobKind::Eof => conversation.eof(&mut step_cx),
-            JobKind::TimedOut => conversation.timed_out(&mut step_cx),
+            JobKind::SendQueue => conversation.drain_send_queue(&mut step_cx),
+            JobKind::Writable => conversation.writable(&mut step_cx),
+            JobKind::Timer => conversation.timer_expired(&mut step_cx),
+            JobKind::IdleTimeout => conversation.idle_timed_out(&mut step_cx),
+            JobKind::Stop => conversation.stop(&mut step_cx),
             JobKind::Close { service, closing } => {
                 let reason = conversation.closed(step_cx.tally);
                 let peer = conversation.peer().clone();

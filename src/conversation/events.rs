@@ -1,0 +1,168 @@
+//! The events of a conversation beside its messages: each calls one method of the handler.
+
+use super::{Conversation, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
+use crate::counters::Tally;
+use crate::error::{CloseReason, HandlerResult};
+use crate::guard::{self, log};
+use crate::sender::Command;
+use crate::sys::CatchDrop;
+
+impl<H: Handler, F: Framing> Conversation<H, F> {
+    /// Begins: the connection is open.
+    pub(crate) fn open(&mut self, step_cx: &mut StepCx<'_>) {
+        self.guarded(step_cx, |this, step_cx| {
+            this.state.open = true;
+            let (handler, mut cx) = this.parts(&[], step_cx);
+            let result = handler.on_open(&mut cx);
+            this.end_on_error(result);
+        });
+    }
+
+    /// The peer has ended: its last bytes are delivered, and the handler is told.
+    pub(crate) fn eof(&mut self, step_cx: &mut StepCx<'_>) {
+        self.state.input_ended = true;
+        self.state.needs_slow_path = true;
+        if self.state.eof_notified {
+            return;
+        }
+        self.with_read_buffer(step_cx, |this, input, step_cx| {
+            if !this.deliver_last(input, step_cx) || this.state.is_closing() {
+                return;
+            }
+            this.state.eof_notified = true;
+            let (handler, mut cx) = this.parts(input, step_cx);
+            let result = handler.on_eof(&mut cx);
+            this.end_as(CloseReason::Eof, result);
+        });
+        self.end_if_nothing_follows();
+    }
+
+    /// No byte has moved for the idle timeout.
+    pub(crate) fn idle_timed_out(&mut self, step_cx: &mut StepCx<'_>) {
+        self.guarded(step_cx, |this, step_cx| {
+            step_cx.tally.timeouts += 1;
+            let (handler, mut cx) = this.parts(&[], step_cx);
+            let result = handler.on_idle_timeout(&mut cx);
+            this.end_as(CloseReason::Timeout, result);
+        });
+    }
+
+    /// The deadline of the timer has come. The handler may set the next one.
+    pub(crate) fn timer_expired(&mut self, step_cx: &mut StepCx<'_>) {
+        self.guarded(step_cx, |this, step_cx| {
+            this.state.set_timer(None);
+            let (handler, mut cx) = this.parts(&[], step_cx);
+            let result = handler.on_timer(&mut cx);
+            this.end_on_error(result);
+        });
+    }
+
+    /// The output has fallen to the low mark after the handler found no room.
+    pub(crate) fn writable(&mut self, step_cx: &mut StepCx<'_>) {
+        self.guarded(step_cx, |this, step_cx| {
+            this.state.wants_writable = false;
+            let (handler, mut cx) = this.parts(&[], step_cx);
+            let result = handler.on_writable(&mut cx);
+            this.end_on_error(result);
+        });
+    }
+
+    /// The server begins to stop. Called once.
+    pub(crate) fn stop(&mut self, step_cx: &mut StepCx<'_>) {
+        if std::mem::replace(&mut self.state.stop_notified, true) || self.is_closing() {
+            return;
+        }
+        self.guarded(step_cx, |this, step_cx| {
+            let (handler, mut cx) = this.parts(&[], step_cx);
+            let result = handler.on_stop(&mut cx);
+            this.end_on_error(result);
+        });
+    }
+
+    /// Takes what senders have queued, as far as there is room and the budget allows: messages are
+    /// framed, events go to the handler.
+    pub(crate) fn drain_send_queue(&mut self, step_cx: &mut StepCx<'_>) {
+        let mut taken = 0;
+        self.guarded(step_cx, |this, step_cx| {
+            while taken < MESSAGE_BUDGET
+                && !this.state.is_closing()
+                && step_cx.output_buffer.len() < step_cx.room
+            {
+                let Some(command) = this.state.send_queue().and_then(|queue| queue.take()) else {
+                    break;
+                };
+                taken += 1;
+                step_cx.tally.from_senders += 1;
+                match command {
+                    Command::Close => this.state.end(CloseReason::Handler),
+                    Command::Abort => this.state.abort(),
+                    Command::Event(event) => {
+                        let (handler, mut cx) = this.parts(&[], step_cx);
+                        let result = handler.on_event(event, &mut cx);
+                        this.end_on_error(result);
+                    }
+                    Command::Message(message) => {
+                        if this.state.drops_output() {
+                            step_cx.tally.unsent += 1;
+                            continue;
+                        }
+                        let before = step_cx.output_buffer.position();
+                        let mut output = Output::sharing(&message, step_cx.output_buffer);
+                        if let Err(error) = this.framing.encode(&message, &mut output) {
+                            // The sender is in another place by now, and the peer is not at fault.
+                            step_cx.output_buffer.cut_back(before);
+                            step_cx.tally.unsent += 1;
+                            let (id, peer) = (this.id(), this.peer());
+                            log::debug!("connection {id} of {peer}: a message of a sender is dropped: {error}");
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// The input is not acceptable: the handler may answer, then the conversation ends for this reason.
+    #[cold]
+    pub(super) fn reject(&mut self, reason: CloseReason, step_cx: &mut StepCx<'_>) {
+        let reason = CatchDrop::new(reason);
+        let (handler, mut cx) = self.parts(&[], step_cx);
+        let result = handler.on_reject(&reason, &mut cx);
+        self.state.end_for(CatchDrop::into_inner(reason));
+        self.end_on_error(result);
+    }
+
+    /// Tells the handler that the conversation is over, and why; returns the reason. Nothing follows.
+    pub(crate) fn closed(&mut self, tally: &mut Tally) -> CatchDrop<CloseReason> {
+        let rare = self.state.take_rare().map(|rare| *rare).unwrap_or_default();
+        let mut reason = rare.close_reason.unwrap_or_else(|| CloseReason::Shutdown.into());
+        if let Some(send_queue) = rare.send_queue {
+            send_queue.close();
+        }
+        if std::mem::take(&mut self.state.open)
+            && let Err(message) = guard::call(|| self.handler.on_close(&reason))
+        {
+            tally.panics += 1;
+            reason = CloseReason::Panic(message).into();
+        }
+        match *reason {
+            CloseReason::Error(_) => tally.handler_errors += 1,
+            CloseReason::Framing(_) => tally.framing_errors += 1,
+            CloseReason::Disconnected(_) => tally.disconnects += 1,
+            _ => {}
+        }
+        reason
+    }
+
+    fn end_on_error(&mut self, result: HandlerResult) {
+        if let Err(error) = result {
+            self.state.end(CloseReason::Error(error));
+        }
+    }
+
+    /// As [`end_on_error`](Self::end_on_error); a close that the handler has just asked for is for
+    /// `reason`.
+    fn end_as(&mut self, reason: CloseReason, result: HandlerResult) {
+        self.end_on_error(result);
+        self.state.relabel(reason);
+    }
+}

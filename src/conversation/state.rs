@@ -1,0 +1,244 @@
+//! The state of a conversation that its handler can change.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::output::OutputBuffer;
+use crate::address::Peer;
+use crate::connection_id::ConnectionId;
+use crate::error::CloseReason;
+use crate::sender::SendQueue;
+use crate::sys::CatchDrop;
+
+/// No idle timeout, as [`State::idle_timeout`] stores it.
+const NO_TIMEOUT: u64 = u64::MAX;
+
+/// The state that a handler changes through its [`Context`](super::Context).
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) peer: Peer,
+    pub(super) id: ConnectionId,
+    /// In nanoseconds; [`NO_TIMEOUT`] for none.
+    idle_timeout: u64,
+    rare: Option<Box<RareState>>,
+    /// It has a reason to close.
+    closing: bool,
+    /// No message is delivered: the conversation is closing, or its input is paused.
+    halted: bool,
+    /// The handler has paused the input.
+    pub(super) paused: bool,
+    /// The idle timeout or the timer has changed, and the driver has not looked since.
+    pub(super) deadline_changed: bool,
+    pub(super) aborted: bool,
+    pub(super) datagram: bool,
+    pub(super) truncated: bool,
+    /// `on_open` has been called and `on_close` has not.
+    pub(super) open: bool,
+    /// The end of the input has been read.
+    pub(super) input_ended: bool,
+    /// `on_eof` has been called.
+    pub(super) eof_notified: bool,
+    /// Whole messages may be left: the output was at its mark, or the budget was used up.
+    pub(super) blocked: bool,
+    /// Whole messages may be left: the input was paused.
+    pub(super) resumed: bool,
+    /// `room` has returned 0: `on_writable` is called when there is room again.
+    pub(super) wants_writable: bool,
+    pub(super) output_end: OutputEnd,
+    /// `on_stop` has been called.
+    pub(super) stop_notified: bool,
+    /// One flag for all that keeps the driver from its fast path.
+    pub(super) needs_slow_path: bool,
+}
+
+/// How far the end of the output has come that a handler asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutputEnd {
+    /// It has not asked.
+    Open,
+    /// When all output is sent, the sending side is to be shut down.
+    Requested,
+    /// The driver has been told.
+    Shut,
+}
+
+/// State that few conversations have.
+#[derive(Debug, Default)]
+pub(super) struct RareState {
+    /// The reason to close.
+    pub(super) close_reason: Option<CatchDrop<CloseReason>>,
+    /// The queue that senders push to, made when the first sender is.
+    pub(super) send_queue: Option<Arc<SendQueue>>,
+    /// The deadline for `on_timer`.
+    pub(super) timer: Option<Instant>,
+    /// The length of the frame at the start of the buffered input, where the framing knows it.
+    pub(super) frame_len: usize,
+    /// Collects output that is dropped, because the conversation sends no more.
+    discarded: Option<Box<OutputBuffer>>,
+}
+
+impl State {
+    pub(super) fn new(peer: Peer, id: ConnectionId) -> Self {
+        State {
+            peer,
+            id,
+            idle_timeout: NO_TIMEOUT,
+            rare: None,
+            closing: false,
+            halted: false,
+            paused: false,
+            deadline_changed: false,
+            aborted: false,
+            datagram: false,
+            truncated: false,
+            open: false,
+            input_ended: false,
+            eof_notified: false,
+            blocked: false,
+            resumed: false,
+            wants_writable: false,
+            output_end: OutputEnd::Open,
+            stop_notified: false,
+            needs_slow_path: false,
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Whether no message may be delivered now.
+    #[inline(always)]
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// Whether what the handler sends is dropped.
+    pub(super) fn drops_output(&self) -> bool {
+        self.closing || self.output_end != OutputEnd::Open
+    }
+
+    pub(super) fn rare_mut(&mut self) -> &mut RareState {
+        self.rare.get_or_insert_default()
+    }
+
+    /// The length of the frame that has arrived in part, where the framing has told it.
+    pub(super) fn take_frame_len(&mut self) -> usize {
+        self.rare.as_mut().map_or(0, |rare| std::mem::take(&mut rare.frame_len))
+    }
+
+    pub(super) fn take_rare(&mut self) -> Option<Box<RareState>> {
+        self.rare.take()
+    }
+
+    pub(super) fn send_queue(&self) -> Option<&Arc<SendQueue>> {
+        self.rare.as_ref()?.send_queue.as_ref()
+    }
+
+    pub(super) fn close_reason(&self) -> Option<&CloseReason> {
+        self.rare.as_ref()?.close_reason.as_deref()
+    }
+
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        (self.idle_timeout != NO_TIMEOUT).then(|| Duration::from_nanos(self.idle_timeout))
+    }
+
+    pub(super) fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
+        let nanos = timeout.and_then(|timeout| u64::try_from(timeout.as_nanos()).ok());
+        self.idle_timeout = nanos.unwrap_or(NO_TIMEOUT);
+        self.deadline_has_changed();
+    }
+
+    pub(super) fn timer(&self) -> Option<Instant> {
+        self.rare.as_ref()?.timer
+    }
+
+    pub(super) fn set_timer(&mut self, at: Option<Instant>) {
+        if at.is_none() && self.rare.is_none() {
+            return;
+        }
+        self.rare_mut().timer = at;
+        self.deadline_has_changed();
+    }
+
+    fn deadline_has_changed(&mut self) {
+        self.deadline_changed = true;
+        self.needs_slow_path = true;
+    }
+
+    /// Notes that whole messages may be left in the input.
+    #[cold]
+    pub(super) fn block(&mut self) {
+        self.blocked = true;
+        self.needs_slow_path = true;
+    }
+
+    /// Forgets that messages were left: they are about to be delivered.
+    #[inline(never)]
+    pub(super) fn clear_blocked(&mut self) {
+        self.blocked = false;
+        self.resumed = false;
+        self.needs_slow_path = self.closing
+            || self.paused
+            || self.input_ended
+            || self.deadline_changed
+            || self.wants_writable
+            || self.output_end != OutputEnd::Open;
+    }
+
+    #[cold]
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+        self.halted = true;
+        self.needs_slow_path = true;
+    }
+
+    #[cold]
+    pub(super) fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.halted = self.closing;
+            self.resumed = true;
+            self.needs_slow_path = true;
+        }
+    }
+
+    /// Notes why it closes. The first reason stands, except that a fault replaces one that is not.
+    #[cold]
+    pub(super) fn end(&mut self, reason: CloseReason) {
+        if !self.closing || reason.is_fault() {
+            self.end_for(reason);
+        }
+    }
+
+    /// Notes why it closes, in place of an earlier reason.
+    #[cold]
+    pub(super) fn end_for(&mut self, reason: CloseReason) {
+        self.rare_mut().close_reason = Some(reason.into());
+        self.closing = true;
+        self.halted = true;
+        self.needs_slow_path = true;
+    }
+
+    /// Notes that it closes by a reset, and that no output is sent any more.
+    #[cold]
+    pub(super) fn abort(&mut self) {
+        self.end(CloseReason::Handler);
+        self.aborted = true;
+    }
+
+    /// Replaces the reason of a close that the handler has asked for without one.
+    pub(super) fn relabel(&mut self, reason: CloseReason) {
+        if matches!(self.close_reason(), Some(CloseReason::Handler)) {
+            self.end_for(reason);
+        }
+    }
+
+    /// An empty buffer for output that is dropped.
+    #[cold]
+    pub(super) fn discarded(&mut self) -> &mut OutputBuffer {
+        let discarded = self.rare_mut().discarded.get_or_insert_default();
+        discarded.clear();
+        discarded
+    }
+}
