@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_survive_a_round_trip() {
+    fn a_parsed_url_is_displayed_unchanged() {
         for url in ["tcp://127.0.0.1:9999", "udp://[::1]:0", "unix://a/b.sock", "unixgram:///tmp/x"]
         {
             assert_eq!(url.parse::<Endpoint>().unwrap().to_string(), url);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_an_address_is_refused_with_a_reason() {
+    fn an_unusable_address_is_refused_with_a_reason() {
         let long = format!("unix://{}", "x".repeat(MAX_UNIX_PATH + 1));
         for (url, reason) in [
             ("127.0.0.1:80", "tcp://HOST:PORT"),

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_reads_makes_progress_and_one_that_does_not_makes_none() {
+    fn progress_is_made_only_if_the_peer_reads() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = &Socket::from(OwnedFd::from(ours));
         fill(ours);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_lingers_while_the_kernel_holds_output_and_ends_when_the_peer_takes_none() {
+    fn a_close_lingers_while_the_kernel_holds_output_and_ends_when_the_peer_reads_nothing() {
         let (ours, theirs) = tcp();
         let peer = Peer::Inet(theirs.local_addr().unwrap());
         fill(&ours);

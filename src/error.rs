@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_and_its_sources_say_each_thing_once() {
+    fn an_error_does_not_repeat_the_text_of_its_source() {
         let source = || io::Error::other("the system says no");
         let address = || "tcp://127.0.0.1:1".to_owned();
         for error in [

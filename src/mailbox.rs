@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mail_that_comes_before_sleep_forbids_it() {
+    fn mail_that_arrives_before_parking_prevents_it() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(Mail::CapacityFreed);
         assert!(!mailbox.prepare_park());
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_is_awake_is_not_woken() {
+    fn a_running_loop_is_not_woken() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(Mail::CapacityFreed);
         assert!(!mailbox.wakeup().is_set().unwrap());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_waits_once_however_often_it_is_posted() {
+    fn repeated_mail_of_one_kind_is_queued_once() {
         let mailbox = Mailbox::new().unwrap();
         let mut mail = VecDeque::new();
         for _ in 0..3 {

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn many_sends_are_one_piece_of_mail() {
+    fn many_sends_post_one_piece_of_mail() {
         let (mailbox, sender) = send_queue(1000);
         sender.send(b"one").unwrap();
         sender.send(b"two").unwrap();
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_outlet_and_a_closed_one_say_so() {
+    fn a_full_send_queue_and_a_closed_one_refuse_a_message() {
         let (_mailbox, sender) = send_queue(10);
         assert_eq!(sender.send(&[0; 50]), Ok(()), "one message always fits");
         assert_eq!(sender.send(b"x"), Err(SendError::Full));
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn however_often_it_is_closed_or_aborted_the_loop_has_one_piece_of_mail_to_take() {
+    fn repeated_closes_and_aborts_post_one_piece_of_mail() {
         let (mailbox, sender) = send_queue(1000);
         sender.send(b"one").unwrap();
         for _ in 0..1000 {
@@ -380,7 +380,7 @@ mod tests {
     /// A loop empties an outlet also when something else has called it.
 
     #[test]
-    fn an_outlet_that_is_emptied_before_its_mail_is_taken_posts_no_second_piece() {
+    fn a_send_queue_emptied_before_its_mail_is_taken_posts_no_second_piece() {
         let (mailbox, sender) = send_queue(1000);
         let mut mail = VecDeque::new();
         for _ in 0..3 {
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_woken_once_for_all_that_comes_before_it_waits_again() {
+    fn a_thread_is_woken_once_for_all_messages_before_it_waits_again() {
         let wakeup = Arc::new(Wakeup::new().unwrap());
         let waker = Waker::Thread(wakeup.clone());
         let send_queue = SendQueue::new(waker, 1 << 20, Encodable::Any);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outlet_gives_back_the_room_of_a_burst() {
+    fn a_send_queue_releases_the_memory_of_a_burst() {
         let (_mailbox, sender) = send_queue(1 << 20);
         for _ in 0..10_000 {
             sender.send(b"").unwrap();
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn that_all_senders_are_gone_is_told_to_who_waits_for_it() {
+    fn the_drop_of_the_last_sender_is_posted_if_the_loop_listens() {
         let (mailbox, sender) = send_queue(1000);
         let send_queue = sender.send_queue.clone();
         let notified = || {

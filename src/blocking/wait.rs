@@ -470,7 +470,7 @@ mod tests {
 
     /// It would end later than the drain deadline if it began again when the stop comes.
     #[test]
-    fn a_read_that_a_stop_wakes_keeps_its_timeout() {
+    fn a_read_that_is_interrupted_by_a_stop_keeps_its_timeout() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let socket = Socket::from(OwnedFd::from(ours));
         let timeout = Duration::from_millis(500);
@@ -500,7 +500,7 @@ mod tests {
 
     /// However late the stop is noticed.
     #[test]
-    fn what_has_arrived_before_the_stop_is_answered() {
+    fn input_that_arrived_before_the_stop_is_read() {
         for noticed in 1..6 {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             let socket = Socket::from(OwnedFd::from(ours));

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_repeats_the_input_is_one_range_of_it() {
+    fn an_answer_that_repeats_the_input_is_stored_as_one_range() {
         let input = b"one\ntwo\n".to_vec();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&input, &mut output_buffer);
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_elsewhere_are_copied_and_keep_their_place() {
+    fn bytes_from_other_memory_are_copied_in_order() {
         let input = b"name".to_vec();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&input, &mut output_buffer);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_payload_is_shared_and_its_rest_too() {
+    fn a_large_payload_and_its_unsent_rest_are_shared() {
         let payload: SharedBytes = vec![7; SHARED_FROM].into();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::sharing(&payload, &mut output_buffer);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_back_leaves_what_was_there_before() {
+    fn truncating_the_output_restores_the_earlier_content() {
         let payload: SharedBytes = vec![7; SHARED_FROM].into();
         let input = b"input".to_vec();
         for first in [&b""[..], b"copied", &input, &payload] {
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_datagram_is_one() {
+    fn an_empty_datagram_is_kept_as_a_part() {
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&[], &mut output_buffer);
         output.put_datagram(b"");

@@ -322,7 +322,7 @@ impl Framing for Netstring {
 
 proptest! {
     #[test]
-    fn raw_bytes_come_out_as_they_went_in(bytes in vec(any::<u8>(), 0..5000), cuts in cuts()) {
+    fn raw_bytes_are_received_and_echoed_unchanged(bytes in vec(any::<u8>(), 0..5000), cuts in cuts()) {
         let received = Rc::default();
         let mut stage = Stage::new(Echo(Rc::clone(&received)), Raw);
         stage.open();
@@ -336,7 +336,7 @@ proptest! {
     }
 
     #[test]
-    fn lines_survive_any_cuts(lines in messages_of(b"ab\0\xff "), cuts in cuts(), room in room()) {
+    fn lines_split_at_any_point_are_received_whole(lines in messages_of(b"ab\0\xff "), cuts in cuts(), room in room()) {
         expect_round_trip(Lines::default(), &lines, &cuts, room)?;
     }
 
@@ -352,7 +352,7 @@ proptest! {
     }
 
     #[test]
-    fn a_one_byte_delimiter_survives_any_cuts(
+    fn messages_with_a_one_byte_delimiter_split_at_any_point_are_received_whole(
         sent in messages_of(b"ab\n\r"), cuts in cuts(), room in room(),
     ) {
         expect_round_trip(Delimited::new(b"\0"), &sent, &cuts, room)?;
@@ -360,7 +360,7 @@ proptest! {
 
     /// What cannot be told apart is refused when it is sent; all else arrives.
     #[test]
-    fn a_long_delimiter_survives_any_cuts(
+    fn messages_with_a_long_delimiter_split_at_any_point_are_received_whole(
         sent in messages_of(b"ab"), cuts in cuts(), room in room(),
         delimiter in prop::sample::select(vec![&b"aa"[..], b"ab", b"aba", b"abab", b"bbb", b"aab"]),
     ) {
@@ -377,7 +377,7 @@ proptest! {
     }
 
     #[test]
-    fn lengths_of_every_width_and_order_survive_any_cuts(
+    fn length_prefixed_messages_split_at_any_point_are_received_whole(
         sent in vec(vec(any::<u8>(), 0..255), 0..12), cuts in cuts(), room in room(),
         width in prop::sample::select(&[Width::One, Width::Two, Width::Four, Width::Eight][..]),
         endian in prop::sample::select(&[Endian::Big, Endian::Little][..]),
@@ -386,7 +386,7 @@ proptest! {
     }
 
     #[test]
-    fn messages_of_one_size_survive_any_cuts(
+    fn fixed_size_messages_split_at_any_point_are_received_whole(
         size in 1usize..300, count in 0usize..12, cuts in cuts(), room in room(),
     ) {
         let sent: Vec<_> = (0..count).map(|number| vec![number as u8; size]).collect();
@@ -394,7 +394,7 @@ proptest! {
     }
 
     #[test]
-    fn a_framing_of_ones_own_survives_any_cuts(
+    fn messages_of_a_custom_framing_split_at_any_point_are_received_whole(
         sent in any_messages(), cuts in cuts(), room in room(),
     ) {
         expect_round_trip(Netstring, &sent, &cuts, room)?;
@@ -402,7 +402,7 @@ proptest! {
 
     /// Whatever comes, no message is over the maximum, and what follows a delimiter is in step.
     #[test]
-    fn discarding_gets_back_into_step(
+    fn after_discarded_input_the_next_message_is_received(
         before in vec(prop::sample::select(&b"ab#"[..]), 0..200), cuts in cuts(),
         delimiter in prop::sample::select(vec![&b"#"[..], b"#-", b"#--#"]),
     ) {
@@ -420,7 +420,7 @@ proptest! {
 }
 
 #[test]
-fn network_order_is_the_default_and_little_endian_is_on_request() {
+fn big_endian_is_the_default_and_little_endian_is_an_option() {
     let frame = |mut framing: LengthPrefixed| encode(&mut framing, &[b"hi".to_vec()]);
     assert_eq!(frame(LengthPrefixed::default()), b"\0\0\0\x02hi");
     assert_eq!(frame(LengthPrefixed::new(Width::Two, Endian::Little)), b"\x02\0hi");
@@ -476,7 +476,7 @@ fn a_frame_without_an_end_is_too_long_before_it_ends() {
 }
 
 #[test]
-fn a_length_that_is_too_long_is_refused_before_the_message_comes() {
+fn a_length_above_the_maximum_is_refused_before_the_message_arrives() {
     for width in [Width::Two, Width::Four, Width::Eight] {
         let framing = LengthPrefixed::new(width, Endian::Big).max_len(10);
         let (mut stage, log) = start(framing, echo);
@@ -497,7 +497,7 @@ fn messages_before_a_bad_frame_are_delivered_and_answered() {
 }
 
 #[test]
-fn an_overlong_line_can_be_dropped_and_the_next_one_is_heard() {
+fn an_overlong_line_can_be_discarded_and_the_next_one_is_delivered() {
     let lines = Lines::default().max_len(4).overlong(Overlong::Discard);
     for piece in [100, 1, 3, 7] {
         let (mut stage, log) = start(lines.clone(), echo);
@@ -510,7 +510,7 @@ fn an_overlong_line_can_be_dropped_and_the_next_one_is_heard() {
 }
 
 #[test]
-fn a_line_that_is_being_dropped_keeps_no_bytes() {
+fn a_line_that_is_being_discarded_is_not_buffered() {
     let framing = Delimited::new(b"#--#").max_len(10).overlong(Overlong::Discard);
     let (mut stage, _) = start(framing, echo);
     for _ in 0..1000 {
@@ -542,7 +542,7 @@ fn an_end_inside_a_frame_is_unexpected() {
 }
 
 #[test]
-fn a_last_line_without_an_end_is_accepted_on_request() {
+fn an_unterminated_last_line_is_accepted_if_the_option_is_set() {
     for wire in [&b"one\ntwo"[..], b"one\r\ntwo\r"] {
         let (mut stage, log) = start(Lines::default().unterminated(true), echo);
         stage.feed(wire).eof();
@@ -556,7 +556,7 @@ fn a_last_line_without_an_end_is_accepted_on_request() {
 }
 
 #[test]
-fn a_last_line_without_an_end_has_the_same_maximum() {
+fn an_unterminated_last_line_has_the_same_maximum() {
     let lines = Lines::default().max_len(3).unterminated(true);
     let (mut stage, _) = start(lines.clone(), echo);
     stage.feed(b"four").eof();
@@ -569,7 +569,7 @@ fn a_last_line_without_an_end_has_the_same_maximum() {
 
 /// What a scanner has seen could as well have changed: it does not look again.
 #[test]
-fn a_scanner_looks_at_no_byte_twice() {
+fn a_scanner_reads_no_byte_twice() {
     let mut lines = Lines::default();
     assert_eq!(lines.decode(b"aaaa").unwrap(), Decoded::Incomplete);
     assert_eq!(lines.decode(b"\n\n\n\na").unwrap(), Decoded::Incomplete);
@@ -610,7 +610,7 @@ impl Framing for Asked {
 }
 
 #[test]
-fn a_mebibyte_that_comes_byte_by_byte_is_looked_at_once() {
+fn a_mebibyte_that_arrives_byte_by_byte_is_scanned_once() {
     let framing = Asked::default();
     let (calls, looked_at) = (framing.calls.clone(), framing.looked_at.clone());
     let (mut stage, log) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
@@ -624,7 +624,7 @@ fn a_mebibyte_that_comes_byte_by_byte_is_looked_at_once() {
 }
 
 #[test]
-fn long_frames_that_come_byte_by_byte_are_found_by_every_scanner() {
+fn long_frames_that_arrive_byte_by_byte_are_found_by_every_scanner() {
     let length = 1 << 20;
     for framing in [
         Box::new(Lines::default().max_len(length)) as Box<dyn Framing>,
@@ -674,7 +674,7 @@ fn impossible_steps() -> Vec<Decoded> {
 }
 
 #[test]
-fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
+fn a_framing_that_names_bytes_out_of_range_ends_the_conversation() {
     for step in impossible_steps() {
         let (mut stage, log) = start(Says(step.clone()), echo);
         stage.feed(b"four");
@@ -685,7 +685,7 @@ fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
 }
 
 #[test]
-fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
+fn a_framing_that_names_bytes_out_of_range_at_eof_ends_the_conversation() {
     for step in impossible_steps().into_iter().chain([Decoded::Incomplete]) {
         let (mut stage, _) = start(Says(Decoded::Incomplete), echo);
         stage.feed(b"four");
@@ -700,7 +700,7 @@ fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
 }
 
 #[test]
-fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
+fn a_framing_that_names_buffered_bytes_out_of_range_does_not_spin() {
     for step in impossible_steps() {
         let (mut stage, _) = start(Says(step.clone()), echo);
         stage.conversation.buffer(b"four");
@@ -710,7 +710,7 @@ fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
 }
 
 #[test]
-fn what_cannot_be_framed_is_refused_and_nothing_of_it_is_sent() {
+fn a_message_that_cannot_be_framed_is_refused_and_no_part_of_it_is_sent() {
     let unsendable: [(Box<dyn Framing>, &[u8]); 5] = [
         (Box::new(Delimited::new(b"--")), b"a--b"),
         (Box::new(Delimited::new(b"--")), b"a-"),
@@ -729,7 +729,7 @@ fn what_cannot_be_framed_is_refused_and_nothing_of_it_is_sent() {
 }
 
 #[test]
-fn the_end_is_an_event_of_its_own_and_never_an_empty_message() {
+fn the_end_of_input_is_a_separate_event_and_not_an_empty_message() {
     for framing in [
         Box::new(Raw) as Box<dyn Framing>,
         Box::new(Lines::default().unterminated(true)),
@@ -753,7 +753,7 @@ fn an_empty_line_is_a_message() {
 }
 
 #[test]
-fn a_handler_is_told_everything_in_order() {
+fn the_calls_of_a_handler_come_in_order() {
     let (mut stage, log) = start(Lines::default(), echo);
     stage.feed(b"one\ntw").feed(b"o\n").eof();
     stage.close();
@@ -763,7 +763,7 @@ fn a_handler_is_told_everything_in_order() {
 }
 
 #[test]
-fn what_is_sent_on_opening_goes_out_first() {
+fn output_of_on_open_is_sent_first() {
     let (mut stage, _) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| match told {
         Told::Open => cx.send(b"welcome"),
         other => echo(other, cx),
@@ -773,7 +773,7 @@ fn what_is_sent_on_opening_goes_out_first() {
 }
 
 #[test]
-fn a_handler_that_closes_hears_no_more_messages_and_sends_no_more() {
+fn after_a_close_no_message_is_delivered_and_no_output_is_sent() {
     let (mut stage, log) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| {
         if *told == message("bye") {
             cx.send(b"farewell")?;
@@ -792,7 +792,7 @@ fn a_handler_that_closes_hears_no_more_messages_and_sends_no_more() {
 }
 
 #[test]
-fn a_handler_can_close_on_opening() {
+fn a_handler_can_close_in_on_open() {
     let (mut stage, log) = start(Raw, |_: &Told, cx: &mut Context<'_>| {
         cx.close();
         Ok(())
@@ -804,7 +804,7 @@ fn a_handler_can_close_on_opening() {
 }
 
 #[test]
-fn aborting_closes_for_the_same_reason_but_waits_for_nothing() {
+fn an_abort_has_the_reason_of_a_close_and_does_not_wait_for_output() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         if matches!(told, Told::Message(_)) {
             cx.abort();
@@ -817,7 +817,7 @@ fn aborting_closes_for_the_same_reason_but_waits_for_nothing() {
 }
 
 #[test]
-fn an_error_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
+fn an_error_of_any_method_of_the_handler_ends_the_conversation() {
     for fatal in [Told::Open, message("x\n"), Told::Eof, Told::Timeout] {
         let culprit = fatal.clone();
         let (mut stage, log) = start(Raw, move |told: &Told, cx: &mut Context<'_>| {
@@ -846,7 +846,7 @@ fn an_error_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
 }
 
 #[test]
-fn a_panic_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
+fn a_panic_of_any_method_of_the_handler_ends_the_conversation() {
     for fatal in [Told::Open, message("x"), Told::Eof, Told::Timeout] {
         let culprit = fatal.clone();
         let (mut stage, log) = start(Raw, move |told: &Told, _: &mut Context<'_>| {
@@ -868,7 +868,7 @@ fn a_panic_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
 }
 
 #[test]
-fn a_panic_after_a_close_is_what_is_told() {
+fn a_panic_after_a_close_is_the_reported_reason() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         if matches!(told, Told::Message(_)) {
             cx.close();
@@ -881,7 +881,7 @@ fn a_panic_after_a_close_is_what_is_told() {
 }
 
 #[test]
-fn a_panic_that_is_no_text_is_one_all_the_same() {
+fn a_panic_whose_payload_is_not_text_is_reported() {
     let (mut stage, _) = start(Raw, |told: &Told, _: &mut Context<'_>| {
         if matches!(told, Told::Message(_)) {
             std::panic::panic_any(7);
@@ -946,7 +946,7 @@ fn on_close_is_not_called_if_on_open_was_not() {
 }
 
 #[test]
-fn a_driver_can_end_it_and_the_first_reason_stands() {
+fn the_first_reason_to_end_a_conversation_is_kept() {
     let (mut stage, log) = start(Raw, echo);
     let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
     stage.conversation.end(CloseReason::Disconnected(reset));
@@ -957,13 +957,13 @@ fn a_driver_can_end_it_and_the_first_reason_stands() {
 }
 
 #[test]
-fn who_was_not_told_a_reason_is_told_of_a_shutdown() {
+fn a_conversation_closed_without_a_reason_reports_a_shutdown() {
     let (mut stage, _) = start(Raw, echo);
     assert!(matches!(stage.close(), CloseReason::Shutdown));
 }
 
 #[test]
-fn a_timeout_that_closes_is_named_as_one() {
+fn an_idle_timeout_that_closes_is_the_reported_reason() {
     let (mut stage, log) = start(Raw, echo);
     stage.time_out();
     assert!(stage.is_closing());
@@ -973,7 +973,7 @@ fn a_timeout_that_closes_is_named_as_one() {
 }
 
 #[test]
-fn a_timeout_may_be_answered_and_forgiven() {
+fn a_handler_may_send_at_an_idle_timeout_and_stay_open() {
     let (mut stage, _) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| match told {
         Told::Timeout => cx.send(b"still there?"),
         other => echo(other, cx),
@@ -984,7 +984,7 @@ fn a_timeout_may_be_answered_and_forgiven() {
 }
 
 #[test]
-fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
+fn a_change_of_the_idle_timeout_is_reported_to_the_driver_once() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         match told {
             Told::Open => cx.set_idle_timeout(Duration::from_secs(5))?,
@@ -1002,7 +1002,7 @@ fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
 }
 
 #[test]
-fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
+fn a_half_open_conversation_without_timeout_or_sender_is_closed() {
     let (mut stage, _) = start(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
     stage.eof();
     assert!(stage.is_closing());
@@ -1010,7 +1010,7 @@ fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
 }
 
 #[test]
-fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
+fn a_half_open_conversation_with_a_timeout_or_a_sender_stays_open() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
         if *told == Told::Open {
             cx.set_idle_timeout(Duration::from_secs(1))?;
@@ -1028,7 +1028,7 @@ fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
 }
 
 #[test]
-fn a_half_open_conversation_ends_when_its_last_sender_is_gone_and_all_is_sent() {
+fn a_half_open_conversation_ends_when_its_last_sender_is_dropped_and_all_is_sent() {
     let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
     let other = sender.clone();
     stage.eof();
@@ -1047,7 +1047,7 @@ fn a_half_open_conversation_ends_when_its_last_sender_is_gone_and_all_is_sent() 
 }
 
 #[test]
-fn a_sender_that_is_gone_before_the_end_keeps_nothing_open() {
+fn a_sender_dropped_before_the_end_of_input_does_not_keep_the_conversation_open() {
     let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
     drop(sender);
     stage.conversation.end_if_nothing_follows();
@@ -1086,7 +1086,7 @@ fn messages_beyond_the_budget_are_left_for_later() {
 }
 
 #[test]
-fn a_long_message_leaves_no_more_memory_than_what_follows_it_needs() {
+fn after_a_long_message_its_memory_is_released() {
     for kept in [false, true] {
         let (mut stage, log) = start(LengthPrefixed::default(), |_, _| Ok(()));
         let message = vec![7; 8 << 20];
@@ -1140,7 +1140,7 @@ fn one_answer_may_be_larger_than_the_room() {
 }
 
 #[test]
-fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
+fn half_a_line_buffered_for_a_worker_does_not_start_a_job() {
     let (mut stage, _) = start(Lines::default(), echo);
     stage.room = 1;
     stage.conversation.buffer(b"one\ntw");
@@ -1153,7 +1153,7 @@ fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
 /// A framing may remember what it has told: here, that the first frame is one byte and all others
 /// are two.
 #[test]
-fn looking_ahead_asks_a_framing_about_no_frame_twice() {
+fn peeking_decodes_no_frame_twice() {
     struct Growing(usize);
     impl Framing for Growing {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
@@ -1220,7 +1220,7 @@ fn an_answer_that_repeats_its_input_is_not_copied() {
 }
 
 #[test]
-fn an_answer_that_repeats_what_came_in_pieces_is_not_copied_either() {
+fn an_answer_that_repeats_input_received_in_pieces_is_not_copied() {
     assert_eq!(copied(Lines::default(), b"one\ntwo\nthree\n", 2), 0);
     assert_eq!(copied(FixedSize::new(3), b"onetwo", 1), 0);
 }
@@ -1258,7 +1258,7 @@ where
 }
 
 #[test]
-fn what_others_send_is_framed_and_keeps_its_order() {
+fn messages_of_senders_are_framed_and_keep_their_order() {
     let (mut stage, sender) = with_sender(Lines::default(), echo);
     stage.feed(b"hal");
     sender.send(b"one").unwrap();
@@ -1270,7 +1270,7 @@ fn what_others_send_is_framed_and_keeps_its_order() {
 }
 
 #[test]
-fn senders_of_one_conversation_are_the_same() {
+fn senders_of_one_conversation_are_equal() {
     let senders = Rc::new(RefCell::new(Vec::new()));
     let out = senders.clone();
     let (_stage, _) = start(Raw, move |_: &Told, cx: &mut Context<'_>| {
@@ -1284,7 +1284,7 @@ fn senders_of_one_conversation_are_the_same() {
 }
 
 #[test]
-fn what_others_send_stops_at_the_room() {
+fn messages_of_senders_are_taken_up_to_the_room() {
     let (mut stage, sender) = with_sender(Raw, echo);
     stage.room = 3;
     for _ in 0..3 {
@@ -1298,7 +1298,7 @@ fn what_others_send_stops_at_the_room() {
 }
 
 #[test]
-fn others_can_close_after_what_they_sent() {
+fn a_close_of_a_sender_takes_effect_after_its_messages() {
     let (mut stage, sender) = with_sender(Raw, echo);
     sender.send(b"last").unwrap();
     sender.close();
@@ -1312,7 +1312,7 @@ fn others_can_close_after_what_they_sent() {
 }
 
 #[test]
-fn what_others_send_and_cannot_be_framed_is_refused_where_that_can_be_told() {
+fn a_message_that_cannot_be_framed_is_refused_by_its_sender() {
     let refused_by = |framing: LengthPrefixed, message: &[u8]| {
         let (_stage, sender) = with_sender(framing, echo);
         sender.send(message).unwrap_err()
@@ -1346,7 +1346,7 @@ impl Framing for Picky {
 }
 
 #[test]
-fn what_others_send_and_only_the_framing_can_refuse_is_dropped_and_counted() {
+fn a_message_of_a_sender_that_only_the_framing_refuses_is_dropped_and_counted() {
     let (mut stage, sender) = with_sender(Picky, echo);
     for message in ["one", "bad", "two", "bad"] {
         sender.send(message.as_bytes()).unwrap();
@@ -1358,13 +1358,13 @@ fn what_others_send_and_only_the_framing_can_refuse_is_dropped_and_counted() {
 }
 
 #[test]
-fn a_boxed_framing_tells_what_it_can_encode() {
+fn a_boxed_framing_forwards_encodable() {
     let boxed: Box<dyn Framing> = Box::new(FixedSize::new(4));
     assert_eq!(boxed.encodable(), Encodable::Exactly(4));
 }
 
 #[test]
-fn others_can_abort_whatever_they_sent() {
+fn an_abort_of_a_sender_drops_its_messages() {
     let (mut stage, sender) = with_sender(Raw, echo);
     sender.send(b"last").unwrap();
     sender.close();
@@ -1425,7 +1425,7 @@ fn each_send_to_a_datagrams_peer_is_a_datagram() {
 }
 
 #[test]
-fn what_a_datagram_does_not_have_is_a_typed_error() {
+fn asking_for_a_sender_or_a_timeout_of_a_datagram_is_a_typed_error() {
     let (.., told) = datagram(b"x", true, |told: &Told, cx: &mut Context<'_>| {
         assert_eq!(cx.sender().unwrap_err(), UnsupportedError::DatagramSender);
         let timeout = cx.set_idle_timeout(Duration::from_secs(1));
@@ -1437,7 +1437,7 @@ fn what_a_datagram_does_not_have_is_a_typed_error() {
 }
 
 #[test]
-fn a_fault_in_a_datagrams_handler_is_told_and_its_last_words_are_sent() {
+fn a_fault_in_the_handler_of_a_datagram_is_reported_and_earlier_replies_are_sent() {
     let (sent, reason, told) = datagram(b"x", false, |told: &Told, cx: &mut Context<'_>| {
         if matches!(told, Told::Message(_)) {
             cx.send(b"sorry")?;
@@ -1462,7 +1462,7 @@ fn a_closure_is_a_handler_that_closes_at_the_end() {
 }
 
 #[test]
-fn a_boxed_framing_frames_as_the_one_in_it_and_its_clones_have_a_state_each() {
+fn a_boxed_framing_behaves_as_its_content_and_clones_have_separate_state() {
     let mut first = BoxFraming::new(Lines::default().max_len(3).overlong(Overlong::Discard));
     // What is dropped until the end of the line is state of this one alone.
     assert_eq!(first.decode(b"too long").unwrap(), Decoded::Skip(8));

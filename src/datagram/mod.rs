@@ -184,7 +184,7 @@ mod tests {
     use crate::sys::Batch;
 
     #[test]
-    fn only_a_wait_in_vain_is_remembered_and_not_each_reply_after_it() {
+    fn a_reply_lost_without_a_wait_does_not_change_the_record_of_unresponsive_peers() {
         let directory = std::env::temp_dir().join(format!("deaf-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let server = UnixDatagram::bind(directory.join("server")).unwrap();

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_waited_for_in_vain_is_not_waited_for_until_it_reads_or_a_while_is_over() {
+    fn an_unresponsive_peer_is_not_waited_for_until_it_reads_or_the_ttl_expires() {
         let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
         assert_eq!(unresponsive.wait_budget(&peer(1), now), PATIENCE);
         unresponsive.record_timeout(&peer(1), now, false);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_can_be_sent_to_nobody_is_waited_for() {
+    fn when_the_send_buffer_is_full_no_peer_is_waited_for() {
         let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
         unresponsive.record_timeout(&peer(1), now, true);
         assert_eq!(unresponsive.wait_budget(&peer(3), now), Duration::ZERO);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_remembered_than_there_may_be() {
+    fn the_number_of_recorded_unresponsive_peers_is_bounded() {
         let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
         for number in 0..3 * MAX_PEERS {
             unresponsive.record_timeout(&peer(number), now, false);

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_goes_on_failing_is_paused_longer_each_time_and_no_reply_is_called_unsent() {
+    fn a_socket_that_keeps_failing_is_paused_longer_each_time_and_counts_no_unsent_reply() {
         // It is not connected, and a receive always says so.
         let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_has_run_out_pauses_and_what_the_network_says_of_a_reply_does_not() {
+    fn exhausted_memory_pauses_the_socket_and_an_error_of_a_reply_does_not() {
         for errno in [libc::ENOMEM, libc::ENOBUFS] {
             assert!(is_exhaustion(&io::Error::from_raw_os_error(errno)));
         }

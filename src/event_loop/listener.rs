@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_that_goes_on_is_told_once_per_period() {
+    fn a_repeated_fault_is_logged_once_per_period() {
         let (mut log_limiter, start) = (LogLimiter::default(), Instant::now());
         assert_eq!(log_limiter.record(start), Some(1));
         assert_eq!(log_limiter.record(start + LOG_PERIOD / 2), None);

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_a_spin_counts_as_waited() {
+    fn the_time_of_a_spin_is_subtracted_from_the_timeout() {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
         let (published, mut generation) = (Published::default(), 0);

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_aside_is_bounded_though_it_be_empty() {
+    fn the_number_of_queued_retries_is_bounded_for_empty_datagrams_too() {
         let mut stand = stand("bounded");
         stand.fill();
         for _ in 0..3 * RETRY_HIGH / OVERHEAD {
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_replies_keep_their_order_and_hold_up_nobody_elses() {
+    fn the_replies_to_one_peer_keep_their_order_and_do_not_delay_others() {
         let mut stand = stand("order");
         stand.fill();
         // As if the room had just gone: several for one, and one for another between them.
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_waited_for_in_vain_is_heard_to_read_again() {
+    fn a_reply_is_delivered_once_an_unresponsive_peer_reads_again() {
         let mut stand = stand("again");
         stand.fill();
         stand.cx.now += PATIENCE;
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_have_gone_take_no_memory_while_others_wait() {
+    fn sent_replies_take_no_memory_while_others_wait() {
         let mut narrow = narrow();
         let mut read = vec![0; 256 << 10];
         let mut largest = 0;
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_waits_is_the_same_after_those_before_it_have_gone() {
+    fn a_waiting_reply_is_unchanged_after_earlier_ones_are_removed() {
         let mut narrow = narrow();
         for number in 0..2000 {
             narrow.keep(&[number as u8; 1000]);
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_for_which_there_is_no_room_for_long_are_lost() {
+    fn replies_that_find_no_room_for_long_are_dropped_and_counted() {
         let mut narrow = narrow();
         while narrow.replies.waiting.is_empty() {
             narrow.keep(&[b'x'; 1200]);
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_cannot_be_sent_to_leaves_the_replies_of_others_joined() {
+    fn a_peer_that_cannot_be_sent_to_does_not_disable_batching_for_others() {
         let (socket, client, to) = udp();
         let mut nowhere = to.clone();
         nowhere.address = SocketAddr::from(([127, 0, 0, 1], 0)).into();

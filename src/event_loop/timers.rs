@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_come_due_in_order_and_not_before() {
+    fn timers_expire_in_order_and_not_early() {
         let (mut timers, start) = (Timers::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let (mut late, mut soon) = (None, None);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_entry_leaves_nothing_behind() {
+    fn a_cancelled_timer_is_removed() {
         let (mut timers, start) = (Timers::default(), Instant::now());
         let mut armed = None;
         timers.set(Token::new(1, 0), &mut armed, Some(start));

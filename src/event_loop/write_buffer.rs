@@ -147,7 +147,7 @@ mod tests {
         /// Whatever is appended and however little is sent each time, the bytes come out as they
         /// went in.
         #[test]
-        fn bytes_come_out_as_they_went_in(
+        fn the_bytes_come_out_in_order_however_little_is_sent_at_a_time(
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
             steps in prop::collection::vec(1usize..3000, 1..50),
         ) {

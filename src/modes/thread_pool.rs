@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_refused_where_no_thread_can_be_started() {
+    fn a_job_is_refused_if_no_thread_can_be_started() {
         for stack_size in [usize::MAX, usize::MAX / 8] {
             for waits in [true, false] {
                 let (done, results) = mpsc::channel();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_jobs_run_at_a_time_as_there_may_be_threads() {
+    fn as_many_jobs_run_at_a_time_as_the_thread_limit_allows() {
         let (started, starts) = mpsc::channel();
         let (release, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_used_again_before_another_is_started() {
+    fn an_idle_thread_is_reused_before_another_is_started() {
         let (done, results) = mpsc::channel();
         let pool = ThreadPool::new(
             config(8),

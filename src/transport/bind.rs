@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_tried_as_ipv4_first_and_everything_else_in_its_own_order() {
+    fn for_localhost_ipv4_is_tried_first_and_other_names_keep_their_order() {
         let resolved = addresses(["[::1]:80", "127.0.0.1:80", "127.0.0.2:80"]);
         let ipv4_first = addresses(["127.0.0.1:80", "127.0.0.2:80", "[::1]:80"]);
         let tcp = |address: &dyn std::fmt::Debug| format!("{address:?}");
