@@ -291,7 +291,7 @@ mod tests {
             let address: SocketAddr = SocketAddrV6::new(
                 "fe80::1".parse().unwrap(),
                 80,
-                // A flow label of its own.
+                // A flow label, which differs per connection.
                 7,
                 interface,
             )

@@ -186,7 +186,7 @@ impl Linger {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")] // no other system is asked
+#[cfg(target_os = "linux")] // only Linux reports the bytes in a send buffer
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream};

@@ -377,8 +377,7 @@ mod tests {
         assert_eq!(mail.len(), 1);
     }
 
-    /// A loop empties an outlet also when something else has called it.
-
+    /// The loop also drains a send queue when another event brings it to the connection.
     #[test]
     fn a_send_queue_emptied_before_its_mail_is_taken_posts_no_second_piece() {
         let (mailbox, sender) = send_queue(1000);

@@ -19,8 +19,8 @@ static COUNTING: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP: usize = 1_000;
 const MESSAGES: usize = 10_000;
 
-/// The number of allocations while a client exchanges [`MESSAGES`] messages of 64 bytes with an echo
-/// server.
+/// The number of allocations while a client exchanges [`MESSAGES`] messages of 64 bytes with an
+/// echo server.
 fn allocations_with<F>(framing: F, message: [u8; 64]) -> usize
 where
     F: Framing + Clone + Send + 'static,

@@ -31,8 +31,8 @@ const LOCAL: &str = "127.0.0.1:0";
 
 const TEST_STR: &[u8] = b"hello world\n";
 
-/// CPython's `MyStreamHandler` and `MyDatagramHandler`: sends one line back. To the line [`WHERE`] it
-/// answers with its process and thread.
+/// CPython's `MyStreamHandler` and `MyDatagramHandler`: sends one line back. To the line [`WHERE`]
+/// it answers with its process and thread.
 struct MyHandler;
 
 const WHERE: &[u8] = b"where?\n";
@@ -144,7 +144,8 @@ fn run(server: Server, thread: &str) {
     assert!(!answers(&address));
 }
 
-/// CPython's `run_server` for servers that fork: in a process with a child that is not the server's.
+/// CPython's `run_server` for servers that fork: in a process with a child that is not the
+/// server's.
 fn run_forking_server(name: &str) {
     let process = start(name);
     let pid = process.line_after("pid");
@@ -455,8 +456,8 @@ fn test_basics() {
     }
 }
 
-/// `SocketWriterTest.test_write`: a write is sent at once, without a flush, and a write that signals
-/// interrupt is complete.
+/// `SocketWriterTest.test_write`: a write is sent at once, without a flush, and a write that
+/// signals interrupt is complete.
 #[test]
 fn test_write() {
     /// More than the socket buffers take.
@@ -496,7 +497,8 @@ fn test_write() {
         let mut signals = 0;
         while !ended.load(SeqCst) {
             if let Some(writer) = *WRITER.lock().unwrap() {
-                // SAFETY: the thread still exists: it takes the lock after the write, before it ends.
+                // SAFETY: the thread still exists: it takes the lock after the write, before it
+                // ends.
                 unsafe { libc::pthread_kill(writer, libc::SIGUSR1) };
                 signals += 1;
             }

@@ -1,6 +1,6 @@
 //! Datagrams in every mode, with servers in processes of their own: they are received whole or
-//! reported as truncated, each is its own request, the replies are what the handler sends, and peers
-//! that disappear, have no address or do not read do not affect others.
+//! reported as truncated, each is its own request, the replies are what the handler sends, and
+//! peers that disappear, have no address or do not read do not affect others.
 
 #[path = "support/process.rs"]
 mod process;
@@ -372,8 +372,8 @@ fn a_socket_with_timestamps_replies_from_the_destination_address(mode: Mode) {
     stop(server);
 }
 
-/// In place of a URL: serve in a network namespace with a pair of connected interfaces, one of which
-/// has two addresses.
+/// In place of a URL: serve in a network namespace with a pair of connected interfaces, one of
+/// which has two addresses.
 const NAMESPACE: &str = "namespace";
 
 const NETWORK: &str = "ip link set lo up && ip link add near type veth peer name far \

@@ -1,5 +1,5 @@
-//! A server leaks no descriptor, and continues to run when it has none left. Each server here runs in
-//! a process of its own: the test program started again.
+//! A server leaks no descriptor, and continues to run when it has none left. Each server here runs
+//! in a process of its own: the test program started again.
 
 mod support;
 
@@ -149,8 +149,8 @@ fn waiting_clients_are_served_when_descriptors_become_free() {
         let server = start_process(role, 40);
         let mut served = use_up_the_descriptors(&server);
         let succeeded = (0..10).any(|_| {
-            // Seven are closed, one after the other, so that the pause is long; if an earlier attempt
-            // has left a descriptor free, one of them is served.
+            // Seven are closed, one after the other, so that the pause is long; if an earlier
+            // attempt has left a descriptor free, one of them is served.
             for _ in 0..7 {
                 let mut client = connect(server.address);
                 if is_answered(&mut client) {

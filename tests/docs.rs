@@ -1,6 +1,6 @@
-//! The guides for Python users: every row links tests that exist, every name of Python's module has a
-//! row, and both languages have the same rows and programs. The page on attacks: every test that it
-//! names exists.
+//! The guides for Python users: every row links tests that exist, every name of Python's module has
+//! a row, and both languages have the same rows and programs. The page on attacks: every test that
+//! it names exists.
 
 use std::fs;
 use std::path::Path;

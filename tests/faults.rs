@@ -1,11 +1,11 @@
-//! A server whose system calls fail: the example `echo`, in each mode, under `strace`, which injects
-//! an error into some of its calls or into all calls after a certain one. Every byte that arrives is
-//! correct, no client waits without end, a new client is served afterwards, and the server neither
-//! exits nor spins.
+//! A server whose system calls fail: the example `echo`, in each mode, under `strace`, which
+//! injects an error into some of its calls or into all calls after a certain one. Every byte that
+//! arrives is correct, no client waits without end, a new client is served afterwards, and the
+//! server neither exits nor spins.
 //!
 //! `cargo test --test faults` injects the first error of each row of the table; `cargo test --test
-//! faults -- --full` all of them. If `strace` is missing or may not trace, the tests are skipped with
-//! a message; with `SOCKETSERVER_REQUIRE_TOOLS=1` they fail.
+//! faults -- --full` all of them. If `strace` is missing or may not trace, the tests are skipped
+//! with a message; with `SOCKETSERVER_REQUIRE_TOOLS=1` they fail.
 
 #[path = "support/process.rs"]
 mod process;
@@ -266,8 +266,8 @@ fn ticks(pid: i32) -> u64 {
     fields.map(|field| field.parse::<u64>().unwrap()).sum()
 }
 
-/// A client of a stream. `may_lose`: its connection may end early. `cut`: if a reply is incomplete, a
-/// TCP connection must end with a reset; a Unix stream has none.
+/// A client of a stream. `may_lose`: its connection may end early. `cut`: if a reply is incomplete,
+/// a TCP connection must end with a reset; a Unix stream has none.
 fn exchange_messages(url: &str, messages: usize, may_lose: bool, cut: bool) -> Result<(), String> {
     let mut socket = try_connect(url).map_err(|error| format!("connect: {error}"))?.socket;
     socket.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -397,8 +397,9 @@ fn children_do_not_outlive_a_parent_that_is_killed() {
     server.expect_no_descendant();
 }
 
-/// A child keeps its connection, the eventfd that tells it to stop, its end of the pipe by which the
-/// parent notices its exit, the eventfd by which it requests a shutdown, and the user's descriptors.
+/// A child keeps its connection, the eventfd that tells it to stop, its end of the pipe by which
+/// the parent notices its exit, the eventfd by which it requests a shutdown, and the user's
+/// descriptors.
 fn a_child_keeps_none_of_the_crates_descriptors() {
     let server = start(3, "two listeners");
     // So that the parent has descriptors of other children.

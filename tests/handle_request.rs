@@ -1,5 +1,5 @@
-//! `handle_request`, and the state between two runs of a server: requests that continue, faults that
-//! are reported later, a late shutdown, children of a dropped server.
+//! `handle_request`, and the state between two runs of a server: requests that continue, faults
+//! that are reported later, a late shutdown, children of a dropped server.
 
 #[path = "support/forked.rs"]
 mod forked;

@@ -198,8 +198,8 @@ fn a_listener_whose_accept_keeps_failing_pauses_and_logs_once() {
     expect_done(server);
 }
 
-/// Each child that exits wakes the listener; the loop must check for other events, such as a stop, in
-/// between.
+/// Each child that exits wakes the listener; the loop must check for other events, such as a stop,
+/// in between.
 fn a_turn_accepts_a_bounded_number_of_requests_however_many_children_end_in_it() {
     let mut server = Process::start(1, &["forking"]);
     let url = server.url();

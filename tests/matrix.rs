@@ -2,8 +2,8 @@
 //! properties. Each test has a server in a process of its own, which must leak no thread, child,
 //! descriptor or socket file.
 //!
-//! `cargo test --test matrix -- table` prints the table that docs/tested.md contains, from the results
-//! of the tests; `cargo test --test matrix -- tcp::offload` runs a part of them.
+//! `cargo test --test matrix -- table` prints the table that docs/tested.md contains, from the
+//! results of the tests; `cargo test --test matrix -- tcp::offload` runs a part of them.
 
 #[path = "support/process.rs"]
 mod process;
@@ -360,7 +360,8 @@ fn echo(cell: &Cell) {
     stop(server);
 }
 
-/// 20,000 messages on each of six connections at once; under `inline`, one connection after another.
+/// 20,000 messages on each of six connections at once; under `inline`, one connection after
+/// another.
 fn order(cell: &Cell) {
     let server = cell.start();
     if cell.transport.is_datagram() {

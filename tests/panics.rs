@@ -1,5 +1,5 @@
-//! A panic in user code ends only its own request, wherever it happens, in every mode and over every
-//! transport.
+//! A panic in user code ends only its own request, wherever it happens, in every mode and over
+//! every transport.
 
 #[path = "support/forked.rs"]
 mod forked;

@@ -1,8 +1,8 @@
 //! The servers of five Python tutorials and the examples of this crate that correspond to them get
-//! the same input and must send the same output, byte for byte, except for the tutorials' bugs. These
-//! are listed in `tests/python/README.md`; each entry is a test here, which shows the bug in Python
-//! and the correct behaviour of the example. At the end, the tutorials' own clients run against the
-//! examples.
+//! the same input and must send the same output, byte for byte, except for the tutorials' bugs.
+//! These are listed in `tests/python/README.md`; each entry is a test here, which shows the bug in
+//! Python and the correct behaviour of the example. At the end, the tutorials' own clients run
+//! against the examples.
 //!
 //! Without `python3`, each test is skipped with a message; with `SOCKETSERVER_REQUIRE_TOOLS=1` it
 //! fails.

@@ -443,7 +443,7 @@ fn a_message_that_only_the_framing_refuses_is_dropped_and_the_connection_stays_o
 }
 
 #[test]
-#[allow(clippy::mutable_key_type)] // only the connection is compared and hashed, and it never changes
+#[allow(clippy::mutable_key_type)] // only the connection, which never changes, is compared
 fn senders_are_equal_by_their_connection_and_are_keys_of_a_map() {
     let (server, given) = start_with_senders(Mode::default());
     let (_one, first) = connect_with_sender(&server, &given);

@@ -1,12 +1,12 @@
-//! Many different clients at once, with every byte checked: messages of 0 to 1.5 MB, written and read
-//! in pieces of any size, by clients that read slowly, half-close, reset or close in the middle, over
-//! TCP and Unix streams with three framings, answered by the handler itself or through a `Sender`.
-//! Each mode has a server in a process of its own, which must call `on_close` once for each
-//! connection and leak no descriptor, thread or child.
+//! Many different clients at once, with every byte checked: messages of 0 to 1.5 MB, written and
+//! read in pieces of any size, by clients that read slowly, half-close, reset or close in the
+//! middle, over TCP and Unix streams with three framings, answered by the handler itself or through
+//! a `Sender`. Each mode has a server in a process of its own, which must call `on_close` once for
+//! each connection and leak no descriptor, thread or child.
 //!
 //! `cargo test --test stress` takes a few seconds. A longer run of one mode with another seed:
-//! `cargo test --test stress -- --seconds 60 --seed 7 --mode offload`. A seed decides what every client
-//! does; their timing differs from run to run.
+//! `cargo test --test stress -- --seconds 60 --seed 7 --mode offload`. A seed decides what every
+//! client does; their timing differs from run to run.
 
 #[path = "support/process.rs"]
 mod process;
@@ -235,8 +235,8 @@ impl Plan {
         let mut part = || if is_whole { all } else { random.below(all as u64 + 1) as usize };
         let (sent, received) = (part(), part());
         let is_slow = random.one_in(4);
-        // Not smaller: below the largest segment, 64 KiB on loopback, progress comes only from probes
-        // every 200 ms.
+        // Not smaller: below the largest segment, 64 KiB on loopback, progress comes only from
+        // probes every 200 ms.
         let mut bytes = || (128 << 10) << random.below(5);
         let buffers = is_slow.then(|| (bytes(), bytes()));
         Plan { end, is_whole, stream, sent, received, is_slow, buffers }

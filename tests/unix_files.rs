@@ -189,8 +189,8 @@ fn a_path_may_be_as_long_as_the_system_allows_and_no_longer() {
     assert!(matches!(Server::unix_stream("a\0b"), Err(Error::UnusableAddress { .. })));
 }
 
-/// Several servers start on one stale file at the same moment: one binds and can be reached, and the
-/// others fail with `AddrInUse`.
+/// Several servers start on one stale file at the same moment: one binds and can be reached, and
+/// the others fail with `AddrInUse`.
 fn of_several_servers_that_start_on_a_stale_file_exactly_one_binds() {
     const STARTERS: usize = 4;
     for round in 0..200 {
@@ -249,8 +249,8 @@ fn only_the_socket_file_is_left_in_the_directory() {
     }
 }
 
-/// A server that is killed while it binds leaves its lock file; one that still binds holds a lock on
-/// it.
+/// A server that is killed while it binds leaves its lock file; one that still binds holds a lock
+/// on it.
 fn a_stale_lock_file_is_replaced_and_a_held_one_is_an_error_that_names_it() {
     for make in KINDS {
         let directory = Directory::new();

@@ -468,7 +468,7 @@ mod tests {
 
     use super::*;
 
-    /// It would end later than the drain deadline if it began again when the stop comes.
+    /// If the timeout restarted at the stop, the read would end after the drain deadline.
     #[test]
     fn a_read_that_is_interrupted_by_a_stop_keeps_its_timeout() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
@@ -498,7 +498,7 @@ mod tests {
         assert!(matches!(read, Input::TimedOut), "{read:?}");
     }
 
-    /// However late the stop is noticed.
+    /// The stop is noticed at each of several points of the wait.
     #[test]
     fn input_that_arrived_before_the_stop_is_read() {
         for noticed in 1..6 {

@@ -1,4 +1,5 @@
-//! The heart on its own: bytes and events in, bytes and calls out; no socket, no thread, no sleep.
+//! The conversation without sockets, threads or a clock: bytes and events go in, bytes and calls of
+//! the handler come out.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;
 
-/// What a handler was told.
+/// A call of one of a handler's methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Told {
     Open,
@@ -29,7 +30,7 @@ enum Told {
 
 type Log = Rc<RefCell<Vec<Told>>>;
 
-/// A handler that notes what it is told and then does what `act` says.
+/// A handler that runs `act` in each call and then records the call.
 struct Actor<A> {
     log: Log,
     act: A,
@@ -75,7 +76,7 @@ impl Handler for Echo {
     }
 }
 
-/// A home whose loop is nobody: what is posted there stays there.
+/// A source of senders whose mailbox no loop reads.
 struct NoSenders(Arc<Mailbox>);
 
 impl SenderSource for NoSenders {
@@ -89,7 +90,7 @@ fn nowhere() -> NoSenders {
     NoSenders(Arc::new(Mailbox::new().unwrap()))
 }
 
-/// Plays the pump of one conversation, with a network that takes everything at once.
+/// Drives one conversation over a network that accepts all output at once.
 struct Stage<H, F> {
     conversation: Conversation<H, F>,
     output_buffer: OutputBuffer,
@@ -97,7 +98,7 @@ struct Stage<H, F> {
     senders: NoSenders,
     room: usize,
     shutdown: bool,
-    /// What has gone out.
+    /// The output so far.
     sent: Vec<u8>,
     reason: Option<CatchDrop<CloseReason>>,
 }
@@ -134,7 +135,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
-    /// Bytes arrive; what does not fit the room is resumed until it does.
+    /// Delivers `fresh` bytes, and resumes until no input waits for room in the output.
     fn feed(&mut self, fresh: &[u8]) -> &mut Self {
         if self.conversation.is_closing() {
             return self;
@@ -146,7 +147,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
-    /// As a worker does with what was kept for it; whether there was anything whole.
+    /// Delivers buffered input as a worker does; false if no whole frame is buffered.
     fn deliver_kept(&mut self) -> bool {
         let Some(mut peeked) = self.conversation.peek_frame() else {
             return false;
@@ -176,7 +177,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
-    /// Ends as the pump does, and says why.
+    /// Closes the conversation as its driver does; returns the reason.
     fn close(&mut self) -> &CloseReason {
         let reason = self.conversation.closed(&mut self.tally);
         self.reason.insert(reason)
@@ -187,7 +188,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
     }
 }
 
-/// A stage for an actor, opened, and what the actor is told.
+/// An opened conversation with a recording handler, and its calls.
 fn start<A, F>(framing: F, act: A) -> (Stage<Actor<A>, F>, Log)
 where
     A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
@@ -199,7 +200,7 @@ where
     (stage, log)
 }
 
-/// Sends each message back, and closes when the peer has ended.
+/// Sends each message back, and closes at the end of input and after an idle timeout.
 fn echo(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
     match told {
         Told::Message(message) => cx.send(message),
@@ -230,7 +231,7 @@ fn closes(log: &Log) -> usize {
     told.iter().filter(|told| matches!(told, Told::Close(_))).count()
 }
 
-/// The messages as this framing puts them on the wire.
+/// The messages as this framing encodes them.
 fn encode(framing: &mut impl Framing, messages: &[Vec<u8>]) -> Vec<u8> {
     let mut output_buffer = OutputBuffer::default();
     for message in messages {
@@ -239,7 +240,7 @@ fn encode(framing: &mut impl Framing, messages: &[Vec<u8>]) -> Vec<u8> {
     output_buffer.parts(&[]).collect::<Vec<_>>().concat()
 }
 
-/// `wire` in pieces whose lengths are `cuts`, over and over.
+/// `wire` in pieces whose lengths are `cuts`, repeated.
 fn pieces<'a>(wire: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut left = wire;
     let mut cuts = cuts.iter().cycle();
@@ -250,8 +251,8 @@ fn pieces<'a>(wire: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8
     })
 }
 
-/// Whatever the cuts and however little room there is, the messages come in as they were framed,
-/// and echoed they go out as the same bytes.
+/// The encoded messages, cut anywhere and with any room for output, are delivered as they were, and
+/// their echo is the same bytes.
 fn expect_round_trip(
     mut framing: impl Framing + Clone,
     sent: &[Vec<u8>],
@@ -286,12 +287,12 @@ fn any_messages() -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(vec(any::<u8>(), 0..300), 0..20)
 }
 
-/// Messages of few different bytes, so that delimiters and their beginnings are frequent.
+/// Messages of few different bytes, so that delimiters and their prefixes are frequent.
 fn messages_of(bytes: &'static [u8]) -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(vec(prop::sample::select(bytes), 0..40), 0..20)
 }
 
-/// Bernstein's netstrings: a framing of a user's own.
+/// Bernstein's netstrings: a custom framing.
 #[derive(Clone)]
 struct Netstring;
 
@@ -358,7 +359,7 @@ proptest! {
         expect_round_trip(Delimited::new(b"\0"), &sent, &cuts, room)?;
     }
 
-    /// What cannot be told apart is refused when it is sent; all else arrives.
+    /// A message that contains the delimiter is refused by `encode`; all others arrive.
     #[test]
     fn messages_with_a_long_delimiter_split_at_any_point_are_received_whole(
         sent in messages_of(b"ab"), cuts in cuts(), room in room(),
@@ -400,7 +401,7 @@ proptest! {
         expect_round_trip(Netstring, &sent, &cuts, room)?;
     }
 
-    /// Whatever comes, no message is over the maximum, and what follows a delimiter is in step.
+    /// No message is longer than the maximum, and the message after a delimiter is correct.
     #[test]
     fn after_discarded_input_the_next_message_is_received(
         before in vec(prop::sample::select(&b"ab#"[..]), 0..200), cuts in cuts(),
@@ -427,7 +428,7 @@ fn big_endian_is_the_default_and_little_endian_is_an_option() {
     assert_eq!(frame(LengthPrefixed::new(Width::Eight, Endian::Big)), b"\0\0\0\0\0\0\0\x02hi");
 }
 
-/// Feeds one frame in one piece, and then again byte by byte: the reason, if it ended.
+/// Feeds one frame in one piece and then byte by byte; returns the close reasons, if any.
 fn verdicts(framing: impl Framing + Clone, wire: &[u8]) -> [Option<String>; 2] {
     [wire.len(), 1].map(|piece| {
         let (mut stage, _) = start(framing.clone(), echo);
@@ -567,7 +568,7 @@ fn an_unterminated_last_line_has_the_same_maximum() {
     assert_eq!(messages(&log), Vec::<Vec<u8>>::new());
 }
 
-/// What a scanner has seen could as well have changed: it does not look again.
+/// The second call passes other bytes in the range that was scanned before.
 #[test]
 fn a_scanner_reads_no_byte_twice() {
     let mut lines = Lines::default();
@@ -575,14 +576,14 @@ fn a_scanner_reads_no_byte_twice() {
     assert_eq!(lines.decode(b"\n\n\n\na").unwrap(), Decoded::Incomplete);
     let frame = |body, consumed| Decoded::Frame { body, consumed };
     assert_eq!(lines.decode(b"\n\n\n\na\n").unwrap(), frame(0..5, 6));
-    // Here the end of what was seen may be the beginning of a delimiter, and is looked at again.
+    // The end of the scanned range may be the start of a delimiter, and is scanned again.
     let mut delimited = Delimited::new(b"###");
     assert_eq!(delimited.decode(b"aaaaa#").unwrap(), Decoded::Incomplete);
     assert_eq!(delimited.decode(b"###aa##").unwrap(), Decoded::Incomplete);
     assert_eq!(delimited.decode(b"###aa###").unwrap(), frame(0..5, 8));
 }
 
-/// A framing of lines that counts how often it is asked, and about how many bytes.
+/// A framing of lines that counts the calls of `decode` and the new bytes in them.
 #[derive(Default)]
 struct Asked {
     calls: Rc<RefCell<usize>>,
@@ -639,7 +640,7 @@ fn long_frames_that_arrive_byte_by_byte_are_found_by_every_scanner() {
     }
 }
 
-/// A framing that answers whatever it is told to.
+/// A framing whose `decode` returns a fixed value.
 struct Says(Decoded);
 
 impl Framing for Says {
@@ -1150,8 +1151,7 @@ fn half_a_line_buffered_for_a_worker_does_not_start_a_job() {
     assert!(!stage.conversation.is_blocked_on_output(), "nothing can go on");
 }
 
-/// A framing may remember what it has told: here, that the first frame is one byte and all others
-/// are two.
+/// A framing may have state: here, the first frame is one byte and all others are two.
 #[test]
 fn peeking_decodes_no_frame_twice() {
     struct Growing(usize);
@@ -1182,7 +1182,7 @@ fn an_idle_conversation_owns_no_buffer() {
     stage.feed(b"half a li").feed(b"ne\n");
     assert_eq!(stage.conversation.read_buffer.capacity(), 0);
     assert!(stage.conversation.is_idle());
-    // The same where it has been looked at ahead of a worker.
+    // The same after the frame was peeked for a worker.
     let lines = Lines::default().max_len(2).overlong(Overlong::Discard);
     let (mut stage, _) = start(lines, echo);
     stage.conversation.buffer(b"much too long\n");
@@ -1190,7 +1190,7 @@ fn an_idle_conversation_owns_no_buffer() {
     assert_eq!(stage.conversation.read_buffer.capacity(), 0);
 }
 
-/// How much of what a handler's answer to `wire` is made of is its own: the rest refers to `wire`.
+/// How many bytes of the answer to `wire` are copied; the rest refers to `wire`.
 fn copied(framing: impl Framing + Clone, wire: &[u8], split: usize) -> usize {
     let (mut stage, _) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
     stage.feed(&wire[..split]);
@@ -1214,7 +1214,7 @@ fn an_answer_that_repeats_its_input_is_not_copied() {
     assert_eq!(copied(Lines::default(), b"one\ntwo\nthree\n", 0), 0);
     assert_eq!(copied(Delimited::new(b"#-#"), b"one#-#two#-#", 0), 0);
     assert_eq!(copied(FixedSize::new(3), b"onetwo", 0), 0);
-    // The first length is made anew; the next stands where the one that came stood.
+    // The first length is encoded anew; the second is the same memory as in the input.
     let framed = b"\0\0\0\x03one\0\0\0\x03two";
     assert_eq!(copied(LengthPrefixed::default(), framed, 0), 4);
 }
@@ -1239,7 +1239,7 @@ fn a_shared_message_is_framed_and_not_copied() {
     assert_eq!(parts[0].as_ptr(), payload.as_ptr());
 }
 
-/// A stage for an actor that has handed out a sender.
+/// A conversation whose handler has asked for a sender, and the sender.
 fn with_sender<A, F>(framing: F, mut act: A) -> (Stage<impl Handler, F>, Sender)
 where
     A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
@@ -1330,7 +1330,7 @@ fn a_message_that_cannot_be_framed_is_refused_by_its_sender() {
     assert_eq!(sender.send(b"a-#-b"), Ok(()));
 }
 
-/// Puts half of what it then refuses.
+/// A framing that writes a message and then refuses it.
 #[derive(Clone)]
 struct Picky;
 
@@ -1376,7 +1376,7 @@ fn an_abort_of_a_sender_drops_its_messages() {
     assert!(matches!(stage.close(), CloseReason::Handler));
 }
 
-/// Serves a datagram, and returns the answers, why it ended and what the handler was told.
+/// Serves a datagram; returns the replies, the close reason and the handler's calls.
 fn datagram<A>(
     packet: &[u8],
     truncated: bool,
@@ -1464,7 +1464,7 @@ fn a_closure_is_a_handler_that_closes_at_the_end() {
 #[test]
 fn a_boxed_framing_behaves_as_its_content_and_clones_have_separate_state() {
     let mut first = BoxFraming::new(Lines::default().max_len(3).overlong(Overlong::Discard));
-    // What is dropped until the end of the line is state of this one alone.
+    // The discarding until the end of the line is state of `first` only.
     assert_eq!(first.decode(b"too long").unwrap(), Decoded::Skip(8));
     let mut discarding = first.clone();
     assert_eq!(first.decode(b"x\n").unwrap(), Decoded::Skip(2));

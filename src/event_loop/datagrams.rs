@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_keeps_failing_is_paused_longer_each_time_and_counts_no_unsent_reply() {
-        // It is not connected, and a receive always says so.
+        // The socket is not connected, so that each receive fails.
         let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let mut batch = Batch::new(100);
@@ -334,7 +334,7 @@ mod tests {
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
             assert_eq!(datagrams.deadline(), Some(cx.now + pause));
             assert_eq!((cx.tally.accept_pauses, cx.tally.unsent), (times, 0));
-            // Nothing is tried before it is over.
+            // Nothing is received during the pause.
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
             assert_eq!(cx.tally.accept_pauses, times);
             cx.state.now += pause;

@@ -302,7 +302,7 @@ mod tests {
     use crate::mailbox::Mailbox;
     use crate::sys::Batch;
 
-    /// A socket with two clients, and where their replies go.
+    /// A socket with two clients, and the destinations of their replies.
     struct Stand {
         socket: Socket,
         clients: [UnixDatagram; 2],
@@ -353,7 +353,7 @@ mod tests {
             self.replies.retry(&self.socket, false, &mut self.cx);
         }
 
-        /// Makes the first client's queue full, and one more reply wait.
+        /// Fills the first client's queue until one reply waits.
         fn fill(&mut self) {
             while self.replies.retries.is_empty() {
                 self.keep(0, b"unread");
@@ -391,7 +391,7 @@ mod tests {
     fn the_replies_to_one_peer_keep_their_order_and_do_not_delay_others() {
         let mut stand = stand("order");
         stand.fill();
-        // As if the room had just gone: several for one, and one for another between them.
+        // The queue has just become full: several replies for one client, and one for the other.
         stand.replies.retries = RetryQueues::default();
         stand.keep(0, b"first");
         stand.keep(1, b"for another");
@@ -424,8 +424,8 @@ mod tests {
         assert_eq!(stand.cx.tally.unsent, 2, "there is patience again");
     }
 
-    /// A socket whose send buffer can be full, and stays so until its peer reads: a TCP connection,
-    /// which takes no notice of where a reply is to go.
+    /// A socket whose send buffer stays full until its peer reads: a TCP connection, which ignores
+    /// the destination of a reply.
     struct Narrow {
         socket: Socket,
         peer: TcpStream,
@@ -458,7 +458,7 @@ mod tests {
         }
     }
 
-    /// A UDP socket, a client of its, and where the client's replies go.
+    /// A UDP socket, a client of it, and the destination of the client's replies.
     fn udp() -> (Socket, UdpSocket, Destination) {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -475,7 +475,7 @@ mod tests {
         let mut narrow = narrow();
         let mut read = vec![0; 256 << 10];
         let mut largest = 0;
-        // Several times what may wait, and always something does.
+        // Several times the high watermark, with replies waiting all the time.
         for _ in 0..32 << 20 >> 18 {
             while narrow.replies.charge() < REPLIES_HIGH {
                 narrow.keep(&[b'x'; 1200]);
@@ -513,7 +513,7 @@ mod tests {
         assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.now + STALL));
         let mut read = vec![0; 8 << 20];
         narrow.peer.set_nonblocking(true).unwrap();
-        // Some can go: the rest goes on waiting.
+        // Some replies can be sent: the rest continues to wait.
         while narrow.replies.waiting.len() == 2 {
             let _ = narrow.peer.read(&mut read);
             narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);

@@ -144,8 +144,7 @@ mod tests {
     use crate::conversation::Output;
 
     proptest! {
-        /// Whatever is appended and however little is sent each time, the bytes come out as they
-        /// went in.
+        /// Random parts are appended, and random numbers of bytes are sent.
         #[test]
         fn the_bytes_come_out_in_order_however_little_is_sent_at_a_time(
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
@@ -175,7 +174,7 @@ mod tests {
         }
     }
 
-    /// Plays a kernel that takes at most `most` bytes.
+    /// Acts as a kernel that accepts at most `most` bytes.
     fn take(write_buffer: &mut WriteBuffer, most: usize, sent: &mut Vec<u8>) {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let filled = write_buffer.slices(&mut slices);

@@ -294,7 +294,7 @@ mod tests {
 
         fn after(&self, (): ()) {}
 
-        /// Done as well, by whoever refuses it.
+        /// Runs the job on the calling thread.
         fn refuse(&self, job: J) {
             (self.0)(job);
         }
@@ -373,7 +373,7 @@ mod tests {
         pool.push(());
         pool.call();
         let first = results.recv_timeout(PATIENCE).unwrap();
-        // It is idle again when its load says so.
+        // Wait until the thread sleeps.
         while lock(&pool.shared.queue).asleep == 0 {
             thread::yield_now();
         }

@@ -110,8 +110,8 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Checks that it exited with this code, with one line on stderr, which is returned, and nothing on
-    /// stdout.
+    /// Checks that it exited with this code, with one line on stderr, which is returned, and
+    /// nothing on stdout.
     #[track_caller]
     pub fn expect_failure(&self, code: i32) -> &str {
         assert_eq!(self.status.code(), Some(code), "{self:?}");
@@ -251,8 +251,8 @@ impl Program {
     /// The processor time that it has used, on systems with `/proc`.
     pub fn cpu_time(&self) -> Option<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
-        // After the name, which may contain anything: the state, and 10 more fields before utime and
-        // stime.
+        // After the name, which may contain anything: the state, and 10 more fields before utime
+        // and stime.
         let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
         let ticks: u64 =
             fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
