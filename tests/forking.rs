@@ -92,7 +92,7 @@ fn serve(arguments: &[String]) {
         "foreign child" => Duration::MAX,
         _ => 2 * DEADLINE,
     });
-    let forking = Forking::default();
+    let forking = Forking::default().allow_threads(what.starts_with("allow threads"));
     match what {
         "two at most" => {
             lines(&mut server, LOCAL, forking.max_children(2), &gate);
@@ -487,6 +487,14 @@ fn the_first_fork_of_a_process_with_threads_is_refused() {
     assert!(rest[0].contains("error") && rest[0].contains("other threads"), "{rest:?}");
 }
 
+fn with_allow_threads_a_process_with_threads_forks() {
+    let server = start(1, "allow threads, with a thread beside");
+    let mut client = server.connect();
+    assert_ne!(pid_of_child(&mut client), server.pid());
+    drop(client);
+    assert_eq!(stop(server), ["aborted 0"]);
+}
+
 fn main() -> ExitCode {
     let Some(arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
@@ -512,6 +520,7 @@ fn main() -> ExitCode {
         output_printed_by_a_child_appears_exactly_once,
         adding_a_forking_service_beside_threads_is_refused,
         the_first_fork_of_a_process_with_threads_is_refused,
+        with_allow_threads_a_process_with_threads_forks,
     ];
     runner::run(tests, arguments.into_iter()).0
 }

@@ -7,7 +7,7 @@ mod forked;
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use forked::{print_line, run_role, start, terminate};
-use socket2::SockRef;
+use socket2::{SockRef, Type};
 use socketserver::{
     BlockingMode, CloseReason, Context, Error, Forking, ForkingTcpServer, HandlerResult, Hooks,
     Inline, Lines, Mode, Peer, Request, RequestHandler, Server, ShutdownHandle, TcpServer,
@@ -375,6 +375,18 @@ fn an_ipv6_address_works_with_the_same_server_type() {
     client.end().expect_closed();
 }
 
+/// Python binds only IPv4 addresses unless `address_family` says otherwise.
+#[test]
+fn localhost_is_bound_with_its_ipv4_address() {
+    let resolved: Vec<_> = "localhost:0".to_socket_addrs().unwrap().collect();
+    if !resolved.iter().any(SocketAddr::is_ipv4) {
+        eprintln!("skipped: localhost has no IPv4 address: {resolved:?}");
+        return;
+    }
+    let server = TcpServer::bind("localhost:0", each(echo_lines)).unwrap();
+    assert!(inet(&server).is_ipv4(), "{}", server.local_addr());
+}
+
 /// The address of an IPv4 peer has the form `127.0.0.1` and not `::ffff:127.0.0.1`.
 #[test]
 fn a_dual_stack_server_accepts_both_families_and_other_servers_do_not() {
@@ -536,6 +548,19 @@ fn reading_a_datagram_by_lines_ends_at_its_end_without_waiting() {
     let client = udp_client(server.address());
     client.send(b"one\ntwo\r\nthree").unwrap();
     assert_eq!(receive(&client), b"one|two|three");
+}
+
+/// In Python, `self.socket` of a datagram handler is the server's socket.
+#[test]
+fn a_datagram_handler_can_use_the_socket_of_its_server() {
+    let (report, reports) = mpsc::channel();
+    let handle = move |request: &mut Request<'_>| -> HandlerResult {
+        let socket = SockRef::from(&*request);
+        Ok(report.send((socket.local_addr()?.as_socket(), socket.r#type()?))?)
+    };
+    let server = start_server(UdpServer::bind(LOCAL, each(handle)).unwrap());
+    udp_client(server.address()).send(b"x").unwrap();
+    assert_eq!(expect_next(&reports), (Some(server.address()), Type::DGRAM));
 }
 
 // The order of a handler's methods
