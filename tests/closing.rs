@@ -224,7 +224,7 @@ fn read_slowly(client: &mut TcpStream, total: usize) {
 // What counts as progress
 
 #[test]
-fn a_peer_that_takes_its_output_slowly_is_not_timed_out() {
+fn a_peer_that_reads_slowly_does_not_time_out() {
     under_each(&MODES, "slow", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
@@ -236,7 +236,7 @@ fn a_peer_that_takes_its_output_slowly_is_not_timed_out() {
 }
 
 #[test]
-fn a_write_of_a_request_handler_does_not_time_out_while_the_peer_takes_it_slowly() {
+fn a_write_of_a_request_handler_does_not_time_out_while_the_peer_reads_slowly() {
     under_each(&BLOCKING, "request_slow", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();

@@ -450,7 +450,7 @@ fn upper_once_answers_and_closes_as_python_does() {
 }
 
 #[test]
-fn welcome_talks_as_python_does() {
+fn welcome_replies_as_python_does() {
     let python = python_or_skip!();
     WELCOME.expect_same(
         python,
@@ -476,7 +476,7 @@ fn welcome_talks_as_python_does() {
 }
 
 #[test]
-fn nihao_talks_as_python_does() {
+fn nihao_replies_as_python_does() {
     let python = python_or_skip!();
     NIHAO.expect_same(
         python,
@@ -706,7 +706,7 @@ fn exit_after_other_words_is_recognised_with_line_framing() {
 }
 
 #[test]
-fn no_data_is_stripped() {
+fn data_is_not_stripped() {
     let python = python_or_skip!();
     let spaced = || send(" client 1\r\n");
     UPPER.expect_difference(

@@ -143,7 +143,7 @@ fn a_broadcast_reaches_every_open_connection_in_every_mode_with_senders() {
 }
 
 #[test]
-fn a_sender_to_a_peer_that_does_not_read_is_full_and_others_are_not() {
+fn the_send_queue_of_a_peer_that_does_not_read_fills_and_others_do_not() {
     for mode in modes_with_senders() {
         let (server, given) = start_with_senders(mode);
         let (mut slow, to_slow) = connect_with_sender(&server, &given);
@@ -261,7 +261,7 @@ fn all_messages_sent_before_a_close_arrive() {
 
 /// This test takes as long as the time limit that it checks.
 #[test]
-fn a_connection_that_a_sender_closed_is_reset_when_its_peer_takes_nothing_for_30_seconds() {
+fn a_connection_that_a_sender_closed_is_reset_when_its_peer_reads_nothing_for_30_seconds() {
     let limit = Duration::from_secs(30);
     thread::scope(|scope| {
         for mode in modes_with_senders() {
