@@ -67,7 +67,7 @@
 //! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
 //! sys                                             system calls, no policy; the crate's only `unsafe`
 //! address | counters                              plain data
-//! error | guard | sync | token                    plain data, and the guard around user code
+//! connection_id | error | guard | sync | token    plain data, and the guard around user code
 //! ```
 //!
 //! The center is the *conversation*: the state machine of one peer, which takes bytes and returns bytes
@@ -97,6 +97,7 @@ compile_error!("socketserver runs on Unix systems; a port to others is welcome")
 mod address;
 mod blocking;
 mod closing;
+mod connection_id;
 mod conversation;
 mod counters;
 mod datagram;
@@ -116,6 +117,7 @@ mod transport;
 
 pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
 pub use blocking::{Request, RequestHandler};
+pub use connection_id::ConnectionId;
 pub use conversation::{
     BoxFraming, Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn,
     LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,

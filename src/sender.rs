@@ -2,10 +2,13 @@
 //! queue of each connection that it feeds.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::address::Peer;
+use crate::connection_id::ConnectionId;
 use crate::encodable::Encodable;
 use crate::error::SendError;
 use crate::mailbox::{Mail, Mailbox};
@@ -66,8 +69,16 @@ pub(crate) struct SendQueue {
     waker: Waker,
     /// How many bytes may wait here, beside what the connection itself keeps.
     limit: usize,
-    /// What the connection's framing can send.
-    encodable: Encodable,
+    recipient: Recipient,
+}
+
+/// The connection at the other end of a send queue.
+#[derive(Debug)]
+pub(crate) struct Recipient {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: Peer,
+    /// What its framing can send.
+    pub(crate) encodable: Encodable,
 }
 
 #[derive(Debug, Default)]
@@ -90,9 +101,9 @@ impl SendQueueState {
 }
 
 impl SendQueue {
-    pub(crate) fn new(waker: Waker, limit: usize, encodable: Encodable) -> Self {
+    pub(crate) fn new(waker: Waker, limit: usize, recipient: Recipient) -> Self {
         let (state, senders) = (Mutex::default(), AtomicUsize::new(0));
-        SendQueue { state, senders, waker, limit, encodable }
+        SendQueue { state, senders, waker, limit, recipient }
     }
 
     /// From now on the keeper is told, once, of what comes; whether there is something to
@@ -138,7 +149,7 @@ impl SendQueue {
     }
 
     fn push(&self, message: SharedBytes) -> Result<(), SendError> {
-        self.encodable.check(&message)?;
+        self.recipient.encodable.check(&message)?;
         let charge = message.len() + OVERHEAD;
         let mut state = lock(&self.state);
         if state.ending != Ending::Open {
@@ -211,9 +222,15 @@ impl SendQueue {
 /// A handle does not keep the connection open; but where the peer has ended and the handler has
 /// left the connection open for its senders (see [`Handler::on_eof`](crate::Handler::on_eof)), it is
 /// closed when the last of them is dropped.
-#[derive(Debug)]
 pub struct Sender {
     send_queue: Arc<SendQueue>,
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (id, peer) = (self.id(), self.peer());
+        f.debug_struct("Sender").field("id", &id).field("peer", peer).finish_non_exhaustive()
+    }
 }
 
 impl Clone for Sender {
@@ -294,9 +311,19 @@ impl Sender {
         self.send_queue.ending() != Ending::Open
     }
 
+    /// The number of the connection, which no other connection of this process ever has.
+    pub fn id(&self) -> ConnectionId {
+        self.send_queue.recipient.id
+    }
+
+    /// The other end of the connection, as [`Context::peer`](crate::Context::peer) tells it.
+    pub fn peer(&self) -> &Peer {
+        &self.send_queue.recipient.peer
+    }
+
     /// Whether both are handles to the same connection.
     pub fn is_same(&self, other: &Sender) -> bool {
-        Arc::ptr_eq(&self.send_queue, &other.send_queue)
+        self.id() == other.id()
     }
 }
 
@@ -313,7 +340,7 @@ impl Eq for Sender {}
 /// map; Clippy's `mutable_key_type` cannot know that, and wants to be allowed.
 impl Hash for Sender {
     fn hash<S: Hasher>(&self, state: &mut S) {
-        Arc::as_ptr(&self.send_queue).hash(state);
+        self.id().hash(state);
     }
 }
 
@@ -330,10 +357,15 @@ pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u
 mod tests {
     use super::*;
 
+    fn recipient() -> Recipient {
+        let (id, encodable) = (ConnectionId::next(), Encodable::Any);
+        Recipient { id, peer: Peer::Unnamed, encodable }
+    }
+
     fn send_queue(limit: usize) -> (Arc<Mailbox>, Sender) {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let waker = Waker::Loop(mailbox.clone(), Token::new(3, 1));
-        (mailbox, Sender::new(Arc::new(SendQueue::new(waker, limit, Encodable::Any))))
+        (mailbox, Sender::new(Arc::new(SendQueue::new(waker, limit, recipient()))))
     }
 
     #[test]
@@ -398,7 +430,7 @@ mod tests {
     fn a_thread_is_woken_once_for_all_that_comes_before_it_waits_again() {
         let wakeup = Arc::new(Wakeup::new().unwrap());
         let waker = Waker::Thread(wakeup.clone());
-        let send_queue = SendQueue::new(waker, 1 << 20, Encodable::Any);
+        let send_queue = SendQueue::new(waker, 1 << 20, recipient());
         let sender = Sender::new(Arc::new(send_queue));
         for _ in 0..3 {
             assert!(!sender.send_queue.listen());

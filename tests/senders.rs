@@ -454,6 +454,29 @@ fn senders_are_equal_by_their_connection_and_are_keys_of_a_map() {
     assert_eq!(names.len(), 2);
 }
 
+#[test]
+fn a_sender_tells_the_peer_and_an_id_that_no_connection_of_any_server_has_again() {
+    let mut ids = Vec::new();
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        for _ in 0..3 {
+            let (mut client, sender) = arrival(&server, &given);
+            let address = client.stream.local_addr().unwrap();
+            assert_eq!(sender.peer().inet(), Some(address), "{mode}");
+            assert_eq!(sender.id(), sender.clone().id());
+            client.end().expect_closed();
+            server.wait_for_no_connection();
+            let id = sender.id();
+            assert_eq!(
+                format!("{sender:?}"),
+                format!("Sender {{ id: ConnectionId({id}), peer: Inet({address}), .. }}")
+            );
+            ids.push(id);
+        }
+    }
+    assert!(ids.is_sorted_by(|earlier, later| earlier < later), "{ids:?}");
+}
+
 /// The peer has said all it will say, and is still sent to.
 #[test]
 fn a_peer_that_has_sent_fin_can_be_sent_to() {

@@ -15,9 +15,8 @@ use crate::closing::{Linger, Progress};
 use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
 };
-use crate::encodable::Encodable;
 use crate::error::{CloseReason, UnsupportedError};
-use crate::sender::{Ending, SendQueue, Waker};
+use crate::sender::{Ending, Recipient, SendQueue, Waker};
 use crate::sys;
 
 /// A connection with its conversation, on its way to where it is served.
@@ -36,10 +35,10 @@ struct ThreadSenders<'a> {
 }
 
 impl SenderSource for ThreadSenders<'_> {
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let Some(registration) = self.registration else { return Err(self.unsupported) };
         let wakeup = registration.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
-        Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, encodable)))
+        Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, recipient)))
     }
 }
 

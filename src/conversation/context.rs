@@ -9,21 +9,20 @@ use super::State;
 use super::framing::Framing;
 use super::output::Output;
 use crate::address::Peer;
-use crate::encodable::Encodable;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
-use crate::sender::{SendQueue, Sender, SharedBytes};
+use crate::sender::{Recipient, SendQueue, Sender, SharedBytes};
 
 /// Where a conversation lives, as far as it must know: how it is reached from elsewhere.
 pub(crate) trait SenderSource {
     /// A way in for messages from other threads.
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError>;
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError>;
 }
 
 /// The senders of a datagram's handler: there are none.
 pub(crate) struct NoSenders;
 
 impl SenderSource for NoSenders {
-    fn send_queue(&self, _encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, _recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         Err(UnsupportedError::DatagramSender)
     }
 }
@@ -140,7 +139,7 @@ impl Context<'_> {
         if self.state.datagram {
             return Err(UnsupportedError::DatagramTimeout);
         }
-        self.state.timeout = timeout.into();
+        self.state.timeout = timeout.into().into();
         self.state.timeout_changed = true;
         self.state.needs_slow_path = true;
         Ok(())
@@ -170,13 +169,12 @@ impl Context<'_> {
     /// [`UnsupportedError`] for a datagram, and under `inline` and `forking`, where nothing in this
     /// process could use it.
     pub fn sender(&mut self) -> Result<Sender, UnsupportedError> {
-        if self.state.datagram {
-            return Err(UnsupportedError::DatagramSender);
-        }
+        let Some(id) = self.state.id else { return Err(UnsupportedError::DatagramSender) };
         let send_queue = match &self.state.send_queue {
             Some(send_queue) => send_queue.clone(),
             None => {
-                let send_queue = self.senders.send_queue(self.framing.encodable())?;
+                let (peer, encodable) = (self.state.peer.clone(), self.framing.encodable());
+                let send_queue = self.senders.send_queue(Recipient { id, peer, encodable })?;
                 self.state.needs_slow_path = true;
                 self.state.send_queue.insert(send_queue).clone()
             }

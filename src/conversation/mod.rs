@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::address::Peer;
 use crate::closing::CLOSING_PATIENCE;
+use crate::connection_id::ConnectionId;
 use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
 use crate::guard::log;
@@ -22,6 +23,7 @@ use crate::sys::CatchDrop;
 mod context;
 mod framing;
 mod handler;
+mod idle_timeout;
 mod output;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,7 @@ pub use framing::{
     Raw, Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
+use idle_timeout::IdleTimeout;
 pub use output::Output;
 pub(crate) use output::{OutputBuffer, Unsent};
 
@@ -75,9 +78,11 @@ impl<'a> StepCx<'a> {
 #[derive(Debug)]
 struct State {
     peer: Peer,
+    /// A datagram has none.
+    id: Option<ConnectionId>,
     /// The way in from other threads, made when first asked for.
     send_queue: Option<Arc<SendQueue>>,
-    timeout: Option<Duration>,
+    timeout: IdleTimeout,
     /// Why the conversation is ending, once it is.
     close_reason: Option<Box<CatchDrop<CloseReason>>>,
     timeout_changed: bool,
@@ -94,15 +99,16 @@ struct State {
 }
 
 impl State {
-    fn new(peer: Peer, datagram: bool) -> Self {
+    fn new(peer: Peer, id: Option<ConnectionId>) -> Self {
         State {
             peer,
+            id,
             send_queue: None,
-            timeout: None,
+            timeout: IdleTimeout::default(),
             close_reason: None,
             timeout_changed: false,
             aborted: false,
-            datagram,
+            datagram: id.is_none(),
             truncated: false,
             open: false,
             input_ended: false,
@@ -161,8 +167,13 @@ pub(crate) struct PeekedFrame(Option<Result<Decoded, FramingError>>);
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
     /// A conversation on a stream.
-    pub(crate) fn new(handler: CatchDrop<H>, framing: CatchDrop<F>, peer: Peer) -> Self {
-        let state = State::new(peer, false);
+    pub(crate) fn new(
+        handler: CatchDrop<H>,
+        framing: CatchDrop<F>,
+        peer: Peer,
+        id: ConnectionId,
+    ) -> Self {
+        let state = State::new(peer, Some(id));
         Conversation { handler, framing, state, read_buffer: Vec::new(), consumed: 0 }
     }
 
@@ -308,7 +319,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     pub(crate) fn end_if_nothing_follows(&mut self) {
         let State { input_ended, timeout, send_queue, .. } = &self.state;
         if *input_ended
-            && timeout.is_none()
+            && timeout.get().is_none()
             && send_queue.as_ref().is_none_or(|send_queue| send_queue.is_abandoned())
         {
             self.state.end(CloseReason::Eof);
@@ -442,13 +453,13 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// How long nothing may move before [`timed_out`](Self::timed_out) is due.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.state.timeout
+        self.state.timeout.get()
     }
 
     /// How long its peer may take no output: as long as the handler says, and once it is over no less
     /// than [`CLOSING_PATIENCE`], unless it is for such a wait that it ends.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        match (self.state.close_reason.as_ref().map(|reason| &***reason), self.state.timeout) {
+        match (self.state.close_reason.as_ref().map(|reason| &***reason), self.timeout()) {
             (None | Some(CloseReason::Timeout), timeout @ Some(_)) | (None, timeout) => timeout,
             (_, timeout) => {
                 Some(timeout.map_or(CLOSING_PATIENCE, |time| time.max(CLOSING_PATIENCE)))
@@ -619,7 +630,7 @@ pub(crate) fn serve_datagram<H: Handler>(
     truncated: bool,
     step_cx: &mut StepCx<'_>,
 ) -> CatchDrop<CloseReason> {
-    let mut state = State::new(peer, true);
+    let mut state = State::new(peer, None);
     state.truncated = truncated;
     let mut conversation =
         Conversation { handler, framing: Raw.into(), state, read_buffer: Vec::new(), consumed: 0 };

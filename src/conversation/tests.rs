@@ -12,7 +12,7 @@ use super::*;
 use crate::encodable::Encodable;
 use crate::error::{HandlerResult, SendError, UnsupportedError};
 use crate::mailbox::Mailbox;
-use crate::sender::{Sender, Waker};
+use crate::sender::{Recipient, Sender, Waker};
 use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;
@@ -79,9 +79,9 @@ impl Handler for Echo {
 struct NoSenders(Arc<Mailbox>);
 
 impl SenderSource for NoSenders {
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.0.clone(), Token::new(1, 1));
-        Ok(Arc::new(SendQueue::new(waker, 64 * 1024, encodable)))
+        Ok(Arc::new(SendQueue::new(waker, 64 * 1024, recipient)))
     }
 }
 
@@ -105,7 +105,12 @@ struct Stage<H, F> {
 impl<H: Handler, F: Framing> Stage<H, F> {
     fn new(handler: H, framing: F) -> Self {
         Stage {
-            conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed),
+            conversation: Conversation::new(
+                handler.into(),
+                framing.into(),
+                Peer::Unnamed,
+                ConnectionId::next(),
+            ),
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             senders: nowhere(),

@@ -11,6 +11,7 @@ use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
 };
 use crate::address::{Address, Peer};
+use crate::connection_id::ConnectionId;
 use crate::guard::log;
 use crate::sys;
 use crate::transport::peer_of;
@@ -37,7 +38,7 @@ pub(crate) trait StreamDispatcher: Dispatcher {
     fn nonblocking(&self) -> bool;
 
     /// Takes a connection: into `turn.newcomers`, or elsewhere.
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx);
+    fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx);
 }
 
 /// A listener in the slab.
@@ -176,7 +177,7 @@ impl<'a> Listener<'a> {
         cx.tally.accepted += 1;
         cx.accepts_left = cx.accepts_left.saturating_sub(1);
         if self.hooks.prepare(socket.as_fd(), &peer, cx) && self.hooks.verify(&peer, cx) {
-            self.dispatcher.dispatch(socket, peer, cx);
+            self.dispatcher.dispatch(socket, peer, ConnectionId::next(), cx);
         } else {
             cx.tally.refused_by_hook += 1;
             cx.tally.closed += 1;

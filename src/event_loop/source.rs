@@ -11,11 +11,10 @@ use crate::address::Peer;
 use crate::conversation::READ_SIZE;
 use crate::conversation::{OutputBuffer, SenderSource};
 use crate::counters::Tally;
-use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
-use crate::sender::{SendQueue, Waker};
+use crate::sender::{Recipient, SendQueue, Waker};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, CatchDrop};
 use crate::token::Token;
@@ -166,9 +165,9 @@ pub(crate) struct EntryRef {
 }
 
 impl SenderSource for EntryRef {
-    fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.mailbox.clone(), self.token);
-        Ok(Arc::new(SendQueue::new(waker, self.limit, encodable)))
+        Ok(Arc::new(SendQueue::new(waker, self.limit, recipient)))
     }
 }
 

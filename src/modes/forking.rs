@@ -14,6 +14,7 @@ use super::service::{
 };
 use crate::address::Peer;
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
+use crate::connection_id::ConnectionId;
 use crate::conversation::OutputBuffer;
 use crate::conversation::READ_SIZE;
 use crate::counters::Tally;
@@ -193,16 +194,16 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         fault: &mut dyn FnMut(&Peer, &CloseReason),
     ) -> i32 {
         let peer = match &request {
-            Incoming::Stream(_, peer) => peer.clone(),
+            Incoming::Stream(_, peer, _) => peer.clone(),
             Incoming::Datagram(datagram) => datagram.peer.clone(),
         };
         let mut connection = None;
         let make_handler = guard::call(|| {
             let handler = self.make.make(&peer);
             let session: Box<dyn Session> = match request {
-                Incoming::Stream(socket, peer) => {
+                Incoming::Stream(socket, peer, id) => {
                     let socket = connection.insert(Arc::new(socket)).clone();
-                    Box::new(self.serve.stream(handler, &self.listener_handle, socket, peer))
+                    Box::new(self.serve.stream(handler, &self.listener_handle, socket, peer, id))
                 }
                 Incoming::Datagram(datagram) => {
                     Box::new(self.serve.datagram(handler, &self.listener_handle, datagram))
@@ -276,8 +277,8 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for ForkDispatcher<'_, T
         false
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        self.fork_for(Incoming::Stream(socket, peer), cx);
+    fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
+        self.fork_for(Incoming::Stream(socket, peer, id), cx);
     }
 }
 
@@ -289,7 +290,7 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_,
 
 /// A request that is to have a process of its own.
 enum Incoming {
-    Stream(Socket, Peer),
+    Stream(Socket, Peer, ConnectionId),
     Datagram(Datagram),
 }
 

@@ -12,6 +12,7 @@ use super::service::{
 };
 use crate::address::Peer;
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
+use crate::connection_id::ConnectionId;
 use crate::conversation::OutputBuffer;
 use crate::conversation::READ_SIZE;
 use crate::counters::Tally;
@@ -124,10 +125,11 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_,
         false
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
         let socket = Arc::new(socket);
         let Some(session) = make_handler(&peer, cx, || {
-            self.serve.stream(self.make.make(&peer), &self.listener_handle, socket, peer.clone())
+            let handler = self.make.make(&peer);
+            self.serve.stream(handler, &self.listener_handle, socket, peer.clone(), id)
         }) else {
             cx.tally.closed += 1;
             return;

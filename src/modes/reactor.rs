@@ -9,6 +9,7 @@ use super::service::{
     HandlerFactory, ModeRunner, RunContext, ServiceConfig, ServiceRunner, make_handler,
 };
 use crate::address::Peer;
+use crate::connection_id::ConnectionId;
 use crate::conversation::NoSenders;
 use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
 use crate::event_loop::{
@@ -73,10 +74,10 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
         true
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
         let Some(conversation) = make_handler(&peer, cx, || {
             let handler = self.make.make(&peer);
-            Conversation::new(handler, self.framing.clone().into(), peer.clone())
+            Conversation::new(handler, self.framing.clone().into(), peer.clone(), id)
         }) else {
             cx.tally.closed += 1;
             return;

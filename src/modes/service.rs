@@ -15,6 +15,7 @@ use crate::blocking::{
     DatagramRequestSession, DatagramSession, RequestHandler, Session, StreamRequestSession,
     StreamSession,
 };
+use crate::connection_id::ConnectionId;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
@@ -311,6 +312,7 @@ pub(crate) trait SessionFactory<T>: Send + 'static {
         listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
+        id: ConnectionId,
     ) -> Self::Stream;
     fn datagram(
         &self,
@@ -358,8 +360,9 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H
         _listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
+        id: ConnectionId,
     ) -> StreamSession<H, F> {
-        let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer);
+        let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer, id);
         StreamSession { socket, conversation, room: self.water_marks.high() }
     }
 
@@ -386,6 +389,7 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
         listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
+        _id: ConnectionId,
     ) -> Self::Stream {
         let server_address = listener_handle.address.clone();
         StreamRequestSession { socket, peer, handler, server_address }

@@ -15,6 +15,7 @@ use super::service::{
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
 use crate::blocking::{ActiveConnections, Registration, Session, SessionCx, WaitStrategy};
+use crate::connection_id::ConnectionId;
 use crate::conversation::OutputBuffer;
 use crate::conversation::READ_SIZE;
 use crate::counters::{Published, Tally};
@@ -226,19 +227,15 @@ where
         false
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
         if self.rejects(cx) {
             cx.tally.closed += 1;
             return;
         }
         let socket = Arc::new(socket);
         let Some(session) = make_handler(&peer, cx, || {
-            self.serve.stream(
-                self.make.make(&peer),
-                &self.listener_handle,
-                socket.clone(),
-                peer.clone(),
-            )
+            let handler = self.make.make(&peer);
+            self.serve.stream(handler, &self.listener_handle, socket.clone(), peer.clone(), id)
         }) else {
             cx.tally.closed += 1;
             return;

@@ -14,6 +14,7 @@ use super::service::{
 };
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
+use crate::connection_id::ConnectionId;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::counters::Published;
 use crate::datagram::Datagram;
@@ -139,10 +140,10 @@ where
         true
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+    fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
         let Some(conversation) = make_handler(&peer, cx, || {
             let handler = self.make.make(&peer);
-            Conversation::new(handler, self.framing.clone().into(), peer.clone())
+            Conversation::new(handler, self.framing.clone().into(), peer.clone(), id)
         }) else {
             cx.tally.closed += 1;
             return;
