@@ -131,7 +131,7 @@ pub use modes::{
     BlockingMode, Forking, HandlerMode, Inline, Mode, Offload, Pool, Reactor, RequestMode,
     Threading,
 };
-pub use sender::{Sender, broadcast};
+pub use sender::{Event, Sender, broadcast};
 pub use server::{
     Builder, ForkingTcpServer, ForkingUdpServer, ForkingUnixDatagramServer,
     ForkingUnixStreamServer, Hooks, ListenerId, NoHooks, Running, Server, Service, ShutdownHandle,

@@ -1,6 +1,7 @@
 //! Sending to a connection from other threads and other handlers: the public [`Sender`], and the send
 //! queue of each connection that it feeds.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -13,17 +14,23 @@ use crate::encodable::Encodable;
 use crate::error::SendError;
 use crate::mailbox::{Mail, Mailbox};
 use crate::sync::lock;
-use crate::sys::Wakeup;
+use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
 /// Bytes that several connections send without a copy for each.
 pub(crate) type SharedBytes = Arc<[u8]>;
 
+/// A value of the user that is given to a connection's handler: see [`Sender::post`].
+pub type Event = Box<dyn Any + Send>;
+
+/// How many events may wait in a send queue.
+const EVENTS: usize = 1024;
+
 /// What each message in a send queue is charged for beside its bytes, so that the number of small
 /// messages is bounded too.
 const OVERHEAD: usize = 64;
 
-/// How many places for messages a send queue keeps when it has been emptied.
+/// How many places for messages and events a send queue keeps when it has been emptied.
 const KEPT: usize = 32;
 
 /// Who looks after an [`SendQueue`].
@@ -39,6 +46,7 @@ pub(crate) enum Waker {
 #[derive(Debug)]
 pub(crate) enum Command {
     Message(SharedBytes),
+    Event(CatchDrop<Event>),
     /// It is to be closed; nothing follows.
     Close,
     /// It is to be reset; nothing follows.
@@ -83,9 +91,12 @@ pub(crate) struct Recipient {
 
 #[derive(Debug, Default)]
 struct SendQueueState {
-    messages: VecDeque<SharedBytes>,
+    /// Messages and events, the oldest first.
+    commands: VecDeque<Command>,
     /// What the messages are charged for.
     bytes: usize,
+    /// How many of the commands are events.
+    events: usize,
     ending: Ending,
     /// Nothing but senders can go on with the connection: it is told when they are all gone.
     half_open: bool,
@@ -95,8 +106,26 @@ struct SendQueueState {
 }
 
 impl SendQueueState {
+    fn take(&mut self) -> Option<Command> {
+        if self.ending == Ending::Aborted {
+            return Some(Command::Abort);
+        }
+        let Some(command) = self.commands.pop_front() else {
+            return (self.ending == Ending::Closing).then_some(Command::Close);
+        };
+        match &command {
+            Command::Message(message) => self.bytes -= message.len() + OVERHEAD,
+            Command::Event(_) => self.events -= 1,
+            Command::Close | Command::Abort => {}
+        }
+        if self.commands.is_empty() && self.commands.capacity() > KEPT {
+            self.commands = VecDeque::new();
+        }
+        Some(command)
+    }
+
     fn is_empty(&self) -> bool {
-        self.messages.is_empty() && matches!(self.ending, Ending::Open | Ending::Closed)
+        self.commands.is_empty() && matches!(self.ending, Ending::Open | Ending::Closed)
     }
 }
 
@@ -115,20 +144,23 @@ impl SendQueue {
         !state.is_empty()
     }
 
-    /// Takes what comes first: the oldest message, or what is to be done when there is none.
+    /// Takes what comes first: the oldest message or event, or what is to be done when there is none.
     pub(crate) fn take(&self) -> Option<Command> {
+        lock(&self.state).take()
+    }
+
+    /// As [`take`](SendQueue::take), where no handler can be called: nothing when an event comes first.
+    pub(crate) fn take_message(&self) -> Option<Command> {
         let mut state = lock(&self.state);
-        if state.ending == Ending::Aborted {
-            return Some(Command::Abort);
+        match state.commands.front() {
+            Some(Command::Event(_)) if state.ending != Ending::Aborted => None,
+            _ => state.take(),
         }
-        let Some(message) = state.messages.pop_front() else {
-            return (state.ending == Ending::Closing).then_some(Command::Close);
-        };
-        state.bytes -= message.len() + OVERHEAD;
-        if state.messages.is_empty() && state.messages.capacity() > KEPT {
-            state.messages = VecDeque::new();
-        }
-        Some(Command::Message(message))
+    }
+
+    /// Whether an event waits, so that the handler has to be called.
+    pub(crate) fn has_event(&self) -> bool {
+        lock(&self.state).events > 0
     }
 
     /// Whether there is nothing to [`take`](SendQueue::take).
@@ -145,6 +177,7 @@ impl SendQueue {
     pub(crate) fn close(&self) {
         let closed = SendQueueState { ending: Ending::Closed, ..SendQueueState::default() };
         let before = std::mem::replace(&mut *lock(&self.state), closed);
+        // Not while it is locked: the destructor of an event is code of the user.
         drop(before);
     }
 
@@ -159,11 +192,30 @@ impl SendQueue {
             return Err(SendError::Full);
         }
         state.bytes += charge;
-        state.messages.push_back(message);
-        if state.messages.len() == 1 {
+        self.enqueue(state, Command::Message(message));
+        Ok(())
+    }
+
+    fn post(&self, event: Event) -> Result<(), SendError> {
+        // Where it is not taken it is dropped after the lock.
+        let event = CatchDrop::new(event);
+        let mut state = lock(&self.state);
+        if state.ending != Ending::Open {
+            return Err(SendError::Closed);
+        }
+        if state.events == EVENTS {
+            return Err(SendError::Full);
+        }
+        state.events += 1;
+        self.enqueue(state, Command::Event(event));
+        Ok(())
+    }
+
+    fn enqueue(&self, mut state: MutexGuard<'_, SendQueueState>, command: Command) {
+        state.commands.push_back(command);
+        if state.commands.len() == 1 {
             self.tell(state);
         }
-        Ok(())
     }
 
     /// Brings the connection's end as far as that, if it is not there yet.
@@ -175,8 +227,8 @@ impl SendQueue {
         state.ending = ending;
         let mut dropped = VecDeque::new();
         if ending == Ending::Aborted {
-            state.bytes = 0;
-            dropped = std::mem::take(&mut state.messages);
+            (state.bytes, state.events) = (0, 0);
+            dropped = std::mem::take(&mut state.commands);
         }
         self.tell(state);
         drop(dropped);
@@ -283,11 +335,45 @@ impl Sender {
         self.send_queue.push(message.clone())
     }
 
+    /// Gives `event` to the connection's handler, which is called with it by `on_event`. It does not
+    /// wait.
+    ///
+    /// What a thread has found out for a connection reaches its handler so, and not only its peer: a
+    /// result, a time, a reason to close it. The handler is called where its other methods are: on
+    /// the loop, by a worker under `offload`, in the connection's thread under `threading` and
+    /// `pool`. Messages and events of one connection come out in the order in which they went in,
+    /// also those of several handles. As input does, events wait while as much output waits for the
+    /// peer as the high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) says.
+    ///
+    /// 1,024 events may wait, of whatever size; they do not count as the bytes of messages do. Those
+    /// that wait when the connection ends are dropped by whoever ends it.
+    ///
+    /// ```
+    /// use socketserver::{SendError, Sender};
+    ///
+    /// /// What a handler is told of an account.
+    /// struct Balance(u64);
+    ///
+    /// fn tell(sender: &Sender, balance: u64) -> Result<(), SendError> {
+    ///     sender.post(Box::new(Balance(balance)))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The event is dropped before this returns, and the connection stays as it is:
+    ///
+    /// * [`SendError::Closed`] when the connection is closed, or was asked to by a handle to it,
+    /// * [`SendError::Full`] when 1,024 events wait.
+    pub fn post(&self, event: Event) -> Result<(), SendError> {
+        self.send_queue.post(event)
+    }
+
     /// Closes the connection when all that was sent before has gone out, as
     /// [`Context::close`](crate::Context::close) does. It does not wait.
     ///
-    /// From this call on every send is told that the connection is closed, and a second call does
-    /// nothing. The connection sees it whatever waits for its peer; a handler that is at work
+    /// The handler is given what was posted before. From this call on every send is told that the
+    /// connection is closed, and a second call does nothing. The connection sees it whatever waits for its peer; a handler that is at work
     /// finishes first. A peer that then takes nothing for 30 seconds is reset, and what was left for
     /// it is dropped. The handler is told [`CloseReason::Handler`](crate::CloseReason::Handler).
     pub fn close(&self) {
@@ -356,6 +442,7 @@ pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guard;
 
     fn recipient() -> Recipient {
         let (id, encodable) = (ConnectionId::next(), Encodable::Any);
@@ -456,7 +543,7 @@ mod tests {
             sender.send(b"").unwrap();
         }
         while sender.send_queue.take().is_some() {}
-        assert!(lock(&sender.send_queue.state).messages.capacity() <= KEPT);
+        assert!(lock(&sender.send_queue.state).commands.capacity() <= KEPT);
         assert_eq!(lock(&sender.send_queue.state).bytes, 0);
     }
 
@@ -484,6 +571,100 @@ mod tests {
         assert!(!send_queue.is_abandoned(), "something waits");
         assert!(send_queue.take().is_some());
         assert!(send_queue.is_abandoned());
+    }
+
+    #[test]
+    fn messages_and_events_come_out_in_the_order_in_which_they_went_in() {
+        let (mailbox, sender) = send_queue(1000);
+        for number in 0..6u8 {
+            if number % 2 == 0 {
+                sender.send(&[number]).unwrap();
+            } else {
+                sender.post(Box::new(number)).unwrap();
+            }
+        }
+        sender.close();
+        for number in 0..6u8 {
+            match sender.send_queue.take() {
+                Some(Command::Message(message)) => assert_eq!(*message, [number]),
+                Some(Command::Event(event)) => assert_eq!(event.downcast_ref(), Some(&number)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(matches!(sender.send_queue.take(), Some(Command::Close)));
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+    }
+
+    #[test]
+    fn events_are_bounded_by_their_number_and_messages_by_their_bytes() {
+        let (_mailbox, sender) = send_queue(10);
+        for _ in 0..EVENTS {
+            sender.post(Box::new([0u8; 100])).unwrap();
+        }
+        assert_eq!(sender.post(Box::new(())), Err(SendError::Full));
+        assert_eq!(sender.send(b"a message"), Ok(()));
+        assert_eq!(sender.send(b"x"), Err(SendError::Full));
+        assert!(matches!(sender.send_queue.take(), Some(Command::Event(_))));
+        assert_eq!(sender.post(Box::new(())), Ok(()));
+        assert_eq!(sender.post(Box::new(())), Err(SendError::Full));
+        while sender.send_queue.take().is_some() {}
+        assert_eq!(sender.post(Box::new(())), Ok(()));
+    }
+
+    #[test]
+    fn where_no_handler_can_be_called_an_event_and_what_is_behind_it_are_left() {
+        let (_mailbox, sender) = send_queue(1000);
+        let queue = &sender.send_queue;
+        sender.send(b"first").unwrap();
+        assert!(!queue.has_event());
+        sender.post(Box::new("event")).unwrap();
+        sender.send(b"second").unwrap();
+        sender.close();
+        assert!(queue.has_event());
+        assert!(matches!(queue.take_message(), Some(Command::Message(_))));
+        assert!(queue.take_message().is_none());
+        assert!(matches!(queue.take(), Some(Command::Event(_))));
+        assert!(!queue.has_event());
+        assert!(matches!(queue.take_message(), Some(Command::Message(_))));
+        assert!(matches!(queue.take_message(), Some(Command::Close)));
+    }
+
+    /// An event whose destructor asks its sender something, which locks the queue, and panics.
+    struct Rude(Sender);
+
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            self.0.is_closed();
+            panic!("in the destructor of an event, on purpose");
+        }
+    }
+
+    #[test]
+    fn an_event_whose_destructor_panics_is_dropped_outside_of_the_lock_and_the_panic_is_caught() {
+        let caught = || {
+            let caught = guard::take_caught();
+            assert_eq!(guard::take_caught(), 0);
+            caught
+        };
+        for abort in [false, true] {
+            let (_mailbox, sender) = send_queue(1000);
+            let post = || sender.post(Box::new(Rude(sender.clone())));
+            while post().is_ok() {}
+            assert_eq!(caught(), 1, "one too many");
+            assert!(sender.send_queue.take().is_some());
+            assert_eq!(caught(), 1, "one that is taken");
+            if abort {
+                sender.abort();
+            } else {
+                sender.send_queue.close();
+            }
+            assert_eq!(caught(), EVENTS as u64 - 1, "those that wait at the end");
+            assert_eq!(post(), Err(SendError::Closed));
+            assert_eq!(caught(), 1, "one after the end");
+            assert!(!sender.send_queue.has_event());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, Read as _};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Barrier, Mutex};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use socketserver::{
@@ -475,6 +475,99 @@ fn a_sender_tells_the_peer_and_an_id_that_no_connection_of_any_server_has_again(
         }
     }
     assert!(ids.is_sorted_by(|earlier, later| earlier < later), "{ids:?}");
+}
+
+/// A value that tells where it is dropped.
+struct Tells(usize, mpsc::Sender<(usize, ThreadId)>);
+
+impl Drop for Tells {
+    fn drop(&mut self) {
+        // The test may be over.
+        let _ = self.1.send((self.0, thread::current().id()));
+    }
+}
+
+/// Gives away its sender and the thread that runs it with each message.
+struct GivingThread(mpsc::Sender<(Sender, ThreadId)>);
+
+impl Handler for GivingThread {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        self.0.send((cx.sender()?, thread::current().id()))?;
+        cx.send(message)
+    }
+}
+
+#[test]
+fn events_are_taken_in_order_and_by_the_thread_that_runs_the_handler() {
+    for mode in modes_with_senders() {
+        let mode = match mode {
+            Mode::Offload(_) => Mode::Offload(Offload::new(1)),
+            other => other,
+        };
+        let (give, given) = mpsc::channel();
+        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
+        let server = builder.serve(move |_: &Peer| GivingThread(give.clone())).unwrap();
+        let server = start_server(server);
+        let mut client = server.connect();
+        client.send("hello\n").expect_reply("hello\n");
+        let (sender, runs) = given.recv_timeout(DEADLINE).unwrap();
+        let (tell, told) = mpsc::channel();
+        let mut expected = String::new();
+        for number in 0..500 {
+            if number % 3 == 0 {
+                sender.send(format!("{number}").as_bytes()).unwrap();
+                expected.push_str(&format!("{number}\n"));
+            } else {
+                sender.post(Box::new(Tells(number, tell.clone()))).unwrap();
+            }
+        }
+        for number in (0..500).filter(|number| number % 3 != 0) {
+            assert_eq!(told.recv_timeout(DEADLINE), Ok((number, runs)), "{mode}");
+        }
+        client.expect_reply(expected).send("still\n").expect_reply("still\n");
+    }
+}
+
+#[test]
+fn events_that_were_posted_before_a_close_are_taken_and_later_ones_are_refused() {
+    for mode in modes_with_senders() {
+        let (server, given) = start_giving(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        let (tell, told) = mpsc::channel();
+        for number in 0..100 {
+            sender.post(Box::new(Tells(number, tell.clone()))).unwrap();
+        }
+        sender.send(b"last words").unwrap();
+        sender.close();
+        let late = sender.post(Box::new(Tells(100, tell.clone())));
+        assert_eq!(late, Err(SendError::Closed), "{mode}");
+        client.expect_reply("last words\n").expect_closed();
+        let mut numbers: Vec<usize> = told.try_iter().map(|(number, _)| number).collect();
+        numbers.sort();
+        assert!(numbers.into_iter().eq(0..=100), "{mode}");
+    }
+}
+
+#[test]
+fn events_that_wait_when_the_connection_ends_are_dropped() {
+    for mode in modes_with_senders() {
+        let (server, told, given) = start_telling(mode);
+        let (mut client, sender) = arrival(&server, &given);
+        send_until_stalled(&sender);
+        // No event is taken while so much output waits.
+        let (tell, dropped) = mpsc::channel();
+        let mut posted = 0;
+        while sender.post(Box::new(Tells(posted, tell.clone()))).is_ok() {
+            posted += 1;
+        }
+        assert_eq!(posted, 1024, "{mode}");
+        sender.abort();
+        expect_close(&told);
+        for _ in 0..=posted {
+            dropped.recv_timeout(DEADLINE).expect("all are dropped, and the one too many");
+        }
+        expect_cut(&mut client);
+    }
 }
 
 /// The peer has said all it will say, and is still sent to.

@@ -77,7 +77,7 @@ fn talk<H: Handler, F: Framing>(
         // The send queue and the input take turns, so that neither starves the other.
         if has_messages && !input_next {
             driver.step(&[], cx, &|conversation, step_cx| {
-                conversation.drain_send_queue(step_cx);
+                conversation.drain_send_queue(SendQueue::take, step_cx);
             });
             input_next = true;
             continue;

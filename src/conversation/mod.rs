@@ -338,22 +338,26 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// Frames what came from elsewhere and puts it on the output, as far as there is room and the
-    /// budget allows; returns how many parcels that were.
-    pub(crate) fn drain_send_queue(&mut self, step_cx: &mut StepCx<'_>) -> usize {
+    /// Frames what came from elsewhere and puts it on the output, as far as there is room, the budget
+    /// allows and `take` gives it; returns how many commands that were.
+    pub(crate) fn drain_send_queue(
+        &mut self,
+        take: impl Fn(&SendQueue) -> Option<Command>,
+        step_cx: &mut StepCx<'_>,
+    ) -> usize {
         let mut taken = 0;
         self.guarded(step_cx, |this, step_cx| {
             while taken < MESSAGE_BUDGET
                 && !this.state.is_closing()
                 && step_cx.output_buffer.len() < step_cx.room
             {
-                let Some(command) =
-                    this.state.send_queue.as_ref().and_then(|send_queue| send_queue.take())
-                else {
+                let Some(command) = this.state.send_queue.as_deref().and_then(&take) else {
                     break;
                 };
                 taken += 1;
                 match command {
+                    // No method of a handler takes one yet.
+                    Command::Event(event) => drop(event),
                     Command::Close => this.state.end(CloseReason::Handler),
                     Command::Abort => this.state.abort(),
                     Command::Message(message) => {

@@ -176,7 +176,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
 
     fn drain_send_queue(&mut self) -> &mut Self {
         self.step(&[], |conversation, step_cx| {
-            conversation.drain_send_queue(step_cx);
+            conversation.drain_send_queue(SendQueue::take, step_cx);
         });
         self
     }

@@ -12,7 +12,7 @@ use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readi
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
 use super::write_buffer::{WaterMarks, WriteBuffer};
 use crate::closing::{FIRST_LOOK, Linger, Progress};
-use crate::conversation::{MESSAGE_BUDGET, StepCx};
+use crate::conversation::MESSAGE_BUDGET;
 use crate::error::CloseReason;
 use crate::mailbox::Job;
 use crate::sender::Ending;
@@ -363,14 +363,12 @@ impl<T: ConversationSlot> Connection<T> {
         settled.produced.max(messages.saturating_mul(MESSAGE_COST))
     }
 
-    /// Sends what waits in the outlet, as far as there is `room`; how much of the budget it takes.
+    /// Deals with what waits in the send queue, as far as there is `room`; how much of the budget it
+    /// takes.
     fn drain_send_queue(&mut self, room: usize, state: &mut LoopState) -> usize {
-        let Some(conversation) = self.conversation.local() else {
+        let Some(commands) = self.conversation.drain_send_queue(room, state) else {
             return 0;
         };
-        let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
-        let commands = conversation.drain_send_queue(&mut step_cx);
         let settled = self.send_output(&[], state);
         if settled.moved {
             self.last_moved = state.now;

@@ -3,6 +3,7 @@
 use super::source::LoopState;
 use crate::conversation::{Conversation, Framing, Handler, StepCx};
 use crate::mailbox::Job;
+use crate::sender::SendQueue;
 
 /// What happens to a conversation: the input of its state machine.
 pub(crate) enum ConversationEvent<'a> {
@@ -20,6 +21,10 @@ pub(crate) trait ConversationSlot: 'static {
     /// Delivers an event; at most `room` bytes of output are collected. Returns false when there is no
     /// output to send yet: a worker has the conversation now, or the input was only buffered.
     fn run(&mut self, step: ConversationEvent<'_>, room: usize, state: &mut LoopState) -> bool;
+
+    /// Deals with what waits in the send queue, as far as there is room for its output; how many
+    /// commands that were. Nothing when a worker has the conversation now.
+    fn drain_send_queue(&mut self, room: usize, state: &mut LoopState) -> Option<usize>;
 
     /// The conversation, unless a worker has it.
     fn local(&mut self) -> Option<&mut Conversation<Self::Handler, Self::Framing>>;
@@ -51,6 +56,14 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
         }
         state.shutdown |= step_cx.shutdown;
         true
+    }
+
+    fn drain_send_queue(&mut self, room: usize, state: &mut LoopState) -> Option<usize> {
+        let mut step_cx =
+            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
+        let commands = Conversation::drain_send_queue(self, SendQueue::take, &mut step_cx);
+        state.shutdown |= step_cx.shutdown;
+        Some(commands)
     }
 
     #[inline]

@@ -17,6 +17,7 @@ use crate::error::CloseReason;
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx, LoopState};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
+use crate::sender::SendQueue;
 use crate::sys::{CatchDrop, Destination};
 
 /// The workers of one listener's connections.
@@ -67,6 +68,8 @@ enum JobKind {
     Receive(PeekedFrame),
     Eof,
     TimedOut,
+    /// Deal with what waits in the send queue, an event among it.
+    SendQueue,
     /// Close the conversation; it does not return to the loop.
     Close {
         service: usize,
@@ -131,6 +134,18 @@ where
         false
     }
 
+    fn drain_send_queue(&mut self, room: usize, state: &mut LoopState) -> Option<usize> {
+        let conversation = self.conversation.as_deref_mut()?;
+        if conversation.send_queue().is_some_and(|send_queue| send_queue.has_event()) {
+            self.submit(JobKind::SendQueue, room, &state.entry);
+            return None;
+        }
+        let mut step_cx =
+            StepCx::new(&mut state.output_buffer, &mut state.tally, &state.entry, room);
+        // An event that has come just now is left for the next call.
+        Some(conversation.drain_send_queue(SendQueue::take_message, &mut step_cx))
+    }
+
     fn local(&mut self) -> Option<&mut Conversation<H, F>> {
         self.conversation.as_deref_mut()
     }
@@ -175,6 +190,9 @@ where
             JobKind::Receive(peeked) => conversation.receive_buffered(peeked, &mut step_cx),
             JobKind::Eof => conversation.eof(&mut step_cx),
             JobKind::TimedOut => conversation.timed_out(&mut step_cx),
+            JobKind::SendQueue => {
+                conversation.drain_send_queue(SendQueue::take, &mut step_cx);
+            }
             JobKind::Close { service, closing } => {
                 let reason = conversation.closed(step_cx.tally);
                 let peer = conversation.peer().clone();
