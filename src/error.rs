@@ -227,8 +227,9 @@ impl std::error::Error for UnsupportedError {}
 pub enum SendError {
     /// The connection is closed, or is being closed; what is sent to it goes nowhere.
     Closed,
-    /// As much waits for the peer as the high mark allows: it reads too slowly, or the connection's
-    /// loop or thread has not come for it yet.
+    /// As much waits as the limit allows, [`Builder::sender_limit`](crate::Builder::sender_limit) for
+    /// messages and 1,024 for events: the peer reads too slowly, or the connection's loop or thread
+    /// has not come for it yet.
     Full,
     /// The message is longer than the framing can send.
     TooLong {
@@ -243,7 +244,9 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SendError::Closed => f.write_str("the connection is closed"),
-            SendError::Full => f.write_str("as much waits for the peer as the high mark allows"),
+            SendError::Full => {
+                f.write_str("as much waits for the connection as its senders may queue")
+            }
             SendError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
             SendError::Unencodable(reason) => f.write_str(reason),
         }

@@ -33,6 +33,23 @@ const OVERHEAD: usize = 64;
 /// How many places for messages and events a send queue keeps when it has been emptied.
 const KEPT: usize = 32;
 
+/// How much the senders of one connection may queue together, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SenderLimit(u32);
+
+impl SenderLimit {
+    /// More than 4 GiB count as 4 GiB.
+    pub(crate) fn new(bytes: usize) -> Self {
+        SenderLimit(u32::try_from(bytes).unwrap_or(u32::MAX))
+    }
+}
+
+impl Default for SenderLimit {
+    fn default() -> Self {
+        SenderLimit(256 * 1024)
+    }
+}
+
 /// Who looks after an [`SendQueue`].
 #[derive(Debug)]
 pub(crate) enum Waker {
@@ -75,8 +92,7 @@ pub(crate) struct SendQueue {
     /// How many senders there are.
     senders: AtomicUsize,
     waker: Waker,
-    /// How many bytes may wait here, beside what the connection itself keeps.
-    limit: usize,
+    limit: SenderLimit,
     recipient: Recipient,
 }
 
@@ -94,7 +110,7 @@ struct SendQueueState {
     /// Messages and events, the oldest first.
     commands: VecDeque<Command>,
     /// What the messages are charged for.
-    bytes: usize,
+    bytes: u32,
     /// How many of the commands are events.
     events: usize,
     ending: Ending,
@@ -103,6 +119,11 @@ struct SendQueueState {
     /// The keeper has been told of something, or is awake, and has not looked since: it is not told
     /// again.
     notified: bool,
+}
+
+/// What a message counts in the queue: more than 4 GiB count as 4 GiB.
+fn charge(message: &SharedBytes) -> u32 {
+    u32::try_from(message.len() + OVERHEAD).unwrap_or(u32::MAX)
 }
 
 impl SendQueueState {
@@ -114,7 +135,7 @@ impl SendQueueState {
             return (self.ending == Ending::Closing).then_some(Command::Close);
         };
         match &command {
-            Command::Message(message) => self.bytes -= message.len() + OVERHEAD,
+            Command::Message(message) => self.bytes -= charge(message),
             Command::Event(_) => self.events -= 1,
             Command::Close | Command::Abort => {}
         }
@@ -130,7 +151,7 @@ impl SendQueueState {
 }
 
 impl SendQueue {
-    pub(crate) fn new(waker: Waker, limit: usize, recipient: Recipient) -> Self {
+    pub(crate) fn new(waker: Waker, limit: SenderLimit, recipient: Recipient) -> Self {
         let (state, senders) = (Mutex::default(), AtomicUsize::new(0));
         SendQueue { state, senders, waker, limit, recipient }
     }
@@ -183,15 +204,15 @@ impl SendQueue {
 
     fn push(&self, message: SharedBytes) -> Result<(), SendError> {
         self.recipient.encodable.check(&message)?;
-        let charge = message.len() + OVERHEAD;
         let mut state = lock(&self.state);
         if state.ending != Ending::Open {
             return Err(SendError::Closed);
         }
-        if state.bytes > 0 && state.bytes + charge > self.limit {
-            return Err(SendError::Full);
-        }
-        state.bytes += charge;
+        let SenderLimit(limit) = self.limit;
+        state.bytes = match state.bytes.checked_add(charge(&message)) {
+            Some(bytes) if bytes <= limit || state.bytes == 0 => bytes,
+            _ => return Err(SendError::Full),
+        };
         self.enqueue(state, Command::Message(message));
         Ok(())
     }
@@ -307,12 +328,12 @@ impl Sender {
     ///
     /// The message is queued until the connection's loop, or its thread under `threading` and
     /// `pool`, comes for it. That takes all that waits at once, and takes no more while as much as the
-    /// high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) waits for the peer. In the
-    /// queue there may be as much again: each message counts as its bytes and 64 more, and one message
-    /// always fits. With the default of 64 KiB these are 61 messages of 1,000 bytes. So a sender that
-    /// is faster than the loop or the thread is refused also where the peer reads well; many threads
-    /// on few processors come late more often than one loop does. Where bursts are to be taken whole,
-    /// raise the high mark.
+    /// high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) waits for the peer. How
+    /// much may be in the queue says [`Builder::sender_limit`](crate::Builder::sender_limit): each message
+    /// counts as its bytes and 64 more, and one message always fits. With the default of 256 KiB these
+    /// are 246 messages of 1,000 bytes. So a sender that is faster than the loop or the thread is
+    /// refused also where the peer reads well; many threads on few processors come late more often
+    /// than one loop does. Where bursts are to be taken whole, raise the limit.
     ///
     /// # Errors
     ///
@@ -452,7 +473,10 @@ mod tests {
     fn send_queue(limit: usize) -> (Arc<Mailbox>, Sender) {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let waker = Waker::Loop(mailbox.clone(), Token::new(3, 1));
-        (mailbox, Sender::new(Arc::new(SendQueue::new(waker, limit, recipient()))))
+        (
+            mailbox,
+            Sender::new(Arc::new(SendQueue::new(waker, SenderLimit::new(limit), recipient()))),
+        )
     }
 
     #[test]
@@ -473,6 +497,16 @@ mod tests {
         sender.send_queue.close();
         assert_eq!(sender.send(b"x"), Err(SendError::Closed));
         assert!(sender.is_closed());
+    }
+
+    #[test]
+    fn a_limit_of_more_than_4_gib_is_4_gib_and_a_queue_of_that_size_is_counted_right() {
+        assert_eq!(SenderLimit::new(usize::MAX).0, u32::MAX);
+        let (_mailbox, sender) = send_queue(usize::MAX);
+        lock(&sender.send_queue.state).bytes = u32::MAX - 100;
+        assert_eq!(sender.send(&[0; 36]), Ok(()));
+        assert_eq!(lock(&sender.send_queue.state).bytes, u32::MAX);
+        assert_eq!(sender.send(b""), Err(SendError::Full));
     }
 
     #[test]
@@ -517,7 +551,7 @@ mod tests {
     fn a_thread_is_woken_once_for_all_that_comes_before_it_waits_again() {
         let wakeup = Arc::new(Wakeup::new().unwrap());
         let waker = Waker::Thread(wakeup.clone());
-        let send_queue = SendQueue::new(waker, 1 << 20, recipient());
+        let send_queue = SendQueue::new(waker, SenderLimit::new(1 << 20), recipient());
         let sender = Sender::new(Arc::new(send_queue));
         for _ in 0..3 {
             assert!(!sender.send_queue.listen());

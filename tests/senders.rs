@@ -171,6 +171,41 @@ fn a_sender_to_a_peer_that_does_not_read_is_full_and_others_are_not() {
     }
 }
 
+/// While a handler is at work nothing is taken from the queue.
+#[test]
+fn a_sender_queues_as_much_as_its_limit_says_whatever_the_water_marks_are() {
+    const MESSAGE: [u8; 936] = [b'x'; 936];
+    for mode in modes_with_senders() {
+        for (limit, marks, queued) in [
+            (None, None, 262),
+            (None, Some((1000, 10)), 262),
+            (Some(10_000), Some((1 << 20, 10)), 10),
+            (Some(0), None, 1),
+        ] {
+            let mut builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
+            if let Some(limit) = limit {
+                builder = builder.sender_limit(limit);
+            }
+            if let Some((high, low)) = marks {
+                builder = builder.write_watermarks(high, low);
+            }
+            let server = builder.serve(|_: &Peer| {
+                handler_fn(|_: &[u8], cx: &mut Context<'_>| {
+                    let sender = cx.sender()?;
+                    let taken = (0..).take_while(|_| sender.send(&MESSAGE).is_ok()).count();
+                    cx.send(taken.to_string().as_bytes())
+                })
+            });
+            let server = start_server(server.unwrap());
+            let mut client = server.connect();
+            client.send("how many?\n").expect_reply(format!("{queued}\n"));
+            for _ in 0..queued {
+                client.expect_reply([&MESSAGE[..], b"\n"].concat());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_sender_closes_after_what_was_sent_before() {
     for mode in modes_with_senders() {
@@ -247,7 +282,7 @@ fn what_was_sent_before_a_close_arrives_however_much_it_is() {
     for mode in modes_with_senders() {
         let (give, given) = mpsc::channel();
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
-        let builder = builder.write_watermarks(4 << 20, 1 << 20);
+        let builder = builder.write_watermarks(4 << 20, 1 << 20).sender_limit(4 << 20);
         let server = builder.serve(move |_: &Peer| Giving(give.clone())).unwrap();
         let server = start_server(server);
         let (mut client, sender) = arrival(&server, &given);

@@ -18,7 +18,7 @@ pub(crate) use active::{ActiveConnections, Registration};
 pub(crate) use datagram::DatagramSession;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
-pub(crate) use stream::StreamSession;
+pub(crate) use stream::{SessionLimits, StreamSession};
 pub(crate) use wait::{InterruptibleWait, WaitStrategy};
 
 /// A request with whoever answers it, ready to be served to its end.

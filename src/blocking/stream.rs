@@ -16,22 +16,29 @@ use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
 };
 use crate::error::{CloseReason, UnsupportedError};
-use crate::sender::{Ending, Recipient, SendQueue, Waker};
+use crate::sender::{Ending, Recipient, SendQueue, SenderLimit, Waker};
 use crate::sys;
 
 /// A connection with its conversation, on its way to where it is served.
 pub(crate) struct StreamSession<H, F> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) conversation: Conversation<H, F>,
-    /// How much output is collected before it is written.
+    pub(crate) limits: SessionLimits,
+}
+
+/// How much output may wait in a session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SessionLimits {
+    /// How much is collected before it is written, in bytes.
     pub(crate) room: usize,
+    pub(crate) sender: SenderLimit,
 }
 
 /// How a conversation that is served by blocking is reached from elsewhere.
 struct ThreadSenders<'a> {
     registration: Option<&'a Registration>,
     unsupported: UnsupportedError,
-    limit: usize,
+    limit: SenderLimit,
 }
 
 impl SenderSource for ThreadSenders<'_> {
@@ -44,9 +51,9 @@ impl SenderSource for ThreadSenders<'_> {
 
 impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let StreamSession { socket, mut conversation, room } = *self;
+        let StreamSession { socket, mut conversation, limits } = *self;
         let mut buffer = std::mem::take(cx.buffer);
-        let cut = talk(&socket, &mut conversation, room, &mut buffer, cx);
+        let cut = talk(&socket, &mut conversation, limits, &mut buffer, cx);
         let peer = conversation.peer().clone();
         cx.wait.over();
         let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
@@ -63,11 +70,11 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
 fn talk<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
-    room: usize,
+    limits: SessionLimits,
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let mut driver = Driver { socket, conversation, room, cut: false };
+    let mut driver = Driver { socket, conversation, limits, cut: false };
     let mut progress = Progress::default();
     driver.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut input_next = false;
@@ -118,8 +125,7 @@ fn talk<H: Handler, F: Framing>(
 struct Driver<'a, H, F> {
     socket: &'a Socket,
     conversation: &'a mut Conversation<H, F>,
-    /// How much output is collected before it is written, in bytes.
-    room: usize,
+    limits: SessionLimits,
     /// Output was lost.
     cut: bool,
 }
@@ -132,8 +138,8 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
         cx: &mut SessionCx<'_>,
         take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
     ) {
-        let Driver { socket, conversation, room, cut } = self;
-        call(conversation, *room, cx, take);
+        let Driver { socket, conversation, limits, cut } = self;
+        call(conversation, *limits, cx, take);
         let mut sent = Ok(());
         if !conversation.is_aborted() {
             let (input, queue) = (conversation.input(fresh), conversation.send_queue());
@@ -143,7 +149,7 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
         cx.output_buffer.clear();
         conversation.consume_delivered(fresh);
         if let Err(failed) = sent {
-            *cut |= !insist(socket, conversation, *room, failed, cx);
+            *cut |= !insist(socket, conversation, *limits, failed, cx);
         }
     }
 
@@ -188,7 +194,7 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
 /// Calls the conversation; its output is collected.
 fn call<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
-    room: usize,
+    limits: SessionLimits,
     cx: &mut SessionCx<'_>,
     take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
 ) {
@@ -197,8 +203,8 @@ fn call<H: Handler, F: Framing>(
         WaitStrategy::Thread(registration) => Some(registration),
         _ => None,
     };
-    let senders = ThreadSenders { registration, unsupported, limit: room };
-    let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &senders, room);
+    let senders = ThreadSenders { registration, unsupported, limit: limits.sender };
+    let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &senders, limits.room);
     take(conversation, &mut step_cx);
     if step_cx.shutdown {
         (cx.on_shutdown)();
@@ -258,7 +264,7 @@ fn keep(output_buffer: &mut OutputBuffer, input: &[u8], sent: usize, bytes: &mut
 fn insist<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
-    room: usize,
+    limits: SessionLimits,
     failed: FailedWrite,
     cx: &mut SessionCx<'_>,
 ) -> bool {
@@ -287,7 +293,7 @@ fn insist<H: Handler, F: Framing>(
         if conversation.is_closing() {
             return false;
         }
-        call(conversation, room, cx, &|conversation, step_cx| conversation.timed_out(step_cx));
+        call(conversation, limits, cx, &|conversation, step_cx| conversation.timed_out(step_cx));
         if conversation.is_aborted() {
             cx.output_buffer.clear();
             return false;

@@ -12,7 +12,7 @@ use super::*;
 use crate::encodable::Encodable;
 use crate::error::{HandlerResult, SendError, UnsupportedError};
 use crate::mailbox::Mailbox;
-use crate::sender::{Recipient, Sender, Waker};
+use crate::sender::{Recipient, Sender, SenderLimit, Waker};
 use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;
@@ -81,7 +81,7 @@ struct NoSenders(Arc<Mailbox>);
 impl SenderSource for NoSenders {
     fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.0.clone(), Token::new(1, 1));
-        Ok(Arc::new(SendQueue::new(waker, 64 * 1024, recipient)))
+        Ok(Arc::new(SendQueue::new(waker, SenderLimit::new(64 * 1024), recipient)))
     }
 }
 

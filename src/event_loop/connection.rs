@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::time::Instant;
 
 use socket2::Socket;
@@ -10,7 +11,7 @@ use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
-use super::write_buffer::{WaterMarks, WriteBuffer};
+use super::write_buffer::{OutputLimits, WriteBuffer};
 use crate::closing::{FIRST_LOOK, Linger, Progress};
 use crate::conversation::MESSAGE_BUDGET;
 use crate::error::CloseReason;
@@ -49,7 +50,7 @@ struct Settled {
 pub(crate) struct Connection<T> {
     socket: Socket,
     conversation: T,
-    water_marks: WaterMarks,
+    limits: Rc<OutputLimits>,
     /// What the kernel has not taken; absent, most of the time.
     write_buffer: Option<Box<WriteBuffer>>,
     /// When a byte last moved, either way.
@@ -76,13 +77,13 @@ impl<T: ConversationSlot> Connection<T> {
     pub(crate) fn new(
         socket: Socket,
         conversation: T,
-        water_marks: WaterMarks,
+        limits: Rc<OutputLimits>,
         now: Instant,
     ) -> Self {
         Connection {
             socket,
             conversation,
-            water_marks,
+            limits,
             write_buffer: None,
             last_moved: now,
             progress: Progress::default(),
@@ -124,14 +125,14 @@ impl<T: ConversationSlot> Connection<T> {
         state: &mut LoopState,
         read: impl FnOnce(&Socket, &mut [u8], &mut LoopState) -> io::Result<usize>,
     ) -> bool {
-        state.entry.limit = self.water_marks.high();
+        state.entry.limit = self.limits.sender;
         match read(&self.socket, buffer, state) {
             Ok(count) if count > 0 => {
                 state.read(count, buffer.len());
                 self.last_moved = state.now;
                 let fresh = &buffer[..count];
                 // Nothing waits, so that all of the room is there.
-                let room = self.water_marks.room();
+                let room = self.limits.marks.room();
                 let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, state);
                 let drained = !state.readiness.has(Readiness::READABLE);
                 drained && !state.stopping && self.is_fast()
@@ -158,7 +159,7 @@ impl<T: ConversationSlot> Connection<T> {
             return PostAction::Wait;
         }
         state.readiness.remove(Readiness::BULK);
-        state.entry.limit = self.water_marks.high();
+        state.entry.limit = self.limits.sender;
         if self.is_lingering() {
             return self.linger(buffer, state);
         }
@@ -263,7 +264,7 @@ impl<T: ConversationSlot> Connection<T> {
             self.on_write_error(error);
             return ControlFlow::Continue(Recheck);
         }
-        let mark = if self.paused { self.water_marks.low() + 1 } else { self.water_marks.high() };
+        let mark = if self.paused { self.limits.marks.low() + 1 } else { self.limits.marks.high() };
         self.paused = waiting >= mark;
         if self.paused {
             return ControlFlow::Break(PostAction::Wait);
@@ -379,7 +380,7 @@ impl<T: ConversationSlot> Connection<T> {
     /// How much output may be collected at once.
     fn room(&self) -> usize {
         let waiting = self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len());
-        self.water_marks.high().saturating_sub(waiting).min(self.water_marks.room())
+        self.limits.marks.high().saturating_sub(waiting).min(self.limits.marks.room())
     }
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
@@ -488,7 +489,7 @@ impl<T: ConversationSlot> Connection<T> {
 
 impl<T: ConversationSlot> EventSource for Connection<T> {
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
-        cx.entry.limit = self.water_marks.high();
+        cx.entry.limit = self.limits.sender;
         if self
             .conversation
             .local_ref()
@@ -560,7 +561,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
             return PostAction::Remove;
         }
         self.last_moved = cx.now;
-        cx.entry.limit = self.water_marks.high();
+        cx.entry.limit = self.limits.sender;
         self.step_alone(ConversationEvent::TimedOut, &mut cx.state);
         self.run_slow(&mut cx.buffer, &mut cx.state)
     }

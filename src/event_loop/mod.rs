@@ -48,7 +48,7 @@ pub(crate) use source::{
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
-pub(crate) use write_buffer::WaterMarks;
+pub(crate) use write_buffer::{OutputLimits, WaterMarks};
 
 /// How many pieces of mail a turn takes.
 const MAIL_BUDGET: usize = 1024;

@@ -14,7 +14,7 @@ use crate::counters::Tally;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
-use crate::sender::{Recipient, SendQueue, Waker};
+use crate::sender::{Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, CatchDrop};
 use crate::token::Token;
@@ -160,8 +160,8 @@ pub(crate) struct LoopState {
 pub(crate) struct EntryRef {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) token: Token,
-    /// How many bytes may wait on their way to it.
-    pub(crate) limit: usize,
+    /// How much its senders may queue.
+    pub(crate) limit: SenderLimit,
 }
 
 impl SenderSource for EntryRef {
@@ -177,7 +177,7 @@ impl LoopCx {
             now: Instant::now(),
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
-            entry: EntryRef { mailbox, token: Token::WAKE, limit: 0 },
+            entry: EntryRef { mailbox, token: Token::WAKE, limit: SenderLimit::default() },
             readiness: Readiness::NONE,
             used: 0,
             deadline_changed: false,

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use crate::conversation::{OutputBuffer, Unsent};
-use crate::sender::SharedBytes;
+use crate::sender::{SenderLimit, SharedBytes};
 
 /// Bytes are appended to a chunk until it has this size, so that a long backlog is not moved about.
 const CHUNK: usize = 64 * 1024;
@@ -51,6 +51,14 @@ impl Default for WaterMarks {
     fn default() -> Self {
         WaterMarks::new(64 * 1024, 16 * 1024)
     }
+}
+
+/// How much output may wait in the connections of one service. They share it, so that each keeps no
+/// more than a pointer to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct OutputLimits {
+    pub(crate) marks: WaterMarks,
+    pub(crate) sender: SenderLimit,
 }
 
 #[derive(Debug)]

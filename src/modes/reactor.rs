@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 
 use socket2::Socket;
 
@@ -14,7 +15,7 @@ use crate::conversation::NoSenders;
 use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
-    StreamDispatcher, WaterMarks,
+    OutputLimits, StreamDispatcher,
 };
 use crate::sys::RecvMeta;
 use crate::token::Token;
@@ -39,13 +40,13 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let ServiceConfig { start, framing, water_marks } = &mut self.0;
+        let ServiceConfig { start, framing, limits } = &mut self.0;
         let framing = &**framing;
         let make = start.start()?;
         Ok(Box::new(LoopStreamDispatcher {
             make,
             framing,
-            water_marks: *water_marks,
+            limits: Rc::new(*limits),
             listener: run_cx.listener,
         }))
     }
@@ -61,7 +62,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
 struct LoopStreamDispatcher<'a, H, F> {
     make: HandlerFactory<'a, H>,
     framing: &'a F,
-    water_marks: WaterMarks,
+    limits: Rc<OutputLimits>,
     listener: Token,
 }
 
@@ -82,7 +83,7 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
             cx.tally.closed += 1;
             return;
         };
-        register(socket, conversation, self.water_marks, self.listener, cx);
+        register(socket, conversation, self.limits.clone(), self.listener, cx);
     }
 }
 
@@ -90,12 +91,12 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
 pub(super) fn register<T: ConversationSlot>(
     socket: Socket,
     slot: T,
-    water_marks: WaterMarks,
+    limits: Rc<OutputLimits>,
     listener: Token,
     cx: &mut LoopCx,
 ) {
     let descriptor = socket.as_raw_fd();
-    let source = Box::new(Connection::new(socket, slot, water_marks, cx.now));
+    let source = Box::new(Connection::new(socket, slot, limits, cx.now));
     cx.register(NewConnection { source, descriptor, parent: listener });
 }
 

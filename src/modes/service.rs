@@ -12,14 +12,14 @@ use super::{
 };
 use crate::address::{Address, Peer};
 use crate::blocking::{
-    DatagramRequestSession, DatagramSession, RequestHandler, Session, StreamRequestSession,
-    StreamSession,
+    DatagramRequestSession, DatagramSession, RequestHandler, Session, SessionLimits,
+    StreamRequestSession, StreamSession,
 };
 use crate::connection_id::ConnectionId;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
-use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
+use crate::event_loop::{DatagramDispatcher, LoopCx, OutputLimits, StreamDispatcher};
 use crate::guard;
 use crate::server_state::ServerState;
 use crate::sys::{CatchDrop, SignalWatch};
@@ -103,7 +103,7 @@ pub(crate) struct Requirements {
 pub struct ServiceConfig<H, F> {
     pub(crate) start: Box<dyn MakeFactory<H>>,
     pub(crate) framing: CatchDrop<F>,
-    pub(crate) water_marks: WaterMarks,
+    pub(crate) limits: OutputLimits,
 }
 
 impl<H, F> std::fmt::Debug for ServiceConfig<H, F> {
@@ -338,14 +338,14 @@ impl ListenerHandle {
 /// A [`Handler`] is served message by message.
 pub(crate) struct MessageSessions<F> {
     framing: CatchDrop<F>,
-    water_marks: WaterMarks,
+    limits: OutputLimits,
 }
 
 fn message_sessions<H, F>(
     config: ServiceConfig<H, F>,
 ) -> (Box<dyn MakeFactory<H>>, MessageSessions<F>) {
-    let ServiceConfig { start, framing, water_marks } = config;
-    (start, MessageSessions { framing, water_marks })
+    let ServiceConfig { start, framing, limits } = config;
+    (start, MessageSessions { framing, limits })
 }
 
 impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H>
@@ -363,7 +363,9 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H
         id: ConnectionId,
     ) -> StreamSession<H, F> {
         let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer, id);
-        StreamSession { socket, conversation, room: self.water_marks.high() }
+        let OutputLimits { marks, sender } = self.limits;
+        let limits = SessionLimits { room: marks.high(), sender };
+        StreamSession { socket, conversation, limits }
     }
 
     fn datagram(

@@ -17,11 +17,12 @@ use crate::address::{Address, Endpoint, Peer};
 use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
 use crate::error::Error;
-use crate::event_loop::WaterMarks;
+use crate::event_loop::{OutputLimits, WaterMarks};
 use crate::modes::{
     HandlerMode, MakeFactory, ModeRunner, PerRunFactory, Reactor, RequestMode, ServiceConfig,
     ServiceRunner, SharedFactory,
 };
+use crate::sender::SenderLimit;
 use crate::sys::{Batch, CatchDrop};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
 
@@ -94,7 +95,7 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
 struct Plan {
     socket: Source,
     bind: BindOptions,
-    water_marks: WaterMarks,
+    limits: OutputLimits,
     poll_interval: Duration,
     max_packet_size: Option<usize>,
 }
@@ -150,7 +151,7 @@ impl Builder {
         let plan = Plan {
             socket,
             bind: BindOptions::default(),
-            water_marks: WaterMarks::default(),
+            limits: OutputLimits::default(),
             poll_interval: POLL_INTERVAL,
             max_packet_size: None,
         };
@@ -257,15 +258,30 @@ impl<F, D, K> Builder<F, D, K> {
     /// Sets how much output, in bytes, may wait for a peer before its input is no longer read, and
     /// how little must be left before it is read again. By default 64 KiB and 16 KiB.
     ///
-    /// The most that a connection keeps is `high` and what the handler sends for one message; a
-    /// [`Sender`](crate::Sender) may have as much again on its way. More than 4 GiB count as 4 GiB.
+    /// The most that a connection keeps is `high` and what the handler sends for one message; what its
+    /// [`Sender`](crate::Sender)s queue comes beside it, see [`sender_limit`](Builder::sender_limit).
+    /// More than 4 GiB count as 4 GiB.
     ///
     /// # Panics
     ///
     /// If `high` is 0 or `low` is not below `high`.
     pub fn write_watermarks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.plan.water_marks = WaterMarks::new(high, low);
+        self.plan.limits.marks = WaterMarks::new(high, low);
+        self
+    }
+
+    /// Sets how much the [`Sender`](crate::Sender)s of one connection may queue together before they
+    /// are told [`SendError::Full`](crate::SendError::Full), in bytes; 256 KiB by default. More than
+    /// 4 GiB count as 4 GiB.
+    ///
+    /// Each message counts as its bytes and 64 more, and one message always fits. The queue is apart
+    /// from the output that waits for the peer: it is emptied into that as far as the high mark of
+    /// [`write_watermarks`](Builder::write_watermarks) allows. So it holds what comes faster than the
+    /// connection's loop or thread takes it, and what a peer that reads slowly is behind. Events are
+    /// bounded by their number, see [`Sender::post`](crate::Sender::post).
+    pub fn sender_limit(mut self, bytes: usize) -> Self {
+        self.plan.limits.sender = SenderLimit::new(bytes);
         self
     }
 
@@ -402,7 +418,7 @@ impl<F, D, K> Builder<F, D, K> {
         let config = ServiceConfig {
             start: Box::new(SharedFactory(make.into())),
             framing: ().into(),
-            water_marks: plan.water_marks,
+            limits: plan.limits,
         };
         bound(plan, hooks, || mode.build_requests(config))
     }
@@ -433,11 +449,8 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, framing, mode, hooks } = self;
-        let config = ServiceConfig {
-            start: Box::new(start),
-            framing: framing.into(),
-            water_marks: plan.water_marks,
-        };
+        let config =
+            ServiceConfig { start: Box::new(start), framing: framing.into(), limits: plan.limits };
         bound(plan, hooks, || mode.build(config))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use socket2::Socket;
@@ -18,7 +19,7 @@ use crate::connection_id::ConnectionId;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::counters::Published;
 use crate::datagram::Datagram;
-use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher, WaterMarks};
+use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, OutputLimits, StreamDispatcher};
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::sys::{Destination, RecvMeta};
 use crate::token::Token;
@@ -79,19 +80,12 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let OffloadRunner { config: ServiceConfig { start, framing, water_marks }, workers } = self;
+        let OffloadRunner { config: ServiceConfig { start, framing, limits }, workers } = self;
         let framing = &**framing;
         workers.count_into(&run_cx.control.published);
-        let (make, water_marks, listener) = (start.start()?, *water_marks, run_cx.listener);
+        let (make, limits, listener) = (start.start()?, Rc::new(*limits), run_cx.listener);
         let target = Arc::new(OffloadTarget::new(workers.clone(), run_cx.service));
-        Ok(Box::new(OffloadStreamDispatcher {
-            make,
-            framing,
-            water_marks,
-            listener,
-            workers,
-            target,
-        }))
+        Ok(Box::new(OffloadStreamDispatcher { make, framing, limits, listener, workers, target }))
     }
 
     fn datagram_dispatcher<'a>(
@@ -111,7 +105,7 @@ where
 struct OffloadStreamDispatcher<'a, H, F> {
     make: HandlerFactory<'a, H>,
     framing: &'a F,
-    water_marks: WaterMarks,
+    limits: Rc<OutputLimits>,
     listener: Token,
     workers: &'a OffloadWorkers,
     target: Arc<OffloadTarget>,
@@ -149,7 +143,7 @@ where
             return;
         };
         let slot = OffloadSlot::new(conversation, self.target.clone());
-        register(socket, slot, self.water_marks, self.listener, cx);
+        register(socket, slot, self.limits.clone(), self.listener, cx);
     }
 }
 
