@@ -5,7 +5,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::address::Peer;
@@ -24,14 +24,14 @@ pub(crate) type SharedBytes = Arc<[u8]>;
 pub type Event = Box<dyn Any + Send>;
 
 /// How many events may wait in a send queue.
-const EVENTS: usize = 1024;
+const EVENTS: u16 = 1024;
 
 /// What each message in a send queue is charged for beside its bytes, so that the number of small
 /// messages is bounded too.
 const OVERHEAD: usize = 64;
 
 /// How many places for messages and events a send queue keeps when it has been emptied.
-const KEPT: usize = 32;
+const KEPT: usize = 4;
 
 /// How much the senders of one connection may queue together, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +77,8 @@ pub(crate) enum Ending {
     /// Not begun.
     #[default]
     Open,
+    /// Nothing but senders can go on with it: it is told when they are all gone.
+    HalfOpen,
     /// A sender has closed it: what was sent before still goes out.
     Closing,
     /// A sender has aborted it: nothing goes out any more.
@@ -85,13 +87,20 @@ pub(crate) enum Ending {
     Closed,
 }
 
+impl Ending {
+    /// Whether nothing is taken from senders any more.
+    fn has_begun(self) -> bool {
+        self > Ending::HalfOpen
+    }
+}
+
 /// The way into one connection from other threads; made when first asked for.
 #[derive(Debug)]
 pub(crate) struct SendQueue {
     state: Mutex<SendQueueState>,
-    /// How many senders there are.
-    senders: AtomicUsize,
     waker: Waker,
+    /// How many senders there are.
+    senders: AtomicU32,
     limit: SenderLimit,
     recipient: Recipient,
 }
@@ -112,10 +121,8 @@ struct SendQueueState {
     /// What the messages are charged for.
     bytes: u32,
     /// How many of the commands are events.
-    events: usize,
+    events: u16,
     ending: Ending,
-    /// Nothing but senders can go on with the connection: it is told when they are all gone.
-    half_open: bool,
     /// The keeper has been told of something, or is awake, and has not looked since: it is not told
     /// again.
     notified: bool,
@@ -146,13 +153,13 @@ impl SendQueueState {
     }
 
     fn is_empty(&self) -> bool {
-        self.commands.is_empty() && matches!(self.ending, Ending::Open | Ending::Closed)
+        self.commands.is_empty() && !matches!(self.ending, Ending::Closing | Ending::Aborted)
     }
 }
 
 impl SendQueue {
     pub(crate) fn new(waker: Waker, limit: SenderLimit, recipient: Recipient) -> Self {
-        let (state, senders) = (Mutex::default(), AtomicUsize::new(0));
+        let (state, senders) = (Mutex::default(), AtomicU32::new(0));
         SendQueue { state, senders, waker, limit, recipient }
     }
 
@@ -205,7 +212,7 @@ impl SendQueue {
     fn push(&self, message: SharedBytes) -> Result<(), SendError> {
         self.recipient.encodable.check(&message)?;
         let mut state = lock(&self.state);
-        if state.ending != Ending::Open {
+        if state.ending.has_begun() {
             return Err(SendError::Closed);
         }
         let SenderLimit(limit) = self.limit;
@@ -221,7 +228,7 @@ impl SendQueue {
         // Where it is not taken it is dropped after the lock.
         let event = CatchDrop::new(event);
         let mut state = lock(&self.state);
-        if state.ending != Ending::Open {
+        if state.ending.has_begun() {
             return Err(SendError::Closed);
         }
         if state.events == EVENTS {
@@ -274,14 +281,14 @@ impl SendQueue {
     /// that it does.
     pub(crate) fn is_abandoned(&self) -> bool {
         let mut state = lock(&self.state);
-        state.half_open = true;
+        state.ending = state.ending.max(Ending::HalfOpen);
         state.is_empty() && self.senders.load(SeqCst) == 0
     }
 
     fn sender_gone(&self) {
         if self.senders.fetch_sub(1, SeqCst) == 1 {
             let state = lock(&self.state);
-            if state.half_open {
+            if state.ending == Ending::HalfOpen {
                 self.tell(state);
             }
         }
@@ -415,7 +422,7 @@ impl Sender {
     /// Whether the connection is closed, or a handle to it has been asked to close or to abort it:
     /// whether a send is answered with [`SendError::Closed`].
     pub fn is_closed(&self) -> bool {
-        self.send_queue.ending() != Ending::Open
+        self.send_queue.ending().has_begun()
     }
 
     /// The number of the connection, which no other connection of this process ever has.
@@ -581,6 +588,17 @@ mod tests {
         assert_eq!(lock(&sender.send_queue.state).bytes, 0);
     }
 
+    /// What [`Context::sender`](crate::Context::sender) says.
+    #[test]
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    fn a_send_queue_that_is_empty_costs_152_bytes_and_one_that_is_used_96_more() {
+        let counts_of_the_arc = 2 * size_of::<usize>();
+        assert_eq!(counts_of_the_arc + size_of::<SendQueue>(), 152);
+        let (_mailbox, sender) = send_queue(1000);
+        assert_eq!(lock(&sender.send_queue.state).commands.capacity(), 0);
+        assert_eq!(size_of::<Command>() * KEPT, 96);
+    }
+
     #[test]
     fn that_all_senders_are_gone_is_told_to_who_waits_for_it() {
         let (mailbox, sender) = send_queue(1000);
@@ -694,7 +712,7 @@ mod tests {
             } else {
                 sender.send_queue.close();
             }
-            assert_eq!(caught(), EVENTS as u64 - 1, "those that wait at the end");
+            assert_eq!(caught(), u64::from(EVENTS) - 1, "those that wait at the end");
             assert_eq!(post(), Err(SendError::Closed));
             assert_eq!(caught(), 1, "one after the end");
             assert!(!sender.send_queue.has_event());

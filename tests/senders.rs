@@ -3,7 +3,8 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, ThreadId};
@@ -838,6 +839,59 @@ fn no_more_workers_are_woken_than_sleep_and_none_that_is_awake() {
         }
     }
     assert!(server.counters().worker_wakes > 0, "they sleep in between");
+}
+
+/// Over TCP and over a Unix socket, which are read in different ways.
+#[test]
+fn what_is_sent_while_a_worker_has_the_connection_goes_out_although_half_a_line_is_all_that_follows()
+ {
+    let (arrive, arrived) = mpsc::channel();
+    let (go, gate) = mpsc::channel::<()>();
+    let gate = Arc::new(Mutex::new(gate));
+    let make = move |_: &Peer| {
+        let (arrive, gate) = (arrive.clone(), gate.clone());
+        handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
+            if message == b"wait" {
+                arrive.send(cx.sender()?)?;
+                // No answer: that the peer reads it would be an event of its own.
+                return Ok(gate.lock().unwrap().recv_timeout(DEADLINE)?);
+            }
+            cx.send(message)
+        })
+    };
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
+    let mut server = builder.mode(Offload::new(2)).serve(make.clone()).unwrap();
+    let builder = Server::without_listener().unwrap().framing(Lines::default());
+    let service = builder.mode(Offload::new(2)).service(make).unwrap();
+    let unix = server.add(service).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(DEADLINE)).unwrap();
+    server.add_connection(unix, ours).unwrap();
+    let server = start_server(server);
+    let mut tcp = server.connect();
+    exchange(&mut tcp.stream, &server, &arrived, &go);
+    exchange(&theirs, &server, &arrived, &go);
+}
+
+fn exchange(
+    mut stream: impl Read + Write,
+    server: &TestServer,
+    arrived: &Receiver<Sender>,
+    go: &mpsc::Sender<()>,
+) {
+    stream.write_all(b"wait\n").unwrap();
+    let sender = arrived.recv_timeout(DEADLINE).unwrap();
+    sender.send(b"news").unwrap();
+    stream.write_all(b"half").unwrap();
+    // When this one is served, the loop has been told of both.
+    server.connect().send("hello\n").expect_reply("hello\n");
+    go.send(()).unwrap();
+    let mut received = [0; b"news\n".len()];
+    stream.read_exact(&mut received).expect("what was sent");
+    assert_eq!(received, *b"news\n");
+    stream.write_all(b" a line\n").unwrap();
+    let mut received = [0; b"half a line\n".len()];
+    stream.read_exact(&mut received).expect("the echo");
 }
 
 /// The messages that one read brought are one job, and come home by one wake.

@@ -249,7 +249,7 @@ fn wait_writable_or_ended(
                 progress = Progress::of(socket);
                 until = expiry(timeout);
             }
-            Ending::Open | Ending::Closing => {}
+            Ending::Open | Ending::HalfOpen | Ending::Closing => {}
             Ending::Aborted | Ending::Closed => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }

@@ -94,7 +94,8 @@ struct State {
     input_ended: bool,
     /// Input was left undelivered because the output was at its mark, or the budget was used up.
     blocked_on_output: bool,
-    /// It may be ending, ended, blocked_on_output, or reached from elsewhere: one look instead of four.
+    /// It may be ending, ended or blocked_on_output: one look instead of three. What comes from elsewhere
+    /// is told by mail.
     needs_slow_path: bool,
 }
 
@@ -126,10 +127,7 @@ impl State {
     #[inline(never)]
     fn clear_blocked(&mut self) {
         self.blocked_on_output = false;
-        self.needs_slow_path = self.is_closing()
-            || self.input_ended
-            || self.timeout_changed
-            || self.send_queue.is_some();
+        self.needs_slow_path = self.is_closing() || self.input_ended || self.timeout_changed;
     }
 
     /// Notes why it ends: the first reason stands, but for a fault, which is what must be told.

@@ -1014,6 +1014,19 @@ fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
     assert!(matches!(stage.close(), CloseReason::Eof));
 }
 
+/// What comes from elsewhere is told by mail: nothing has to be looked at beside the input.
+#[test]
+fn a_conversation_with_a_sender_has_nothing_but_its_input_to_remember() {
+    let (mut stage, sender) = with_sender(Raw, echo);
+    assert!(stage.conversation.is_fast());
+    sender.send(b"from elsewhere").unwrap();
+    stage.feed(b"hello");
+    assert!(stage.conversation.is_fast());
+    stage.drain_send_queue();
+    assert!(stage.conversation.is_fast());
+    assert_eq!(stage.sent, b"hellofrom elsewhere");
+}
+
 #[test]
 fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
     let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {

@@ -114,6 +114,18 @@ impl<T: ConversationSlot> Connection<T> {
         {
             return PostAction::Wait;
         }
+        self.run_with_ancillary(buffer, state)
+    }
+
+    /// The plain case of a socket that can receive ancillary data.
+    #[inline(never)]
+    fn run_with_ancillary(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
+        if state.readiness.is_plainly_readable_with_ancillary()
+            && self.is_fast()
+            && self.run_plainly(buffer, state, receive_with_ancillary)
+        {
+            return PostAction::Wait;
+        }
         self.run_slow(buffer, state)
     }
 
@@ -150,14 +162,10 @@ impl<T: ConversationSlot> Connection<T> {
             && self.conversation.local().is_some_and(|conversation| conversation.is_fast())
     }
 
+    /// Goes on with whatever there is, the send queue too, which the plain cases do not look at: its mail
+    /// says that there is something.
     #[inline(never)]
     fn run_slow(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
-        if state.readiness.is_plainly_readable_with_ancillary()
-            && self.is_fast()
-            && self.run_plainly(buffer, state, receive_with_ancillary)
-        {
-            return PostAction::Wait;
-        }
         state.readiness.remove(Readiness::BULK);
         state.entry.limit = self.limits.sender;
         if self.is_lingering() {
@@ -175,7 +183,8 @@ impl<T: ConversationSlot> Connection<T> {
         let action = self.read_within(&mut budget, buffer, state);
         let used = READ_BUDGET - budget;
         state.used += used as u64;
-        if used >= BULK_FROM {
+        // One that goes on later may have left something in its send queue: not the plain case.
+        if used >= BULK_FROM || action == PostAction::Requeue {
             state.readiness.add(Readiness::BULK);
         }
         action

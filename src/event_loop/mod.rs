@@ -37,7 +37,7 @@ mod write_buffer;
 
 pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
-use entry::{Entry, entry_of, may_run_now};
+use entry::{Entry, entry_of, may_run_now, may_take_mail_now};
 pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
 pub(crate) use poll::{EVENTS, LoopResources};
@@ -314,7 +314,7 @@ impl<'a> EventLoop<'a> {
                     let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                         entry.source.mail_taken();
                         // A listener has its replies to try again, which nothing else tells it.
-                        entry.parent == entry.token || may_run_now(entry, ready)
+                        entry.parent == entry.token || may_take_mail_now(entry, ready)
                     };
                     self.visit(token, note, |source, cx| source.send_queue_ready(cx));
                 }
