@@ -33,6 +33,7 @@ mod slot;
 mod source;
 mod stream_io;
 mod timers;
+mod turn_end;
 mod write_buffer;
 
 pub(crate) use connection::Connection;
@@ -69,6 +70,8 @@ pub(crate) struct EventLoop<'a> {
     listeners: Vec<Token>,
     /// Some listener wants to know when a turn is over.
     wants_turn_end: bool,
+    /// When the next turn is to begin at the latest, because the hooks of a listener want it.
+    next_turn: Option<Instant>,
     timers: Timers,
     ready: VecDeque<Token>,
     mail: VecDeque<Mail>,
@@ -87,6 +90,7 @@ impl<'a> EventLoop<'a> {
             slab: Slab::new(),
             listeners: Vec::new(),
             wants_turn_end: false,
+            next_turn: None,
             timers: Timers::default(),
             ready: VecDeque::new(),
             mail: VecDeque::new(),
@@ -117,6 +121,7 @@ impl<'a> EventLoop<'a> {
                     .or_else(|_| registry.register(&mut source, token.into(), interest))?;
             }
             self.wants_turn_end |= dispatcher.wants_turn_end() || hooks.wants_turn_end();
+            self.next_turn = self.next_turn.into_iter().chain(hooks.next_turn(&mut self.cx)).min();
         }
         self.insert(token, token, descriptor, source);
         self.listeners.push(token);
@@ -247,24 +252,6 @@ impl<'a> EventLoop<'a> {
                 break;
             }
         }
-    }
-
-    /// What was put off to the end of a turn: workers are called for what was lent in it.
-    #[inline]
-    fn end_turn(&mut self) {
-        if self.wants_turn_end {
-            self.tell_listeners(|source, cx| {
-                if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
-                    dispatcher.on_turn_end();
-                    hooks.on_turn_end(cx);
-                }
-                PostAction::Wait
-            });
-        }
-        if !self.pending_removal.is_empty() {
-            self.free_slots();
-        }
-        self.resources.published.add(&mut self.cx.tally);
     }
 
     /// Begins to stop: nothing is accepted any more, and who is idle ends.
@@ -517,7 +504,10 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn tell_listeners(&mut self, tell: impl Fn(&mut dyn EventSource, &mut LoopCx) -> PostAction) {
+    fn tell_listeners(
+        &mut self,
+        mut tell: impl FnMut(&mut dyn EventSource, &mut LoopCx) -> PostAction,
+    ) {
         for index in 0..self.listeners.len() {
             self.call(self.listeners[index], |source, cx| tell(source, cx));
         }

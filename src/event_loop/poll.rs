@@ -1,4 +1,5 @@
-//! Waiting for events: the poller, the deadline of the next timer, and spinning before a sleep.
+//! Waiting for events: the poller, the deadline of the next timer or of hooks, and spinning before a
+//! sleep.
 
 use std::io;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ impl EventLoop<'_> {
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
         let mut timeout = patience;
-        if let Some(deadline) = self.timers.next() {
+        if let Some(deadline) = self.timers.next().into_iter().chain(self.next_turn).min() {
             let left = deadline.saturating_duration_since(Instant::now());
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }

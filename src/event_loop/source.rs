@@ -389,6 +389,18 @@ pub(crate) trait ListenerHooks {
 
     /// A turn of the loop is over.
     fn on_turn_end(&mut self, cx: &mut LoopCx);
+
+    /// When the next turn of the loop is to begin at the latest. It is asked when a run begins and after
+    /// each turn.
+    fn next_turn(&mut self, cx: &mut LoopCx) -> Option<Instant> {
+        let _ = cx;
+        None
+    }
+
+    /// The run ends because there was no request in time.
+    fn no_request(&mut self, cx: &mut LoopCx) {
+        let _ = cx;
+    }
 }
 
 /// The loop, for the deferred work of a dispatcher.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::Server;
-use super::hooks::{Hooks, NoHooks};
+use super::hooks::{ActionPlan, Hooks, NoHooks};
 use crate::address::{Address, Endpoint, Peer};
 use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
@@ -41,7 +41,7 @@ pub struct Service {
     pub(super) bound: Bound,
     pub(super) runner: Box<dyn ModeRunner>,
     pub(super) hooks: CatchDrop<Box<dyn Hooks + Send>>,
-    pub(super) poll_interval: Duration,
+    pub(super) action_plan: ActionPlan,
     /// What datagrams are received into.
     pub(super) batch: Option<Batch>,
     /// Connections that were handed over and not yet taken.
@@ -285,8 +285,9 @@ impl<F, D, K> Builder<F, D, K> {
         self
     }
 
-    /// Sets how often [`Hooks::service_actions`] is called at least; every 0.5 s by default.
-    /// Without such a hook the loop does not poll.
+    /// Sets how often [`Hooks::service_actions`] is called at least where
+    /// [`Hooks::wants_service_actions`] says so; every 0.5 s by default. Without such a hook the loop
+    /// does not poll.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.plan.poll_interval = interval;
         self
@@ -473,7 +474,7 @@ where
     Ok(Service {
         runner,
         hooks: CatchDrop::new(Box::new(hooks)),
-        poll_interval: plan.poll_interval,
+        action_plan: ActionPlan::of::<K>(plan.poll_interval),
         batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
         bound,
         handed: VecDeque::new(),

@@ -13,11 +13,11 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
-use crate::counters::{Counters, Tally};
+use crate::counters::Counters;
 use crate::error::Error;
 use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
 use crate::guard::log;
-use crate::guard::{guard, panic_message};
+use crate::guard::panic_message;
 use crate::modes::{ListenerHandle, RunContext};
 use crate::server_state::ServerState;
 use crate::server_state::StopOutcome;
@@ -35,7 +35,7 @@ pub use hooks::{Hooks, NoHooks};
 pub use python::*;
 pub use shutdown::{ShutdownHandle, StopReport};
 
-use hooks::{GuardedHooks, wants_service_actions};
+use hooks::GuardedHooks;
 
 /// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -283,15 +283,7 @@ impl Server {
     /// As for [`serve_forever`](Server::serve_forever).
     pub fn handle_request(&mut self) -> Result<bool, Error> {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let (_, served) = self.run(1, deadline)?;
-        if !served && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            let mut tally = Tally::default();
-            for service in &mut self.services {
-                guard("handle_timeout", &mut tally.panics, || service.hooks.handle_timeout());
-            }
-            self.control.published.add(&mut tally);
-        }
-        Ok(served)
+        self.run(1, deadline).map(|(_, served)| served)
     }
 
     fn run(
@@ -300,12 +292,6 @@ impl Server {
         deadline: Option<Instant>,
     ) -> Result<(StopReport, bool), Error> {
         let _running = self.control.begin();
-        let interval = self
-            .services
-            .iter()
-            .filter(|service| wants_service_actions(&**service.hooks))
-            .map(|service| service.poll_interval)
-            .min();
         let drain = self.drain;
         let control = self.control.clone();
         let signals = &mut self.signals;
@@ -328,10 +314,13 @@ impl Server {
                 .add_listener(descriptor, |token| service.begin(&run_cx, number, token))
                 .map_err(Error::Loop)?;
         }
-        let mut run =
-            ServerRun { event_loop, control: &control, requests, deadline, interval, drain };
+        let mut run = ServerRun { event_loop, control: &control, requests, deadline, drain };
         let served = match run.until_stop(signals.as_mut())? {
-            RunEnd::Served(served) => return Ok((StopReport::default(), served)),
+            RunEnd::Served => return Ok((StopReport::default(), true)),
+            RunEnd::TimedOut => {
+                run.event_loop.no_request();
+                return Ok((StopReport::default(), false));
+            }
             RunEnd::Stopped { served } => served,
         };
         let report = stop(&mut run.event_loop, drain)?;
@@ -509,15 +498,15 @@ struct ServerRun<'a> {
     requests: usize,
     /// Until when it waits for a request.
     deadline: Option<Instant>,
-    /// How often a hook wants to be called at least.
-    interval: Option<Duration>,
     drain: Duration,
 }
 
 /// Why a run has ended.
 enum RunEnd {
-    /// All requests were served (true), or there was none until the deadline.
-    Served(bool),
+    /// All requests were served.
+    Served,
+    /// There was no request until the deadline.
+    TimedOut,
     /// A stop was asked for; whether all requests had been accepted by then.
     Stopped { served: bool },
 }
@@ -537,7 +526,7 @@ impl ServerRun<'_> {
             if served && self.is_quiet() {
                 // Takes the mail that workers have left.
                 self.event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-                return Ok(RunEnd::Served(true));
+                return Ok(RunEnd::Served);
             }
             let left = self
                 .deadline
@@ -545,10 +534,9 @@ impl ServerRun<'_> {
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
             // A client that waits already is served, however little time there is.
             if looked && left == Some(Duration::ZERO) {
-                return Ok(RunEnd::Served(false));
+                return Ok(RunEnd::TimedOut);
             }
-            let patience = left.into_iter().chain(self.interval).min();
-            self.event_loop.run_turn(patience, signals.as_deref()).map_err(Error::Loop)?;
+            self.event_loop.run_turn(left, signals.as_deref()).map_err(Error::Loop)?;
             looked = true;
             if let Some(error) = self.event_loop.cx().failed.take() {
                 stop(&mut self.event_loop, self.drain)?;
@@ -685,9 +673,9 @@ impl Service {
         number: usize,
         token: Token,
     ) -> io::Result<Box<dyn EventSource + 'a>> {
-        let Service { runner, hooks, bound, batch, handed, .. } = self;
+        let Service { runner, hooks, action_plan, bound, batch, handed } = self;
         let closed = bound.kind == Kind::WithoutListener;
-        let hooks = Box::new(GuardedHooks::new(&mut ***hooks));
+        let hooks = Box::new(GuardedHooks::new(&mut ***hooks, *action_plan));
         let run_cx = RunContext {
             listener: token,
             service: number,
