@@ -1,15 +1,20 @@
-//! What hooks do beside requests: actions at a time that they say.
+//! What hooks do beside requests: actions at a time that they tell. And hooks that belong to one run.
 
 mod support;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socketserver::{Context, Hooks, Mode, Peer, Server, handler_fn};
-use support::{A_WHILE, expect_told, start_server};
+use socketserver::{
+    CloseReason, Context, Handler, HandlerMode, HandlerResult, Hooks, Inline, Lines, Mode, NoHooks,
+    Peer, Reactor, Server, handler_fn,
+};
+use support::{A_WHILE, expect_told, start_server, wait_until};
 
 const LOCAL: &str = "127.0.0.1:0";
 
@@ -179,5 +184,155 @@ fn a_deadline_that_has_always_passed_keeps_nobody_from_being_served() {
         }
         let (_server, report) = server.stop();
         assert_eq!(report.aborted, 0, "{mode}");
+    }
+}
+
+// Hooks of a local service
+
+/// What the handlers and the hooks of one run share: when which key expires, and how many have.
+#[derive(Default)]
+struct Shared {
+    keys: BTreeMap<Instant, ()>,
+    expired: usize,
+}
+
+struct LocalExpiry(Rc<RefCell<Shared>>);
+
+impl Hooks for LocalExpiry {
+    fn next_action(&mut self) -> Option<Instant> {
+        self.0.borrow().keys.first_key_value().map(|(deadline, ())| *deadline)
+    }
+
+    fn service_actions(&mut self) {
+        let mut shared = self.0.borrow_mut();
+        let later = shared.keys.split_off(&Instant::now());
+        shared.expired += std::mem::replace(&mut shared.keys, later).len();
+    }
+}
+
+/// Adds a key when it is told to, and answers how many have expired.
+struct LocalKeys(Rc<RefCell<Shared>>);
+
+impl Handler for LocalKeys {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        let mut shared = self.0.borrow_mut();
+        if message == b"set" {
+            shared.keys.insert(Instant::now() + Duration::from_millis(20), ());
+        }
+        cx.send(shared.expired.to_string().as_bytes())
+    }
+}
+
+fn expect_local_expiry(mode: impl HandlerMode<LocalKeys>) {
+    let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
+    let server = builder.serve_local_with_hooks(|| {
+        let shared = Rc::<RefCell<Shared>>::default();
+        let hooks = LocalExpiry(shared.clone());
+        (move |_: &Peer| LocalKeys(shared.clone()), hooks)
+    });
+    let mut server = server.unwrap();
+    // What belongs to a run is new in the next.
+    for _ in 0..2 {
+        let running = start_server(server);
+        for round in 0..3 {
+            running
+                .connect()
+                .send("set\n")
+                .expect_reply(format!("{round}\n"))
+                .end()
+                .expect_closed();
+            wait_until("it has expired", || {
+                let mut client = running.connect();
+                client.send("how many?\n").end();
+                client.read_to_end() == format!("{}\n", round + 1).as_bytes()
+            });
+        }
+        (server, _) = running.stop();
+    }
+}
+
+#[test]
+fn handlers_and_hooks_of_a_local_service_share_what_is_not_send() {
+    expect_local_expiry(Reactor);
+    expect_local_expiry(Inline);
+}
+
+/// Hooks that note what they are called for, in what need not be `Send`.
+struct LocalNotes {
+    run: usize,
+    notes: Rc<mpsc::Sender<String>>,
+}
+
+impl LocalNotes {
+    fn note(&self, what: &str) {
+        // The test may be over.
+        let _ = self.notes.send(format!("{}: {what}", self.run));
+    }
+}
+
+impl Hooks for LocalNotes {
+    fn verify_request(&mut self, _: &Peer) -> bool {
+        self.note("verify_request");
+        true
+    }
+
+    fn handle_error(&mut self, _: &Peer, reason: &CloseReason) {
+        self.note(&reason.to_string());
+    }
+
+    fn handle_timeout(&mut self) {
+        self.note("handle_timeout");
+    }
+}
+
+impl Drop for LocalNotes {
+    fn drop(&mut self) {
+        self.note("dropped");
+        panic!("in the destructor of hooks, on purpose");
+    }
+}
+
+#[test]
+fn hooks_of_a_local_service_are_made_for_each_run_and_dropped_after_it() {
+    // What hooks note in a forked child reaches nobody.
+    for mode in all_modes().filter(|mode| mode.name() != "forking") {
+        let (notes, noted) = mpsc::channel();
+        let mut runs = 0;
+        let builder = Server::tcp(LOCAL).unwrap().mode(mode);
+        let server = builder.serve_local_with_hooks(move || {
+            runs += 1;
+            let hooks = LocalNotes { run: runs, notes: Rc::new(notes.clone()) };
+            (|_: &Peer| handler_fn(|_, _| Err("no answer".into())), hooks)
+        });
+        let mut server = server.unwrap();
+        server.request_timeout(A_WHILE / 10);
+        assert!(!server.handle_request().unwrap());
+        assert_eq!(noted.try_iter().collect::<Vec<_>>(), ["1: handle_timeout", "1: dropped"]);
+        let server = start_server(server);
+        server.connect().send("hello").expect_closed();
+        server.wait_for("it is closed", |counters| counters.closed == 1);
+        let (server, _) = server.stop();
+        let expected = ["2: verify_request", "2: handler failed: no answer", "2: dropped"];
+        assert_eq!(noted.try_iter().collect::<Vec<_>>(), expected, "{mode}");
+        assert_eq!(server.counters().panics, 2, "{mode}: one for each of the destructors");
+    }
+}
+
+#[test]
+fn a_local_service_whose_start_panics_fails_the_run_and_the_next_may_succeed() {
+    for datagrams in [false, true] {
+        let mut runs = 0;
+        let start = move || {
+            runs += 1;
+            assert!(runs != 1, "no hooks today");
+            (|_: &Peer| handler_fn(|message, cx| cx.send(message)), NoHooks)
+        };
+        let builder = if datagrams { Server::udp(LOCAL) } else { Server::tcp(LOCAL) };
+        let mut server = builder.unwrap().serve_local_with_hooks(start).unwrap();
+        let error = server.serve_forever().unwrap_err();
+        assert!(format!("{error:#}").contains("no hooks today"), "{error:#}");
+        assert_eq!(server.counters().panics, 1);
+        server.request_timeout(Duration::ZERO);
+        assert!(!server.handle_request().unwrap());
     }
 }

@@ -128,7 +128,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         let asked = run_cx.control.child_stop_request().cloned();
         children.begin(asked.expect("made when a service that forks is added"), run_cx.drain);
         Ok(ForkDispatcher {
-            make: start.start()?,
+            make: start.start(run_cx)?,
             serve,
             children,
             listener_handle: run_cx.listener_handle.clone(),

@@ -79,7 +79,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
                 || signals.as_ref().is_some_and(|signals| signals.is_due())
         };
         Ok(InlineDispatcher {
-            make: runner.start.start()?,
+            make: runner.start.start(run_cx)?,
             serve: &runner.serve,
             listener_handle: run_cx.listener_handle.clone(),
             listener: run_cx.listener,

@@ -42,7 +42,7 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
         let ServiceConfig { start, framing, limits } = &mut self.0;
         let framing = &**framing;
-        let make = start.start()?;
+        let make = start.start(run_cx)?;
         Ok(Box::new(LoopStreamDispatcher {
             make,
             framing,
@@ -53,9 +53,9 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
 
     fn datagram_dispatcher<'a>(
         &'a mut self,
-        _run_cx: &RunContext<'_>,
+        run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start()? }))
+        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start(run_cx)? }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the modes share: how a service is made of a handler and a mode, and what a run gives it.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,9 @@ use crate::connection_id::ConnectionId;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
-use crate::event_loop::{DatagramDispatcher, LoopCx, OutputLimits, StreamDispatcher};
+use crate::event_loop::{
+    DatagramDispatcher, ListenerHooks, LoopCx, OutputLimits, StreamDispatcher,
+};
 use crate::guard;
 use crate::server_state::ServerState;
 use crate::sys::{CatchDrop, SignalWatch};
@@ -32,7 +35,7 @@ type MakeFn<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
 pub(crate) struct HandlerFactory<'a, T>(CatchDrop<MakeFn<'a, T>>);
 
 impl<'a, T> HandlerFactory<'a, T> {
-    fn new(make: impl FnMut(&Peer) -> T + 'a) -> Self {
+    pub(crate) fn new(make: impl FnMut(&Peer) -> T + 'a) -> Self {
         HandlerFactory(CatchDrop::new(Box::new(make)))
     }
 
@@ -44,19 +47,19 @@ impl<'a, T> HandlerFactory<'a, T> {
 
 /// What a service keeps between runs, and makes the handlers of a run from.
 pub(crate) trait MakeFactory<T>: Send {
-    /// Begins a run.
+    /// Begins a run. What it makes beside the handlers is left in `run_cx`.
     ///
     /// # Errors
     ///
     /// Where the user's function panics.
-    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>>;
+    fn start(&mut self, run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>>;
 }
 
 /// A function that makes the handlers of all runs, on whatever thread a run is.
 pub(crate) struct SharedFactory<M>(pub(crate) CatchDrop<M>);
 
 impl<T, M: FnMut(&Peer) -> T + Send> MakeFactory<T> for SharedFactory<M> {
-    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>> {
+    fn start(&mut self, _run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>> {
         Ok(HandlerFactory::new(&mut *self.0))
     }
 }
@@ -67,15 +70,17 @@ pub(crate) struct PerRunFactory<S>(pub(crate) CatchDrop<S>);
 impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
     for PerRunFactory<S>
 {
-    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>> {
-        match guard::call(|| (self.0)()) {
-            Ok(make) => Ok(HandlerFactory::new(make)),
-            Err(message) => {
-                guard::note(1);
-                Err(io::Error::other(format!("what makes the handlers panicked: {message}")))
-            }
-        }
+    fn start(&mut self, _run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>> {
+        start_run(&mut *self.0).map(HandlerFactory::new)
     }
+}
+
+/// Calls the user's function that begins a run.
+pub(crate) fn start_run<R>(start: impl FnOnce() -> R) -> io::Result<R> {
+    guard::call(start).map_err(|message| {
+        guard::note(1);
+        io::Error::other(format!("what makes the handlers panicked: {message}"))
+    })
 }
 
 /// Implemented by this crate's modes alone, so that no others can be written.
@@ -153,6 +158,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) control: &'a Arc<ServerState>,
     pub(crate) signals: Option<SignalWatch>,
     pub(crate) drain: Duration,
+    /// The hooks of this run, where they are made together with what makes its handlers.
+    pub(crate) hooks: Cell<Option<Box<dyn ListenerHooks>>>,
 }
 
 /// The modes that can run this [`Handler`]: all of them, as far as it is `Send` where the mode

@@ -165,7 +165,7 @@ where
         threads.count_into(&run_cx.control.published);
         let listener_handle = run_cx.listener_handle.clone();
         Ok(ThreadDispatcher {
-            make: start.start()?,
+            make: start.start(run_cx)?,
             serve,
             threads,
             listener_handle,

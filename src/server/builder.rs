@@ -328,7 +328,8 @@ impl<F, D, K> Builder<F, D, K> {
     }
 
     /// As [`service`](Builder::service), for handlers that share state of one thread: `start` runs
-    /// on the loop's thread when a run begins, and what it returns makes the handlers of that run.
+    /// on the loop's thread when a run begins, and what it returns makes the handlers of that run. For
+    /// hooks that share it too, see [`service_local_with_hooks`](Builder::service_local_with_hooks).
     ///
     /// ```
     /// use std::{cell::Cell, rc::Rc};
@@ -442,7 +443,12 @@ impl<F, D, K> Builder<F, D, K> {
         alone(self.service_blocking(make)?)
     }
 
-    fn finish<H>(self, start: impl MakeFactory<H> + 'static) -> Result<Service, Error>
+    /// What is said of the actions of hooks `L`.
+    pub(super) fn action_plan<L: Hooks + 'static>(&self) -> ActionPlan {
+        ActionPlan::of::<L>(self.plan.poll_interval)
+    }
+
+    pub(super) fn finish<H>(self, start: impl MakeFactory<H> + 'static) -> Result<Service, Error>
     where
         H: Handler + 'static,
         F: Framing + Clone + Send + 'static,
@@ -481,7 +487,7 @@ where
     })
 }
 
-fn alone(service: Service) -> Result<Server, Error> {
+pub(super) fn alone(service: Service) -> Result<Server, Error> {
     let mut server = Server::new()?;
     server.add(service)?;
     Ok(server)

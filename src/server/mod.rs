@@ -1,6 +1,7 @@
 //! The server: any number of listeners, each with its own handler, framing and mode, in one loop.
 //! The only place that knows all axes.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -15,18 +16,21 @@ use mio::{Events, Interest, Poll};
 use crate::address::{Address, Endpoint};
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
+use crate::event_loop::{
+    Datagrams, EVENTS, EventLoop, EventSource, Listener, ListenerHooks, LoopResources,
+};
 use crate::guard::log;
 use crate::guard::panic_message;
 use crate::modes::{ListenerHandle, RunContext};
 use crate::server_state::ServerState;
 use crate::server_state::StopOutcome;
-use crate::sys::{self, SignalWatch, Wakeup};
+use crate::sys::{self, CatchDrop, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
 
 mod builder;
 mod hooks;
+mod local_hooks;
 mod python;
 mod shutdown;
 
@@ -35,7 +39,7 @@ pub use hooks::{Hooks, NoHooks};
 pub use python::*;
 pub use shutdown::{ShutdownHandle, StopReport};
 
-use hooks::GuardedHooks;
+use hooks::{ActionPlan, GuardedHooks};
 
 /// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -675,7 +679,6 @@ impl Service {
     ) -> io::Result<Box<dyn EventSource + 'a>> {
         let Service { runner, hooks, action_plan, bound, batch, handed } = self;
         let closed = bound.kind == Kind::WithoutListener;
-        let hooks = Box::new(GuardedHooks::new(&mut ***hooks, *action_plan));
         let run_cx = RunContext {
             listener: token,
             service: number,
@@ -683,18 +686,33 @@ impl Service {
             control: run_cx.control,
             signals: run_cx.signals.clone(),
             drain: run_cx.drain,
+            hooks: Cell::new(None),
         };
         Ok(match batch {
             None => {
                 let dispatcher = runner.stream_dispatcher(&run_cx)?;
+                let hooks = hooks_of_run(&run_cx, hooks, *action_plan);
                 let (socket, address) = (&bound.socket, &bound.address);
                 Box::new(Listener::new(socket, address, dispatcher, hooks, handed, closed))
             }
             Some(batch) => {
                 let dispatcher = runner.datagram_dispatcher(&run_cx)?;
+                let hooks = hooks_of_run(&run_cx, hooks, *action_plan);
                 Box::new(Datagrams::new(&bound.socket, &bound.address, batch, dispatcher, hooks))
             }
         })
+    }
+}
+
+/// The hooks of a run: its own, where some were made when it began, or those of the service.
+fn hooks_of_run<'a>(
+    run_cx: &RunContext<'_>,
+    hooks: &'a mut CatchDrop<Box<dyn Hooks + Send>>,
+    action_plan: ActionPlan,
+) -> Box<dyn ListenerHooks + 'a> {
+    match run_cx.hooks.take() {
+        Some(own) => own,
+        None => Box::new(GuardedHooks::new(&mut ***hooks, action_plan)),
     }
 }
 

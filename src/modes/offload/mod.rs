@@ -83,7 +83,7 @@ where
         let OffloadRunner { config: ServiceConfig { start, framing, limits }, workers } = self;
         let framing = &**framing;
         workers.count_into(&run_cx.control.published);
-        let (make, limits, listener) = (start.start()?, Rc::new(*limits), run_cx.listener);
+        let (make, limits, listener) = (start.start(run_cx)?, Rc::new(*limits), run_cx.listener);
         let target = Arc::new(OffloadTarget::new(workers.clone(), run_cx.service));
         Ok(Box::new(OffloadStreamDispatcher { make, framing, limits, listener, workers, target }))
     }
@@ -93,7 +93,7 @@ where
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
         self.workers.count_into(&run_cx.control.published);
-        let make = self.config.start.start()?;
+        let make = self.config.start.start(run_cx)?;
         Ok(Box::new(OffloadDatagramDispatcher { make, workers: &self.workers, lent: 0 }))
     }
 
