@@ -7,6 +7,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::connection_id::ConnectionId;
 use crate::error::Error;
 
 /// The longest path a Unix socket can be bound to on this system, in bytes, without the
@@ -232,6 +233,23 @@ impl fmt::Display for Peer {
     }
 }
 
+/// Whose request it is, as the log names it: a connection by its number and its peer, a datagram by its
+/// peer alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) id: Option<ConnectionId>,
+    pub(crate) peer: Peer,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(id) = self.id {
+            write!(f, "connection {id} of ")?;
+        }
+        self.peer.fmt(f)
+    }
+}
+
 /// Checks what [`Endpoint`]'s text form cannot: a path given as a `Path`.
 pub(crate) fn checked_path(path: &Path) -> io::Result<()> {
     let text = path.as_os_str().as_encoded_bytes();
@@ -277,6 +295,15 @@ mod tests {
             let error = url.parse::<Endpoint>().unwrap_err().to_string();
             assert!(error.contains(reason), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn the_log_names_a_connection_by_its_number_and_peer_and_a_datagram_by_its_peer() {
+        let peer = Peer::Inet("127.0.0.1:4711".parse().unwrap());
+        let id = ConnectionId::next();
+        let connection = Origin { id: Some(id), peer: peer.clone() };
+        assert_eq!(connection.to_string(), format!("connection {id} of 127.0.0.1:4711"));
+        assert_eq!(Origin { id: None, peer }.to_string(), "127.0.0.1:4711");
     }
 
     #[test]

@@ -85,7 +85,9 @@
 //! # What is logged
 //!
 //! The crate logs through [`log`](https://docs.rs/log) and never prints: faults of handlers as errors, a listener in
-//! trouble as a warning (once per period), the end of each connection at debug.
+//! trouble as a warning (once per period), the end of each connection at debug. A line about a connection
+//! begins with its number, see [`ConnectionId`], and its peer: `connection 17 of 127.0.0.1:4711: end of
+//! input`; a datagram has no number.
 
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
 // A library tells its user through `log` and its return values.

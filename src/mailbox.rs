@@ -20,7 +20,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
 
-use crate::address::Peer;
+use crate::address::Origin;
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::guard::log;
@@ -50,7 +50,7 @@ fn log_undelivered(mail: Mail) {
     if let Mail::Ended(ended) = mail
         && ended.reason.is_fault()
     {
-        log::error!("{}: {}", ended.peer, *ended.reason);
+        log::error!("{}: {}", ended.origin, *ended.reason);
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) enum Mail {
 pub(crate) struct Ended {
     /// The service that it came by: by its number in the server, since it may be told in a later run.
     pub(crate) service: usize,
-    pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
     pub(crate) tally: Tally,
 }

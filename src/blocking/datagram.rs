@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Served, Session, SessionCx};
+use crate::address::Origin;
 use crate::conversation::{Handler, NoSenders, StepCx, serve_datagram};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::sys::CatchDrop;
@@ -33,6 +34,7 @@ impl<H: Handler> Session for DatagramSession<H> {
             reply_socket.reply(&datagram.from, reply, cx.tally);
         }
         cx.output_buffer.clear();
-        Served { peer, reason, cut: false, lingering: None }
+        let origin = Origin { id: None, peer };
+        Served { origin, reason, cut: false, lingering: None }
     }
 }

@@ -1,7 +1,7 @@
 //! A request and whoever answers it, to its end. Here a session may block; the loop's own way of
 //! serving one is the reactor's.
 
-use crate::address::Peer;
+use crate::address::Origin;
 use crate::closing::Lingering;
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
@@ -29,7 +29,7 @@ pub(crate) trait Session {
 
 /// How a session went.
 pub(crate) struct Served {
-    pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
     /// Its output did not all go out.
     pub(crate) cut: bool,

@@ -11,7 +11,8 @@ use socket2::Socket;
 use super::stream::close;
 use super::wait::{Input, WaitStrategy, is_out_of_time, out_of_time};
 use super::{Served, Session, SessionCx};
-use crate::address::{Address, Peer};
+use crate::address::{Address, Origin, Peer};
+use crate::connection_id::ConnectionId;
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, HandlerResult};
@@ -504,6 +505,7 @@ impl Write for Request<'_> {
 pub(crate) struct StreamRequestSession<R> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) peer: Peer,
+    pub(crate) id: ConnectionId,
     pub(crate) handler: CatchDrop<R>,
     pub(crate) server_address: Arc<Address>,
 }
@@ -518,7 +520,7 @@ pub(crate) struct DatagramRequestSession<R> {
 
 impl<R: RequestHandler> Session for StreamRequestSession<R> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let StreamRequestSession { socket, peer, mut handler, server_address } = *self;
+        let StreamRequestSession { socket, peer, id, mut handler, server_address } = *self;
         let mut request = Request {
             channel: Channel::Stream(Stream {
                 socket: socket.clone(),
@@ -557,7 +559,8 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         } else {
             let _ = socket.shutdown(Shutdown::Write);
         }
-        Served { peer, reason, cut, lingering }
+        let origin = Origin { id: Some(id), peer };
+        Served { origin, reason, cut, lingering }
     }
 }
 
@@ -574,7 +577,8 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
             written: Vec::new(),
         };
         let reason = answer(&mut *handler, &mut request);
-        Served { peer, reason, cut: false, lingering: None }
+        let origin = Origin { id: None, peer };
+        Served { origin, reason, cut: false, lingering: None }
     }
 }
 

@@ -9,7 +9,7 @@ use socket2::Socket;
 use super::active::Registration;
 use super::wait::{Input, WaitStrategy};
 use super::{Served, Session, SessionCx};
-use crate::address::Peer;
+use crate::address::{Origin, Peer};
 use crate::closing::Lingering;
 use crate::closing::{Linger, Progress};
 use crate::conversation::{
@@ -62,7 +62,8 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
         let ended = conversation.input_ended();
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
         *cx.buffer = buffer;
-        Served { peer, reason, cut, lingering }
+        let origin = Origin { id: conversation.id(), peer };
+        Served { origin, reason, cut, lingering }
     }
 }
 

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::address::Peer;
+use crate::address::{Origin, Peer};
 use crate::closing::CLOSING_PATIENCE;
 use crate::connection_id::ConnectionId;
 use crate::counters::Tally;
@@ -365,8 +365,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                             // Its sender is elsewhere by now, and the peer has no part in it.
                             step_cx.output_buffer.cut_back(before);
                             step_cx.tally.unsent += 1;
-                            let peer = &this.state.peer;
-                            log::debug!("{peer}: a message of a sender is dropped: {error}");
+                            let State { id, peer, .. } = &this.state;
+                            let origin = Origin { id: *id, peer: peer.clone() };
+                            log::debug!("{origin}: a message of a sender is dropped: {error}");
                         }
                     }
                 }
@@ -478,6 +479,11 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// The way in from elsewhere, if one was handed out.
     pub(crate) fn send_queue(&self) -> Option<&Arc<SendQueue>> {
         self.state.send_queue.as_ref()
+    }
+
+    /// Its number, if it is a connection's.
+    pub(crate) fn id(&self) -> Option<ConnectionId> {
+        self.state.id
     }
 
     pub(crate) fn peer(&self) -> &Peer {

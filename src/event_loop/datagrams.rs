@@ -289,6 +289,8 @@ mod tests {
     use socket2::{Domain, Type};
 
     use super::*;
+    use crate::address::Origin;
+    use crate::connection_id::ConnectionId;
     use crate::error::CloseReason;
     use crate::mailbox::Mailbox;
 
@@ -302,7 +304,13 @@ mod tests {
     }
 
     impl ListenerHooks for Nobody {
-        fn prepare(&mut self, _: BorrowedFd<'_>, _: &Peer, _: &mut LoopCx) -> bool {
+        fn prepare(
+            &mut self,
+            _: BorrowedFd<'_>,
+            _: ConnectionId,
+            _: &Peer,
+            _: &mut LoopCx,
+        ) -> bool {
             true
         }
 
@@ -310,7 +318,7 @@ mod tests {
             true
         }
 
-        fn fault(&mut self, _: &Peer, _: &CloseReason, _: &mut LoopCx) {}
+        fn fault(&mut self, _: &Origin, _: &CloseReason, _: &mut LoopCx) {}
 
         fn wants_turn_end(&self) -> bool {
             false

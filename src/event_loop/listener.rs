@@ -176,8 +176,9 @@ impl<'a> Listener<'a> {
         self.failures = 0;
         cx.tally.accepted += 1;
         cx.accepts_left = cx.accepts_left.saturating_sub(1);
-        if self.hooks.prepare(socket.as_fd(), &peer, cx) && self.hooks.verify(&peer, cx) {
-            self.dispatcher.dispatch(socket, peer, ConnectionId::next(), cx);
+        let id = ConnectionId::next();
+        if self.hooks.prepare(socket.as_fd(), id, &peer, cx) && self.hooks.verify(&peer, cx) {
+            self.dispatcher.dispatch(socket, peer, id, cx);
         } else {
             cx.tally.refused_by_hook += 1;
             cx.tally.closed += 1;

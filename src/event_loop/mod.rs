@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest};
 use slab::Slab;
 
-use crate::address::Peer;
+use crate::address::Origin;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
@@ -315,7 +315,7 @@ impl<'a> EventLoop<'a> {
                 Mail::Ended(mut ended) => {
                     self.cx.tally.absorb(&mut ended.tally);
                     let listener = self.listeners[ended.service];
-                    self.ended(listener, &ended.peer, &ended.reason);
+                    self.ended(listener, &ended.origin, &ended.reason);
                 }
             }
         }
@@ -375,8 +375,8 @@ impl<'a> EventLoop<'a> {
     /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
-        for Closed { peer, reason } in std::mem::take(&mut self.cx.ended) {
-            self.ended(parent, &peer, &reason);
+        for Closed { origin, reason } in std::mem::take(&mut self.cx.ended) {
+            self.ended(parent, &origin, &reason);
         }
         let mut new_connections = std::mem::take(&mut self.cx.new_connections);
         for new in new_connections.drain(..) {
@@ -482,12 +482,12 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn ended(&mut self, listener: Token, peer: &Peer, reason: &CloseReason) {
-        log::debug!("{peer}: {reason}");
+    fn ended(&mut self, listener: Token, origin: &Origin, reason: &CloseReason) {
+        log::debug!("{origin}: {reason}");
         if reason.is_fault() {
             self.call(listener, |source, cx| {
                 if let Some(ListenerParts { hooks, .. }) = source.parts() {
-                    hooks.fault(peer, reason, cx);
+                    hooks.fault(origin, reason, cx);
                 }
                 PostAction::Wait
             });

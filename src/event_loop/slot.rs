@@ -80,6 +80,6 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
 
     fn close(&mut self, state: &mut LoopState) {
         let reason = self.closed(&mut state.tally);
-        state.end(self.peer(), reason);
+        state.end(self.id(), self.peer(), reason);
     }
 }

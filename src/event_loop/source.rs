@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::address::Peer;
+use crate::address::{Origin, Peer};
+use crate::connection_id::ConnectionId;
 use crate::conversation::READ_SIZE;
 use crate::conversation::{OutputBuffer, SenderSource};
 use crate::counters::Tally;
@@ -234,10 +235,15 @@ impl LoopState {
     }
 
     /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
-    pub(crate) fn end(&mut self, peer: &Peer, reason: impl Into<CatchDrop<CloseReason>>) {
+    pub(crate) fn end(
+        &mut self,
+        id: Option<ConnectionId>,
+        peer: &Peer,
+        reason: impl Into<CatchDrop<CloseReason>>,
+    ) {
         let reason = reason.into();
         if reason.is_fault() || log::is_enabled(::log::Level::Debug) {
-            self.ended.push(Closed { peer: peer.clone(), reason });
+            self.ended.push(Closed { origin: Origin { id, peer: peer.clone() }, reason });
             self.has_follow_up = true;
         }
     }
@@ -279,7 +285,7 @@ pub(crate) struct NewConnection {
 
 /// How an entry has ended, for the hooks of its listener.
 pub(crate) struct Closed {
-    pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
 }
 
@@ -376,13 +382,19 @@ pub(crate) struct ListenerParts<'s> {
 /// What stands between the world and a mode: the user's hooks, guarded.
 pub(crate) trait ListenerHooks {
     /// Whether the connection could be made ready to be served.
-    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, cx: &mut LoopCx) -> bool;
+    fn prepare(
+        &mut self,
+        connection: BorrowedFd<'_>,
+        id: ConnectionId,
+        peer: &Peer,
+        cx: &mut LoopCx,
+    ) -> bool;
 
     /// Whether this peer may come in.
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool;
 
-    /// A request of this peer's failed.
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, cx: &mut LoopCx);
+    /// A request failed.
+    fn fault(&mut self, origin: &Origin, reason: &CloseReason, cx: &mut LoopCx);
 
     /// Whether [`on_turn_end`](ListenerHooks::on_turn_end) is wanted.
     fn wants_turn_end(&self) -> bool;

@@ -12,7 +12,7 @@ use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
     ServiceRunner, SessionFactory,
 };
-use crate::address::Peer;
+use crate::address::{Origin, Peer};
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
 use crate::connection_id::ConnectionId;
 use crate::conversation::OutputBuffer;
@@ -162,8 +162,8 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
                 let keep_listener = matches!(request, Incoming::Datagram(_));
                 access.close_all_but(keep_listener, &mut |descriptor| process.close(descriptor));
                 let cx = access.cx();
-                self.serve_in_child(request, process, &mut |peer, reason| {
-                    hooks.fault(peer, reason, cx);
+                self.serve_in_child(request, process, &mut |origin, reason| {
+                    hooks.fault(origin, reason, cx);
                 })
             }),
             Ok(Forked::Parent(child)) => {
@@ -191,15 +191,15 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         &mut self,
         request: Incoming,
         process: &InChild,
-        fault: &mut dyn FnMut(&Peer, &CloseReason),
+        fault: &mut dyn FnMut(&Origin, &CloseReason),
     ) -> i32 {
-        let peer = match &request {
-            Incoming::Stream(_, peer, _) => peer.clone(),
-            Incoming::Datagram(datagram) => datagram.peer.clone(),
+        let origin = match &request {
+            Incoming::Stream(_, peer, id) => Origin { id: Some(*id), peer: peer.clone() },
+            Incoming::Datagram(datagram) => Origin { id: None, peer: datagram.peer.clone() },
         };
         let mut connection = None;
         let make_handler = guard::call(|| {
-            let handler = self.make.make(&peer);
+            let handler = self.make.make(&origin.peer);
             let session: Box<dyn Session> = match request {
                 Incoming::Stream(socket, peer, id) => {
                     let socket = connection.insert(Arc::new(socket)).clone();
@@ -214,11 +214,11 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         match make_handler {
             Ok(session) => {
                 self.children.serve_in_child(session, connection.as_deref(), process, |served| {
-                    fault(&served.peer, &served.reason);
+                    fault(&served.origin, &served.reason);
                 })
             }
             Err(message) => {
-                fault(&peer, &CloseReason::Panic(message));
+                fault(&origin, &CloseReason::Panic(message));
                 1
             }
         }

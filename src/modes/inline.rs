@@ -96,7 +96,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
 
     fn serve(&mut self, session: impl Session, cx: &mut LoopCx) {
         let (served, stop_outcome) = self.driver.serve(Box::new(session), &mut cx.tally);
-        let Served { peer, reason, lingering, .. } = served;
+        let Served { origin, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
             // On the loop, since here it would delay the next request.
             match LingeringConnection::new(lingering) {
@@ -108,7 +108,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
                 Err(_) => cx.tally.closed += 1,
             }
         }
-        cx.end(&peer, reason);
+        cx.end(origin.id, &origin.peer, reason);
         cx.inline_outcome = stop_outcome;
         cx.shutdown |= self.driver.is_stopping();
     }
@@ -127,7 +127,7 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_,
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
         let socket = Arc::new(socket);
-        let Some(session) = make_handler(&peer, cx, || {
+        let Some(session) = make_handler(Some(id), &peer, cx, || {
             let handler = self.make.make(&peer);
             self.serve.stream(handler, &self.listener_handle, socket, peer.clone(), id)
         }) else {
@@ -140,7 +140,7 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_,
 
 impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'_, T, S> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let Some(handler) = make_handler(None, &peer, cx, || self.make.make(&peer)) else { return };
         let session = self.serve.datagram(
             handler,
             &self.listener_handle,

@@ -76,7 +76,7 @@ impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
-        let Some(conversation) = make_handler(&peer, cx, || {
+        let Some(conversation) = make_handler(Some(id), &peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone(), id)
         }) else {
@@ -108,14 +108,14 @@ impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
 
 impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let Some(handler) = make_handler(None, &peer, cx, || self.make.make(&peer)) else { return };
         let state = &mut cx.state;
         let mut step_cx =
             StepCx::new(&mut state.output_buffer, &mut state.tally, &NoSenders, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
         cx.shutdown |= step_cx.shutdown;
         if reason.is_fault() {
-            cx.end(&peer, reason);
+            cx.end(None, &peer, reason);
         }
     }
 }

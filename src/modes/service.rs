@@ -398,10 +398,10 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
         listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
-        _id: ConnectionId,
+        id: ConnectionId,
     ) -> Self::Stream {
         let server_address = listener_handle.address.clone();
-        StreamRequestSession { socket, peer, handler, server_address }
+        StreamRequestSession { socket, peer, id, handler, server_address }
     }
 
     fn datagram(
@@ -416,12 +416,17 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
 }
 
 /// Makes a handler by the user's code; a panic there ends its own request and nothing else.
-pub(super) fn make_handler<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
+pub(super) fn make_handler<T>(
+    id: Option<ConnectionId>,
+    peer: &Peer,
+    cx: &mut LoopCx,
+    make: impl FnOnce() -> T,
+) -> Option<T> {
     match guard::call(make) {
         Ok(handler) => Some(handler),
         Err(message) => {
             cx.tally.panics += 1;
-            cx.end(peer, CloseReason::Panic(message));
+            cx.end(id, peer, CloseReason::Panic(message));
             None
         }
     }

@@ -233,7 +233,7 @@ where
             return;
         }
         let socket = Arc::new(socket);
-        let Some(session) = make_handler(&peer, cx, || {
+        let Some(session) = make_handler(Some(id), &peer, cx, || {
             let handler = self.make.make(&peer);
             self.serve.stream(handler, &self.listener_handle, socket.clone(), peer.clone(), id)
         }) else {
@@ -260,7 +260,7 @@ where
         if self.rejects(cx) {
             return;
         }
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let Some(handler) = make_handler(None, &peer, cx, || self.make.make(&peer)) else { return };
         let datagram = Datagram::new(bytes, peer, received);
         let session = Box::new(self.serve.datagram(handler, &self.listener_handle, datagram));
         let (notifier, run) = (self.notifier.clone(), self.run);

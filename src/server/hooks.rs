@@ -2,16 +2,24 @@
 //! in a hook never ends the loop.
 
 use std::any::TypeId;
+use std::cell::Cell;
 use std::ops::DerefMut;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crate::address::Peer;
+use crate::address::{Origin, Peer};
+use crate::connection_id::ConnectionId;
 use crate::error::CloseReason;
 use crate::event_loop::{ListenerHooks, LoopCx};
 use crate::guard::log;
 use crate::guard::{contain, guard};
 use crate::sys::CatchDrop;
+
+thread_local! {
+    /// The connection whose fault [`Hooks::handle_error`] is told on this thread: by default it is
+    /// logged.
+    static FAULTY: Cell<Option<ConnectionId>> = const { Cell::new(None) };
+}
 
 /// Hooks of one listener: each method is Python's of the same name.
 ///
@@ -39,14 +47,15 @@ pub trait Hooks {
     }
 
     /// A handler failed or panicked (see [`CloseReason::is_fault`]); its connection is closed. By
-    /// default it is logged as an error.
+    /// default it is logged as an error, with the peer and the number of the connection.
     ///
     /// It is told once of each, by the run in which the request ends; under `threading` and `pool`
     /// that may be a later one than it came in, see
     /// [`Server::handle_request`](crate::Server::handle_request). Under `forking` it is called in the
     /// child.
     fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
-        log::error!("{peer}: {reason}");
+        let origin = Origin { id: FAULTY.get(), peer: peer.clone() };
+        log::error!("{origin}: {reason}");
     }
 
     /// [`Server::handle_request`](crate::Server::handle_request) has waited for its timeout in vain.
@@ -158,12 +167,19 @@ impl<P: DerefMut<Target: Hooks>> GuardedHooks<P> {
 }
 
 impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
-    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, cx: &mut LoopCx) -> bool {
+    fn prepare(
+        &mut self,
+        connection: BorrowedFd<'_>,
+        id: ConnectionId,
+        peer: &Peer,
+        cx: &mut LoopCx,
+    ) -> bool {
         let hook = || self.hooks.on_accept(connection, peer);
         match guard("on_accept", &mut cx.tally.panics, hook).map(CatchDrop::new).as_deref() {
             Some(Ok(())) => true,
             Some(Err(error)) => {
-                log::warn!("{peer} is not served: {error}");
+                let origin = Origin { id: Some(id), peer: peer.clone() };
+                log::warn!("{origin} is not served: {error}");
                 false
             }
             None => false,
@@ -176,8 +192,11 @@ impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
             .unwrap_or(false)
     }
 
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, cx: &mut LoopCx) {
-        guard("handle_error", &mut cx.tally.panics, || self.hooks.handle_error(peer, reason));
+    fn fault(&mut self, origin: &Origin, reason: &CloseReason, cx: &mut LoopCx) {
+        FAULTY.set(origin.id);
+        let hook = || self.hooks.handle_error(&origin.peer, reason);
+        guard("handle_error", &mut cx.tally.panics, hook);
+        FAULTY.set(None);
     }
 
     fn wants_turn_end(&self) -> bool {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::OffloadWorkers;
+use crate::address::Origin;
 use crate::conversation::NoSenders;
 use crate::conversation::{
     Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
@@ -195,11 +196,11 @@ where
             }
             JobKind::Close { service, closing } => {
                 let reason = conversation.closed(step_cx.tally);
-                let peer = conversation.peer().clone();
+                let origin = Origin { id: conversation.id(), peer: conversation.peer().clone() };
                 self.conversation = None;
                 let mut tally = std::mem::take(&mut self.tally);
                 tally.panics += guard::take_caught();
-                let ended = Ended { service: *service, peer, reason, tally };
+                let ended = Ended { service: *service, origin, reason, tally };
                 self.entry.mailbox.post(Mail::Ended(Box::new(ended)));
                 closing.fetch_sub(1, SeqCst);
                 return false;
@@ -258,7 +259,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         cx.shutdown |= lent.shutdown;
         let Datagram { bytes, peer, from, .. } = lent.datagram;
         if let Some(reason) = lent.reason {
-            cx.end(&peer, reason);
+            cx.end(None, &peer, reason);
         }
         Some((from, bytes))
     }

@@ -135,7 +135,7 @@ where
     }
 
     fn dispatch(&mut self, socket: Socket, peer: Peer, id: ConnectionId, cx: &mut LoopCx) {
-        let Some(conversation) = make_handler(&peer, cx, || {
+        let Some(conversation) = make_handler(Some(id), &peer, cx, || {
             let handler = self.make.make(&peer);
             Conversation::new(handler, self.framing.clone().into(), peer.clone(), id)
         }) else {
@@ -184,7 +184,7 @@ impl<H> Dispatcher for OffloadDatagramDispatcher<'_, H> {
 
 impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let Some(handler) = make_handler(None, &peer, cx, || self.make.make(&peer)) else { return };
         self.lent += 1;
         let datagram = Datagram::new(bytes, peer, received);
         let work = Box::new(DatagramJob::new(handler, datagram));
