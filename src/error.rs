@@ -199,6 +199,11 @@ pub enum UnsupportedError {
     ForkingSender,
     /// The process has no descriptor left to wake the connection's thread by.
     NoDescriptor,
+    /// A connection sends to its own peer; only a datagram socket sends to others.
+    StreamSendTo,
+    /// The socket cannot send to this peer: the peer has no name, its address is of another family,
+    /// or its path is not one that a socket can have.
+    UnaddressablePeer,
 }
 
 impl fmt::Display for UnsupportedError {
@@ -211,6 +216,12 @@ impl fmt::Display for UnsupportedError {
             UnsupportedError::InlineSender => "no sender under inline: nothing else runs meanwhile",
             UnsupportedError::NoDescriptor => {
                 "no sender: the process has no descriptor left for it"
+            }
+            UnsupportedError::StreamSendTo => {
+                "a connection sends to its own peer: only a datagram socket sends to others"
+            }
+            UnsupportedError::UnaddressablePeer => {
+                "the peer has no address that this socket can send to"
             }
             UnsupportedError::ForkingSender => {
                 "no sender under forking: the peer is in another process"

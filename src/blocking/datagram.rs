@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Served, Session, SessionCx};
-use crate::conversation::{Handler, NoSenders, StepCx, serve_datagram};
+use crate::conversation::{DatagramCx, Handler, StepCx, serve_datagram};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::sys::CatchDrop;
 
@@ -17,7 +17,8 @@ pub(crate) struct DatagramSession<H> {
 impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramSession { reply_socket, datagram, handler } = *self;
-        let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &NoSenders, usize::MAX);
+        let datagram_cx = DatagramCx { reply_socket: &reply_socket, from: &datagram.from };
+        let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &datagram_cx, usize::MAX);
         let peer = datagram.peer.clone();
         let reason = serve_datagram(
             handler,
@@ -29,8 +30,8 @@ impl<H: Handler> Session for DatagramSession<H> {
         if step_cx.shutdown {
             (cx.on_shutdown)();
         }
-        for reply in cx.output_buffer.parts(&datagram.bytes) {
-            reply_socket.reply(&datagram.from, reply, cx.tally);
+        for (reply, to) in cx.output_buffer.datagrams(&datagram.bytes, &datagram.from) {
+            reply_socket.reply(to, reply, cx.tally);
         }
         cx.output_buffer.clear();
         Served { peer, reason, cut: false, lingering: None }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::State;
+use super::datagram::DatagramCx;
 use super::framing::Framing;
 use super::output::Output;
 use crate::address::Peer;
@@ -17,14 +18,10 @@ use crate::sender::{SendQueue, Sender, SharedBytes};
 pub(crate) trait SenderSource {
     /// A way in for messages from other threads.
     fn send_queue(&self, encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError>;
-}
 
-/// The senders of a datagram's handler: there are none.
-pub(crate) struct NoSenders;
-
-impl SenderSource for NoSenders {
-    fn send_queue(&self, _encodable: Encodable) -> Result<Arc<SendQueue>, UnsupportedError> {
-        Err(UnsupportedError::DatagramSender)
+    /// The datagram that is answered, if it is one.
+    fn datagram(&self) -> Option<&DatagramCx<'_>> {
+        None
     }
 }
 
@@ -182,6 +179,59 @@ impl Context<'_> {
             }
         };
         Ok(Sender::new(send_queue))
+    }
+
+    /// Sends one datagram to another peer of the same socket, in order with the replies, under every
+    /// mode. Whether it arrives is not known, as of a reply: one that cannot be sent (the peer has
+    /// gone, its queue stays full, the message is longer than the transport takes) is counted in
+    /// [`Counters::unsent`](crate::Counters::unsent). What is sent after [`close`](Context::close) is
+    /// dropped.
+    ///
+    /// On an IPv6 socket an IPv4 peer is sent to by its mapped address (`::ffff:a.b.c.d`), which the
+    /// kernel takes on a [dual-stack](crate::Builder::dual_stack) socket, see
+    /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html). A multicast group is a peer as any
+    /// other.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use socketserver::{Context, Handler, HandlerResult, Peer, Server};
+    ///
+    /// /// Passes each datagram on to all others that have sent one.
+    /// struct Relay(Arc<Mutex<Vec<Peer>>>);
+    ///
+    /// impl Handler for Relay {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         let mut peers = self.0.lock().unwrap();
+    ///         if !peers.contains(cx.peer()) && peers.len() < 100 {
+    ///             peers.push(cx.peer().clone());
+    ///         }
+    ///         for peer in peers.iter() {
+    ///             if peer != cx.peer() {
+    ///                 cx.send_to(peer, message)?;
+    ///             }
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let peers = Arc::default();
+    /// let server = Server::udp("127.0.0.1:0")?.serve(move |_peer| Relay(Arc::clone(&peers)))?;
+    /// # drop(server);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// * [`UnsupportedError::StreamSendTo`] on a connection,
+    /// * [`UnsupportedError::UnaddressablePeer`] where the peer has no address that the socket can send
+    ///   to: it is [unnamed](Peer::Unnamed), or of another family.
+    pub fn send_to(&mut self, peer: &Peer, message: &[u8]) -> Result<(), UnsupportedError> {
+        let datagram = self.senders.datagram().ok_or(UnsupportedError::StreamSendTo)?;
+        let to = datagram.destination(peer)?;
+        if !self.state.is_closing() {
+            self.output.put_datagram_to(to, message);
+        }
+        Ok(())
     }
 }
 

@@ -20,6 +20,7 @@ use crate::sender::{Command, Ending, SendQueue};
 use crate::sys::CatchDrop;
 
 mod context;
+mod datagram;
 mod framing;
 mod handler;
 mod output;
@@ -27,7 +28,8 @@ mod output;
 mod tests;
 
 pub use context::Context;
-pub(crate) use context::{NoSenders, SenderSource};
+pub(crate) use context::SenderSource;
+pub(crate) use datagram::DatagramCx;
 pub use framing::{
     BoxFraming, Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
     Raw, Width,

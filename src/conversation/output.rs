@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use crate::sender::SharedBytes;
+use crate::sys::Destination;
 
 /// A shared payload smaller than this is cheaper to copy than to refer to.
 const SHARED_FROM: usize = 512;
@@ -57,6 +58,8 @@ pub(crate) struct OutputBuffer {
     segments: Vec<Segment>,
     scratch: Vec<u8>,
     len: usize,
+    /// Datagrams to others than the peer: each by the number of its segment.
+    recipients: Vec<(usize, Destination)>,
 }
 
 impl OutputBuffer {
@@ -106,6 +109,7 @@ impl OutputBuffer {
     fn clear_all(&mut self) {
         self.segments.clear();
         self.scratch.clear();
+        self.recipients.clear();
         if self.scratch.capacity() > 1 << 20 || self.segments.capacity() > 1 << 12 {
             *self = OutputBuffer::default();
         }
@@ -338,6 +342,33 @@ impl OutputBuffer {
         let start = self.scratch.len();
         self.scratch.extend_from_slice(bytes);
         Segment::Scratch(start..self.scratch.len())
+    }
+}
+
+/// The output of a datagram's handler: each segment is one datagram.
+impl OutputBuffer {
+    /// Every datagram in order, with where it goes: to `peer`, unless it was sent to another.
+    pub(crate) fn datagrams<'a>(
+        &'a mut self,
+        input: &'a [u8],
+        peer: &'a Destination,
+    ) -> impl Iterator<Item = (&'a [u8], &'a Destination)> {
+        self.list();
+        let OutputBuffer { segments, scratch, recipients, .. } = &*self;
+        let mut recipients = recipients.iter().peekable();
+        segments.iter().enumerate().map(move |(number, segment)| {
+            let to = recipients.next_if(|(of, _)| *of == number).map_or(peer, |(_, to)| to);
+            (bytes(segment, input, scratch), to)
+        })
+    }
+}
+
+impl Output<'_> {
+    /// Adds one datagram to another than the peer.
+    pub(crate) fn put_datagram_to(&mut self, to: Destination, bytes: &[u8]) {
+        let number = self.output_buffer.segments.len();
+        self.output_buffer.recipients.push((number, to));
+        self.put_datagram(bytes);
     }
 }
 

@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::address::Peer;
+use crate::address::{Address, Peer};
 use crate::counters::Tally;
 use crate::guard::log;
 use crate::mailbox::{Mail, Mailbox};
@@ -48,6 +48,8 @@ impl Datagram {
 #[derive(Debug)]
 pub(crate) struct ReplySocket {
     pub(crate) socket: Arc<Socket>,
+    /// Where it is bound.
+    pub(crate) address: Arc<Address>,
     retries: Mutex<RetryQueues>,
     /// The loop that tries again what is put aside. It is told when there is something.
     retried_by: OnceLock<(Arc<Mailbox>, Token)>,
@@ -56,9 +58,10 @@ pub(crate) struct ReplySocket {
 }
 
 impl ReplySocket {
-    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+    pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
         ReplySocket {
             socket,
+            address,
             retries: Mutex::default(),
             retried_by: OnceLock::new(),
             run_ended: AtomicBool::new(false),
@@ -70,11 +73,11 @@ impl ReplySocket {
         let _ = self.retried_by.set((mailbox.clone(), token));
     }
 
-    /// Tries those again that were put aside; whether some are left.
-    pub(crate) fn retry(&self, now: Instant, tally: &mut Tally) -> bool {
+    /// Tries those again that were put aside; after how long to try again, if some are left.
+    pub(crate) fn retry(&self, now: Instant, tally: &mut Tally) -> Option<Duration> {
         let mut retries = lock(&self.retries);
         retries.retry(&self.socket, now, tally);
-        !retries.is_empty()
+        retries.interval()
     }
 
     /// How many replies are put aside.
@@ -157,7 +160,9 @@ impl ReplySocket {
             let deadline = match deadline {
                 Some(deadline) => deadline,
                 None => {
-                    let patience = lock(&self.retries).unresponsive.wait_budget(&to.address, now);
+                    let retries = lock(&self.retries);
+                    let patience = retries.unresponsive.blocking_wait_budget(&to.address, now);
+                    drop(retries);
                     if patience.is_zero() {
                         return Err(error);
                     }
@@ -195,7 +200,8 @@ mod tests {
         let (mut batch, mut received) = (Batch::new(100), Vec::new());
         batch.receive(&socket, 1, &mut received).unwrap();
         let to = received.remove(0).from;
-        let (reply_socket, mut tally) = (ReplySocket::new(socket), Tally::default());
+        let address = Arc::new(Address::UnixDatagram(Some(directory.join("server"))));
+        let (reply_socket, mut tally) = (ReplySocket::new(socket, address), Tally::default());
         while tally.unsent == 0 {
             reply_socket.reply(&to, b"unread", &mut tally);
         }

@@ -31,6 +31,13 @@ impl UnresponsivePeers {
         if until.is_some_and(|until| now < until) { Duration::ZERO } else { PATIENCE }
     }
 
+    /// How long a thread that can do nothing else meanwhile waits for this peer: the more peers do
+    /// not read, the shorter, so that a thousand of them cost seven waits and not a thousand.
+    pub(crate) fn blocking_wait_budget(&self, peer: &SockAddr, now: Instant) -> Duration {
+        let unresponsive = self.until.values().filter(|until| now < **until).count();
+        self.wait_budget(peer, now) / (1 + unresponsive as u32)
+    }
+
     /// A datagram has waited in vain; `for_all` says that one to anybody would have.
     pub(crate) fn record_timeout(&mut self, peer: &SockAddr, now: Instant, for_all: bool) {
         if for_all {
@@ -99,5 +106,18 @@ mod tests {
             assert!(unresponsive.until.len() <= MAX_PEERS);
         }
         assert_eq!(unresponsive.wait_budget(&peer(3 * MAX_PEERS - 1), now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_thousand_peers_that_do_not_read_block_for_eight_times_the_patience_at_most() {
+        let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
+        let mut blocked = Duration::ZERO;
+        for number in 0..1000 {
+            blocked += unresponsive.blocking_wait_budget(&peer(number), now);
+            unresponsive.record_timeout(&peer(number), now, false);
+        }
+        assert!((PATIENCE..8 * PATIENCE).contains(&blocked), "{blocked:?}");
+        let later = now + TTL;
+        assert_eq!(unresponsive.blocking_wait_budget(&peer(1000), later), PATIENCE);
     }
 }

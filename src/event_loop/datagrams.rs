@@ -210,7 +210,7 @@ impl EventSource for Datagrams<'_> {
         if retry {
             let reply_socket = self.reply_socket.as_ref();
             let beside = reply_socket
-                .is_some_and(|reply_socket| reply_socket.retry(cx.state.now, &mut cx.state.tally));
+                .and_then(|reply_socket| reply_socket.retry(cx.state.now, &mut cx.state.tally));
             self.replies.retry(self.socket, beside, cx);
         }
         if stalled {

@@ -78,18 +78,18 @@ impl Replies {
         self.pending + self.retries.charge()
     }
 
+    /// Keeps the datagrams of a handler that has answered one from `peer`.
     pub(super) fn keep(
         &mut self,
         output_buffer: &mut OutputBuffer,
         input: &[u8],
-        to: Destination,
+        peer: Destination,
         now: Instant,
         tally: &mut Tally,
     ) {
-        // A peer's datagrams keep their order.
-        let retries = self.retries.has(&to.address);
-        for part in output_buffer.parts(input) {
-            if retries {
+        for (part, to) in output_buffer.datagrams(input, &peer) {
+            // A peer's datagrams keep their order.
+            if self.retries.has(&to.address) {
                 self.retries.put(to.clone(), part.into(), now, tally);
             } else {
                 self.pending += charge(part.len());
@@ -105,7 +105,14 @@ impl Replies {
     /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
     /// it has no room for waits.
     pub(super) fn send(&mut self, socket: &Socket, cx: &mut LoopCx) {
-        while !self.waiting.is_empty() && cx.readiness.has(Readiness::WRITABLE) {
+        while let Some(first) = self.waiting.front()
+            && cx.readiness.has(Readiness::WRITABLE)
+        {
+            // It is not to overtake those before it.
+            if self.retries.has(&first.to.address) {
+                self.put_aside_first(cx);
+                continue;
+            }
             match sys::send_batch(socket, GsoBatches { replies: self, next: 0 }) {
                 Ok(sent) => self.forget(sent, &mut cx.tally),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -207,27 +214,27 @@ impl Replies {
         if self.retries.unresponsive.wait_budget(&reply.to.address, cx.now).is_zero() {
             return self.drop_first(error, &mut cx.tally);
         }
-        let (to, now) = (reply.to.clone(), cx.now);
-        // Those behind it are not to overtake it.
-        for reply in std::mem::take(&mut self.waiting) {
-            if reply.to == to {
-                self.pending -= charge(reply.range.len());
-                let bytes = self.bytes[reply.range].into();
-                self.retries.put(reply.to, bytes, now, &mut cx.tally);
-            } else {
-                self.waiting.push_back(reply);
-            }
-        }
+        self.put_aside_first(cx);
         if self.retry_at.is_none() {
-            self.retry_at = Some(now + RETRY);
+            self.retry_at = Some(cx.now + RETRY);
             cx.deadline_changed();
         }
     }
 
-    /// Tries those again that were put aside; `beside` says that others are to be tried again too.
-    pub(super) fn retry(&mut self, socket: &Socket, beside: bool, cx: &mut LoopCx) {
+    /// Puts the first of those that wait aside, to be tried again.
+    fn put_aside_first(&mut self, cx: &mut LoopCx) {
+        if let Some(Reply { to, range }) = self.waiting.pop_front() {
+            self.pending -= charge(range.len());
+            let now = cx.now;
+            self.retries.put(to, self.bytes[range].into(), now, &mut cx.tally);
+        }
+    }
+
+    /// Tries those again that were put aside; `beside` says after how long others are to be tried
+    /// again too.
+    pub(super) fn retry(&mut self, socket: &Socket, beside: Option<Duration>, cx: &mut LoopCx) {
         self.retries.retry(socket, cx.now, &mut cx.state.tally);
-        self.retry_at = (beside || !self.retries.is_empty()).then(|| cx.now + RETRY);
+        self.retry_at = self.retries.interval().max(beside).map(|interval| cx.now + interval);
         cx.deadline_changed();
     }
 
@@ -275,7 +282,8 @@ impl<'a> Iterator for GsoBatches<'a> {
     type Item = Transmit<'a>;
 
     fn next(&mut self) -> Option<Transmit<'a>> {
-        let first = self.replies.waiting.get(self.next)?;
+        let waiting = self.replies.waiting.get(self.next);
+        let first = waiting.filter(|first| !self.replies.retries.has(&first.to.address))?;
         let run = self.replies.gso_run(self.next);
         let last = &self.replies.waiting[self.next + run - 1];
         self.next += run;
@@ -350,7 +358,7 @@ mod tests {
         }
 
         fn retry(&mut self) {
-            self.replies.retry(&self.socket, false, &mut self.cx);
+            self.replies.retry(&self.socket, None, &mut self.cx);
         }
 
         /// Makes the first client's queue full, and one more reply wait.
@@ -526,6 +534,31 @@ mod tests {
         narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
         assert_eq!((narrow.cx.tally.unsent, narrow.replies.charge()), (3, 0));
         assert_eq!(narrow.replies.stalled_until, None);
+    }
+
+    #[test]
+    fn datagrams_to_another_peer_are_joined_as_the_replies_are() {
+        let ((socket, _client, to), (_, other, elsewhere)) = (udp(), udp());
+        let mut replies = Replies::new(true);
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
+        let LoopState { output_buffer, tally, now, .. } = &mut cx.state;
+        let mut output = Output::new(&[], output_buffer);
+        output.put_datagram(b"reply");
+        for _ in 0..3 {
+            output.put_datagram_to(elsewhere.clone(), b"other");
+        }
+        output.put_datagram_to(to.clone(), b"again");
+        output.put_datagram(b"reply");
+        replies.keep(output_buffer, &[], to, *now, tally);
+        assert_eq!([0, 1, 4].map(|first| replies.gso_run(first)), [1, 3, 2]);
+        assert!(output_buffer.is_empty());
+        replies.gso = sys::supports_gso(&socket);
+        replies.send(&socket, &mut cx);
+        assert_eq!((cx.tally.replies, cx.tally.unsent), (6, 0));
+        for _ in 0..3 {
+            assert_eq!(other.recv(&mut [0; 10]).unwrap(), 5);
+        }
     }
 
     #[test]

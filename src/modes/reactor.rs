@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use socket2::Socket;
 
@@ -9,8 +10,8 @@ use super::service::{
     HandlerFactory, ModeRunner, RunContext, ServiceConfig, ServiceRunner, make_handler,
 };
 use crate::address::Peer;
-use crate::conversation::NoSenders;
-use crate::conversation::{Conversation, Framing, Handler, StepCx, serve_datagram};
+use crate::conversation::{Conversation, DatagramCx, Framing, Handler, StepCx, serve_datagram};
+use crate::datagram::ReplySocket;
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
     StreamDispatcher, WaterMarks,
@@ -51,9 +52,10 @@ impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for R
 
     fn datagram_dispatcher<'a>(
         &'a mut self,
-        _run_cx: &RunContext<'_>,
+        run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start()? }))
+        let reply_socket = run_cx.listener_handle.reply_socket.clone();
+        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start()?, reply_socket }))
     }
 }
 
@@ -100,6 +102,7 @@ pub(super) fn register<T: ConversationSlot>(
 
 struct LoopDatagramDispatcher<'a, H> {
     make: HandlerFactory<'a, H>,
+    reply_socket: Arc<ReplySocket>,
 }
 
 impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
@@ -108,8 +111,9 @@ impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         let state = &mut cx.state;
+        let datagram_cx = DatagramCx { reply_socket: &self.reply_socket, from: &received.from };
         let mut step_cx =
-            StepCx::new(&mut state.output_buffer, &mut state.tally, &NoSenders, usize::MAX);
+            StepCx::new(&mut state.output_buffer, &mut state.tally, &datagram_cx, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
         cx.shutdown |= step_cx.shutdown;
         if reason.is_fault() {

@@ -329,7 +329,8 @@ pub(crate) struct ListenerHandle {
 
 impl ListenerHandle {
     pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
-        ListenerHandle { reply_socket: Arc::new(ReplySocket::new(socket)), address }
+        let reply_socket = Arc::new(ReplySocket::new(socket, address.clone()));
+        ListenerHandle { reply_socket, address }
     }
 }
 

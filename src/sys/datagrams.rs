@@ -39,6 +39,13 @@ pub(crate) struct Destination {
     local: Option<imp::SourceAddress>,
 }
 
+impl Destination {
+    /// Sends to this address, from the local address that the route gives.
+    pub(crate) fn new(address: SockAddr) -> Self {
+        Destination { address, local: None }
+    }
+}
+
 impl PartialEq for Destination {
     fn eq(&self, other: &Self) -> bool {
         self.address == other.address && self.local == other.local

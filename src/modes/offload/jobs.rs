@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::OffloadWorkers;
-use crate::conversation::NoSenders;
 use crate::conversation::{
-    Conversation, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
+    Conversation, DatagramCx, Framing, Handler, OutputBuffer, PeekedFrame, StepCx, serve_datagram,
 };
 use crate::counters::Tally;
-use crate::datagram::Datagram;
+use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx, LoopState};
 use crate::guard;
@@ -213,6 +212,7 @@ pub(super) struct DatagramJob<H> {
     /// `None` when it has been served.
     handler: Option<CatchDrop<H>>,
     datagram: Datagram,
+    reply_socket: Arc<ReplySocket>,
     output_buffer: OutputBuffer,
     tally: Tally,
     reason: Option<CatchDrop<CloseReason>>,
@@ -220,10 +220,15 @@ pub(super) struct DatagramJob<H> {
 }
 
 impl<H: Handler + Send + 'static> DatagramJob<H> {
-    pub(super) fn new(handler: CatchDrop<H>, datagram: Datagram) -> Self {
+    pub(super) fn new(
+        handler: CatchDrop<H>,
+        datagram: Datagram,
+        reply_socket: Arc<ReplySocket>,
+    ) -> Self {
         DatagramJob {
             handler: Some(handler),
             datagram,
+            reply_socket,
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             reason: None,
@@ -249,9 +254,10 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
 impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
-        let Datagram { bytes, peer, truncated, .. } = &self.datagram;
+        let Datagram { bytes, peer, from, truncated } = &self.datagram;
+        let datagram_cx = DatagramCx { reply_socket: &self.reply_socket, from };
         let mut step_cx =
-            StepCx::new(&mut self.output_buffer, &mut self.tally, &NoSenders, usize::MAX);
+            StepCx::new(&mut self.output_buffer, &mut self.tally, &datagram_cx, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));
         self.shutdown = step_cx.shutdown;
         self.tally.panics += guard::take_caught();

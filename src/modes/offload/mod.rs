@@ -16,7 +16,7 @@ use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::address::Peer;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::counters::Published;
-use crate::datagram::Datagram;
+use crate::datagram::{Datagram, ReplySocket};
 use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher, WaterMarks};
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
 use crate::sys::{Destination, RecvMeta};
@@ -99,7 +99,9 @@ where
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
         self.workers.count_into(&run_cx.control.published);
         let make = self.config.start.start()?;
-        Ok(Box::new(OffloadDatagramDispatcher { make, workers: &self.workers, lent: 0 }))
+        let reply_socket = run_cx.listener_handle.reply_socket.clone();
+        let workers = &self.workers;
+        Ok(Box::new(OffloadDatagramDispatcher { make, workers, reply_socket, lent: 0 }))
     }
 
     fn requirements(&self) -> Requirements {
@@ -158,6 +160,7 @@ const LENT_DATAGRAMS: usize = 1024;
 struct OffloadDatagramDispatcher<'a, H> {
     make: HandlerFactory<'a, H>,
     workers: &'a Arc<OffloadWorkers>,
+    reply_socket: Arc<ReplySocket>,
     lent: usize,
 }
 
@@ -192,7 +195,7 @@ impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatch
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         self.lent += 1;
         let datagram = Datagram::new(bytes, peer, received);
-        let work = Box::new(DatagramJob::new(handler, datagram));
+        let work = Box::new(DatagramJob::new(handler, datagram, self.reply_socket.clone()));
         self.workers.submit(&cx.entry.mailbox, cx.entry.token, work);
     }
 

@@ -1,0 +1,382 @@
+//! Datagrams to other peers than the one that has asked, under every mode, with servers that are
+//! processes of their own.
+
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/runner.rs"]
+mod runner;
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use process::{Datagrams, Process, announce, eventually};
+use runner::{Test, test};
+use socket2::{Domain, SockAddr, Socket, Type};
+use socketserver::{Context, Handler, HandlerResult, Mode, Peer, Server};
+
+const UDP: &str = "udp://127.0.0.1:0";
+const UDP6: &str = "udp://[::1]:0";
+const DUAL: &str = "udp://[::]:0";
+const UNIX: &str = "unixgram://{dir}/socket";
+const TCP: &str = "tcp://127.0.0.1:0";
+
+/// How long a reply waits for room at a Unix peer.
+const WAIT: Duration = Duration::from_millis(500);
+
+// The server
+
+/// Does what a message says: a command and its arguments, with `|` between them.
+struct Commands;
+
+impl Handler for Commands {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        let text = str::from_utf8(message)?;
+        let (command, arguments) = text.split_once('|').unwrap_or((text, ""));
+        let arguments: Vec<_> = arguments.split('|').collect();
+        match (command, &arguments[..]) {
+            ("mix", [peer]) => {
+                let (peer, asking) = (peer_of(peer), cx.peer().clone());
+                cx.send(b"1")?;
+                cx.send_to(&peer, b"a")?;
+                cx.send(b"2")?;
+                cx.send_to(&peer, b"b")?;
+                cx.send_to(&asking, b"3")?;
+                cx.send(b"4")
+            }
+            ("to", [peer, text]) => {
+                let sent = cx.send_to(&peer_of(peer), text.as_bytes());
+                cx.send(format!("{sent:?}").as_bytes())
+            }
+            ("bytes", [peer, count]) => {
+                cx.send_to(&peer_of(peer), &vec![b'x'; count.parse()?])?;
+                Ok(cx.send_to(&peer_of(peer), b"after")?)
+            }
+            ("many", [peer, count]) => {
+                let peer = peer_of(peer);
+                for number in 0..count.parse::<usize>()? {
+                    cx.send_to(&peer, number.to_string().as_bytes())?;
+                }
+                cx.send(b"sent")
+            }
+            ("each", [directory, count]) => {
+                for number in 0..count.parse::<usize>()? {
+                    let peer = Peer::Path(Path::new(directory).join(number.to_string()).into());
+                    cx.send_to(&peer, b"unread")?;
+                }
+                cx.send(b"sent")
+            }
+            ("close", [peer]) => {
+                cx.close();
+                Ok(cx.send_to(&peer_of(peer), b"after the close")?)
+            }
+            _ => cx.send(message),
+        }
+    }
+}
+
+/// The peer that a text means.
+fn peer_of(text: &str) -> Peer {
+    let (kind, name) = text.split_once('=').unwrap();
+    match kind {
+        "unnamed" => Peer::Unnamed,
+        "abstract" => Peer::Abstract(name.as_bytes().into()),
+        "path" => Peer::Path(Path::new(name).into()),
+        _ => Peer::Inet(name.parse().unwrap()),
+    }
+}
+
+fn serve(arguments: &[String]) {
+    let [url, mode] = arguments else { panic!("what to serve") };
+    let mode: Mode = mode.parse().unwrap();
+    let mut server = Server::new().unwrap();
+    let builder = Server::endpoint(&url.parse().unwrap()).unwrap().dual_stack(url.contains("[::]"));
+    server.add(builder.mode(mode).service(|_: &Peer| Commands).unwrap()).unwrap();
+    server.stop_on_signals().unwrap();
+    announce(&server.addresses());
+    server.serve_forever().unwrap();
+    let counters = server.counters();
+    println!("replies {} unsent {}", counters.replies, counters.unsent);
+}
+
+fn start(url: &str, mode: Mode) -> Process {
+    Process::start(1, &[url, mode.name()])
+}
+
+/// Stops it; how many datagrams it has sent, and how many it could not send. A child counts nothing.
+fn stop(mut server: Process) -> (u64, u64) {
+    server.terminate();
+    server.expect_success();
+    let lines = server.rest();
+    let mut words = lines[0].split(' ').filter_map(|word| word.parse().ok());
+    (words.next().unwrap(), words.next().unwrap())
+}
+
+/// Stops it, and expects it to have counted so many datagrams, unless children have sent them.
+fn expect_counted(server: Process, mode: Mode, replies: u64, unsent: u64) {
+    let counted = stop(server);
+    let expected = if mode.name() == "forking" { (0, 0) } else { (replies, unsent) };
+    assert_eq!(counted, expected);
+}
+
+/// A client that has an address, and the text that means it.
+fn client(server: &Process) -> (Datagrams, String) {
+    let client = server.datagrams();
+    if let Some(path) = &client.path {
+        let text = format!("path={}", path.display());
+        return (client, text);
+    }
+    let local = if server.url().contains("[::") { "[::1]:0" } else { "127.0.0.1:0" };
+    let local: std::net::SocketAddr = local.parse().unwrap();
+    client.socket.bind(&local.into()).unwrap();
+    let address = client.socket.local_addr().unwrap().as_socket().unwrap();
+    (client, format!("inet={address}"))
+}
+
+/// The server's port, at the loopback address of its family.
+fn local_server(url: &str) -> String {
+    url.replace("[::]", "[::1]")
+}
+
+// The tests
+
+fn datagrams_to_another_peer_arrive_in_order_and_so_do_the_replies(url: &str, mode: Mode) {
+    let server = start(url, mode);
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    asking.send(format!("mix|{peer}"));
+    for expected in ["1", "2", "3", "4"] {
+        asking.expect(expected);
+    }
+    other.expect("a").expect("b");
+    expect_counted(server, mode, 6, 0);
+}
+
+fn an_ipv4_peer_of_a_dual_stack_socket_is_sent_to(mode: Mode) {
+    let server = start(DUAL, mode);
+    let asking = Datagrams::unbound(&local_server(server.url()));
+    let other = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    other.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    other.set_read_timeout(Some(process::DEADLINE)).unwrap();
+    let port = other.local_addr().unwrap().as_socket().unwrap().port();
+    // Written as the crate shows it, and as the kernel does.
+    for ip in ["127.0.0.1", "[::ffff:127.0.0.1]"] {
+        asking.send(format!("to|inet={ip}:{port}|hello")).expect("Ok(())");
+        let mut received = [0; 10];
+        let count = std::io::Read::read(&mut &other, &mut received).expect("a datagram");
+        assert_eq!(&received[..count], b"hello");
+    }
+    expect_counted(server, mode, 4, 0);
+}
+
+fn a_peer_in_the_abstract_namespace_is_sent_to(mode: Mode) {
+    if !cfg!(target_os = "linux") {
+        eprintln!("skipped: only Linux has an abstract namespace");
+        return;
+    }
+    let server = start(UNIX, mode);
+    let (asking, _) = client(&server);
+    let other = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
+    let name = format!("datagram-peers-{}", server.pid());
+    other.bind(&SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
+    other.set_read_timeout(Some(process::DEADLINE)).unwrap();
+    asking.send(format!("to|abstract={name}|hello")).expect("Ok(())");
+    let mut received = [0; 10];
+    let count = std::io::Read::read(&mut &other, &mut received).expect("a datagram");
+    assert_eq!(&received[..count], b"hello");
+    expect_counted(server, mode, 2, 0);
+}
+
+fn a_peer_without_an_address_or_of_another_family_is_a_typed_error(url: &str, mode: Mode) {
+    let server = start(url, mode);
+    let (asking, _) = client(&server);
+    let mut peers = vec!["unnamed=", "path=", "path=/\0/nul"];
+    match url {
+        UNIX => peers.extend(["inet=127.0.0.1:1", "inet=[::1]:1"]),
+        UDP => peers.extend(["inet=[::1]:1", "path=/tmp/peer", "abstract=peer"]),
+        _ => peers.extend(["path=/tmp/peer", "abstract=peer"]),
+    }
+    for peer in &peers {
+        asking.send(format!("to|{peer}|x")).expect("Err(UnaddressablePeer)");
+    }
+    expect_counted(server, mode, peers.len() as u64, 0);
+}
+
+fn on_a_connection_sending_to_another_peer_is_a_typed_error(mode: Mode) {
+    let mut server = start(TCP, mode);
+    let mut client = server.connect();
+    client.send("to|inet=127.0.0.1:1|x").expect("Err(StreamSendTo)").end().expect_end();
+    server.terminate();
+    server.expect_success();
+}
+
+fn a_peer_that_cannot_be_reached_is_counted_and_the_next_one_is_sent_to(url: &str, mode: Mode) {
+    let server = start(url, mode);
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let unreachable: &[&str] = match url {
+        UNIX => &["path=/no/such/peer", "abstract=no-such-peer", "path=/dev/null"],
+        // No datagram is sent to port 0; the IPv6 address is not one of a peer.
+        UDP => &["inet=127.0.0.1:0", "inet=255.255.255.255:9"],
+        _ => &["inet=[::1]:0", "inet=127.0.0.1:9"],
+    };
+    for gone in unreachable {
+        asking.send(format!("to|{gone}|lost")).expect("Ok(())");
+        asking.send(format!("to|{peer}|arrives")).expect("Ok(())");
+        other.expect("arrives");
+    }
+    let count = unreachable.len() as u64;
+    expect_counted(server, mode, 3 * count, count);
+}
+
+fn a_message_that_is_too_long_is_counted_and_an_empty_one_arrives(url: &str, mode: Mode) {
+    let server = start(url, mode);
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    for count in [100_000_000, 1_000_000] {
+        asking.send(format!("bytes|{peer}|{count}"));
+        other.expect("after");
+    }
+    asking.send(format!("bytes|{peer}|0"));
+    other.expect("").expect("after");
+    expect_counted(server, mode, 4, 2);
+}
+
+fn what_is_sent_to_a_peer_after_a_close_is_dropped(url: &str, mode: Mode) {
+    let server = start(url, mode);
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    asking.send(format!("close|{peer}"));
+    asking.send(format!("to|{peer}|next")).expect("Ok(())");
+    other.expect("next").expect_nothing_else();
+    expect_counted(server, mode, 2, 0);
+}
+
+/// Fills the queue of a client that does not read.
+fn fill_queue_at(path: &Path) {
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"noise", path).is_ok() {}
+}
+
+fn thousands_of_datagrams_to_a_peer_that_does_not_read_delay_nobody_else(mode: Mode) {
+    let server = start(UNIX, mode);
+    let ((asking, _), (client, _)) = (client(&server), client(&server));
+    let silent = server.datagrams();
+    fill_queue_at(silent.path.as_ref().unwrap());
+    let peer = silent.path.as_ref().unwrap().display().to_string();
+    let start = Instant::now();
+    asking.send(format!("many|path={peer}|30000"));
+    for _ in 0..20 {
+        client.send("hello").expect("hello");
+    }
+    asking.expect("sent");
+    assert!(start.elapsed() < 10 * WAIT, "{:?} for one peer that does not read", start.elapsed());
+    // Under `reactor` and `offload` they wait for the loop; a child and its memory are gone by now.
+    let resident = resident_memory(server.pid());
+    assert!(resident < 64 << 20, "{resident} bytes for datagrams that wait");
+    if mode.name() != "forking" {
+        // What was queued is sent or lost before the stop is complete.
+        let (replies, unsent) = stop(server);
+        assert_eq!((replies, unsent), (21, 30_000));
+    } else {
+        stop(server);
+    }
+}
+
+/// The resident memory of a process, in bytes.
+fn resident_memory(pid: i32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+fn datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else(mode: Mode) {
+    let server = start(UNIX, mode);
+    let ((asking, _), (client, _)) = (client(&server), client(&server));
+    let silent: Vec<_> = (0..300)
+        .map(|number| {
+            let path = server.directory.join(&number.to_string());
+            let silent = UnixDatagram::bind(&path).unwrap();
+            fill_queue_at(&path);
+            silent
+        })
+        .collect();
+    let start = Instant::now();
+    asking.send(format!("each|{}|{}", server.directory.path().display(), silent.len()));
+    for _ in 0..20 {
+        client.send("hello").expect("hello");
+    }
+    asking.expect("sent");
+    assert!(start.elapsed() < 20 * WAIT, "{:?} for 300 such peers", start.elapsed());
+    if mode.name() == "forking" {
+        eventually("all children are reaped", || server.children().is_empty());
+    }
+    expect_counted(server, mode, 21, 300);
+}
+
+fn tests() -> Vec<Test> {
+    type OfUrl = fn(&str, Mode);
+    type OfMode = fn(Mode);
+    let of_url: [(&str, OfUrl); 5] = [
+        (
+            "datagrams_to_another_peer_arrive_in_order_and_so_do_the_replies",
+            datagrams_to_another_peer_arrive_in_order_and_so_do_the_replies,
+        ),
+        (
+            "a_peer_without_an_address_or_of_another_family_is_a_typed_error",
+            a_peer_without_an_address_or_of_another_family_is_a_typed_error,
+        ),
+        (
+            "a_peer_that_cannot_be_reached_is_counted_and_the_next_one_is_sent_to",
+            a_peer_that_cannot_be_reached_is_counted_and_the_next_one_is_sent_to,
+        ),
+        (
+            "a_message_that_is_too_long_is_counted_and_an_empty_one_arrives",
+            a_message_that_is_too_long_is_counted_and_an_empty_one_arrives,
+        ),
+        (
+            "what_is_sent_to_a_peer_after_a_close_is_dropped",
+            what_is_sent_to_a_peer_after_a_close_is_dropped,
+        ),
+    ];
+    let of_mode: [(&str, OfMode); 5] = [
+        (
+            "udp6::an_ipv4_peer_of_a_dual_stack_socket_is_sent_to",
+            an_ipv4_peer_of_a_dual_stack_socket_is_sent_to,
+        ),
+        (
+            "unixgram::a_peer_in_the_abstract_namespace_is_sent_to",
+            a_peer_in_the_abstract_namespace_is_sent_to,
+        ),
+        (
+            "tcp::on_a_connection_sending_to_another_peer_is_a_typed_error",
+            on_a_connection_sending_to_another_peer_is_a_typed_error,
+        ),
+        (
+            "unixgram::thousands_of_datagrams_to_a_peer_that_does_not_read_delay_nobody_else",
+            thousands_of_datagrams_to_a_peer_that_does_not_read_delay_nobody_else,
+        ),
+        (
+            "unixgram::datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else",
+            datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else,
+        ),
+    ];
+    let mut tests = Vec::new();
+    for mode in Mode::all() {
+        for (name, check) in of_url {
+            for (family, url) in [("udp", UDP), ("udp6", UDP6), ("unixgram", UNIX)] {
+                let name = format!("{mode}::{family}::{name}");
+                tests.push(test(name, move || check(url, mode)));
+            }
+        }
+        for (name, check) in of_mode {
+            tests.push(test(format!("{mode}::{name}"), move || check(mode)));
+        }
+    }
+    tests
+}
+
+fn main() -> ExitCode {
+    let Some(arguments) = runner::arguments_unless_serving(serve) else {
+        return ExitCode::SUCCESS;
+    };
+    runner::run(tests(), arguments.into_iter()).0
+}
