@@ -232,14 +232,16 @@ impl fmt::Display for UnsupportedError {
 
 impl std::error::Error for UnsupportedError {}
 
-/// Why a [`Sender`](crate::Sender) did not take a message.
+/// Why a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) did not take a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closed, or is being closed; what is sent to it goes nowhere.
+    /// The connection is closed, or is being closed; what is sent to it goes nowhere. Of a datagram:
+    /// the server is dropped, and its socket closed.
     Closed,
     /// As much waits for the peer as the high mark allows: it reads too slowly, or the connection's
-    /// loop or thread has not come for it yet.
+    /// loop or thread has not come for it yet. Of a datagram: the system has no room for it, and no
+    /// more may wait.
     Full,
     /// The message is longer than the framing can send.
     TooLong {
@@ -248,13 +250,20 @@ pub enum SendError {
     },
     /// The framing cannot send such a message, as one that holds its own delimiter.
     Unencodable(&'static str),
+    /// The datagram's peer has no address that the socket can send to.
+    Unaddressable,
+    /// The system did not send the datagram; the number is its errno(3), of which
+    /// [`io::Error::from_raw_os_error`] makes an error.
+    Os(i32),
 }
 
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SendError::Closed => f.write_str("the connection is closed"),
-            SendError::Full => f.write_str("as much waits for the peer as the high mark allows"),
+            SendError::Closed => f.write_str("the connection or socket is closed"),
+            SendError::Full => f.write_str("there is no room: as much waits as may"),
+            SendError::Unaddressable => UnsupportedError::UnaddressablePeer.fmt(f),
+            SendError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
             SendError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
             SendError::Unencodable(reason) => f.write_str(reason),
         }

@@ -121,6 +121,7 @@ pub use conversation::{
     LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
 };
 pub use counters::Counters;
+pub use datagram::DatagramSender;
 pub use encodable::Encodable;
 pub use error::{
     CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,

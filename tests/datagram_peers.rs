@@ -9,12 +9,18 @@ mod runner;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use process::{Datagrams, Process, announce, eventually};
 use runner::{Test, test};
 use socket2::{Domain, SockAddr, Socket, Type};
-use socketserver::{Context, Handler, HandlerResult, Mode, Peer, Server};
+use socketserver::{
+    Context, DatagramSender, Forking, Handler, HandlerResult, ListenerId, Mode, Peer, Server,
+    handler_fn,
+};
 
 const UDP: &str = "udp://127.0.0.1:0";
 const UDP6: &str = "udp://[::1]:0";
@@ -28,13 +34,16 @@ const WAIT: Duration = Duration::from_millis(500);
 // The server
 
 /// Does what a message says: a command and its arguments, with `|` between them.
-struct Commands;
+struct Commands {
+    /// The sender of the server's second service, if it has one.
+    other: Option<DatagramSender>,
+}
 
 impl Handler for Commands {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         let text = str::from_utf8(message)?;
         let (command, arguments) = text.split_once('|').unwrap_or((text, ""));
-        let arguments: Vec<_> = arguments.split('|').collect();
+        let arguments: Vec<_> = arguments.split_terminator('|').collect();
         match (command, &arguments[..]) {
             ("mix", [peer]) => {
                 let (peer, asking) = (peer_of(peer), cx.peer().clone());
@@ -52,6 +61,17 @@ impl Handler for Commands {
             ("bytes", [peer, count]) => {
                 cx.send_to(&peer_of(peer), &vec![b'x'; count.parse()?])?;
                 Ok(cx.send_to(&peer_of(peer), b"after")?)
+            }
+            ("thread", [peer, text]) => {
+                let sender = cx.datagram_sender()?;
+                let (peer, text) = (peer_of(peer), text.to_string());
+                let sent = thread::spawn(move || sender.send_to(&peer, text.as_bytes()));
+                cx.send(format!("{:?}", sent.join().unwrap()).as_bytes())
+            }
+            ("sender", []) => cx.send(format!("{:?}", cx.datagram_sender()).as_bytes()),
+            ("other", [peer]) => {
+                let sent = self.other.as_ref().unwrap().send_to(&peer_of(peer), b"other");
+                cx.send(format!("{sent:?}").as_bytes())
             }
             ("many", [peer, count]) => {
                 let peer = peer_of(peer);
@@ -88,16 +108,66 @@ fn peer_of(text: &str) -> Peer {
 }
 
 fn serve(arguments: &[String]) {
-    let [url, mode] = arguments else { panic!("what to serve") };
-    let mode: Mode = mode.parse().unwrap();
+    let [url, mode, options @ ..] = arguments else { panic!("what to serve") };
+    let mut mode: Mode = mode.parse().unwrap();
     let mut server = Server::new().unwrap();
+    let mut other = None;
+    if options == ["two services"] {
+        let silent = |_: &Peer| handler_fn(|_, _| Ok(()));
+        let service = Server::endpoint(&UDP.parse().unwrap()).unwrap().service(silent).unwrap();
+        let id = server.add(service).unwrap();
+        other = Some(server.datagram_sender(id).unwrap());
+    }
+    if options == ["threads beside"] {
+        mode = Mode::Forking(Forking::default().allow_threads(true));
+    }
     let builder = Server::endpoint(&url.parse().unwrap()).unwrap().dual_stack(url.contains("[::]"));
-    server.add(builder.mode(mode).service(|_: &Peer| Commands).unwrap()).unwrap();
+    let make = move |_: &Peer| Commands { other: other.clone() };
+    let id = server.add(builder.mode(mode).service(make).unwrap()).unwrap();
     server.stop_on_signals().unwrap();
-    announce(&server.addresses());
+    announce(&server.addresses()[id_number(options)..]);
+    let flood = (options == ["threads beside"]).then(|| Flood::start(&server, id));
     server.serve_forever().unwrap();
+    drop(flood);
     let counters = server.counters();
     println!("replies {} unsent {}", counters.replies, counters.unsent);
+}
+
+/// The number of the service that is announced.
+fn id_number(options: &[String]) -> usize {
+    usize::from(options == ["two services"])
+}
+
+/// Threads of the server that go on sending to peers with full queues.
+struct Flood {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(server: &Server, id: ListenerId) -> Self {
+        let path = server.local_addr().path().unwrap().with_file_name("silent");
+        let over = Arc::new(AtomicBool::new(false));
+        let threads = (0..4)
+            .map(|_| {
+                let (sender, over) = (server.datagram_sender(id).unwrap(), over.clone());
+                let peer = Peer::Path(path.clone().into());
+                thread::spawn(move || {
+                    while !over.load(SeqCst) {
+                        let _ = sender.send_to(&peer, b"unread");
+                    }
+                })
+            })
+            .collect();
+        Flood { over, threads }
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.over.store(true, SeqCst);
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
 }
 
 fn start(url: &str, mode: Mode) -> Process {
@@ -312,10 +382,58 @@ fn datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else(mode: Mod
     expect_counted(server, mode, 21, 300);
 }
 
+fn a_sender_works_in_another_thread_of_the_process_that_serves(url: &str, mode: Mode) {
+    let server = start(url, mode);
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    for text in ["hello", "again"] {
+        asking.send(format!("thread|{peer}|{text}")).expect("Ok(())");
+        other.expect(text);
+    }
+    asking.send("thread|unnamed=|x").expect("Err(Unaddressable)");
+    expect_counted(server, mode, 5, 0);
+}
+
+fn on_a_connection_there_is_no_datagram_sender(mode: Mode) {
+    let mut server = start(TCP, mode);
+    let mut client = server.connect();
+    client.send("sender|").expect("Err(StreamSendTo)").end().expect_end();
+    server.terminate();
+    server.expect_success();
+}
+
+fn in_a_child_the_sender_of_another_service_is_closed() {
+    let mode = Mode::Forking(Forking::default());
+    let server = Process::start(1, &[UDP, mode.name(), "two services"]);
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    asking.send(format!("other|{peer}")).expect("Err(Closed)");
+    asking.send(format!("thread|{peer}|own")).expect("Ok(())");
+    other.expect("own").expect_nothing_else();
+    stop(server);
+}
+
+fn children_serve_while_threads_of_their_parent_go_on_sending() {
+    let mode = Mode::Forking(Forking::default());
+    let server = Process::start(1, &[UNIX, mode.name(), "threads beside"]);
+    let _silent = UnixDatagram::bind(server.directory.join("silent")).unwrap();
+    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    for _ in 0..200 {
+        asking.send(format!("thread|{peer}|hello")).expect("Ok(())");
+        other.expect("hello");
+    }
+    let resident = resident_memory(server.pid());
+    assert!(resident < 64 << 20, "{resident} bytes for datagrams that wait");
+    let (replies, unsent) = stop(server);
+    assert!(replies > 0 && unsent > 0, "{replies} sent, {unsent} lost");
+}
+
 fn tests() -> Vec<Test> {
     type OfUrl = fn(&str, Mode);
     type OfMode = fn(Mode);
-    let of_url: [(&str, OfUrl); 5] = [
+    let of_url: [(&str, OfUrl); 6] = [
+        (
+            "a_sender_works_in_another_thread_of_the_process_that_serves",
+            a_sender_works_in_another_thread_of_the_process_that_serves,
+        ),
         (
             "datagrams_to_another_peer_arrive_in_order_and_so_do_the_replies",
             datagrams_to_another_peer_arrive_in_order_and_so_do_the_replies,
@@ -337,7 +455,11 @@ fn tests() -> Vec<Test> {
             what_is_sent_to_a_peer_after_a_close_is_dropped,
         ),
     ];
-    let of_mode: [(&str, OfMode); 5] = [
+    let of_mode: [(&str, OfMode); 6] = [
+        (
+            "tcp::on_a_connection_there_is_no_datagram_sender",
+            on_a_connection_there_is_no_datagram_sender,
+        ),
         (
             "udp6::an_ipv4_peer_of_a_dual_stack_socket_is_sent_to",
             an_ipv4_peer_of_a_dual_stack_socket_is_sent_to,
@@ -359,7 +481,10 @@ fn tests() -> Vec<Test> {
             datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else,
         ),
     ];
-    let mut tests = Vec::new();
+    let mut tests = tests![
+        in_a_child_the_sender_of_another_service_is_closed,
+        children_serve_while_threads_of_their_parent_go_on_sending,
+    ];
     for mode in Mode::all() {
         for (name, check) in of_url {
             for (family, url) in [("udp", UDP), ("udp6", UDP6), ("unixgram", UNIX)] {

@@ -10,6 +10,7 @@ use super::datagram::DatagramCx;
 use super::framing::Framing;
 use super::output::Output;
 use crate::address::Peer;
+use crate::datagram::DatagramSender;
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
 use crate::sender::{SendQueue, Sender, SharedBytes};
@@ -232,6 +233,17 @@ impl Context<'_> {
             self.output.put_datagram_to(to, message);
         }
         Ok(())
+    }
+
+    /// A handle to the socket that this datagram came by, with which other threads send datagrams to
+    /// any peer: see [`DatagramSender`].
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedError::StreamSendTo`] on a connection: see [`sender`](Context::sender).
+    pub fn datagram_sender(&self) -> Result<DatagramSender, UnsupportedError> {
+        let datagram = self.senders.datagram().ok_or(UnsupportedError::StreamSendTo)?;
+        Ok(datagram.reply_socket.sender())
     }
 }
 

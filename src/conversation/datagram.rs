@@ -20,7 +20,7 @@ pub(crate) struct DatagramCx<'a> {
 impl DatagramCx<'_> {
     /// Where a datagram to this peer goes. One to the peer that is answered goes as the reply does.
     pub(super) fn destination(&self, peer: &Peer) -> Result<Destination, UnsupportedError> {
-        let address = sock_addr_of(peer, &self.reply_socket.address)?;
+        let address = sock_addr_of(peer, self.reply_socket.address())?;
         if address == self.from.address {
             return Ok(self.from.clone());
         }

@@ -1,7 +1,6 @@
 //! A datagram socket in the slab: receives in batches, and sends the replies in batches.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -34,11 +33,6 @@ pub(crate) trait DatagramDispatcher: Dispatcher {
         let _ = (work, cx);
         None
     }
-
-    /// Whoever sends replies beside the loop, and leaves to it those that are put aside.
-    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
-        None
-    }
 }
 
 /// A datagram socket in the slab.
@@ -51,7 +45,7 @@ pub(crate) struct Datagrams<'a> {
     received: Vec<RecvMeta>,
     replies: Replies,
     /// What is sent beside the loop; the loop retries what it has put aside.
-    reply_socket: Option<Arc<ReplySocket>>,
+    reply_socket: &'a ReplySocket,
     log_limiter: LogLimiter,
     /// How many receives have failed one after the other.
     failures: u32,
@@ -62,13 +56,12 @@ pub(crate) struct Datagrams<'a> {
 
 impl<'a> Datagrams<'a> {
     pub(crate) fn new(
-        socket: &'a Socket,
-        address: &'a Address,
+        reply_socket: &'a ReplySocket,
         batch: &'a mut Batch,
         dispatcher: Box<dyn DatagramDispatcher + 'a>,
         hooks: Box<dyn ListenerHooks + 'a>,
     ) -> Self {
-        let reply_socket = dispatcher.reply_socket();
+        let (socket, address) = (&*reply_socket.socket, reply_socket.address());
         Datagrams {
             socket,
             address,
@@ -208,9 +201,7 @@ impl EventSource for Datagrams<'_> {
         let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
         let stalled = is_due(self.replies.stalled_until);
         if retry {
-            let reply_socket = self.reply_socket.as_ref();
-            let beside = reply_socket
-                .and_then(|reply_socket| reply_socket.retry(cx.state.now, &mut cx.state.tally));
+            let beside = self.reply_socket.retry(cx.state.now, &mut cx.state.tally);
             self.replies.retry(self.socket, beside, cx);
         }
         if stalled {
@@ -228,17 +219,13 @@ impl EventSource for Datagrams<'_> {
     }
 
     fn undelivered(&self) -> usize {
-        let beside =
-            self.reply_socket.as_ref().map_or(0, |reply_socket| reply_socket.undelivered());
-        self.replies.len() + beside
+        self.replies.len() + self.reply_socket.drain()
     }
 
     /// What could not be delivered by the end of a run is lost.
     fn finish(&mut self, cx: &mut LoopCx) {
         self.replies.give_up(&mut cx.tally);
-        if let Some(reply_socket) = &self.reply_socket {
-            reply_socket.end_run(&mut cx.tally);
-        }
+        self.reply_socket.end_run(&mut cx.tally);
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
@@ -285,6 +272,7 @@ fn is_exhaustion(error: &io::Error) -> bool {
 mod tests {
     use std::net::SocketAddr;
     use std::os::fd::BorrowedFd;
+    use std::sync::Arc;
 
     use socket2::{Domain, Type};
 
@@ -326,7 +314,8 @@ mod tests {
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let mut batch = Batch::new(100);
         let (dispatcher, hooks) = (Box::new(Nobody), Box::new(Nobody));
-        let mut datagrams = Datagrams::new(&broken, &address, &mut batch, dispatcher, hooks);
+        let reply_socket = ReplySocket::new(Arc::new(broken), Arc::new(address));
+        let mut datagrams = Datagrams::new(&reply_socket, &mut batch, dispatcher, hooks);
         let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
         cx.readiness.add(Readiness::READABLE);
         let mut pause = FIRST_PAUSE;

@@ -154,11 +154,17 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         hooks: &mut dyn ListenerHooks,
         access: &mut dyn LoopAccess,
     ) {
-        match fork_if_sound(self.children.threads_allowed()) {
+        let held = self.listener_handle.reply_socket.hold();
+        let forked = fork_if_sound(self.children.threads_allowed());
+        drop(held);
+        match forked {
             Ok(Forked::Child(process)) => process.run(|process| {
                 self.pending.clear();
                 // The reply to a datagram is sent on the socket of the listener.
                 let keep_listener = matches!(request, Incoming::Datagram(_));
+                if keep_listener {
+                    self.listener_handle.reply_socket.enter_child();
+                }
                 access.close_all_but(keep_listener, &mut |descriptor| process.close(descriptor));
                 let cx = access.cx();
                 self.serve_in_child(request, process, &mut |peer, reason| {

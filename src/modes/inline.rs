@@ -15,7 +15,7 @@ use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrateg
 use crate::conversation::OutputBuffer;
 use crate::conversation::READ_SIZE;
 use crate::counters::Tally;
-use crate::datagram::{Datagram, ReplySocket};
+use crate::datagram::Datagram;
 use crate::error::UnsupportedError;
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, LingeringConnection, LoopCx, NewConnection, StreamDispatcher,
@@ -54,7 +54,6 @@ impl<T: 'static, S: SessionFactory<T>> ModeRunner for InlineRunner<T, S> {
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
         Ok(Box::new(InlineDispatcher::new(self, run_cx)?))
     }
 }
@@ -145,10 +144,6 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'
             Datagram::new(bytes, peer, received),
         );
         self.serve(session, cx);
-    }
-
-    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
-        Some(self.listener_handle.reply_socket.clone())
     }
 }
 

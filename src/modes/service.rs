@@ -327,13 +327,6 @@ pub(crate) struct ListenerHandle {
     pub(crate) address: Arc<Address>,
 }
 
-impl ListenerHandle {
-    pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
-        let reply_socket = Arc::new(ReplySocket::new(socket, address.clone()));
-        ListenerHandle { reply_socket, address }
-    }
-}
-
 /// A [`Handler`] is served message by message.
 pub(crate) struct MessageSessions<F> {
     framing: CatchDrop<F>,

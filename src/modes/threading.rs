@@ -18,7 +18,7 @@ use crate::blocking::{ActiveConnections, Registration, Session, SessionCx, WaitS
 use crate::conversation::OutputBuffer;
 use crate::conversation::READ_SIZE;
 use crate::counters::{Published, Tally};
-use crate::datagram::{Datagram, ReplySocket};
+use crate::datagram::Datagram;
 use crate::error::UnsupportedError;
 use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher};
 use crate::sys::RecvMeta;
@@ -132,7 +132,6 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
         Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
     }
 
@@ -268,10 +267,6 @@ where
         let session = Box::new(self.serve.datagram(handler, &self.listener_handle, datagram));
         let (notifier, run) = (self.notifier.clone(), self.run);
         self.threads.assign(SessionJob { session, registration: None, notifier, run });
-    }
-
-    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
-        Some(self.listener_handle.reply_socket.clone())
     }
 }
 

@@ -16,6 +16,7 @@ use super::hooks::{Hooks, NoHooks};
 use crate::address::{Address, Endpoint, Peer};
 use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
+use crate::datagram::ReplySocket;
 use crate::error::Error;
 use crate::event_loop::WaterMarks;
 use crate::modes::{
@@ -36,6 +37,8 @@ const UNIX_PACKET_SIZE: usize = 256 * 1024;
 /// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
 #[must_use = "a service is served by the server that it is added to"]
 pub struct Service {
+    /// The socket, as replies to datagrams are sent on it.
+    pub(super) reply_socket: Arc<ReplySocket>,
     // Dropped first: nobody connects any more to what waits for its last requests.
     pub(super) bound: Bound,
     pub(super) runner: Box<dyn ModeRunner>,
@@ -50,6 +53,12 @@ pub struct Service {
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").field("address", &self.bound.address).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.reply_socket.close();
     }
 }
 
@@ -457,7 +466,9 @@ where
         Address::UnixDatagram(_) => UNIX_PACKET_SIZE,
         _ => UDP_PACKET_SIZE,
     });
+    let (socket, address) = (bound.socket.clone(), bound.address.clone());
     Ok(Service {
+        reply_socket: Arc::new(ReplySocket::new(socket, address)),
         runner,
         hooks: CatchDrop::new(Box::new(hooks)),
         poll_interval: plan.poll_interval,

@@ -14,6 +14,7 @@ use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
 use crate::counters::{Counters, Tally};
+use crate::datagram::DatagramSender;
 use crate::error::Error;
 use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
 use crate::guard::log;
@@ -251,6 +252,7 @@ impl Server {
                 .map_err(Error::Loop)?;
             self.control.set_child_stop_request(asked);
         }
+        service.reply_socket.count_into(&self.control.published);
         self.services.push(service);
         Ok(ListenerId(self.services.len() - 1))
     }
@@ -436,6 +438,19 @@ impl Server {
     /// If the server has no listener.
     pub fn local_addr(&self) -> &Address {
         self.services.first().map(Service::address).expect("a server with a listener")
+    }
+
+    /// A handle to the socket of a datagram service, with which other threads send datagrams to any
+    /// peer: see [`DatagramSender`]. It works from now on until the server is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mode`] when there is no such datagram service.
+    pub fn datagram_sender(&self, id: ListenerId) -> Result<DatagramSender, Error> {
+        match self.services.get(id.0).filter(|service| service.batch.is_some()) {
+            Some(service) => Ok(service.reply_socket.sender()),
+            None => Err(Error::Mode("datagrams are sent by a datagram service".to_owned())),
+        }
     }
 
     /// Closes the listeners, as dropping does: clients that were never accepted see the end, and no
@@ -685,13 +700,16 @@ impl Service {
         number: usize,
         token: Token,
     ) -> io::Result<Box<dyn EventSource + 'a>> {
-        let Service { runner, hooks, bound, batch, handed, .. } = self;
+        let Service { runner, hooks, bound, batch, handed, reply_socket, .. } = self;
         let closed = bound.kind == Kind::WithoutListener;
         let hooks = Box::new(GuardedHooks::new(&mut ***hooks));
         let run_cx = RunContext {
             listener: token,
             service: number,
-            listener_handle: ListenerHandle::new(bound.socket.clone(), bound.address.clone()),
+            listener_handle: ListenerHandle {
+                reply_socket: reply_socket.clone(),
+                address: bound.address.clone(),
+            },
             control: run_cx.control,
             signals: run_cx.signals.clone(),
             drain: run_cx.drain,
@@ -704,7 +722,8 @@ impl Service {
             }
             Some(batch) => {
                 let dispatcher = runner.datagram_dispatcher(&run_cx)?;
-                Box::new(Datagrams::new(&bound.socket, &bound.address, batch, dispatcher, hooks))
+                reply_socket.begin_run(&run_cx.control.mailbox, token);
+                Box::new(Datagrams::new(reply_socket, batch, dispatcher, hooks))
             }
         })
     }

@@ -21,7 +21,7 @@ pub(crate) use datagrams::{
     send_datagram, supports_gso, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
-pub(crate) use process::{Child, Forked, InChild, fork, is_only_thread};
+pub(crate) use process::{Child, Forked, InChild, fork, is_forked_child, is_only_thread};
 pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };
