@@ -6,6 +6,7 @@ mod process;
 #[path = "support/runner.rs"]
 mod runner;
 
+use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
@@ -68,6 +69,10 @@ impl Handler for Commands {
                 let sent = thread::spawn(move || sender.send_to(&peer, text.as_bytes()));
                 cx.send(format!("{:?}", sent.join().unwrap()).as_bytes())
             }
+            ("where", []) => {
+                let shown = format!("{} {:?}", cx.local_addr()?, cx.interface());
+                cx.send(shown.as_bytes())
+            }
             ("sender", []) => cx.send(format!("{:?}", cx.datagram_sender()).as_bytes()),
             ("other", [peer]) => {
                 let sent = self.other.as_ref().unwrap().send_to(&peer_of(peer), b"other");
@@ -122,6 +127,7 @@ fn serve(arguments: &[String]) {
         mode = Mode::Forking(Forking::default().allow_threads(true));
     }
     let builder = Server::endpoint(&url.parse().unwrap()).unwrap().dual_stack(url.contains("[::]"));
+    let builder = if options == ["packet info"] { builder.packet_info(true) } else { builder };
     let make = move |_: &Peer| Commands { other: other.clone() };
     let id = server.add(builder.mode(mode).service(make).unwrap()).unwrap();
     server.stop_on_signals().unwrap();
@@ -191,7 +197,7 @@ fn expect_counted(server: Process, mode: Mode, replies: u64, unsent: u64) {
 }
 
 /// A client that has an address, and the text that means it.
-fn client(server: &Process) -> (Datagrams, String) {
+fn client_of(server: &Process) -> (Datagrams, String) {
     let client = server.datagrams();
     if let Some(path) = &client.path {
         let text = format!("path={}", path.display());
@@ -213,7 +219,7 @@ fn local_server(url: &str) -> String {
 
 fn datagrams_to_another_peer_arrive_in_order_and_so_do_the_replies(url: &str, mode: Mode) {
     let server = start(url, mode);
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     asking.send(format!("mix|{peer}"));
     for expected in ["1", "2", "3", "4"] {
         asking.expect(expected);
@@ -245,7 +251,7 @@ fn a_peer_in_the_abstract_namespace_is_sent_to(mode: Mode) {
         return;
     }
     let server = start(UNIX, mode);
-    let (asking, _) = client(&server);
+    let (asking, _) = client_of(&server);
     let other = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
     let name = format!("datagram-peers-{}", server.pid());
     other.bind(&SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
@@ -259,7 +265,7 @@ fn a_peer_in_the_abstract_namespace_is_sent_to(mode: Mode) {
 
 fn a_peer_without_an_address_or_of_another_family_is_a_typed_error(url: &str, mode: Mode) {
     let server = start(url, mode);
-    let (asking, _) = client(&server);
+    let (asking, _) = client_of(&server);
     let mut peers = vec!["unnamed=", "path=", "path=/\0/nul"];
     match url {
         UNIX => peers.extend(["inet=127.0.0.1:1", "inet=[::1]:1"]),
@@ -282,7 +288,7 @@ fn on_a_connection_sending_to_another_peer_is_a_typed_error(mode: Mode) {
 
 fn a_peer_that_cannot_be_reached_is_counted_and_the_next_one_is_sent_to(url: &str, mode: Mode) {
     let server = start(url, mode);
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     let unreachable: &[&str] = match url {
         UNIX => &["path=/no/such/peer", "abstract=no-such-peer", "path=/dev/null"],
         // No datagram is sent to port 0; the IPv6 address is not one of a peer.
@@ -300,7 +306,7 @@ fn a_peer_that_cannot_be_reached_is_counted_and_the_next_one_is_sent_to(url: &st
 
 fn a_message_that_is_too_long_is_counted_and_an_empty_one_arrives(url: &str, mode: Mode) {
     let server = start(url, mode);
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     for count in [100_000_000, 1_000_000] {
         asking.send(format!("bytes|{peer}|{count}"));
         other.expect("after");
@@ -312,7 +318,7 @@ fn a_message_that_is_too_long_is_counted_and_an_empty_one_arrives(url: &str, mod
 
 fn what_is_sent_to_a_peer_after_a_close_is_dropped(url: &str, mode: Mode) {
     let server = start(url, mode);
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     asking.send(format!("close|{peer}"));
     asking.send(format!("to|{peer}|next")).expect("Ok(())");
     other.expect("next").expect_nothing_else();
@@ -328,7 +334,7 @@ fn fill_queue_at(path: &Path) {
 
 fn thousands_of_datagrams_to_a_peer_that_does_not_read_delay_nobody_else(mode: Mode) {
     let server = start(UNIX, mode);
-    let ((asking, _), (client, _)) = (client(&server), client(&server));
+    let ((asking, _), (client, _)) = (client_of(&server), client_of(&server));
     let silent = server.datagrams();
     fill_queue_at(silent.path.as_ref().unwrap());
     let peer = silent.path.as_ref().unwrap().display().to_string();
@@ -360,7 +366,7 @@ fn resident_memory(pid: i32) -> usize {
 
 fn datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else(mode: Mode) {
     let server = start(UNIX, mode);
-    let ((asking, _), (client, _)) = (client(&server), client(&server));
+    let ((asking, _), (client, _)) = (client_of(&server), client_of(&server));
     let silent: Vec<_> = (0..300)
         .map(|number| {
             let path = server.directory.join(&number.to_string());
@@ -384,7 +390,7 @@ fn datagrams_to_three_hundred_peers_that_do_not_read_delay_nobody_else(mode: Mod
 
 fn a_sender_works_in_another_thread_of_the_process_that_serves(url: &str, mode: Mode) {
     let server = start(url, mode);
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     for text in ["hello", "again"] {
         asking.send(format!("thread|{peer}|{text}")).expect("Ok(())");
         other.expect(text);
@@ -404,7 +410,7 @@ fn on_a_connection_there_is_no_datagram_sender(mode: Mode) {
 fn in_a_child_the_sender_of_another_service_is_closed() {
     let mode = Mode::Forking(Forking::default());
     let server = Process::start(1, &[UDP, mode.name(), "two services"]);
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     asking.send(format!("other|{peer}")).expect("Err(Closed)");
     asking.send(format!("thread|{peer}|own")).expect("Ok(())");
     other.expect("own").expect_nothing_else();
@@ -415,7 +421,7 @@ fn children_serve_while_threads_of_their_parent_go_on_sending() {
     let mode = Mode::Forking(Forking::default());
     let server = Process::start(1, &[UNIX, mode.name(), "threads beside"]);
     let _silent = UnixDatagram::bind(server.directory.join("silent")).unwrap();
-    let ((asking, _), (other, peer)) = (client(&server), client(&server));
+    let ((asking, _), (other, peer)) = (client_of(&server), client_of(&server));
     for _ in 0..200 {
         asking.send(format!("thread|{peer}|hello")).expect("Ok(())");
         other.expect("hello");
@@ -424,6 +430,57 @@ fn children_serve_while_threads_of_their_parent_go_on_sending() {
     assert!(resident < 64 << 20, "{resident} bytes for datagrams that wait");
     let (replies, unsent) = stop(server);
     assert!(replies > 0 && unsent > 0, "{replies} sent, {unsent} lost");
+}
+
+/// Asks where a datagram was sent to, and by which interface it came.
+fn ask_where(client: &UdpSocket, to: (&str, u16)) -> String {
+    client.set_read_timeout(Some(process::DEADLINE)).unwrap();
+    client.send_to(b"where|", to).unwrap();
+    let mut reply = [0; 100];
+    let count = client.recv(&mut reply).expect("a reply");
+    str::from_utf8(&reply[..count]).unwrap().to_owned()
+}
+
+fn port_of(server: &Process) -> u16 {
+    server.url().rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+fn the_local_address_is_the_one_that_was_asked_and_the_interface_its_own(mode: Mode) {
+    let loopback = std::fs::read_to_string("/sys/class/net/lo/ifindex");
+    let Ok(index) = loopback.map(|text| text.trim().parse::<u32>().unwrap()) else {
+        eprintln!("skipped: only Linux tells where a datagram was sent to");
+        return;
+    };
+    for url in ["udp://0.0.0.0:0", DUAL] {
+        let server = Process::start(1, &[url, mode.name(), "packet info"]);
+        let port = port_of(&server);
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_broadcast(true).unwrap();
+        // The last is a broadcast address.
+        for asked in ["127.0.0.1", "127.0.0.2", "127.255.255.255"] {
+            let expected = format!("udp://{asked}:{port} Some({index})");
+            assert_eq!(ask_where(&client, (asked, port)), expected);
+        }
+        if url == DUAL {
+            let client = UdpSocket::bind("[::1]:0").unwrap();
+            let expected = format!("udp://[::1]:{port} Some({index})");
+            assert_eq!(ask_where(&client, ("::1", port)), expected);
+        }
+        stop(server);
+    }
+}
+
+fn without_packet_info_the_local_address_is_the_one_that_is_bound(mode: Mode) {
+    let server = start("udp://0.0.0.0:0", mode);
+    let port = port_of(&server);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let expected = format!("udp://0.0.0.0:{port} None");
+    assert_eq!(ask_where(&client, ("127.0.0.1", port)), expected);
+    stop(server);
+    let server = start(UNIX, mode);
+    let (asking, _) = client_of(&server);
+    asking.send("where|").expect(format!("{} None", server.url()));
+    stop(server);
 }
 
 fn tests() -> Vec<Test> {
@@ -455,7 +512,15 @@ fn tests() -> Vec<Test> {
             what_is_sent_to_a_peer_after_a_close_is_dropped,
         ),
     ];
-    let of_mode: [(&str, OfMode); 6] = [
+    let of_mode: [(&str, OfMode); 8] = [
+        (
+            "udp::the_local_address_is_the_one_that_was_asked_and_the_interface_its_own",
+            the_local_address_is_the_one_that_was_asked_and_the_interface_its_own,
+        ),
+        (
+            "udp::without_packet_info_the_local_address_is_the_one_that_is_bound",
+            without_packet_info_the_local_address_is_the_one_that_is_bound,
+        ),
         (
             "tcp::on_a_connection_there_is_no_datagram_sender",
             on_a_connection_there_is_no_datagram_sender,

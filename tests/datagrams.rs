@@ -78,7 +78,7 @@ fn serve(arguments: &[String]) {
     let mut stamped = false;
     for option in options {
         match option.as_str() {
-            "asked address" => builder = builder.reply_from_destination(true),
+            "asked address" => builder = builder.packet_info(true),
             "dual stack" => builder = builder.dual_stack(true),
             "stamped" => stamped = true,
             "two children" => mode = Mode::Forking(Forking::default().max_children(2)),

@@ -17,7 +17,8 @@ pub(crate) struct DatagramSession<H> {
 impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramSession { reply_socket, datagram, handler } = *self;
-        let datagram_cx = DatagramCx { reply_socket: &reply_socket, from: &datagram.from };
+        let datagram_cx =
+            DatagramCx { reply_socket: &reply_socket, from: &datagram.from, info: datagram.info };
         let mut step_cx = StepCx::new(cx.output_buffer, cx.tally, &datagram_cx, usize::MAX);
         let peer = datagram.peer.clone();
         let reason = serve_datagram(

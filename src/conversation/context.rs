@@ -2,6 +2,7 @@
 //! drives the conversation, after the handler has returned.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::State;
 use super::datagram::DatagramCx;
 use super::framing::Framing;
 use super::output::Output;
-use crate::address::Peer;
+use crate::address::{Address, Peer};
 use crate::datagram::DatagramSender;
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
@@ -244,6 +245,26 @@ impl Context<'_> {
     pub fn datagram_sender(&self) -> Result<DatagramSender, UnsupportedError> {
         let datagram = self.senders.datagram().ok_or(UnsupportedError::StreamSendTo)?;
         Ok(datagram.reply_socket.sender())
+    }
+
+    /// The local address that this datagram was sent to, which is a group's if it came by multicast,
+    /// where [`Builder::packet_info`](crate::Builder::packet_info) asks for it. Otherwise, and for a
+    /// Unix datagram, the address that the socket is bound to, which may be `0.0.0.0` or `[::]`.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] on a connection.
+    pub fn local_addr(&self) -> io::Result<Address> {
+        let datagram = self.senders.datagram().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(datagram.local_addr())
+    }
+
+    /// The index of the network interface that this datagram came by (see
+    /// [netdevice(7)](https://man7.org/linux/man-pages/man7/netdevice.7.html)), where
+    /// [`Builder::packet_info`](crate::Builder::packet_info) asks for it; `None` otherwise, and on a
+    /// connection.
+    pub fn interface(&self) -> Option<u32> {
+        self.senders.datagram().and_then(DatagramCx::interface)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Received datagrams, the socket that replies are sent on, and the senders of other threads.
 
 use crate::address::Peer;
-use crate::sys::{Destination, RecvMeta};
+use crate::sys::{Destination, PacketInfo, RecvMeta};
 
 mod outlet;
 mod reply_socket;
@@ -25,11 +25,14 @@ pub(crate) struct Datagram {
     /// Where a reply goes.
     pub(crate) from: Destination,
     pub(crate) truncated: bool,
+    /// Where it was sent to, if the system has been asked to tell.
+    pub(crate) info: Option<PacketInfo>,
 }
 
 impl Datagram {
     pub(crate) fn new(bytes: &[u8], peer: Peer, received: &RecvMeta) -> Self {
         let from = received.from.clone();
-        Datagram { bytes: bytes.to_vec(), peer, from, truncated: received.truncated }
+        let RecvMeta { truncated, info, .. } = *received;
+        Datagram { bytes: bytes.to_vec(), peer, from, truncated, info }
     }
 }

@@ -12,8 +12,9 @@ use crate::address::Address;
 use crate::counters::{Published, Tally};
 use crate::guard::log;
 use crate::mailbox::Mailbox;
-use crate::sys::{self, Destination};
+use crate::sys::{self, Destination, PacketInfo};
 use crate::token::Token;
+use crate::transport::local_addr;
 
 /// A socket on which datagrams are answered, by whichever thread.
 ///
@@ -34,6 +35,12 @@ impl ReplySocket {
     /// Where it is bound.
     pub(crate) fn address(&self) -> &Address {
         &self.outlet.address
+    }
+
+    /// The local address of a datagram: where it was sent to, if that is known, or else where the
+    /// socket is bound.
+    pub(crate) fn local_addr(&self, info: Option<PacketInfo>) -> Address {
+        local_addr(self.address(), info)
     }
 
     /// A handle to send by from other threads.

@@ -211,7 +211,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
                     Box::new(self.serve.stream(handler, &self.listener_handle, socket, peer))
                 }
                 Incoming::Datagram(datagram) => {
-                    Box::new(self.serve.datagram(handler, &self.listener_handle, datagram))
+                    Box::new(self.serve.datagram(handler, &self.listener_handle, *datagram))
                 }
             };
             session
@@ -289,14 +289,15 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for ForkDispatcher<'_, T
 
 impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_, T, S> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        self.fork_for(Incoming::Datagram(Datagram::new(bytes, peer, received)), cx);
+        let datagram = Datagram::new(bytes, peer, received);
+        self.fork_for(Incoming::Datagram(Box::new(datagram)), cx);
     }
 }
 
 /// A request that is to have a process of its own.
 enum Incoming {
     Stream(Socket, Peer),
-    Datagram(Datagram),
+    Datagram(Box<Datagram>),
 }
 
 /// Forks, unless other threads make that unsound.

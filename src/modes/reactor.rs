@@ -111,7 +111,11 @@ impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
         let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
         let state = &mut cx.state;
-        let datagram_cx = DatagramCx { reply_socket: &self.reply_socket, from: &received.from };
+        let datagram_cx = DatagramCx {
+            reply_socket: &self.reply_socket,
+            from: &received.from,
+            info: received.info,
+        };
         let mut step_cx =
             StepCx::new(&mut state.output_buffer, &mut state.tally, &datagram_cx, usize::MAX);
         let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);

@@ -26,6 +26,8 @@ use crate::modes::{
 use crate::sys::{Batch, CatchDrop};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
 
+mod options;
+
 /// Python's default, for those who ask for `service_actions`.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -290,15 +292,6 @@ impl<F, D, K> Builder<F, D, K> {
     /// which is all of any UDP datagram, and 256 KiB of a Unix one.
     pub fn max_packet_size(mut self, bytes: usize) -> Self {
         self.plan.max_packet_size = Some(bytes.max(1));
-        self
-    }
-
-    /// Sends a datagram's reply from the address of this host that was asked, and not from the one
-    /// that the route would give it: for hosts with several addresses, on a socket bound to all of
-    /// them. Off by default; Linux alone has it, see `IP_PKTINFO` in
-    /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html).
-    pub fn reply_from_destination(mut self, asked: bool) -> Self {
-        self.plan.bind.pktinfo = asked;
         self
     }
 

@@ -3,6 +3,7 @@
 //! Android; elsewhere one system call for each datagram, with the same results.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
@@ -29,6 +30,17 @@ pub(crate) struct RecvMeta {
     /// The datagram was longer than the buffer and was truncated.
     pub(crate) truncated: bool,
     pub(crate) from: Destination,
+    /// Where the datagram was sent to, if `IP_PKTINFO` is enabled.
+    pub(crate) info: Option<PacketInfo>,
+}
+
+/// The local address that a datagram was sent to, which may be one of a group, and the interface
+/// that it came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PacketInfo {
+    pub(crate) to: IpAddr,
+    /// The index of the interface; 0 if the system does not tell.
+    pub(crate) interface: u32,
 }
 
 /// Where a reply goes, and, if `IP_PKTINFO` is enabled, the local address that it is sent from: the
@@ -104,7 +116,7 @@ pub(crate) fn send_datagram(socket: &Socket, to: &Destination, bytes: &[u8]) -> 
 mod linux {
     use std::io;
     use std::mem::{self, MaybeUninit};
-    use std::net::Ipv6Addr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     use std::os::fd::{AsFd, AsRawFd};
     use std::slice::ChunksMut;
     use std::time::Duration;
@@ -113,7 +125,7 @@ mod linux {
 
     use super::super::checked;
     use super::super::socket::{PollInterest, wait_for};
-    use super::{Destination, LOOK_AGAIN, MOST, RecvMeta, Transmit};
+    use super::{Destination, LOOK_AGAIN, MOST, PacketInfo, RecvMeta, Transmit};
 
     /// A local address, as in the control messages of ip(7) and ipv6(7).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,28 +261,31 @@ mod linux {
         for (header, name) in headers.iter().zip(names).take(received) {
             // SAFETY: the kernel has written an address of `len` bytes, which is at most the size
             // of the storage, and control messages of the stated length into an aligned buffer.
-            let (address, local) = unsafe {
+            let (address, pktinfo) = unsafe {
                 let len = header.msg_hdr.msg_namelen.min(name.size_of());
-                (SockAddr::new(name, len), local_addr_of(&header.msg_hdr))
+                (SockAddr::new(name, len), pktinfo_of(&header.msg_hdr))
             };
+            let (local, info) = pktinfo.unzip();
             into.push(RecvMeta {
                 len: header.msg_len as usize,
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-                from: Destination { address, local },
+                from: Destination { address, local: local.flatten() },
+                info,
             });
         }
         Ok(received < count as usize)
     }
 
-    /// Finds the local address among the control messages. `IP_PKTINFO` is preferred: a dual-stack
-    /// socket reports the address of an IPv4 datagram also as `IPV6_PKTINFO`.
+    /// Finds among the control messages the local address that a reply is sent from, and what the
+    /// datagram was sent to. `IP_PKTINFO` is preferred: a dual-stack socket reports an IPv4 datagram
+    /// also as `IPV6_PKTINFO`.
     ///
     /// # Safety
     ///
     /// The control messages of the header are as the kernel has written them; the last one may be
     /// truncated.
-    unsafe fn local_addr_of(header: &libc::msghdr) -> Option<SourceAddress> {
-        let mut local = None;
+    unsafe fn pktinfo_of(header: &libc::msghdr) -> Option<(Option<SourceAddress>, PacketInfo)> {
+        let mut found = None;
         // SAFETY: the caller guarantees that the messages are valid; the macros stay within them.
         let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !message.is_null() {
@@ -280,14 +295,20 @@ mod linux {
                     // SAFETY: as above; the structure holds only numbers.
                     if let Some(info) = unsafe { content::<libc::in_pktinfo>(message) } {
                         // For a broadcast or multicast datagram, the kernel puts a local address
-                        // here.
-                        return Some(SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
+                        // into the second field, and the address of the group into the third.
+                        let source = SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                        let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into();
+                        let info = PacketInfo { to, interface: info.ipi_ifindex as u32 };
+                        return Some((Some(source), info));
                     }
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     // SAFETY: as above.
                     if let Some(info) = unsafe { content::<libc::in6_pktinfo>(message) } {
-                        local = source(info.ipi6_addr.s6_addr.into(), info.ipi6_ifindex);
+                        let (to, interface) =
+                            (Ipv6Addr::from(info.ipi6_addr.s6_addr), info.ipi6_ifindex);
+                        let info = PacketInfo { to: IpAddr::V6(to).to_canonical(), interface };
+                        found = Some((source(to, interface), info));
                     }
                 }
                 _ => {}
@@ -296,7 +317,7 @@ mod linux {
             // of the control messages.
             message = unsafe { libc::CMSG_NXTHDR(header, message) };
         }
-        local
+        found
     }
 
     /// The source address of a reply to a datagram that was sent to `asked`. A multicast address
@@ -476,6 +497,7 @@ mod portable {
                     len,
                     truncated: flags.is_truncated(),
                     from: Destination { address, local: None },
+                    info: None,
                 }),
                 Err(error) if number == 0 => return Err(error),
                 // The next call returns this error.

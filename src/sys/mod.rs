@@ -17,8 +17,8 @@ mod wakeup;
 pub(crate) use bytes::find_byte;
 pub(crate) use catch_drop::CatchDrop;
 pub(crate) use datagrams::{
-    Batch, Destination, RecvMeta, Transmit, enable_pktinfo, is_send_buffer_full, send_batch,
-    send_datagram, supports_gso, wait_for_room,
+    Batch, Destination, PacketInfo, RecvMeta, Transmit, enable_pktinfo, is_send_buffer_full,
+    send_batch, send_datagram, supports_gso, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, Forked, InChild, fork, is_forked_child, is_only_thread};

@@ -1,13 +1,14 @@
 //! Sockets: made, bound, named and closed, without any idea of what is said over them.
 
 use std::ffi::OsStr;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;
 
 use socket2::SockAddr;
 
 use crate::address::{Address, Peer, checked_path};
 use crate::error::UnsupportedError;
+use crate::sys::PacketInfo;
 
 mod bind;
 mod unix_file;
@@ -52,6 +53,26 @@ pub(crate) fn sock_addr_of(peer: &Peer, own: &Address) -> Result<SockAddr, Unsup
         _ => None,
     };
     address.ok_or(UnsupportedError::UnaddressablePeer)
+}
+
+/// The local address of a datagram that a socket bound to `own` has received: where the datagram was
+/// sent to, if that is known. An address that is one only on its link, also of a group, comes with the
+/// interface.
+pub(crate) fn local_addr(own: &Address, info: Option<PacketInfo>) -> Address {
+    let (Address::Udp(bound), Some(PacketInfo { to, interface })) = (own, info) else {
+        return own.clone();
+    };
+    Address::Udp(match to {
+        IpAddr::V6(ip) if is_of_one_link(ip) => {
+            SocketAddrV6::new(ip, bound.port(), 0, interface).into()
+        }
+        ip => SocketAddr::new(ip, bound.port()),
+    })
+}
+
+/// Whether an IPv6 address names a host or a group only together with an interface: RFC 4007.
+fn is_of_one_link(ip: Ipv6Addr) -> bool {
+    ip.is_unicast_link_local() || ip.is_multicast() && (1..=2).contains(&(ip.octets()[1] & 0xf))
 }
 
 #[cfg(test)]
@@ -114,5 +135,23 @@ mod tests {
             let refused = sock_addr_of(&peer, &own);
             assert_eq!(refused.err(), Some(UnsupportedError::UnaddressablePeer), "{peer}");
         }
+    }
+
+    #[test]
+    fn the_local_address_of_a_datagram_is_where_it_was_sent_to() {
+        let info = |to: &str| Some(PacketInfo { to: to.parse().unwrap(), interface: 3 });
+        let own = udp("[::]:5353");
+        for (info, local) in [
+            (None, "[::]:5353"),
+            (info("192.0.2.1"), "192.0.2.1:5353"),
+            (info("224.0.0.251"), "224.0.0.251:5353"),
+            (info("2001:db8::1"), "[2001:db8::1]:5353"),
+            (info("fe80::1"), "[fe80::1%3]:5353"),
+            (info("ff02::fb"), "[ff02::fb%3]:5353"),
+            (info("ff05::fb"), "[ff05::fb]:5353"),
+        ] {
+            assert_eq!(local_addr(&own, info), udp(local));
+        }
+        assert_eq!(local_addr(&unix_datagram(), None), unix_datagram());
     }
 }

@@ -254,8 +254,8 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
 impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
-        let Datagram { bytes, peer, from, truncated } = &self.datagram;
-        let datagram_cx = DatagramCx { reply_socket: &self.reply_socket, from };
+        let Datagram { bytes, peer, from, truncated, info } = &self.datagram;
+        let datagram_cx = DatagramCx { reply_socket: &self.reply_socket, from, info: *info };
         let mut step_cx =
             StepCx::new(&mut self.output_buffer, &mut self.tally, &datagram_cx, usize::MAX);
         self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));
