@@ -39,6 +39,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// An option of the builder has no meaning for this transport, or the system did not set it.
+    Option {
+        /// The name of the builder's method.
+        option: &'static str,
+        /// The address, as a URL.
+        address: String,
+        /// What is wrong with it: of kind [`io::ErrorKind::InvalidInput`] where the option has no
+        /// meaning here, or its value none at all.
+        source: io::Error,
+    },
     /// A mode cannot be used as asked; the text says why and what to do instead.
     Mode(String),
     /// The loop itself failed: the poller, the wake-up descriptor or the signal handlers.
@@ -53,15 +63,20 @@ impl Error {
     /// Whether the caller's arguments are at fault, rather than the state of the system: a program
     /// usually exits with 2 for the one and 1 for the other.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::UnusableAddress { .. } | Error::Mode(_))
+        match self {
+            Error::UnusableAddress { .. } | Error::Mode(_) => true,
+            Error::Option { source, .. } => source.kind() == io::ErrorKind::InvalidInput,
+            Error::Resolve { .. } | Error::Bind { .. } | Error::Loop(_) => false,
+        }
     }
 
     /// The kind of the system's error under it, if there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
-            Error::Resolve { source, .. } | Error::Bind { source, .. } | Error::Loop(source) => {
-                Some(source.kind())
-            }
+            Error::Resolve { source, .. }
+            | Error::Bind { source, .. }
+            | Error::Option { source, .. }
+            | Error::Loop(source) => Some(source.kind()),
             Error::UnusableAddress { .. } | Error::Mode(_) => None,
         }
     }
@@ -75,6 +90,7 @@ impl fmt::Display for Error {
             }
             Error::Resolve { address, .. } => write!(f, "cannot resolve {address}"),
             Error::Bind { address, .. } => write!(f, "cannot listen on {address}"),
+            Error::Option { option, address, .. } => write!(f, "cannot set {option} on {address}"),
             Error::Mode(reason) => f.write_str(reason),
             Error::Loop(_) => f.write_str("the loop failed"),
         }?;
@@ -88,9 +104,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Resolve { source, .. } | Error::Bind { source, .. } | Error::Loop(source) => {
-                Some(source)
-            }
+            Error::Resolve { source, .. }
+            | Error::Bind { source, .. }
+            | Error::Option { source, .. }
+            | Error::Loop(source) => Some(source),
             Error::UnusableAddress { .. } | Error::Mode(_) => None,
         }
     }
@@ -285,6 +302,7 @@ mod tests {
         for error in [
             Error::Resolve { address: address(), source: source() },
             Error::Bind { address: address(), source: source() },
+            Error::Option { option: "ttl", address: address(), source: source() },
             Error::Loop(source()),
         ] {
             assert_eq!(error.source().unwrap().to_string(), "the system says no");

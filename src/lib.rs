@@ -138,6 +138,7 @@ pub use server::{
     ThreadingUnixStreamServer, UdpServer, UnixDatagramServer, UnixStreamServer,
 };
 pub use sys::raise_descriptor_limit;
+pub use transport::Interface;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

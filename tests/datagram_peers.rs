@@ -6,7 +6,7 @@ mod process;
 #[path = "support/runner.rs"]
 mod runner;
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use process::{Datagrams, Process, announce, eventually};
 use runner::{Test, test};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use socketserver::{
     Context, DatagramSender, Forking, Handler, HandlerResult, ListenerId, Mode, Peer, Server,
     handler_fn,
@@ -28,6 +28,9 @@ const UDP6: &str = "udp://[::1]:0";
 const DUAL: &str = "udp://[::]:0";
 const UNIX: &str = "unixgram://{dir}/socket";
 const TCP: &str = "tcp://127.0.0.1:0";
+
+/// A multicast group of the servers that join one.
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 71, 9);
 
 /// How long a reply waits for room at a Unix peer.
 const WAIT: Duration = Duration::from_millis(500);
@@ -127,7 +130,13 @@ fn serve(arguments: &[String]) {
         mode = Mode::Forking(Forking::default().allow_threads(true));
     }
     let builder = Server::endpoint(&url.parse().unwrap()).unwrap().dual_stack(url.contains("[::]"));
-    let builder = if options == ["packet info"] { builder.packet_info(true) } else { builder };
+    let builder = match options {
+        [option] if option == "packet info" => builder.packet_info(true),
+        [option] if option == "group" => {
+            builder.packet_info(true).join_multicast(GROUP, Ipv4Addr::LOCALHOST)
+        }
+        _ => builder,
+    };
     let make = move |_: &Peer| Commands { other: other.clone() };
     let id = server.add(builder.mode(mode).service(make).unwrap()).unwrap();
     server.stop_on_signals().unwrap();
@@ -470,6 +479,27 @@ fn the_local_address_is_the_one_that_was_asked_and_the_interface_its_own(mode: M
     }
 }
 
+fn a_reply_to_a_group_comes_from_an_address_of_the_host(mode: Mode) {
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&client).set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
+    if let Err(error) = client.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST) {
+        eprintln!("skipped: the system has no multicast here: {error}");
+        return;
+    }
+    for url in ["udp://0.0.0.0:0", DUAL] {
+        let server = Process::start(1, &[url, mode.name(), "group"]);
+        let port = port_of(&server);
+        client.set_read_timeout(Some(process::DEADLINE)).unwrap();
+        client.send_to(b"where|", (GROUP, port)).unwrap();
+        let mut reply = [0; 100];
+        let (count, from) = client.recv_from(&mut reply).expect("a reply");
+        assert_eq!(from, (Ipv4Addr::LOCALHOST, port).into());
+        let shown = str::from_utf8(&reply[..count]).unwrap();
+        assert!(shown.starts_with(&format!("udp://{GROUP}:{port} ")), "{shown}");
+        expect_counted(server, mode, 1, 0);
+    }
+}
+
 fn without_packet_info_the_local_address_is_the_one_that_is_bound(mode: Mode) {
     let server = start("udp://0.0.0.0:0", mode);
     let port = port_of(&server);
@@ -512,7 +542,11 @@ fn tests() -> Vec<Test> {
             what_is_sent_to_a_peer_after_a_close_is_dropped,
         ),
     ];
-    let of_mode: [(&str, OfMode); 8] = [
+    let of_mode: [(&str, OfMode); 9] = [
+        (
+            "udp::a_reply_to_a_group_comes_from_an_address_of_the_host",
+            a_reply_to_a_group_comes_from_an_address_of_the_host,
+        ),
         (
             "udp::the_local_address_is_the_one_that_was_asked_and_the_interface_its_own",
             the_local_address_is_the_one_that_was_asked_and_the_interface_its_own,

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -24,7 +25,7 @@ use crate::modes::{
     ServiceRunner, SharedFactory,
 };
 use crate::sys::{Batch, CatchDrop};
-use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
+use crate::transport::{self, BindOptions, Bound, Family, Kind, SocketOption, Target};
 
 mod options;
 
@@ -105,7 +106,10 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
 struct Plan {
     socket: Source,
     bind: BindOptions,
-    water_marks: WaterMarks,
+    /// Options of the socket that are not set yet.
+    options: Vec<SocketOption>,
+    backlog: i32,
+    water_marks: Option<WaterMarks>,
     poll_interval: Duration,
     max_packet_size: Option<usize>,
 }
@@ -115,6 +119,33 @@ struct Plan {
 enum Source {
     Planned(Family, Target),
     Bound(Bound),
+}
+
+impl Source {
+    /// Binds the socket, if it is not bound yet, and sets the options.
+    fn bind(self, bind: &BindOptions, options: &[SocketOption]) -> Result<Bound, Error> {
+        let url = self.url();
+        match self {
+            Source::Planned(family, target) => {
+                transport::check_options(bind, options, family, false, &url)?;
+                transport::bind(family, &target, bind, options)
+            }
+            Source::Bound(bound) => {
+                let family = Family::from(&*bound.address);
+                transport::check_options(bind, options, family, true, &url)?;
+                transport::set_options(options, &bound.socket, family, &url)?;
+                Ok(bound)
+            }
+        }
+    }
+
+    /// Where it is or will be bound.
+    fn url(&self) -> String {
+        match self {
+            Source::Planned(family, target) => target.url(*family),
+            Source::Bound(bound) => bound.address.to_string(),
+        }
+    }
 }
 
 impl Builder {
@@ -161,7 +192,9 @@ impl Builder {
         let plan = Plan {
             socket,
             bind: BindOptions::default(),
-            water_marks: WaterMarks::default(),
+            options: Vec::new(),
+            backlog: transport::all_the_system_allows(),
+            water_marks: None,
             poll_interval: POLL_INTERVAL,
             max_packet_size: None,
         };
@@ -198,10 +231,10 @@ impl<F, D, K> Builder<F, D, K> {
     /// [`Error::Bind`] when the address cannot be bound.
     #[doc(alias = "server_bind")]
     pub fn bind(mut self) -> Result<Self, Error> {
-        if let Source::Planned(family, target) = &self.plan.socket {
-            let bound = transport::bind(*family, target, &self.plan.bind)?;
-            self.plan.socket = Source::Bound(bound);
-        }
+        let Plan { socket, bind, options, .. } = self.plan;
+        let socket = Source::Bound(socket.bind(&bind, &options)?);
+        let (bind, options) = (BindOptions::default(), Vec::new());
+        self.plan = Plan { socket, bind, options, ..self.plan };
         Ok(self)
     }
 
@@ -226,42 +259,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// default as many as the system allows (`net.core.somaxconn`).
     #[doc(alias = "backlog")]
     pub fn request_queue_size(mut self, connections: u16) -> Self {
-        self.plan.bind.backlog = connections.into();
-        self
-    }
-
-    /// Python's `allow_reuse_address`: binds although connections of an earlier run linger. On by
-    /// default for TCP, off for UDP, where it would let two servers share a port in silence.
-    #[doc(alias = "allow_reuse_address")]
-    pub fn reuse_address(mut self, reuse: bool) -> Self {
-        self.plan.bind.reuse_address = Some(reuse);
-        self
-    }
-
-    /// Python's `allow_reuse_port`: lets several sockets that all ask for it share the port, and the
-    /// kernel spread requests over them. Off by default.
-    #[doc(alias = "allow_reuse_port")]
-    pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.plan.bind.reuse_port = reuse;
-        self
-    }
-
-    /// Lets an IPv6 listener take IPv4 clients too; they are shown as IPv4. Off by default.
-    pub fn dual_stack(mut self, dual: bool) -> Self {
-        self.plan.bind.dual_stack = dual;
-        self
-    }
-
-    /// Sends small messages at once (`TCP_NODELAY`), and not when a full segment has gathered. On by
-    /// default; Python's `disable_nagle_algorithm` is off.
-    pub fn nodelay(mut self, nodelay: bool) -> Self {
-        self.plan.bind.nodelay = nodelay;
-        self
-    }
-
-    /// Sets the permissions of a Unix socket's file, as `0o660`, before anyone can connect.
-    pub fn unix_mode(mut self, mode: u32) -> Self {
-        self.plan.bind.unix_mode = Some(mode);
+        self.plan.backlog = connections.into();
         self
     }
 
@@ -276,7 +274,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// If `high` is 0 or `low` is not below `high`.
     pub fn write_watermarks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.plan.water_marks = WaterMarks::new(high, low);
+        self.plan.water_marks = Some(WaterMarks::new(high, low));
         self
     }
 
@@ -401,10 +399,20 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, mode, hooks, .. } = self;
+        if plan.water_marks.is_some() {
+            return Err(Error::Option {
+                option: "write_watermarks",
+                address: plan.socket.url(),
+                source: io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "a RequestHandler waits until its output is sent",
+                ),
+            });
+        }
         let config = ServiceConfig {
             start: Box::new(SharedFactory(make.into())),
             framing: ().into(),
-            water_marks: plan.water_marks,
+            water_marks: WaterMarks::default(),
         };
         bound(plan, hooks, || mode.build_requests(config))
     }
@@ -438,7 +446,7 @@ impl<F, D, K> Builder<F, D, K> {
         let config = ServiceConfig {
             start: Box::new(start),
             framing: framing.into(),
-            water_marks: plan.water_marks,
+            water_marks: plan.water_marks.unwrap_or_default(),
         };
         bound(plan, hooks, || mode.build(config))
     }
@@ -449,11 +457,8 @@ fn bound<K>(plan: Plan, hooks: K, build: impl FnOnce() -> ServiceRunner) -> Resu
 where
     K: Hooks + Send + 'static,
 {
-    let mut bound = match plan.socket {
-        Source::Bound(bound) => bound,
-        Source::Planned(family, target) => transport::bind(family, &target, &plan.bind)?,
-    };
-    bound.activate(plan.bind.backlog)?;
+    let mut bound = plan.socket.bind(&plan.bind, &plan.options)?;
+    bound.activate(plan.backlog)?;
     let ServiceRunner(runner) = build();
     let most = plan.max_packet_size.unwrap_or(match *bound.address {
         Address::UnixDatagram(_) => UNIX_PACKET_SIZE,

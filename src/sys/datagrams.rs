@@ -13,9 +13,7 @@ use linux as imp;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use portable as imp;
 
-pub(crate) use imp::{
-    enable_pktinfo, is_send_buffer_full, send_batch, supports_gso, wait_for_room,
-};
+pub(crate) use imp::{is_send_buffer_full, send_batch, set_pktinfo, supports_gso, wait_for_room};
 
 /// The maximum number of datagrams that one call sends or receives.
 const MOST: usize = 32;
@@ -152,22 +150,30 @@ mod linux {
     #[repr(C, align(8))]
     struct ReceivedControl(MaybeUninit<[u8; 256]>);
 
-    /// Enables the control message with the local address that a datagram was sent to
+    /// Enables or disables the control message with the local address that a datagram was sent to
     /// (`IP_PKTINFO`).
-    pub(crate) fn enable_pktinfo(socket: &Socket, ipv6: bool) -> io::Result<()> {
-        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO).or_else(|error| {
+    pub(crate) fn set_pktinfo(socket: &Socket, ipv6: bool, enabled: bool) -> io::Result<()> {
+        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, enabled).or_else(|error| {
             // A socket that is only IPv6 may not have the options of IPv4.
             if ipv6 { Ok(()) } else { Err(error) }
         })?;
-        if ipv6 { set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { Ok(()) }
+        if !ipv6 {
+            return Ok(());
+        }
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, enabled)
     }
 
-    fn set(socket: &Socket, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
-        let on: libc::c_int = 1;
-        let size = size_of_val(&on) as libc::socklen_t;
+    fn set(
+        socket: &Socket,
+        level: libc::c_int,
+        name: libc::c_int,
+        enabled: bool,
+    ) -> io::Result<()> {
+        let value = libc::c_int::from(enabled);
+        let size = size_of_val(&value) as libc::socklen_t;
         // SAFETY: setsockopt reads one integer.
         checked(unsafe {
-            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), size)
+            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size)
         })
         .map(drop)
     }
@@ -454,8 +460,8 @@ mod portable {
     /// Not supported here: this system is not asked which local address a datagram was sent to.
     pub(crate) type SourceAddress = std::convert::Infallible;
 
-    pub(crate) fn enable_pktinfo(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub(crate) fn set_pktinfo(_socket: &Socket, _ipv6: bool, enabled: bool) -> io::Result<()> {
+        if enabled { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
     }
 
     pub(crate) fn supports_gso(_socket: &Socket) -> bool {

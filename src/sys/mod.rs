@@ -9,6 +9,7 @@ mod bytes;
 mod catch_drop;
 mod datagrams;
 mod limits;
+mod options;
 mod process;
 mod signals;
 mod socket;
@@ -17,10 +18,13 @@ mod wakeup;
 pub(crate) use bytes::find_byte;
 pub(crate) use catch_drop::CatchDrop;
 pub(crate) use datagrams::{
-    Batch, Destination, PacketInfo, RecvMeta, Transmit, enable_pktinfo, is_send_buffer_full,
-    send_batch, send_datagram, supports_gso, wait_for_room,
+    Batch, Destination, PacketInfo, RecvMeta, Transmit, is_send_buffer_full, send_batch,
+    send_datagram, set_pktinfo, supports_gso, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
+pub(crate) use options::{
+    interface_index, join_multicast_v4, receive_only_joined_groups, set_multicast_interface_v4,
+};
 pub(crate) use process::{Child, Forked, InChild, fork, is_forked_child, is_only_thread};
 pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,

@@ -11,9 +11,12 @@ use crate::error::UnsupportedError;
 use crate::sys::PacketInfo;
 
 mod bind;
+mod options;
 mod unix_file;
 
-pub(crate) use bind::{BindOptions, Bound, Family, Kind, Target, bind};
+pub(crate) use bind::{BindOptions, Bound, Family, Kind, Target, all_the_system_allows, bind};
+pub use options::Interface;
+pub(crate) use options::{SocketOption, check_options, set_options};
 
 /// Who the kernel says has connected or sent.
 pub(crate) fn peer_of(address: &SockAddr) -> Peer {
