@@ -1,15 +1,22 @@
-//! The options of the builder: what the system has set afterwards, and the error where an option has no meaning.
+//! The options of the builder: what the system has set afterwards, on the service's socket and on
+//! accepted connections, and the error where an option has no meaning.
+
+mod support;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
 
 use socket2::SockRef;
 use socketserver::{
-    Builder, Error, HandlerResult, Inline, Interface, Lines, Mode, Peer, Request, RequestHandler,
-    Server, Service, Threading, handler_fn,
+    Builder, Error, HandlerResult, Hooks, Inline, Interface, Lines, Mode, Peer, Request,
+    RequestHandler, Server, Service, Threading, handler_fn,
 };
+use support::{DEADLINE, start_server};
 
 /// A directory that goes with the test.
 struct Directory(PathBuf);
@@ -32,6 +39,7 @@ type Set = fn(Builder) -> Builder;
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 71, 1);
 const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0, 71);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Those that are for UDP alone.
 const OF_UDP: [(&str, Set); 7] = [
@@ -90,6 +98,17 @@ fn an_option_of_udp_is_refused_for_every_other_transport_and_nothing_is_bound() 
         expect_meaningless(service(set(handed)), name, "unix://");
         drop(service(set(udp())).unwrap_or_else(|error| panic!("{error:#}")));
     }
+}
+
+#[test]
+fn keepalive_is_refused_for_every_transport_but_tcp() {
+    let directory = directory();
+    let path = directory.0.join("socket");
+    let set = |builder: Builder| service(builder.keepalive(SECOND, SECOND, 1));
+    expect_meaningless(set(udp()), "keepalive", "udp://");
+    expect_meaningless(set(Server::unix_stream(&path).unwrap()), "keepalive", "unix://");
+    expect_meaningless(set(Server::unix_datagram(&path).unwrap()), "keepalive", "unixgram://");
+    drop(set(tcp()).unwrap());
 }
 
 #[test]
@@ -234,6 +253,8 @@ fn a_value_that_the_system_does_not_take_is_an_error_with_the_name_of_the_option
         let (option, address, _) = refused(service(set(udp())));
         assert_eq!((option, &*address), (name, "udp://127.0.0.1:0"));
     }
+    let (option, ..) = refused(service(tcp().keepalive(Duration::ZERO, SECOND, 1)));
+    assert_eq!(option, "keepalive");
     let error = service(udp().ttl(256)).unwrap_err();
     assert_eq!(error.to_string(), "cannot set ttl on udp://127.0.0.1:0");
     assert!(format!("{error:#}").contains("nvalid argument"), "{error:#}");
@@ -270,4 +291,44 @@ fn an_interface_has_a_name() {
     for name in ["no-such-interface", "", "l\0o"] {
         assert!(Interface::named(name).is_err(), "{name:?}");
     }
+}
+
+/// Tells what is set on accepted connections.
+struct Tell(Sender<(bool, Duration, Duration, u32)>);
+
+impl Hooks for Tell {
+    fn on_accept(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
+        let socket = SockRef::from(&connection);
+        let times = (socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?);
+        let told = (socket.keepalive()?, times.0, times.1, socket.tcp_keepalive_retries()?);
+        self.0.send(told).map_err(std::io::Error::other)
+    }
+}
+
+#[test]
+fn accepted_connections_inherit_keepalive_from_the_listener() {
+    // By address, and on a socket that was made elsewhere and listens already.
+    let made = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+    for builder in [tcp(), Server::from_socket(made()).unwrap(), tcp().bind().unwrap()] {
+        let (tell, told) = mpsc::channel();
+        let mut server = Server::new().unwrap();
+        let service = builder
+            .keepalive(Duration::from_millis(41_500), Duration::from_secs(7), 3)
+            .hooks(Tell(tell))
+            .service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+        server.add(service.unwrap()).unwrap();
+        let server = start_server(server);
+        let _client = server.connect();
+        let (enabled, idle, interval, retries) = told.recv_timeout(DEADLINE).unwrap();
+        assert!(enabled);
+        assert_eq!((idle, interval, retries), (42 * SECOND, 7 * SECOND, 3));
+    }
+    // By default it is off.
+    let (tell, told) = mpsc::channel();
+    let mut server = Server::new().unwrap();
+    let service = tcp().hooks(Tell(tell)).service(|_: &Peer| handler_fn(|_, _| Ok(())));
+    server.add(service.unwrap()).unwrap();
+    let server = start_server(server);
+    let _client = server.connect();
+    assert!(!told.recv_timeout(DEADLINE).unwrap().0);
 }

@@ -23,7 +23,8 @@ pub(crate) use datagrams::{
 };
 pub use limits::raise_descriptor_limit;
 pub(crate) use options::{
-    interface_index, join_multicast_v4, receive_only_joined_groups, set_multicast_interface_v4,
+    interface_index, join_multicast_v4, receive_only_joined_groups, set_keepalive,
+    set_multicast_interface_v4,
 };
 pub(crate) use process::{Child, Forked, InChild, fork, is_forked_child, is_only_thread};
 pub(crate) use signals::{

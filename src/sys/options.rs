@@ -3,10 +3,13 @@
 use std::ffi::CString;
 use std::io;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use socket2::{InterfaceIndexOrAddress, Socket};
+use socket2::{InterfaceIndexOrAddress, Socket, TcpKeepalive};
 
-pub(crate) use imp::{join_multicast_v4, receive_only_joined_groups, set_multicast_interface_v4};
+pub(crate) use imp::{
+    join_multicast_v4, receive_only_joined_groups, set_keepalive, set_multicast_interface_v4,
+};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use linux as imp;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -28,6 +31,18 @@ mod linux {
 
     use super::*;
     use crate::sys::checked;
+
+    /// Sets when TCP probes an idle connection: after `idle`, then each `interval`, and after how many
+    /// probes without an answer the connection is reset. See tcp(7).
+    pub(crate) fn set_keepalive(
+        socket: &Socket,
+        idle: Duration,
+        interval: Duration,
+        retries: u32,
+    ) -> io::Result<()> {
+        let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
+        socket.set_tcp_keepalive(&keepalive.with_retries(retries))
+    }
 
     /// Joins an IPv4 group on an interface (`IP_ADD_MEMBERSHIP` in ip(7)).
     pub(crate) fn join_multicast_v4(
@@ -91,6 +106,37 @@ mod linux {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod portable {
     use super::*;
+
+    /// Not every system has all three settings.
+    pub(crate) fn set_keepalive(
+        socket: &Socket,
+        idle: Duration,
+        interval: Duration,
+        retries: u32,
+    ) -> io::Result<()> {
+        #[cfg(any(
+            target_os = "dragonfly",
+            target_os = "freebsd",
+            target_os = "ios",
+            target_os = "macos",
+            target_os = "netbsd"
+        ))]
+        {
+            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
+            socket.set_tcp_keepalive(&keepalive.with_retries(retries))
+        }
+        #[cfg(not(any(
+            target_os = "dragonfly",
+            target_os = "freebsd",
+            target_os = "ios",
+            target_os = "macos",
+            target_os = "netbsd"
+        )))]
+        {
+            let _ = (socket, idle, interval, retries);
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
 
     /// The address of an interface; an IPv4 interface is not named by its index here.
     fn address_of(interface: &InterfaceIndexOrAddress) -> io::Result<Ipv4Addr> {

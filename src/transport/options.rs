@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use socket2::{InterfaceIndexOrAddress, Socket};
 
@@ -78,6 +79,7 @@ impl From<Ipv4Addr> for Interface {
 #[derive(Debug, Clone)]
 pub(crate) enum SocketOption {
     Nodelay(bool),
+    Keepalive { idle: Duration, interval: Duration, retries: u32 },
     PacketInfo(bool),
     JoinMulticast(IpAddr, Interface),
     MulticastInterface(Interface),
@@ -92,6 +94,7 @@ impl SocketOption {
     fn name(&self) -> &'static str {
         match self {
             SocketOption::Nodelay(_) => "nodelay",
+            SocketOption::Keepalive { .. } => "keepalive",
             SocketOption::PacketInfo(_) => "packet_info",
             SocketOption::JoinMulticast(..) => "join_multicast",
             SocketOption::MulticastInterface(_) => "multicast_interface",
@@ -106,7 +109,9 @@ impl SocketOption {
     fn refused_for(&self, family: Family) -> Option<&'static str> {
         match (self, family) {
             // What others send is never held back, so that one chain serves any of them.
-            (SocketOption::Nodelay(_), _) | (_, Family::Udp) => None,
+            (SocketOption::Nodelay(_), _) | (SocketOption::Keepalive { .. }, Family::Tcp) => None,
+            (SocketOption::Keepalive { .. }, _) => Some("it is an option of TCP"),
+            (_, Family::Udp) => None,
             _ => Some("it is an option of UDP"),
         }
     }
@@ -126,6 +131,9 @@ impl SocketOption {
                 socket.set_tcp_nodelay(nodelay)
             }
             SocketOption::Nodelay(_) => Ok(()),
+            SocketOption::Keepalive { idle, interval, retries } => {
+                sys::set_keepalive(socket, whole_seconds(idle), whole_seconds(interval), retries)
+            }
             SocketOption::PacketInfo(enabled) => sys::set_pktinfo(socket, ipv6, enabled),
             SocketOption::JoinMulticast(group, interface) => {
                 join_multicast(socket, group, interface, (ipv4, ipv6))
@@ -153,6 +161,11 @@ impl SocketOption {
             }
         }
     }
+}
+
+/// Rounds up: the system takes whole seconds.
+fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)))
 }
 
 fn join_multicast(

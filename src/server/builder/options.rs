@@ -1,6 +1,7 @@
 //! The options of a service's socket.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::Builder;
 use crate::transport::{Interface, SocketOption};
@@ -50,6 +51,32 @@ impl<F, D, K> Builder<F, D, K> {
     /// once, and ignore it.
     pub fn nodelay(self, nodelay: bool) -> Self {
         self.option(SocketOption::Nodelay(nodelay))
+    }
+
+    /// Has TCP probe a connection on which nothing moves: first after `idle`, then after each
+    /// `interval`, and after `retries` probes without an answer it resets the connection, of which
+    /// the handler is told as of a peer that is [gone](crate::CloseReason::Disconnected). So a peer
+    /// that has vanished without a word is noticed, also while nothing is sent to it. Off by default.
+    /// For TCP.
+    ///
+    /// Times are rounded up to whole seconds; Linux takes up to 32,767 seconds and 127 probes. The
+    /// option is set once, on the listening socket, and accepted connections inherit it.
+    /// `SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT`, see
+    /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .keepalive(Duration::from_secs(60), Duration::from_secs(10), 6) // noticed after two minutes
+    ///     .serve(|_peer| handler_fn(|message, cx| cx.send(message)))?;
+    /// # drop(server);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    #[doc(alias = "SO_KEEPALIVE")]
+    pub fn keepalive(self, idle: Duration, interval: Duration, retries: u32) -> Self {
+        self.option(SocketOption::Keepalive { idle, interval, retries })
     }
 
     /// Sets the permissions of a Unix socket's file, as `0o660`, before anyone can connect.
