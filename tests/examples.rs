@@ -117,7 +117,7 @@ fn unusable_arguments_are_one_line_and_code_2() {
         run(name, &["--mode", "threads"]).refuses(2);
         run(name, &["--nonsense"]).refuses(2);
     }
-    for name in ["sticky", "slow_client", "background"] {
+    for name in ["sticky", "slow_client", "background", "discover"] {
         run(name, &["--nonsense"]).refuses(2);
         run(name, &["--help=1"]).refuses(2);
     }
@@ -674,6 +674,20 @@ fn background_is_answered_and_stops() {
         assert!(said.contains(&format!("answered: HELLO FROM CLIENT {name}")), "{said}");
     }
     assert!(said.contains("stopped after 3 connections"), "{said}");
+}
+
+#[test]
+fn discover_is_answered_by_every_member_of_the_group() {
+    let ended = run("discover", &[] as &[&str]);
+    if ended.stderr.iter().any(|line| line.contains("join_multicast")) {
+        println!("skipped: the system has no multicast here: {:?}", ended.stderr);
+        return;
+    }
+    let said = ended.succeeds().stdout.join("\n");
+    for name in ["printer", "camera", "lamp"] {
+        assert!(said.contains(&format!("answered: {name}, asked at udp://239.")), "{said}");
+    }
+    assert_eq!(ended.stderr, [""; 0]);
 }
 
 #[test]
