@@ -208,7 +208,8 @@ impl std::error::Error for FramingError {
 pub enum UnsupportedError {
     /// A datagram is answered and over: it has no timeout.
     DatagramTimeout,
-    /// A datagram is answered and over: nothing can be sent to it from elsewhere.
+    /// A datagram is answered and over: nothing can be sent to it from elsewhere. A
+    /// [`DatagramSender`](crate::DatagramSender) sends to its peer.
     DatagramSender,
     /// Under `inline` nothing else runs that could send.
     InlineSender,

@@ -6,8 +6,8 @@ mod support;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -335,4 +335,51 @@ fn a_datagram_sender_can_be_shared_between_threads() {
     is_shared(&sender);
     let shown = format!("{sender:?}");
     assert!(shown.contains(&server.local_addr().port().unwrap().to_string()), "{shown}");
+}
+
+/// Sends what is logged as datagrams, as a logger for syslog does.
+struct DatagramLogger;
+
+static LOGS_TO: OnceLock<(DatagramSender, Peer)> = OnceLock::new();
+static LOGGED: AtomicU64 = AtomicU64::new(0);
+
+impl log::Log for DatagramLogger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if let Some((sender, peer)) = LOGS_TO.get()
+            && record.args().to_string().contains("can send nothing")
+        {
+            let _ = sender.send_to(peer, record.args().to_string().as_bytes());
+            LOGGED.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_logger_that_sends_by_the_same_socket_holds_nothing_up() {
+    log::set_logger(&DatagramLogger).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let directory = directory();
+    let (server, sender) = unix_echo(&directory, Mode::Threading(Threading::default()));
+    let (_collector, peer) = unix_client(&directory, "collector");
+    LOGS_TO.set((sender, peer)).ok().unwrap();
+    let server = start_server(server);
+    // What a client that has connected does not read fills the server's own send buffer, of which
+    // the server warns.
+    let (silent, _) = unix_client(&directory, "silent");
+    silent.connect(directory.0.join("server")).unwrap();
+    wait_until("the server warns", || {
+        silent.send(&[b'x'; 20_000]).unwrap();
+        LOGGED.load(SeqCst) > 0
+    });
+    drop(silent);
+    let (client, _) = unix_client(&directory, "client");
+    client.send_to(b"hello", directory.0.join("server")).unwrap();
+    assert_eq!(client.recv(&mut [0; 10]).expect("a reply"), 5);
+    server.stop();
 }

@@ -16,6 +16,7 @@ pub(crate) use retries::{RETRY, RetryQueues, charge};
 pub use sender::DatagramSender;
 #[cfg(test)]
 pub(crate) use unresponsive::PATIENCE;
+pub(crate) use unresponsive::warn_of_full_send_buffer;
 
 /// A received datagram.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{SockAddr, Socket};
 
 use super::retries::{RETRY_HIGH, RetryQueues};
+use super::unresponsive::warn_of_full_send_buffer;
 use crate::address::Address;
 use crate::counters::{Published, Tally};
 use crate::error::SendError;
@@ -111,9 +112,27 @@ impl Outlet {
         now: Instant,
         tally: &mut Tally,
     ) -> Option<Duration> {
-        let retries = &mut self.queues().retries;
-        retries.retry(socket, now, tally);
-        retries.interval()
+        let mut queues = self.queues();
+        queues.retries.retry(socket, now, tally);
+        let interval = queues.retries.interval();
+        self.warn(queues);
+        interval
+    }
+
+    /// A datagram has waited in vain; `for_all` says that one to anybody would have.
+    pub(super) fn record_timeout(&self, peer: &SockAddr, now: Instant, for_all: bool) {
+        let mut queues = self.queues();
+        queues.retries.unresponsive.record_timeout(peer, now, for_all);
+        self.warn(queues);
+    }
+
+    /// Warns if that is due, when the queues are unlocked.
+    fn warn(&self, mut queues: MutexGuard<'_, Queues>) {
+        let warns = queues.retries.unresponsive.take_warning();
+        drop(queues);
+        if warns {
+            warn_of_full_send_buffer();
+        }
     }
 
     /// Leaves a datagram to the loop, if there is one. A peer's datagrams keep their order, so where

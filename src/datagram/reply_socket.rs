@@ -151,8 +151,7 @@ impl ReplySocket {
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 let for_all = sys::is_send_buffer_full(&self.socket);
-                let unresponsive = &mut self.outlet.queues().retries.unresponsive;
-                unresponsive.record_timeout(&to.address, now, for_all);
+                self.outlet.record_timeout(&to.address, now, for_all);
                 return Err(error);
             }
             sys::wait_for_room(&self.socket, to, left)?;

@@ -22,6 +22,17 @@ pub(crate) struct UnresponsivePeers {
     until: HashMap<SockAddr, Instant>,
     /// The socket's own buffer was full: nobody is worth waiting for.
     all_until: Option<Instant>,
+    /// This has just begun, and is to be warned of.
+    warns: bool,
+}
+
+/// Warns that a socket can send nothing. Not to be called while a lock is held: the logger may send
+/// by the same socket.
+pub(crate) fn warn_of_full_send_buffer() {
+    log::warn!(
+        "a Unix datagram socket can send nothing: its send buffer is full of what its clients have \
+         not read, and until they do replies are lost"
+    );
 }
 
 impl UnresponsivePeers {
@@ -41,12 +52,7 @@ impl UnresponsivePeers {
     /// A datagram has waited in vain; `for_all` says that one to anybody would have.
     pub(crate) fn record_timeout(&mut self, peer: &SockAddr, now: Instant, for_all: bool) {
         if for_all {
-            if self.all_until.replace(now + TTL).is_none() {
-                log::warn!(
-                    "a Unix datagram socket can send nothing: its send buffer is full of what its \
-                     clients have not read, and until they do replies are lost"
-                );
-            }
+            self.warns |= self.all_until.replace(now + TTL).is_none();
             return;
         }
         if self.until.len() >= MAX_PEERS {
@@ -56,6 +62,11 @@ impl UnresponsivePeers {
             self.until.clear();
         }
         self.until.insert(peer.clone(), now + TTL);
+    }
+
+    /// Whether to [warn](warn_of_full_send_buffer), once each time that the buffer has become full.
+    pub(crate) fn take_warning(&mut self) -> bool {
+        std::mem::take(&mut self.warns)
     }
 
     /// A datagram to this peer has gone.

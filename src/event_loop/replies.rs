@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::source::{LoopCx, Readiness};
 use crate::conversation::OutputBuffer;
 use crate::counters::Tally;
-use crate::datagram::{RETRY, RetryQueues, charge};
+use crate::datagram::{RETRY, RetryQueues, charge, warn_of_full_send_buffer};
 use crate::guard::log;
 use crate::sys::{self, Destination, Transmit};
 use crate::transport::peer_of;
@@ -234,6 +234,9 @@ impl Replies {
     /// again too.
     pub(super) fn retry(&mut self, socket: &Socket, beside: Option<Duration>, cx: &mut LoopCx) {
         self.retries.retry(socket, cx.now, &mut cx.state.tally);
+        if self.retries.unresponsive.take_warning() {
+            warn_of_full_send_buffer();
+        }
         self.retry_at = self.retries.interval().max(beside).map(|interval| cx.now + interval);
         cx.deadline_changed();
     }

@@ -153,7 +153,8 @@ impl Server {
     /// of all clients together, and what is over that is lost at once. Whoever has answered does not
     /// wait: the loop tries the replies again, under every mode but `forking`, so other clients notice
     /// nothing. Under `forking` the child that has answered waits, and is one of
-    /// [`max_children`](crate::Forking::max_children) meanwhile.
+    /// [`max_children`](crate::Forking::max_children) meanwhile; where it sends to several clients that
+    /// do not read, it waits less for each further one.
     ///
     /// A stop, and [`handle_request`](Server::handle_request), end only when such replies are sent or
     /// lost; a stop no later than [`drain`](Server::drain_timeout) allows.
