@@ -221,6 +221,22 @@ impl From<SocketAddr> for Peer {
     }
 }
 
+/// The process at the other end of a Unix stream socket: its numbers as they were when it connected,
+/// which the kernel vouches for (`SO_PEERCRED`, see
+/// [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html); getpeereid(3) on the BSDs and macOS).
+///
+/// The process may have ended since, or may have passed the connection on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// The process ID; `None` where the system does not tell it, and on Linux for a process of another
+    /// pid namespace, which this process cannot see.
+    pub pid: Option<i32>,
+    /// The effective user ID.
+    pub uid: u32,
+    /// The effective group ID.
+    pub gid: u32,
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -114,7 +114,7 @@ mod sys;
 mod token;
 mod transport;
 
-pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
+pub use address::{Address, Credentials, Endpoint, MAX_UNIX_PATH, Peer};
 pub use blocking::{Request, RequestHandler};
 pub use conversation::{
     BoxFraming, Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn,

@@ -11,12 +11,13 @@ use socket2::Socket;
 use super::stream::close;
 use super::wait::{Input, WaitStrategy, is_out_of_time, out_of_time};
 use super::{Served, Session, SessionCx};
-use crate::address::{Address, Peer};
+use crate::address::{Address, Credentials, Peer};
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard;
 use crate::sys::{self, CatchDrop};
+use crate::transport::local_address;
 
 /// Answers one request from its first byte to its last, waiting as it likes: Python's
 /// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
@@ -183,7 +184,21 @@ impl Wait for WaitStrategy<'_> {
     }
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    fn new(socket: Arc<Socket>, wait: &'a mut (dyn Wait + 'a)) -> Self {
+        Stream {
+            socket,
+            wait,
+            timeout: None,
+            input: Vec::new(),
+            at: 0,
+            ended: false,
+            idle: false,
+            cut: false,
+            write_buffer: 0,
+        }
+    }
+
     /// Reads once more, behind what is there; false at the peer's end.
     fn read_more(&mut self, tally: &mut Tally) -> io::Result<bool> {
         if self.ended {
@@ -239,6 +254,18 @@ impl std::fmt::Debug for Request<'_> {
     }
 }
 
+impl<'a> Request<'a> {
+    fn new(
+        channel: Channel<'a>,
+        peer: Peer,
+        server_address: &'a Address,
+        on_shutdown: &'a dyn Fn(),
+        tally: &'a mut Tally,
+    ) -> Self {
+        Request { channel, peer, server_address, on_shutdown, tally, written: Vec::new() }
+    }
+}
+
 impl Request<'_> {
     /// The longest line that [`read_line`](Request::read_line) takes, in bytes.
     pub const MAX_LINE: usize = 64 * 1024;
@@ -251,6 +278,53 @@ impl Request<'_> {
     /// Where the server was asked.
     pub fn server_address(&self) -> &Address {
         self.server_address
+    }
+
+    /// The address of this end of the connection, see
+    /// [getsockname(2)](https://man7.org/linux/man-pages/man2/getsockname.2.html): the one that the
+    /// client has connected to, also where the server is bound to all addresses of the host. An IPv4
+    /// client of a dual-stack server has connected to an IPv4 address.
+    ///
+    /// Of a datagram, it is the address that its socket is bound to.
+    ///
+    /// # Errors
+    ///
+    /// That of getsockname(2).
+    pub fn local_addr(&self) -> io::Result<Address> {
+        match &self.channel {
+            Channel::Stream(stream) => local_address(&stream.socket),
+            Channel::Datagram { .. } => Ok(self.server_address.clone()),
+        }
+    }
+
+    /// The process at the other end of a Unix stream socket.
+    ///
+    /// ```
+    /// use std::io::{self, Write};
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Serves root alone.
+    /// struct Control;
+    ///
+    /// impl RequestHandler for Control {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         if request.credentials()?.uid != 0 {
+    ///             return Ok(request.write_all(b"permission denied\n")?);
+    ///         }
+    ///         Ok(request.write_all(b"at your service\n")?)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] where the socket has none, as TCP and datagrams; otherwise that of
+    /// getsockopt(2).
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        match &self.channel {
+            Channel::Stream(stream) => sys::peer_credentials(&stream.socket),
+            Channel::Datagram { reply_socket, .. } => sys::peer_credentials(&reply_socket.socket),
+        }
     }
 
     /// Asks the server to stop, and returns at once; the stop waits for this request, unless it is
@@ -519,24 +593,8 @@ pub(crate) struct DatagramRequestSession<R> {
 impl<R: RequestHandler> Session for StreamRequestSession<R> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let StreamRequestSession { socket, peer, mut handler, server_address } = *self;
-        let mut request = Request {
-            channel: Channel::Stream(Stream {
-                socket: socket.clone(),
-                wait: &mut cx.wait,
-                timeout: None,
-                input: Vec::new(),
-                at: 0,
-                ended: false,
-                idle: false,
-                cut: false,
-                write_buffer: 0,
-            }),
-            peer,
-            server_address: &server_address,
-            on_shutdown: cx.on_shutdown,
-            tally: cx.tally,
-            written: Vec::new(),
-        };
+        let channel = Channel::Stream(Stream::new(socket.clone(), &mut cx.wait));
+        let mut request = Request::new(channel, peer, &server_address, cx.on_shutdown, cx.tally);
         let reason = answer(&mut *handler, &mut request);
         let Request { peer, channel, .. } = request;
         let (ended, cut) = match &channel {
@@ -565,14 +623,9 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramRequestSession { reply_socket, datagram, mut handler, server_address } = *self;
         let peer = datagram.peer.clone();
-        let mut request = Request {
-            channel: Channel::Datagram { reply_socket, datagram, at: 0, answered: false },
-            peer: peer.clone(),
-            server_address: &server_address,
-            on_shutdown: cx.on_shutdown,
-            tally: cx.tally,
-            written: Vec::new(),
-        };
+        let channel = Channel::Datagram { reply_socket, datagram, at: 0, answered: false };
+        let mut request =
+            Request::new(channel, peer.clone(), &server_address, cx.on_shutdown, cx.tally);
         let reason = answer(&mut *handler, &mut request);
         Served { peer, reason, cut: false, lingering: None }
     }

@@ -26,9 +26,9 @@ pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };
 pub(crate) use socket::{
-    PollInterest, accept, disconnect, has_input, may_be_urgent, receive, receive_now,
-    reset_on_close, restrict_socket_file, send, send_now, send_vectored, stream_interest, unsent,
-    wait_for, waiting_connections,
+    PollInterest, accept, disconnect, has_input, may_be_urgent, peer_credentials, receive,
+    receive_now, reset_on_close, restrict_socket_file, send, send_now, send_vectored,
+    stream_interest, unsent, wait_for, waiting_connections,
 };
 pub(crate) use wakeup::Wakeup;
 

@@ -1,8 +1,10 @@
 //! Sockets: made, bound, named and closed, without any idea of what is said over them.
 
-use socket2::SockAddr;
+use std::io;
 
-use crate::address::Peer;
+use socket2::{SockAddr, Socket};
+
+use crate::address::{Address, Peer};
 
 mod bind;
 mod unix_file;
@@ -21,4 +23,15 @@ pub(crate) fn peer_of(address: &SockAddr) -> Peer {
         Some(name) => Peer::Abstract(name.into()),
         None => Peer::Unnamed,
     }
+}
+
+/// The address of this end of a connection: that which its client has connected to, also where the
+/// listener is bound to all addresses of the host. One of a dual-stack listener that was reached by
+/// IPv4 is shown as IPv4, as its peer is.
+pub(crate) fn local_address(connection: &Socket) -> io::Result<Address> {
+    Ok(match peer_of(&connection.local_addr()?) {
+        Peer::Inet(address) => Address::Tcp(address),
+        Peer::Path(path) => Address::Unix(Some(path.into())),
+        Peer::Abstract(_) | Peer::Unnamed => Address::Unix(None),
+    })
 }
