@@ -20,7 +20,7 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 use socketserver::{
     CloseReason, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks, Lines,
-    Mode, Output, Peer, Sender, Server,
+    Mode, Output, Peer, Sender, Server, handler_fn,
 };
 use support::*;
 
@@ -487,6 +487,29 @@ fn long_answers_to_one_client_let_another_client_come_first() {
     });
     assert!(before <= 8, "{before} answers of 500 came before");
     lengthy.server.wait_for("all are served", |counters| counters.messages == 503);
+}
+
+#[test]
+fn output_that_waits_is_sent_in_many_turns_however_fast_its_client_takes_it() {
+    const PARTS: usize = 64;
+    let part: Arc<[u8]> = pattern(1 << 20).into();
+    let server = Server::tcp(LOCAL).unwrap().framing(Lines::default());
+    let server = server.write_watermarks(PARTS << 21, 0).serve(move |_: &Peer| {
+        let part = part.clone();
+        handler_fn(move |_, cx| (0..PARTS).try_for_each(|_| cx.send_shared(&part)))
+    });
+    let server = start_server(server.unwrap());
+    let mut client = server.connect();
+    client.send("?\n").end();
+    let before = server.counters().turns;
+    let (mut total, mut buffer) = (0, vec![0; 1 << 20]);
+    while let Ok(count @ 1..) = client.stream.read(&mut buffer) {
+        total += count;
+    }
+    assert_eq!(total, PARTS * ((1 << 20) + 1));
+    // A turn sends 128 KiB; the first, what the kernel has room for.
+    let turns = server.counters().turns - before;
+    assert!(turns as usize >= PARTS * 8 / 2, "{turns} turns");
 }
 
 /// Lines; while one that begins with `r` is encoded, the next one is sent from within.

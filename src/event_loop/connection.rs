@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
-use super::source::{BULK_FROM, EventSource, LoopCx, LoopState, PostAction, Readiness};
+use super::source::{EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
 use super::write_buffer::{WaterMarks, WriteBuffer};
 use crate::closing::{FIRST_LOOK, Linger, Progress};
@@ -107,11 +107,11 @@ impl<T: ConversationSlot> Connection<T> {
     #[inline(always)]
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
         let LoopCx { buffer, state } = cx;
-        if state.readiness.is_only_readable()
-            && self.is_fast()
-            && self.run_plainly(buffer, state, |mut socket, buffer, _| socket.read(buffer))
-        {
-            return PostAction::Wait;
+        if state.readiness.is_only_readable() && self.is_fast() {
+            if self.run_plainly(buffer, state, |mut socket, buffer, _| socket.read(buffer)) {
+                return PostAction::Wait;
+            }
+            return self.read_loop(buffer, state);
         }
         self.run_slow(buffer, state)
     }
@@ -151,33 +151,39 @@ impl<T: ConversationSlot> Connection<T> {
 
     #[inline(never)]
     fn run_slow(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
-        if state.readiness.is_plainly_readable_with_ancillary()
-            && self.is_fast()
-            && self.run_plainly(buffer, state, receive_with_ancillary)
-        {
-            return PostAction::Wait;
+        if state.readiness.is_plainly_readable_with_ancillary() && self.is_fast() {
+            if self.run_plainly(buffer, state, receive_with_ancillary) {
+                return PostAction::Wait;
+            }
+            return self.read_loop(buffer, state);
         }
         state.readiness.remove(Readiness::BULK);
         state.entry.limit = self.water_marks.high();
         if self.is_lingering() {
             return self.linger(buffer, state);
         }
-        if self.write_buffer.is_some() && state.readiness.has(Readiness::WRITABLE) {
+        if self.can_flush(state) {
             self.flush(state);
         }
         self.read_loop(buffer, state)
     }
 
-    /// Goes on until nothing more can be done, or its share of the turn is used up.
+    /// Whether output waits and the kernel may have room for it.
+    fn can_flush(&self, state: &LoopState) -> bool {
+        self.write_buffer.is_some() && state.readiness.has(Readiness::WRITABLE)
+    }
+
+    /// Goes on until nothing more can be done, or its share of the turn is used up. What of its output
+    /// could still be sent comes in another turn.
+    #[inline(never)]
     fn read_loop(&mut self, buffer: &mut [u8], state: &mut LoopState) -> PostAction {
         let mut budget = READ_BUDGET;
         let action = self.read_within(&mut budget, buffer, state);
-        let used = READ_BUDGET - budget;
-        state.used += used as u64;
-        if used >= BULK_FROM {
-            state.readiness.add(Readiness::BULK);
+        state.use_budget(READ_BUDGET - budget);
+        match action {
+            PostAction::Wait if self.can_flush(state) => PostAction::Requeue,
+            action => action,
         }
-        action
     }
 
     fn read_within(
@@ -416,22 +422,16 @@ impl<T: ConversationSlot> Connection<T> {
         settled
     }
 
-    /// Sends what waits, as far as the kernel takes it.
+    /// Sends what waits, as far as the kernel takes it and others let it.
     fn flush(&mut self, state: &mut LoopState) {
-        let Some(write_buffer) = &mut self.write_buffer else {
-            return;
-        };
-        let before = write_buffer.len();
-        let flushed = flush(&self.socket, write_buffer, state);
-        if write_buffer.len() < before {
-            self.last_moved = state.now;
-            self.progress.forget();
-        }
-        if write_buffer.is_empty() {
-            self.write_buffer = None;
-        }
-        if let Err(error) = flushed {
-            self.on_write_error(error);
+        match flush(&self.socket, &mut self.write_buffer, state) {
+            Ok(0) => {}
+            Ok(sent) => {
+                self.last_moved = state.now;
+                self.progress.forget();
+                state.use_budget(sent);
+            }
+            Err(error) => self.on_write_error(error),
         }
     }
 

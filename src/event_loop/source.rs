@@ -21,7 +21,7 @@ use crate::sys::{self, CatchDrop};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
-pub(super) const BULK_FROM: usize = 32 * 1024;
+const BULK_FROM: usize = 32 * 1024;
 
 /// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
 /// until an attempt shows that it no longer holds.
@@ -211,6 +211,14 @@ impl LoopState {
             self.readiness.remove(Readiness::READABLE);
         }
         if count >= BULK_FROM {
+            self.readiness.add(Readiness::BULK);
+        }
+    }
+
+    /// A connection has used so much of its budget for one call, in bytes.
+    pub(crate) fn use_budget(&mut self, bytes: usize) {
+        self.used += bytes as u64;
+        if bytes >= BULK_FROM {
             self.readiness.add(Readiness::BULK);
         }
     }

@@ -8,6 +8,9 @@ use super::source::{LoopState, Readiness};
 use super::write_buffer::{SLICES, WriteBuffer};
 use crate::sys;
 
+/// How much of the output that waits is sent at a time before others come first, in bytes.
+const FLUSH_BUDGET: usize = 128 * 1024;
+
 /// Reads from a stream, and records where a short read does not mean that the queue is empty.
 pub(super) fn read(
     mut socket: &Socket,
@@ -67,7 +70,7 @@ fn refused(
     write_buffer.get_or_insert_default().keep(&mut state.output_buffer, input, sent);
 }
 
-/// Sends several segments, or appends to output that waits already.
+/// Sends several segments, or appends to output that waits already. Returns whether any byte was sent.
 #[inline(never)]
 fn transmit_many(
     socket: &Socket,
@@ -75,48 +78,117 @@ fn transmit_many(
     input: &[u8],
     state: &mut LoopState,
 ) -> io::Result<bool> {
-    let mut sent = 0;
-    if write_buffer.is_none() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = state.output_buffer.slices(input, &mut slices);
-        let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
-        sent = sys::send_vectored(socket, &slices[..filled])?;
-        state.tally.bytes_out += sent as u64;
-        if sent < offered {
-            refused(write_buffer, input, sent, state);
-            return Ok(sent > 0);
-        }
+    if let Some(waiting) = write_buffer {
+        // It is sent when the kernel has room, or in another turn.
+        waiting.keep(&mut state.output_buffer, input, 0);
+        return Ok(false);
+    }
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let filled = state.output_buffer.slices(input, &mut slices);
+    let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
+    let sent = sys::send_vectored(socket, &slices[..filled])?;
+    state.tally.bytes_out += sent as u64;
+    if sent < offered {
+        refused(write_buffer, input, sent, state);
+        return Ok(sent > 0);
     }
     // That one call did not take all slices says nothing about the kernel's buffer: go on trying.
-    let waiting = write_buffer.get_or_insert_default();
-    waiting.keep(&mut state.output_buffer, input, sent);
-    let before = waiting.len();
-    if state.readiness.has(Readiness::WRITABLE) {
-        flush(socket, waiting, state)?;
-    }
-    let moved = sent > 0 || waiting.len() < before;
-    if waiting.is_empty() {
-        *write_buffer = None;
-    }
-    Ok(moved)
+    write_buffer.get_or_insert_default().keep(&mut state.output_buffer, input, sent);
+    Ok(sent + flush(socket, write_buffer, state)? > 0)
 }
 
-/// Sends from the write buffer until it is empty or the kernel has no room.
+/// Sends from the write buffer until it is empty, the kernel has no room, or others come first. Returns
+/// how many bytes were sent. It could go on where bytes are left and the readiness still has
+/// [`WRITABLE`](Readiness::WRITABLE): no event of the poller tells of that.
 pub(super) fn flush(
     socket: &Socket,
-    write_buffer: &mut WriteBuffer,
+    write_buffer: &mut Option<Box<WriteBuffer>>,
     state: &mut LoopState,
-) -> io::Result<()> {
-    while !write_buffer.is_empty() {
+) -> io::Result<usize> {
+    let Some(waiting) = write_buffer else {
+        return Ok(0);
+    };
+    let mut flushed = 0;
+    while flushed < FLUSH_BUDGET && !waiting.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = write_buffer.slices(&mut slices);
+        let filled = waiting.slices(FLUSH_BUDGET - flushed, &mut slices);
         let sent = sys::send_vectored(socket, &slices[..filled])?;
         if sent == 0 {
             state.readiness.remove(Readiness::WRITABLE);
-            return Ok(());
+            break;
         }
         state.tally.bytes_out += sent as u64;
-        write_buffer.advance(sent);
+        waiting.advance(sent);
+        flushed += sent;
     }
-    Ok(())
+    if waiting.is_empty() {
+        *write_buffer = None;
+    }
+    Ok(flushed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    use super::super::source::LoopCx;
+    use super::*;
+    use crate::conversation::Output;
+    use crate::mailbox::Mailbox;
+
+    /// A non-blocking socket and its peer.
+    fn tcp() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours: Socket = listener.accept().unwrap().0.into();
+        ours.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    fn cx() -> LoopCx {
+        let mut cx = LoopCx::new(Arc::new(Mailbox::new().unwrap()));
+        cx.readiness.add(Readiness::WRITABLE);
+        cx
+    }
+
+    #[test]
+    fn a_flush_sends_no_more_than_its_budget_and_leaves_the_socket_writable() {
+        let (ours, _theirs) = tcp();
+        let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
+        let payload: Arc<[u8]> = vec![7; 16 << 20].into();
+        let state = &mut cx.state;
+        Output::sharing(&payload, &mut state.output_buffer).put(&payload);
+        write_buffer.as_mut().unwrap().keep(&mut state.output_buffer, &[], 0);
+        assert_eq!(flush(&ours, &mut write_buffer, state).unwrap(), FLUSH_BUDGET);
+        assert!(state.readiness.has(Readiness::WRITABLE));
+        while state.readiness.has(Readiness::WRITABLE) {
+            assert!(flush(&ours, &mut write_buffer, state).unwrap() <= FLUSH_BUDGET);
+        }
+        let left = write_buffer.unwrap().len();
+        assert_eq!(payload.len() - left, state.tally.bytes_out as usize);
+    }
+
+    #[test]
+    fn a_flush_that_sends_all_with_the_last_of_its_budget_leaves_no_write_buffer() {
+        let (ours, _theirs) = tcp();
+        let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
+        let state = &mut cx.state;
+        Output::new(&[], &mut state.output_buffer).put(&vec![7; FLUSH_BUDGET]);
+        write_buffer.as_mut().unwrap().keep(&mut state.output_buffer, &[], 0);
+        assert_eq!(flush(&ours, &mut write_buffer, state).unwrap(), FLUSH_BUDGET);
+        assert!(write_buffer.is_none());
+    }
+
+    #[test]
+    fn output_behind_output_that_waits_is_appended_and_not_sent() {
+        let (ours, _theirs) = tcp();
+        let mut cx = cx();
+        let state = &mut cx.state;
+        let mut write_buffer = Some(Box::<WriteBuffer>::default());
+        Output::new(&[], &mut state.output_buffer).put(b"answer");
+        assert!(!transmit(&ours, &mut write_buffer, &[], state).unwrap());
+        assert_eq!(write_buffer.unwrap().len(), 6);
+        assert_eq!(state.tally.bytes_out, 0);
+    }
 }

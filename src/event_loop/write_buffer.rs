@@ -113,12 +113,21 @@ impl WriteBuffer {
         }
     }
 
-    /// The first chunks as slices for one vectored write; how many were filled in.
-    pub(crate) fn slices<'a>(&'a self, into: &mut [IoSlice<'a>; SLICES]) -> usize {
+    /// The first bytes, `most` of them at most, as slices for one vectored write; how many slices were
+    /// filled in.
+    pub(crate) fn slices<'a>(&'a self, most: usize, into: &mut [IoSlice<'a>; SLICES]) -> usize {
+        let (mut left, mut filled) = (most, 0);
         for (slot, chunk) in into.iter_mut().zip(&self.chunks) {
-            *slot = IoSlice::new(chunk.bytes());
+            if left == 0 {
+                break;
+            }
+            let bytes = chunk.bytes();
+            let bytes = &bytes[..bytes.len().min(left)];
+            *slot = IoSlice::new(bytes);
+            left -= bytes.len();
+            filled += 1;
         }
-        self.chunks.len().min(SLICES)
+        filled
     }
 
     /// Drops the first `count` bytes, which have been sent.
@@ -175,13 +184,14 @@ mod tests {
         }
     }
 
-    /// Plays a kernel that takes at most `most` bytes.
+    /// Plays a kernel that is offered at most `most` bytes, and takes two thirds of them.
     fn take(write_buffer: &mut WriteBuffer, most: usize, sent: &mut Vec<u8>) {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = write_buffer.slices(&mut slices);
+        let filled = write_buffer.slices(most, &mut slices);
         let offered: Vec<u8> =
             slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
-        let count = offered.len().min(most);
+        assert_eq!(offered.len(), most.min(write_buffer.len()));
+        let count = (offered.len() * 2).div_ceil(3);
         sent.extend_from_slice(&offered[..count]);
         write_buffer.advance(count);
     }
