@@ -1,8 +1,9 @@
 //! What one turn of a conversation wants to send, without a copy where none is needed: a list of
 //! segments, each a range of the input just read, bytes in the thread's scratch, or a shared payload.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::sender::SharedBytes;
 
@@ -57,6 +58,8 @@ pub(crate) struct OutputBuffer {
     segments: Vec<Segment>,
     scratch: Vec<u8>,
     len: usize,
+    /// Each segment is one datagram.
+    is_datagram: bool,
 }
 
 impl OutputBuffer {
@@ -104,6 +107,7 @@ impl OutputBuffer {
 
     #[inline(never)]
     fn clear_all(&mut self) {
+        self.is_datagram = false;
         self.segments.clear();
         self.scratch.clear();
         if self.scratch.capacity() > 1 << 20 || self.segments.capacity() > 1 << 12 {
@@ -210,7 +214,9 @@ fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u
     }
 }
 
-/// Where a [`Framing`](crate::Framing) puts a message that is to be sent.
+/// The output of one connection: where a [`Framing`](crate::Framing) puts a message that is to be sent.
+///
+/// What is put here goes out as it is, in this order, when the handler has returned.
 #[derive(Debug)]
 pub struct Output<'a> {
     /// What the conversation is reading from now.
@@ -286,8 +292,39 @@ impl<'a> Output<'a> {
         self.output_buffer.len += bytes.len();
     }
 
+    /// Adds the bytes of a payload that others send too. They are referred to and not copied, unless
+    /// they are fewer than 512: those are cheaper to copy. In a datagram they are always copied.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use socketserver::{Framing, FramingError, Output, Decoded};
+    ///
+    /// /// Ends each message with the same trailer.
+    /// #[derive(Clone)]
+    /// struct Trailed(Arc<[u8]>);
+    ///
+    /// impl Framing for Trailed {
+    ///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+    ///         Ok(Decoded::Frame { body: 0..input.len(), consumed: input.len() })
+    ///     }
+    ///
+    ///     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+    ///         output.put(message);
+    ///         output.put_shared(&self.0);
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn put_shared(&mut self, payload: &Arc<[u8]>) {
+        if self.output_buffer.is_datagram {
+            return self.put(payload);
+        }
+        self.share(payload, |output| output.put(payload));
+    }
+
     /// Adds one datagram, which may be empty and is never joined to another.
     pub(crate) fn put_datagram(&mut self, bytes: &[u8]) {
+        self.output_buffer.is_datagram = true;
         let segment = match offset(self.input, bytes) {
             Some(start) => Segment::Input(start..start + bytes.len()),
             None => self.output_buffer.copied(bytes),
@@ -333,6 +370,24 @@ impl<'a> Output<'a> {
     }
 }
 
+/// What is written is [`put`](Output::put): all of it, at once, and never with an error.
+impl io::Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.put(bytes);
+        Ok(())
+    }
+
+    /// Nothing is left to be done: what was put goes out when the handler has returned.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl OutputBuffer {
     fn copied(&mut self, bytes: &[u8]) -> Segment {
         let start = self.scratch.len();
@@ -350,7 +405,7 @@ fn offset(whole: &[u8], part: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::io::Write as _;
 
     use super::*;
 
@@ -399,6 +454,45 @@ mod tests {
             Unsent::Bytes(bytes) => rest.extend_from_slice(bytes),
         });
         assert_eq!(rest, [&[7; 12][..], b"\n"].concat());
+    }
+
+    #[test]
+    fn a_payload_that_is_put_as_shared_is_referred_to_unless_it_is_short() {
+        let (long, short): (SharedBytes, SharedBytes) =
+            (vec![7; SHARED_FROM].into(), vec![8; SHARED_FROM - 1].into());
+        let input = b"input".to_vec();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&input, &mut output_buffer);
+        output.put(&input);
+        output.put_shared(&long);
+        output.put_shared(&short);
+        assert_eq!((Arc::strong_count(&long), Arc::strong_count(&short)), (2, 1));
+        assert_eq!(sent(&mut output_buffer, &input), [&input[..], &long, &short].concat());
+    }
+
+    #[test]
+    fn a_shared_payload_in_a_datagram_does_not_begin_another_one() {
+        let payload: SharedBytes = vec![7; SHARED_FROM].into();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
+        output.put_datagram(b"");
+        output.put_shared(&payload);
+        output.put_shared(&payload);
+        assert_eq!(output_buffer.parts(&[]).collect::<Vec<_>>(), [vec![7; 2 * SHARED_FROM]]);
+        output_buffer.clear();
+        Output::new(&[], &mut output_buffer).put_shared(&payload);
+        assert_eq!(Arc::strong_count(&payload), 2, "the output of a stream comes after it");
+    }
+
+    #[test]
+    fn what_is_written_is_put_in_order() {
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
+        write!(output, ":{}\r\n", 7).unwrap();
+        output.put(b"+OK");
+        assert_eq!(output.write(b"\r\n").unwrap(), 2);
+        output.flush().unwrap();
+        assert_eq!(sent(&mut output_buffer, &[]), b":7\r\n+OK\r\n");
     }
 
     #[test]
