@@ -111,7 +111,8 @@ pub enum CloseReason {
     Timeout,
     /// What the peer sent is no frame.
     Framing(FramingError),
-    /// The handler returned an error.
+    /// The handler returned an error, or a file of its output could not be read as far as it was to be
+    /// sent ([`io::ErrorKind::UnexpectedEof`] where it is too short).
     Error(HandlerError),
     /// The handler (or a framing of the user's) panicked; the text is the panic's message.
     Panic(String),
@@ -185,7 +186,8 @@ impl std::error::Error for FramingError {
     }
 }
 
-/// A [`Context`](crate::Context) was asked for what this request or this mode does not have.
+/// A [`Context`](crate::Context) or an [`Output`](crate::Output) was asked for what this request or this
+/// mode does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnsupportedError {
@@ -197,6 +199,8 @@ pub enum UnsupportedError {
     InlineSender,
     /// A forked child cannot be reached from the parent's threads.
     ForkingSender,
+    /// A datagram is one piece of memory: no file is sent in it.
+    DatagramFile,
     /// The process has no descriptor left to wake the connection's thread by.
     NoDescriptor,
 }
@@ -208,6 +212,7 @@ impl fmt::Display for UnsupportedError {
                 "a datagram has no timeout: it is answered at once"
             }
             UnsupportedError::DatagramSender => "a datagram has no sender: it is answered at once",
+            UnsupportedError::DatagramFile => "a datagram holds no file: it is one piece of memory",
             UnsupportedError::InlineSender => "no sender under inline: nothing else runs meanwhile",
             UnsupportedError::NoDescriptor => {
                 "no sender: the process has no descriptor left for it"

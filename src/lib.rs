@@ -62,6 +62,7 @@
 //! server                                          builder, service, hooks, one run of a server, its stop
 //! modes                                           the modes: options, dispatchers, mechanics
 //! event_loop | blocking                           requests on the loop | requests that a thread serves by blocking
+//! write_buffer                                    output that the kernel has not taken
 //! conversation                                    handler, context, framing, output: no sockets, no clock, no threads
 //! closing | datagram | sender | server_state      how connections close | received datagrams | messages from elsewhere | stopping
 //! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
@@ -113,6 +114,7 @@ mod sync;
 mod sys;
 mod token;
 mod transport;
+mod write_buffer;
 
 pub use address::{Address, Credentials, Endpoint, MAX_UNIX_PATH, Peer};
 pub use blocking::{Request, RequestHandler};

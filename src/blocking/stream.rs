@@ -10,15 +10,13 @@ use super::active::Registration;
 use super::wait::{Input, WaitStrategy};
 use super::{Served, Session, SessionCx};
 use crate::address::Peer;
-use crate::closing::Lingering;
-use crate::closing::{Linger, Progress};
-use crate::conversation::{
-    Conversation, Framing, Handler, OutputBuffer, SenderSource, StepCx, Unsent,
-};
+use crate::closing::{Linger, Lingering, Progress, write_failure};
+use crate::conversation::{Conversation, Framing, Handler, SenderSource, StepCx};
 use crate::encodable::Encodable;
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sender::{Ending, SendQueue, Waker};
 use crate::sys;
+use crate::write_buffer::{WriteBuffer, send_segments};
 
 /// A connection with its conversation, on its way to where it is served.
 pub(crate) struct StreamSession<H, F> {
@@ -208,7 +206,7 @@ fn call<H: Handler, F: Framing>(
 
 /// What the kernel did not take, and why.
 struct FailedWrite {
-    bytes: Vec<u8>,
+    unsent: WriteBuffer,
     error: io::Error,
 }
 
@@ -220,37 +218,29 @@ fn send(
     send_queue: Option<&SendQueue>,
     cx: &mut SessionCx<'_>,
 ) -> Result<(), FailedWrite> {
-    let total = cx.output_buffer.len();
-    if total == 0 {
+    let SessionCx { output_buffer, tally, wait, .. } = cx;
+    if output_buffer.is_empty() {
         return Ok(());
     }
-    let mut left = total;
-    let mut write = |mut part: &[u8]| {
-        left -= part.len();
-        let written = cx.wait.write_all(socket, &mut part, timeout, send_queue);
-        left += part.len();
-        written
-    };
-    let written = match cx.output_buffer.contiguous(input) {
-        Some(bytes) => write(bytes),
-        None => cx.output_buffer.parts(input).try_for_each(write),
-    };
-    cx.tally.bytes_out += (total - left) as u64;
-    written.map_err(|error| {
-        let mut bytes = Vec::new();
-        if error.kind() == io::ErrorKind::TimedOut {
-            keep(cx.output_buffer, input, total - left, &mut bytes);
+    let mut unsent = WriteBuffer::default();
+    let written = match output_buffer.contiguous(input) {
+        Some(bytes) => {
+            let mut left = bytes;
+            let written = wait.write_all(socket, &mut left, timeout, send_queue);
+            let sent = bytes.len() - left.len();
+            tally.bytes_out += sent as u64;
+            if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+                unsent.keep(output_buffer, input, sent);
+            }
+            written
         }
-        FailedWrite { bytes, error }
-    })
-}
-
-/// Appends what `outgoing` holds after its first `sent` bytes.
-fn keep(output_buffer: &mut OutputBuffer, input: &[u8], sent: usize, bytes: &mut Vec<u8>) {
-    output_buffer.unsent(input, sent, |rest| match rest {
-        Unsent::Bytes(part) => bytes.extend_from_slice(part),
-        Unsent::Shared(payload, range) => bytes.extend_from_slice(&payload[range]),
-    });
+        None => send_segments(socket, output_buffer, input).and_then(|(sent, _)| {
+            tally.bytes_out += sent as u64;
+            unsent.keep(output_buffer, input, sent);
+            wait.flush(socket, &mut unsent, timeout, send_queue, &mut tally.bytes_out)
+        }),
+    };
+    written.map_err(|error| FailedWrite { unsent, error })
 }
 
 /// Asks the handler about a peer that takes no output, each time that its timeout has passed, until
@@ -263,7 +253,7 @@ fn insist<H: Handler, F: Framing>(
     failed: FailedWrite,
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let FailedWrite { mut bytes, mut error } = failed;
+    let FailedWrite { mut unsent, mut error } = failed;
     loop {
         let late = error.kind() == io::ErrorKind::TimedOut;
         match conversation.ending() {
@@ -278,10 +268,10 @@ fn insist<H: Handler, F: Framing>(
             }
             _ => {}
         }
-        if !late || bytes.is_empty() {
+        if !late {
             conversation.end(match cx.wait.is_cut() {
                 true => CloseReason::Shutdown,
-                false => CloseReason::Disconnected(error),
+                false => write_failure(error),
             });
             return false;
         }
@@ -293,19 +283,15 @@ fn insist<H: Handler, F: Framing>(
             cx.output_buffer.clear();
             return false;
         }
-        keep(cx.output_buffer, &[], 0, &mut bytes);
+        unsent.keep(cx.output_buffer, &[], 0);
         cx.output_buffer.clear();
-        let mut left = &bytes[..];
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
         let patience = conversation.patience();
-        let written = cx.wait.write_all(socket, &mut left, patience, send_queue);
-        let sent = bytes.len() - left.len();
-        cx.tally.bytes_out += sent as u64;
-        match written {
+        let bytes_out = &mut cx.tally.bytes_out;
+        match cx.wait.flush(socket, &mut unsent, patience, send_queue, bytes_out) {
             Ok(()) => return true,
             Err(next) => error = next,
         }
-        bytes.drain(..sent);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::closing::{CLOSING_PATIENCE, FIRST_LOOK, Progress};
 use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Wakeup};
+use crate::write_buffer::{SEND_STEP, WriteBuffer};
 
 /// What came of waiting for input.
 #[derive(Debug)]
@@ -169,20 +170,58 @@ impl WaitStrategy<'_> {
         timeout: Option<Duration>,
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
-        while !bytes.is_empty() {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.send_all(socket, timeout, send_queue, &mut || {
+            let sent = sys::send_now(socket, bytes, false)?;
+            *bytes = &bytes[sent..];
+            Ok((!bytes.is_empty()).then_some(sent))
+        })
+    }
+
+    /// As [`write_all`](Self::write_all), for bytes and files; what has been sent is added to `bytes_out`.
+    pub(crate) fn flush(
+        &mut self,
+        socket: &Socket,
+        write_buffer: &mut WriteBuffer,
+        timeout: Option<Duration>,
+        send_queue: Option<&SendQueue>,
+        bytes_out: &mut u64,
+    ) -> io::Result<()> {
+        if write_buffer.is_empty() {
+            return Ok(());
+        }
+        let _brief = write_buffer.has_file().then(|| BriefSends::begin(socket)).transpose()?;
+        self.send_all(socket, timeout, send_queue, &mut || {
+            let sent = write_buffer.send(socket, SEND_STEP)?;
+            *bytes_out += sent as u64;
+            Ok((!write_buffer.is_empty()).then_some(sent))
+        })
+    }
+
+    /// Calls `send` until nothing is left, which it says by `None`; else, it says how much it has sent.
+    /// Where that is 0, the kernel has no room.
+    fn send_all(
+        &mut self,
+        socket: &Socket,
+        timeout: Option<Duration>,
+        send_queue: Option<&SendQueue>,
+        send: &mut dyn FnMut() -> io::Result<Option<usize>>,
+    ) -> io::Result<()> {
+        loop {
             if let WaitStrategy::Interruptible(wait) = self {
                 wait.is_overdue();
             }
             if self.is_cut() {
                 return Err(out_of_time());
             }
-            let sent = sys::send_now(socket, bytes)?;
-            *bytes = &bytes[sent..];
-            if sent == 0 {
-                self.wait_writable(socket, timeout, send_queue)?;
+            match send()? {
+                None => return Ok(()),
+                Some(0) => self.wait_writable(socket, timeout, send_queue)?,
+                Some(_) => {}
             }
         }
-        Ok(())
     }
 
     /// Waits until the kernel has room, or the peer has taken nothing for as long as `timeout`.
@@ -303,6 +342,28 @@ fn read_in_thread(
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// While it lives, no send waits for room in a blocking socket for longer than a tick of the kernel's
+/// clock: sendfile(2) cannot be told not to wait.
+struct BriefSends<'a> {
+    socket: &'a Socket,
+    before: Option<Duration>,
+}
+
+impl<'a> BriefSends<'a> {
+    fn begin(socket: &'a Socket) -> io::Result<Self> {
+        let before = socket.write_timeout()?;
+        socket.set_write_timeout(Some(Duration::from_millis(1)))?;
+        Ok(BriefSends { socket, before })
+    }
+}
+
+impl Drop for BriefSends<'_> {
+    fn drop(&mut self) {
+        // It fails only if the connection is gone.
+        let _ = self.socket.set_write_timeout(self.before);
     }
 }
 

@@ -1,10 +1,13 @@
 //! What one turn of a conversation wants to send, without a copy where none is needed: a list of
-//! segments, each a range of the input just read, bytes in the thread's scratch, or a shared payload.
+//! segments, each a range of the input just read, bytes in the thread's scratch, a shared payload, or a
+//! part of a file.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::error::UnsupportedError;
 use crate::sender::SharedBytes;
 
 /// A shared payload smaller than this is cheaper to copy than to refer to.
@@ -12,6 +15,9 @@ const SHARED_FROM: usize = 512;
 
 /// Gathering several segments into one buffer is cheaper than a vectored write up to here.
 const GATHER_UP_TO: usize = 8192;
+
+/// The most that files count as output, in bytes, so that what is added to it does not overflow.
+const MOST_COUNTED: usize = usize::MAX / 2;
 
 /// A repeated range is not searched for in the input beyond this many bytes.
 const REPEAT_UP_TO: usize = 8;
@@ -21,20 +27,31 @@ enum Segment {
     Input(Range<usize>),
     Scratch(Range<usize>),
     Shared(SharedBytes, Range<usize>),
+    File(Arc<File>, Range<u64>),
 }
 
 impl Segment {
-    /// Cuts it to its first `len` bytes.
-    fn shorten(&mut self, len: usize) {
-        let (Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range)) = self;
-        range.end = range.end.min(range.start + len);
+    fn is_file(&self) -> bool {
+        matches!(self, Segment::File(..))
     }
 
+    /// Cuts it to its first `len` bytes. A file is never added to, and so is never cut.
+    fn shorten(&mut self, len: usize) {
+        match self {
+            Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
+                range.end = range.end.min(range.start + len);
+            }
+            Segment::File(..) => {}
+        }
+    }
+
+    /// How many bytes of it are in memory: none of a file.
     fn len(&self) -> usize {
         match self {
             Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
                 range.len()
             }
+            Segment::File(..) => 0,
         }
     }
 }
@@ -63,7 +80,7 @@ pub(crate) struct OutputBuffer {
 }
 
 impl OutputBuffer {
-    /// How many bytes are to be sent.
+    /// How many bytes are to be sent: also those of files, which take no memory.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -134,10 +151,10 @@ impl OutputBuffer {
 
     #[inline(never)]
     fn gathered<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
-        if self.segments.len() == 1 {
+        if self.segments.len() == 1 && !self.segments[0].is_file() {
             return Some(bytes(&self.segments[0], input, &self.scratch));
         }
-        if self.len > GATHER_UP_TO {
+        if self.len > GATHER_UP_TO || self.segments.iter().any(Segment::is_file) {
             return None;
         }
         let start = self.scratch.len();
@@ -149,6 +166,7 @@ impl OutputBuffer {
                 Segment::Shared(payload, range) => {
                     self.scratch.extend_from_slice(&payload[range.clone()]);
                 }
+                Segment::File(..) => {}
             }
         }
         self.segments.clear();
@@ -156,23 +174,33 @@ impl OutputBuffer {
         Some(&self.scratch[start..])
     }
 
-    /// The first segments as slices for one vectored write; how many were filled in.
-    pub(crate) fn slices<'a>(&'a mut self, input: &'a [u8], into: &mut [IoSlice<'a>]) -> usize {
+    /// The first segments as slices for one vectored write, up to the first file; how many were filled
+    /// in, and whether a file follows them.
+    pub(crate) fn slices<'a>(
+        &'a mut self,
+        input: &'a [u8],
+        into: &mut [IoSlice<'a>],
+    ) -> (usize, bool) {
         self.list();
-        for (slot, segment) in into.iter_mut().zip(&self.segments) {
+        let in_memory = self.segments.iter().take_while(|segment| !segment.is_file());
+        let mut filled = 0;
+        for (slot, segment) in into.iter_mut().zip(in_memory) {
             *slot = IoSlice::new(bytes(segment, input, &self.scratch));
+            filled += 1;
         }
-        self.segments.len().min(into.len())
+        (filled, self.segments.get(filled).is_some_and(Segment::is_file))
     }
 
-    /// Every segment's bytes in order; of a datagram's output, each is one datagram.
+    /// Every segment's bytes in order; of a datagram's output, which holds no file, each is one
+    /// datagram.
     pub(crate) fn parts<'a>(&'a mut self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.list();
         let OutputBuffer { segments, scratch, .. } = &*self;
         segments.iter().map(move |segment| bytes(segment, input, scratch))
     }
 
-    /// Hands over what is left after `sent` bytes: copied, or, where it is shared, referred to.
+    /// Hands over what is left after `sent` bytes, all of which come before the first file: copied, or,
+    /// where it is shared or in a file, referred to.
     pub(crate) fn unsent(
         &mut self,
         input: &[u8],
@@ -181,6 +209,10 @@ impl OutputBuffer {
     ) {
         self.list();
         for segment in &self.segments {
+            if let Segment::File(file, range) = segment {
+                keep(Unsent::File(file.clone(), range.clone()));
+                continue;
+            }
             let skipped = sent.min(segment.len());
             sent -= skipped;
             if skipped == segment.len() {
@@ -203,6 +235,8 @@ pub(crate) enum Unsent<'a> {
     Bytes(&'a [u8]),
     /// Bytes that live as long as someone holds them.
     Shared(SharedBytes, Range<usize>),
+    /// A part of a file, which is not empty.
+    File(Arc<File>, Range<u64>),
 }
 
 #[inline(always)]
@@ -211,6 +245,7 @@ fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u
         Segment::Input(range) => &input[range.clone()],
         Segment::Scratch(range) => &scratch[range.clone()],
         Segment::Shared(payload, range) => &payload[range.clone()],
+        Segment::File(..) => &[],
     }
 }
 
@@ -320,6 +355,51 @@ impl<'a> Output<'a> {
             return self.put(payload);
         }
         self.share(payload, |output| output.put(payload));
+    }
+
+    /// Adds a part of a file, without reading it: `range` in bytes from its start. It takes no memory,
+    /// whatever its length, and counts as output with all its bytes, so that back-pressure (see
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) begins with it. The file stays
+    /// open until its part has been sent; its own position is neither used nor moved.
+    ///
+    /// The event loop sends 128 KiB at a time before others come first, on Linux by
+    /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html) and so without a copy, and
+    /// elsewhere, or where a file system cannot do that, by reading up to 64 KiB at a time. Reading
+    /// waits for the disk, as it does in the handler.
+    ///
+    /// The range is read when it is its turn. Where the file is shorter then, or cannot be read, the
+    /// connection ends in a reset, so that the answer does not look whole, and
+    /// [`on_close`](crate::Handler::on_close) is told [`CloseReason::Error`](crate::CloseReason::Error).
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::{fs::File, io};
+    /// use socketserver::Output;
+    ///
+    /// fn put_whole(path: &str, output: &mut Output<'_>) -> io::Result<()> {
+    ///     let file = File::open(path)?;
+    ///     let length = file.metadata()?.len();
+    ///     output.put(format!("{length}\n").as_bytes());
+    ///     output.put_file(Arc::new(file), 0..length).map_err(io::Error::other)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedError::DatagramFile`] for a datagram, which is one piece of memory.
+    pub fn put_file(&mut self, file: Arc<File>, range: Range<u64>) -> Result<(), UnsupportedError> {
+        let OutputBuffer { is_datagram, len, .. } = &mut *self.output_buffer;
+        if *is_datagram {
+            return Err(UnsupportedError::DatagramFile);
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        *len = len.saturating_add(length).min(MOST_COUNTED);
+        self.output_buffer.list();
+        self.output_buffer.segments.push(Segment::File(file, range));
+        Ok(())
     }
 
     /// Adds one datagram, which may be empty and is never joined to another.
@@ -452,6 +532,7 @@ mod tests {
         output_buffer.unsent(&[], 500, |part| match part {
             Unsent::Shared(payload, range) => rest.extend_from_slice(&payload[range]),
             Unsent::Bytes(bytes) => rest.extend_from_slice(bytes),
+            Unsent::File(..) => panic!("there is no file"),
         });
         assert_eq!(rest, [&[7; 12][..], b"\n"].concat());
     }
@@ -482,6 +563,69 @@ mod tests {
         output_buffer.clear();
         Output::new(&[], &mut output_buffer).put_shared(&payload);
         assert_eq!(Arc::strong_count(&payload), 2, "the output of a stream comes after it");
+    }
+
+    fn file() -> Arc<File> {
+        Arc::new(File::open("/dev/null").unwrap())
+    }
+
+    #[test]
+    fn a_file_among_bytes_keeps_its_place_and_counts_with_all_its_bytes() {
+        let input = b"input".to_vec();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&input, &mut output_buffer);
+        output.put(&input);
+        output.put(b"header");
+        output.put_file(file(), 5..5).unwrap();
+        output.put_file(file(), 1000..1 << 40).unwrap();
+        output.put(b"trailer");
+        assert_eq!(output_buffer.len(), 5 + 6 + (1 << 40) - 1000 + 7);
+        assert_eq!(output_buffer.contiguous(&input), None);
+        let mut slices = [IoSlice::new(&[]); 4];
+        assert_eq!(output_buffer.slices(&input, &mut slices), (2, true));
+        assert_eq!([&*slices[0], &*slices[1]], [b"input", &b"header"[..]]);
+        let mut rest = String::new();
+        output_buffer.unsent(&input, 8, |part| match part {
+            Unsent::Bytes(bytes) => rest += &format!("{} ", bytes.escape_ascii()),
+            Unsent::File(_, range) => rest += &format!("{range:?} "),
+            Unsent::Shared(..) => panic!("nothing is shared"),
+        });
+        assert_eq!(rest, format!("der 1000..{} trailer ", 1_u64 << 40));
+    }
+
+    #[test]
+    fn output_of_a_file_alone_has_no_slice() {
+        let mut output_buffer = OutputBuffer::default();
+        let file = file();
+        Output::new(&[], &mut output_buffer).put_file(file.clone(), 0..1).unwrap();
+        assert!(!output_buffer.is_empty());
+        assert_eq!(output_buffer.contiguous(&[]), None);
+        assert_eq!(output_buffer.slices(&[], &mut [IoSlice::new(&[])]), (0, true));
+        output_buffer.clear();
+        assert_eq!(Arc::strong_count(&file), 1, "it is closed");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_back_is_closed_and_one_before_it_stays() {
+        let (first, second) = (file(), file());
+        let mut output_buffer = OutputBuffer::default();
+        Output::new(&[], &mut output_buffer).put_file(first.clone(), 0..10).unwrap();
+        let before = output_buffer.position();
+        let mut output = Output::new(&[], &mut output_buffer);
+        output.put(b"more");
+        output.put_file(second.clone(), 0..10).unwrap();
+        output_buffer.cut_back(before);
+        assert_eq!(output_buffer.len(), 10);
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 1));
+    }
+
+    #[test]
+    fn a_datagram_refuses_a_file() {
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
+        output.put_datagram(b"a datagram");
+        assert_eq!(output.put_file(file(), 0..1), Err(UnsupportedError::DatagramFile));
+        assert_eq!(sent(&mut output_buffer, &[]), b"a datagram");
     }
 
     #[test]

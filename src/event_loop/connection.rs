@@ -10,13 +10,14 @@ use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{EventSource, LoopCx, LoopState, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
-use super::write_buffer::{WaterMarks, WriteBuffer};
-use crate::closing::{FIRST_LOOK, Linger, Progress};
+use super::water_marks::WaterMarks;
+use crate::closing::{FIRST_LOOK, Linger, Progress, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, StepCx};
 use crate::error::CloseReason;
 use crate::mailbox::Job;
 use crate::sender::Ending;
 use crate::sys;
+use crate::write_buffer::WriteBuffer;
 
 /// How much a connection may read before others come first, in bytes; what it answers or is sent
 /// from elsewhere counts as much.
@@ -422,7 +423,7 @@ impl<T: ConversationSlot> Connection<T> {
         settled
     }
 
-    /// Sends what waits, as far as the kernel takes it and others let it.
+    /// Sends what waits, as far as the kernel takes it and the budget allows.
     fn flush(&mut self, state: &mut LoopState) {
         match flush(&self.socket, &mut self.write_buffer, state) {
             Ok(0) => {}
@@ -435,14 +436,14 @@ impl<T: ConversationSlot> Connection<T> {
         }
     }
 
-    /// The peer takes no more output, which is its end: nothing that it still has to say can be
-    /// answered.
+    /// The peer takes no more output, or a file of it cannot be sent. That is the end: nothing that the
+    /// peer still has to say can be answered.
     #[cold]
     fn on_write_error(&mut self, error: io::Error) {
         self.cut = true;
         self.write_buffer = None;
         match self.conversation.local() {
-            Some(conversation) => conversation.end(CloseReason::Disconnected(error)),
+            Some(conversation) => conversation.end(write_failure(error)),
             None => self.rare = Some(Box::new(Rare::WriteError(error))),
         }
     }

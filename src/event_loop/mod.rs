@@ -33,7 +33,7 @@ mod slot;
 mod source;
 mod stream_io;
 mod timers;
-mod write_buffer;
+mod water_marks;
 
 pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
@@ -48,7 +48,7 @@ pub(crate) use source::{
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
-pub(crate) use write_buffer::WaterMarks;
+pub(crate) use water_marks::WaterMarks;
 
 /// How many pieces of mail a turn takes.
 const MAIL_BUDGET: usize = 1024;

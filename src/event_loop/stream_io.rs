@@ -1,15 +1,12 @@
 //! Reading from and writing to the socket of a connection, without waiting.
 
-use std::io::{self, IoSlice, Read as _};
+use std::io::{self, Read as _};
 
 use socket2::Socket;
 
 use super::source::{LoopState, Readiness};
-use super::write_buffer::{SLICES, WriteBuffer};
 use crate::sys;
-
-/// How much of the output that waits is sent at a time before others come first, in bytes.
-const FLUSH_BUDGET: usize = 128 * 1024;
+use crate::write_buffer::{SEND_STEP, WriteBuffer, send_segments};
 
 /// Reads from a stream, and records where a short read does not mean that the queue is empty.
 pub(super) fn read(
@@ -83,12 +80,9 @@ fn transmit_many(
         waiting.keep(&mut state.output_buffer, input, 0);
         return Ok(false);
     }
-    let mut slices = [IoSlice::new(&[]); SLICES];
-    let filled = state.output_buffer.slices(input, &mut slices);
-    let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
-    let sent = sys::send_vectored(socket, &slices[..filled])?;
+    let (sent, all) = send_segments(socket, &mut state.output_buffer, input)?;
     state.tally.bytes_out += sent as u64;
-    if sent < offered {
+    if !all {
         refused(write_buffer, input, sent, state);
         return Ok(sent > 0);
     }
@@ -97,9 +91,9 @@ fn transmit_many(
     Ok(sent + flush(socket, write_buffer, state)? > 0)
 }
 
-/// Sends from the write buffer until it is empty, the kernel has no room, or others come first. Returns
-/// how many bytes were sent. It could go on where bytes are left and the readiness still has
-/// [`WRITABLE`](Readiness::WRITABLE): no event of the poller tells of that.
+/// Sends from the write buffer until it is empty, the kernel has no room, or [`SEND_STEP`] bytes are sent.
+/// Returns how many bytes were sent. Where output is left and the readiness still has
+/// [`WRITABLE`](Readiness::WRITABLE), the connection is to be queued again: no event of the poller comes.
 pub(super) fn flush(
     socket: &Socket,
     write_buffer: &mut Option<Box<WriteBuffer>>,
@@ -109,16 +103,13 @@ pub(super) fn flush(
         return Ok(0);
     };
     let mut flushed = 0;
-    while flushed < FLUSH_BUDGET && !waiting.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = waiting.slices(FLUSH_BUDGET - flushed, &mut slices);
-        let sent = sys::send_vectored(socket, &slices[..filled])?;
+    while flushed < SEND_STEP && !waiting.is_empty() {
+        let sent = waiting.send(socket, SEND_STEP - flushed)?;
         if sent == 0 {
             state.readiness.remove(Readiness::WRITABLE);
             break;
         }
         state.tally.bytes_out += sent as u64;
-        waiting.advance(sent);
         flushed += sent;
     }
     if waiting.is_empty() {
@@ -160,10 +151,10 @@ mod tests {
         let state = &mut cx.state;
         Output::sharing(&payload, &mut state.output_buffer).put(&payload);
         write_buffer.as_mut().unwrap().keep(&mut state.output_buffer, &[], 0);
-        assert_eq!(flush(&ours, &mut write_buffer, state).unwrap(), FLUSH_BUDGET);
+        assert_eq!(flush(&ours, &mut write_buffer, state).unwrap(), SEND_STEP);
         assert!(state.readiness.has(Readiness::WRITABLE));
         while state.readiness.has(Readiness::WRITABLE) {
-            assert!(flush(&ours, &mut write_buffer, state).unwrap() <= FLUSH_BUDGET);
+            assert!(flush(&ours, &mut write_buffer, state).unwrap() <= SEND_STEP);
         }
         let left = write_buffer.unwrap().len();
         assert_eq!(payload.len() - left, state.tally.bytes_out as usize);
@@ -174,9 +165,9 @@ mod tests {
         let (ours, _theirs) = tcp();
         let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
         let state = &mut cx.state;
-        Output::new(&[], &mut state.output_buffer).put(&vec![7; FLUSH_BUDGET]);
+        Output::new(&[], &mut state.output_buffer).put(&vec![7; SEND_STEP]);
         write_buffer.as_mut().unwrap().keep(&mut state.output_buffer, &[], 0);
-        assert_eq!(flush(&ours, &mut write_buffer, state).unwrap(), FLUSH_BUDGET);
+        assert_eq!(flush(&ours, &mut write_buffer, state).unwrap(), SEND_STEP);
         assert!(write_buffer.is_none());
     }
 
@@ -190,5 +181,23 @@ mod tests {
         assert!(!transmit(&ours, &mut write_buffer, &[], state).unwrap());
         assert_eq!(write_buffer.unwrap().len(), 6);
         assert_eq!(state.tally.bytes_out, 0);
+    }
+    #[test]
+    fn a_header_and_its_short_file_are_sent_at_once_and_leave_nothing_behind() {
+        let (ours, mut theirs) = tcp();
+        let mut cx = cx();
+        let state = &mut cx.state;
+        let mut write_buffer = None;
+        let file = sys::unnamed_file(b"a file");
+        let mut output = Output::new(&[], &mut state.output_buffer);
+        output.put(b"header ");
+        output.put_file(Arc::new(file), 2..6).unwrap();
+        output.put(b" trailer");
+        assert!(transmit(&ours, &mut write_buffer, &[], state).unwrap());
+        assert!(write_buffer.is_none());
+        let mut received = [0; 19];
+        theirs.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"header file trailer");
+        assert_eq!(state.tally.bytes_out, 19);
     }
 }

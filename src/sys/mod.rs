@@ -10,6 +10,7 @@ mod catch_drop;
 mod datagrams;
 mod limits;
 mod process;
+mod send_file;
 mod signals;
 mod socket;
 mod wakeup;
@@ -22,6 +23,9 @@ pub(crate) use datagrams::{
 };
 pub use limits::raise_descriptor_limit;
 pub(crate) use process::{Child, Forked, InChild, fork, is_only_thread};
+#[cfg(test)]
+pub(crate) use send_file::unnamed_file;
+pub(crate) use send_file::{is_file_error, send_file};
 pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };

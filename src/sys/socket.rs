@@ -85,14 +85,22 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     taken(|| socket.send_with_flags(bytes, SEND_FLAGS))
 }
 
-/// As [`send`], with several slices.
-pub(crate) fn send_vectored(socket: &Socket, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    taken(|| socket.send_vectored_with_flags(slices, SEND_FLAGS))
+/// As [`send`], with several slices, and for a blocking socket too: it does not wait (MSG_DONTWAIT).
+/// Where `more` output follows at once, TCP may put the end of these bytes into one packet with it
+/// (MSG_MORE, on Linux).
+pub(crate) fn send_vectored(
+    socket: &Socket,
+    slices: &[IoSlice<'_>],
+    more: bool,
+) -> io::Result<usize> {
+    let flags = SEND_FLAGS | libc::MSG_DONTWAIT | more_flag(more);
+    taken(|| socket.send_vectored_with_flags(slices, flags))
 }
 
-/// As [`send`], for a blocking socket: it does not wait (MSG_DONTWAIT).
-pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
-    taken(|| socket.send_with_flags(bytes, SEND_FLAGS | libc::MSG_DONTWAIT))
+/// As [`send_vectored`], with one slice.
+pub(crate) fn send_now(socket: &Socket, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let flags = SEND_FLAGS | libc::MSG_DONTWAIT | more_flag(more);
+    taken(|| socket.send_with_flags(bytes, flags))
 }
 
 /// Receives from a blocking socket without waiting (MSG_DONTWAIT).
@@ -237,6 +245,18 @@ pub(crate) fn may_be_urgent(event: &Event) -> bool {
 /// process.
 const SEND_FLAGS: libc::c_int =
     if cfg!(any(target_os = "macos", target_os = "ios")) { 0 } else { libc::MSG_NOSIGNAL };
+
+/// The flag for bytes that `more` output follows at once.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn more_flag(more: bool) -> libc::c_int {
+    if more { libc::MSG_MORE } else { 0 }
+}
+
+/// Not known on this system.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn more_flag(_more: bool) -> libc::c_int {
+    0
+}
 
 #[inline(always)]
 fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
