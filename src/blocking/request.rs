@@ -1,15 +1,18 @@
 //! Python's way of answering: one blocking call per request, reading and writing as with a file.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::stream::close;
-use super::wait::{Input, WaitStrategy, is_out_of_time, out_of_time};
+use super::wait::{Input, Patience, Wait, is_out_of_time, out_of_time};
 use super::{Served, Session, SessionCx};
 use crate::address::{Address, Credentials, Peer};
 use crate::counters::Tally;
@@ -130,9 +133,9 @@ enum Channel<'a> {
 
 struct Stream<'a> {
     socket: Arc<Socket>,
-    /// How it waits for its peer; behind a trait for its lifetime's sake.
+    /// How it waits for its peer.
     wait: &'a mut (dyn Wait + 'a),
-    timeout: Option<Duration>,
+    patience: Patience,
     /// What was read from the socket, of which the handler has taken the first `at` bytes.
     input: Vec<u8>,
     at: usize,
@@ -145,51 +148,12 @@ struct Stream<'a> {
     write_buffer: usize,
 }
 
-/// WaitStrategy for a peer, see [`WaitStrategy`].
-trait Wait {
-    fn read(
-        &mut self,
-        socket: &Socket,
-        buffer: &mut [u8],
-        timeout: Option<Duration>,
-        idle: bool,
-    ) -> io::Result<Input>;
-
-    fn write_all(
-        &mut self,
-        socket: &Socket,
-        bytes: &mut &[u8],
-        timeout: Option<Duration>,
-    ) -> io::Result<()>;
-}
-
-impl Wait for WaitStrategy<'_> {
-    fn read(
-        &mut self,
-        socket: &Socket,
-        buffer: &mut [u8],
-        timeout: Option<Duration>,
-        idle: bool,
-    ) -> io::Result<Input> {
-        WaitStrategy::read(self, socket, buffer, timeout, idle, false)
-    }
-
-    fn write_all(
-        &mut self,
-        socket: &Socket,
-        bytes: &mut &[u8],
-        timeout: Option<Duration>,
-    ) -> io::Result<()> {
-        WaitStrategy::write_all(self, socket, bytes, timeout, None)
-    }
-}
-
 impl<'a> Stream<'a> {
     fn new(socket: Arc<Socket>, wait: &'a mut (dyn Wait + 'a)) -> Self {
         Stream {
             socket,
             wait,
-            timeout: None,
+            patience: Patience::default(),
             input: Vec::new(),
             at: 0,
             ended: false,
@@ -204,6 +168,9 @@ impl<'a> Stream<'a> {
         if self.ended {
             return Ok(false);
         }
+        if self.patience.is_over() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         if self.at == self.input.len() {
             self.input.clear();
         } else {
@@ -215,7 +182,8 @@ impl<'a> Stream<'a> {
         // A request is in progress until its handler returns, unless that says otherwise; what has
         // come in part is in progress all the same.
         let idle = self.idle && start == 0;
-        let read = self.wait.read(&self.socket, &mut self.input[start..], self.timeout, idle);
+        let timeout = self.patience.next_wait();
+        let read = self.wait.read(&self.socket, &mut self.input[start..], timeout, idle, false);
         self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
         match read? {
             Input::Bytes(0) => {
@@ -235,15 +203,32 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Sends all of it.
-    fn write_all(&mut self, mut bytes: &[u8], tally: &mut Tally) -> io::Result<()> {
+    /// Sends all of it; `more` says that more output follows at once.
+    fn write_all(&mut self, mut bytes: &[u8], more: bool, tally: &mut Tally) -> io::Result<()> {
         let total = bytes.len();
-        let written = self.wait.write_all(&self.socket, &mut bytes, self.timeout);
+        let written = self.wait.write_all(&self.socket, &mut bytes, more, self.patience, None);
         tally.bytes_out += (total - bytes.len()) as u64;
         self.cut |= written.is_err();
         written
     }
+
+    /// Sends all of a part of a file.
+    fn send_file(
+        &mut self,
+        file: &File,
+        mut range: Range<u64>,
+        tally: &mut Tally,
+    ) -> io::Result<()> {
+        let start = range.start;
+        let sent = self.wait.send_file_all(&self.socket, file, &mut range, self.patience);
+        tally.bytes_out += range.start - start;
+        self.cut |= sent.is_err();
+        sent
+    }
 }
+
+/// The most bytes that a UDP datagram holds over IPv4, see udp(7).
+const LONGEST_UDP: usize = 65_507;
 
 /// How much one read takes in at most: Python's default buffer size.
 const READ_STEP: usize = 8 * 1024;
@@ -300,7 +285,7 @@ impl Request<'_> {
     /// The process at the other end of a Unix stream socket.
     ///
     /// ```
-    /// use std::io::{self, Write};
+    /// use std::io::Write;
     /// use socketserver::{HandlerResult, Request, RequestHandler};
     ///
     /// /// Serves root alone.
@@ -402,7 +387,101 @@ impl Request<'_> {
     #[doc(alias = "timeout")]
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {
-            stream.timeout = timeout.into();
+            stream.patience.timeout = timeout.into();
+        }
+    }
+
+    /// Sets when reads and writes end, however much the peer sends or takes meanwhile; `None`, the
+    /// default, is never. From then on each of them fails with [`io::ErrorKind::TimedOut`], beside what
+    /// [`set_timeout`](Request::set_timeout) says. So a peer that sends one byte a minute keeps no thread
+    /// for long. A datagram never waits.
+    ///
+    /// What has been received already is read all the same, and what is only gathered, see
+    /// [`set_write_buffer`](Request::set_write_buffer), is written. After a write that has failed the
+    /// connection ends in a reset, also where that is the write of the rest when the handler is done; a
+    /// handler that has a last word to say after its deadline sets another one for that.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::time::{Duration, Instant};
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Answers a line that comes whole within ten seconds.
+    /// struct Prompt;
+    ///
+    /// impl RequestHandler for Prompt {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         request.set_deadline(Instant::now() + Duration::from_secs(10));
+    ///         match request.read_line() {
+    ///             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+    ///                 request.set_deadline(Instant::now() + Duration::from_secs(1));
+    ///                 Ok(request.write_all(b"too late\n")?)
+    ///             }
+    ///             Err(error) => Err(error.into()),
+    ///             Ok(line) => Ok(request.write_all(&line.unwrap_or_default())?),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn set_deadline(&mut self, deadline: impl Into<Option<Instant>>) {
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.patience.deadline = deadline.into();
+        }
+    }
+
+    /// Sends a part of a file, `range` in bytes from its start: Python's `socket.sendfile`. What was
+    /// written before goes out first. The file's own position is neither used nor moved.
+    ///
+    /// On a stream it returns when the kernel has taken all of it, and waits for the peer as a write
+    /// does, with the same [timeout](Request::set_timeout) and [deadline](Request::set_deadline). On
+    /// Linux the kernel sends the file without a copy, by
+    /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html); elsewhere, or where a file
+    /// system cannot do that, up to 64 KiB at a time are read and sent.
+    ///
+    /// Of a datagram, the bytes are read and become a part of the reply.
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Sends the length of a file in a line, and the file.
+    /// struct Download;
+    ///
+    /// impl RequestHandler for Download {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         let file = File::open("/etc/services")?;
+    ///         let length = file.metadata()?.len();
+    ///         request.set_write_buffer(1024); // the line goes out with the file
+    ///         writeln!(request, "{length}")?;
+    ///         Ok(request.send_file(&file, 0..length)?)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::UnexpectedEof`] where the file is shorter than the range, and what reading the
+    /// file and writing to the peer give; on a stream the connection ends in a reset then, so that its
+    /// answer does not look whole. [`io::ErrorKind::InvalidInput`] where the reply would be longer than a
+    /// datagram can be: 65,507 bytes over UDP, and over a Unix socket the size of its send buffer.
+    #[doc(alias = "sendfile")]
+    pub fn send_file(&mut self, file: &File, range: Range<u64>) -> io::Result<()> {
+        match &mut self.channel {
+            Channel::Stream(stream) => {
+                let written = std::mem::take(&mut self.written);
+                stream.write_all(&written, !range.is_empty(), self.tally)?;
+                stream.send_file(file, range, self.tally)
+            }
+            Channel::Datagram { reply_socket, answered, .. } => {
+                let most = match self.peer {
+                    Peer::Inet(_) => LONGEST_UDP,
+                    _ => reply_socket.socket.send_buffer_size()?,
+                };
+                append_file(&mut self.written, file, range, most)?;
+                *answered = true;
+                Ok(())
+            }
         }
     }
 
@@ -544,7 +623,7 @@ impl Write for Request<'_> {
                 self.written.extend_from_slice(bytes);
             }
             Channel::Stream(stream) if stream.write_buffer == 0 => {
-                stream.write_all(bytes, self.tally)?;
+                stream.write_all(bytes, false, self.tally)?;
             }
             Channel::Stream(stream) => {
                 let limit = stream.write_buffer;
@@ -568,10 +647,27 @@ impl Write for Request<'_> {
             && !self.written.is_empty()
         {
             let written = std::mem::take(&mut self.written);
-            stream.write_all(&written, self.tally)?;
+            stream.write_all(&written, false, self.tally)?;
         }
         Ok(())
     }
+}
+
+/// Reads a part of a file to the end of `bytes`, which then are `most` at most; they stay as they were
+/// where that fails.
+fn append_file(bytes: &mut Vec<u8>, file: &File, range: Range<u64>, most: usize) -> io::Result<()> {
+    let start = bytes.len();
+    let count = range.end.saturating_sub(range.start);
+    if count > most.saturating_sub(start) as u64 {
+        let reason = format!("a datagram holds no more than {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    bytes.resize(start + count as usize, 0);
+    let read = file.read_exact_at(&mut bytes[start..], range.start);
+    if read.is_err() {
+        bytes.truncate(start);
+    }
+    read
 }
 
 /// A connection with its handler, on its way to where it is served.

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use socket2::Socket;
 
 use super::active::Registration;
-use super::wait::{Input, WaitStrategy};
+use super::wait::{Input, Patience, Wait as _, WaitStrategy};
 use super::{Served, Session, SessionCx};
 use crate::address::Peer;
 use crate::closing::{Linger, Lingering, Progress, write_failure};
@@ -137,7 +137,7 @@ impl<H: Handler, F: Framing> Driver<'_, H, F> {
         if !conversation.is_aborted() {
             let (input, queue) = (conversation.input(fresh), conversation.send_queue());
             let queue = queue.map(|queue| &**queue);
-            sent = send(socket, input, conversation.patience(), queue, cx);
+            sent = send(socket, input, conversation.patience().into(), queue, cx);
         }
         cx.output_buffer.clear();
         conversation.consume_delivered(fresh);
@@ -214,7 +214,7 @@ struct FailedWrite {
 fn send(
     socket: &Socket,
     input: &[u8],
-    timeout: Option<Duration>,
+    patience: Patience,
     send_queue: Option<&SendQueue>,
     cx: &mut SessionCx<'_>,
 ) -> Result<(), FailedWrite> {
@@ -226,7 +226,7 @@ fn send(
     let written = match output_buffer.contiguous(input) {
         Some(bytes) => {
             let mut left = bytes;
-            let written = wait.write_all(socket, &mut left, timeout, send_queue);
+            let written = wait.write_all(socket, &mut left, false, patience, send_queue);
             let sent = bytes.len() - left.len();
             tally.bytes_out += sent as u64;
             if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
@@ -237,7 +237,7 @@ fn send(
         None => send_segments(socket, output_buffer, input).and_then(|(sent, _)| {
             tally.bytes_out += sent as u64;
             unsent.keep(output_buffer, input, sent);
-            wait.flush(socket, &mut unsent, timeout, send_queue, &mut tally.bytes_out)
+            wait.flush(socket, &mut unsent, patience, send_queue, &mut tally.bytes_out)
         }),
     };
     written.map_err(|error| FailedWrite { unsent, error })
@@ -286,7 +286,7 @@ fn insist<H: Handler, F: Framing>(
         unsent.keep(cx.output_buffer, &[], 0);
         cx.output_buffer.clear();
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-        let patience = conversation.patience();
+        let patience = conversation.patience().into();
         let bytes_out = &mut cx.tally.bytes_out;
         match cx.wait.flush(socket, &mut unsent, patience, send_queue, bytes_out) {
             Ok(()) => return true,

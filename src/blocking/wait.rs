@@ -1,6 +1,8 @@
 //! How a blocking session waits for its peer, and what can interrupt it.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,10 +54,73 @@ pub(crate) struct InterruptibleWait<'a> {
     pub(crate) stop_outcome: Option<StopOutcome>,
 }
 
-impl WaitStrategy<'_> {
-    /// Waits for input. `idle` says that nothing is begun, so that a stop ends it at once; `parcels`
+/// How a send waits for its peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Patience {
+    /// How long the peer may take nothing.
+    pub(crate) timeout: Option<Duration>,
+    /// When it ends, whatever the peer takes.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl From<Option<Duration>> for Patience {
+    fn from(timeout: Option<Duration>) -> Self {
+        Patience { timeout, deadline: None }
+    }
+}
+
+impl Patience {
+    /// Whether the deadline has come.
+    pub(crate) fn is_over(self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// How long to wait at most before it is looked what has become of it.
+    pub(crate) fn next_wait(self) -> Option<Duration> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.timeout.into_iter().chain(left).min()
+    }
+}
+
+/// Reads and writes that wait, as a [`WaitStrategy`] does; a trait, so that who borrows one need not
+/// know its lifetime.
+pub(crate) trait Wait {
+    /// Waits for input. `idle` says that nothing is begun, so that a stop ends it at once; `commands`
     /// that something may come from elsewhere.
-    pub(crate) fn read(
+    fn read(
+        &mut self,
+        socket: &Socket,
+        buffer: &mut [u8],
+        timeout: Option<Duration>,
+        idle: bool,
+        commands: bool,
+    ) -> io::Result<Input>;
+
+    /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
+    /// long as the timeout, and not beyond the deadline; `bytes` is then what the kernel has not taken.
+    /// `more` says that more output follows at once. Where it waits, it also sees what others ask of the
+    /// connection through `send_queue`.
+    fn write_all(
+        &mut self,
+        socket: &Socket,
+        bytes: &mut &[u8],
+        more: bool,
+        patience: Patience,
+        send_queue: Option<&SendQueue>,
+    ) -> io::Result<()>;
+
+    /// As [`write_all`](Self::write_all), for a part of a file: `range` is then what has not been sent.
+    fn send_file_all(
+        &mut self,
+        socket: &Socket,
+        file: &File,
+        range: &mut Range<u64>,
+        patience: Patience,
+    ) -> io::Result<()>;
+}
+
+impl Wait for WaitStrategy<'_> {
+    fn read(
         &mut self,
         socket: &Socket,
         buffer: &mut [u8],
@@ -91,6 +156,45 @@ impl WaitStrategy<'_> {
         }
     }
 
+    fn write_all(
+        &mut self,
+        socket: &Socket,
+        bytes: &mut &[u8],
+        more: bool,
+        patience: Patience,
+        send_queue: Option<&SendQueue>,
+    ) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.send_all(socket, patience, send_queue, &mut || {
+            let sent = sys::send_now(socket, bytes, more)?;
+            *bytes = &bytes[sent..];
+            Ok((!bytes.is_empty()).then_some(sent))
+        })
+    }
+
+    fn send_file_all(
+        &mut self,
+        socket: &Socket,
+        file: &File,
+        range: &mut Range<u64>,
+        patience: Patience,
+    ) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let _brief = BriefSends::begin(socket)?;
+        self.send_all(socket, patience, None, &mut || {
+            let count = usize::try_from(range.end - range.start).unwrap_or(SEND_STEP);
+            let sent = sys::send_file(socket, file, range.start, count.min(SEND_STEP))?;
+            range.start += sent as u64;
+            Ok((!range.is_empty()).then_some(sent))
+        })
+    }
+}
+
+impl WaitStrategy<'_> {
     /// Takes the input that is there, and waits for none: something that came from elsewhere is there
     /// too.
     pub(crate) fn look(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Input> {
@@ -160,32 +264,12 @@ impl WaitStrategy<'_> {
         })
     }
 
-    /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
-    /// long as `timeout`; `bytes` is then what the kernel has not taken. Where it waits, it also sees
-    /// what others ask of the connection through `outlet`.
-    pub(crate) fn write_all(
-        &mut self,
-        socket: &Socket,
-        bytes: &mut &[u8],
-        timeout: Option<Duration>,
-        send_queue: Option<&SendQueue>,
-    ) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.send_all(socket, timeout, send_queue, &mut || {
-            let sent = sys::send_now(socket, bytes, false)?;
-            *bytes = &bytes[sent..];
-            Ok((!bytes.is_empty()).then_some(sent))
-        })
-    }
-
-    /// As [`write_all`](Self::write_all), for bytes and files; what has been sent is added to `bytes_out`.
+    /// As [`write_all`](Wait::write_all), for bytes and files; what has been sent is added to `bytes_out`.
     pub(crate) fn flush(
         &mut self,
         socket: &Socket,
         write_buffer: &mut WriteBuffer,
-        timeout: Option<Duration>,
+        patience: Patience,
         send_queue: Option<&SendQueue>,
         bytes_out: &mut u64,
     ) -> io::Result<()> {
@@ -193,7 +277,7 @@ impl WaitStrategy<'_> {
             return Ok(());
         }
         let _brief = write_buffer.has_file().then(|| BriefSends::begin(socket)).transpose()?;
-        self.send_all(socket, timeout, send_queue, &mut || {
+        self.send_all(socket, patience, send_queue, &mut || {
             let sent = write_buffer.send(socket, SEND_STEP)?;
             *bytes_out += sent as u64;
             Ok((!write_buffer.is_empty()).then_some(sent))
@@ -205,7 +289,7 @@ impl WaitStrategy<'_> {
     fn send_all(
         &mut self,
         socket: &Socket,
-        timeout: Option<Duration>,
+        patience: Patience,
         send_queue: Option<&SendQueue>,
         send: &mut dyn FnMut() -> io::Result<Option<usize>>,
     ) -> io::Result<()> {
@@ -216,32 +300,37 @@ impl WaitStrategy<'_> {
             if self.is_cut() {
                 return Err(out_of_time());
             }
+            if patience.is_over() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             match send()? {
                 None => return Ok(()),
-                Some(0) => self.wait_writable(socket, timeout, send_queue)?,
+                Some(0) => self.wait_writable(socket, patience, send_queue)?,
                 Some(_) => {}
             }
         }
     }
 
-    /// Waits until the kernel has room, or the peer has taken nothing for as long as `timeout`.
+    /// Waits until the kernel has room, or the patience is at its end.
     fn wait_writable(
         &mut self,
         socket: &Socket,
-        timeout: Option<Duration>,
+        patience: Patience,
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
+        let timeout = patience.timeout;
         if let (WaitStrategy::Thread(registration), Some(send_queue)) = (&*self, send_queue) {
             return wait_writable_or_ended(socket, timeout, send_queue, registration.wakeup()?);
         }
         let mut progress = timeout.map(|_| Progress::of(socket));
         loop {
+            let longest = patience.next_wait();
             let timed_out = match self {
                 WaitStrategy::Thread(_) | WaitStrategy::Never => {
-                    sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], timeout)? == 0
+                    sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], longest)? == 0
                 }
                 WaitStrategy::Interruptible(wait) => {
-                    let expiry = expiry(timeout);
+                    let expiry = expiry(longest);
                     loop {
                         match wait.wait(Some((socket.as_fd(), PollInterest::Write)), expiry)? {
                             Woken::Peer | Woken::Deadline => break false,
@@ -254,7 +343,8 @@ impl WaitStrategy<'_> {
             if !timed_out {
                 return Ok(());
             }
-            if !progress.as_mut().is_some_and(|progress| progress.is_made(socket)) {
+            let is_made = progress.as_mut().is_some_and(|progress| progress.is_made(socket));
+            if patience.is_over() || !is_made {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
