@@ -64,6 +64,14 @@ impl Chunk {
         }
     }
 
+    /// How much it counts in the length of the buffer.
+    fn charge(&self) -> u64 {
+        match self {
+            Chunk::File(_, range) => OutputBuffer::file_charge(range),
+            in_memory => in_memory.len(),
+        }
+    }
+
     fn advance(&mut self, count: usize) {
         match self {
             Chunk::Bytes(_, sent) => *sent += count,
@@ -81,7 +89,8 @@ pub(crate) struct WriteBuffer {
 }
 
 impl WriteBuffer {
-    /// How many bytes wait: also those of files, which take no memory.
+    /// How many bytes wait. A part of a file counts as
+    /// [`file_charge`](OutputBuffer::file_charge) says, although it takes no memory.
     pub(crate) fn len(&self) -> usize {
         usize::try_from(self.len).unwrap_or(usize::MAX)
     }
@@ -105,7 +114,7 @@ impl WriteBuffer {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        self.len = self.len.saturating_add(chunk.len());
+        self.len = self.len.saturating_add(chunk.charge());
         self.chunks.push_back(chunk);
     }
 
@@ -160,15 +169,16 @@ impl WriteBuffer {
     /// Drops the first `count` bytes, which have been sent.
     fn advance(&mut self, count: usize) {
         let mut count = count as u64;
-        self.len = self.len.saturating_sub(count);
         while let Some(chunk) = self.chunks.front_mut() {
-            let left = chunk.len();
-            if count < left {
-                // Less than a chunk has, of which each byte has an address or a place in a file.
+            let (length, charge) = (chunk.len(), chunk.charge());
+            if count < length {
+                // No more than was sent at once.
                 chunk.advance(count as usize);
+                self.len = self.len.saturating_sub(charge - chunk.charge());
                 return;
             }
-            count -= left;
+            count -= length;
+            self.len = self.len.saturating_sub(charge);
             self.chunks.pop_front();
         }
     }
@@ -208,7 +218,8 @@ mod tests {
         let before = write_buffer.len();
         let sent = write_buffer.send(ours, most).unwrap();
         assert!((1..=most).contains(&sent), "{sent} of {most}");
-        assert_eq!(write_buffer.len(), before - sent);
+        assert!(write_buffer.len() <= before);
+        assert_eq!(write_buffer.len() as u64, write_buffer.chunks.iter().map(Chunk::charge).sum());
         let start = arrived.len();
         arrived.resize(start + sent, 0);
         theirs.read_exact(&mut arrived[start..]).unwrap();
@@ -267,6 +278,24 @@ mod tests {
         assert_eq!(arrived, b"ort");
         let error = write_buffer.send(&pair.0, 100).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_part_of_a_file_counts_as_4_kib_until_all_of_it_is_sent() {
+        let mut pair = pair();
+        let (mut write_buffer, mut output_buffer) =
+            (WriteBuffer::default(), OutputBuffer::default());
+        Output::new(&[], &mut output_buffer).put_file(file(&[7; 5000]), 0..5000).unwrap();
+        write_buffer.keep(&mut output_buffer, &[], 0);
+        let mut arrived = Vec::new();
+        for left in [5000 - 500, 4096, 4096] {
+            send(&mut write_buffer, 500, &mut pair, &mut arrived);
+            assert_eq!(write_buffer.len(), left);
+        }
+        while !write_buffer.is_empty() {
+            send(&mut write_buffer, 500, &mut pair, &mut arrived);
+        }
+        assert_eq!((write_buffer.len(), arrived.len()), (0, 5000));
     }
 
     #[test]

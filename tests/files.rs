@@ -289,6 +289,21 @@ fn the_input_of_a_client_that_does_not_read_its_file_is_not_read() {
     });
 }
 
+fn a_client_that_asks_for_many_small_files_and_reads_none_opens_few_at_a_time() {
+    under_each("tiny", |mode, server| {
+        let mut client = server.connect();
+        client.socket.set_recv_buffer_size(8 << 10).unwrap();
+        client.socket.set_write_timeout(Some(A_WHILE)).unwrap();
+        let (lines, mut sent) = (b"file data 0 100\n".repeat(10_000), 0);
+        while let Ok(count) = io::Write::write(&mut client.socket, &lines) {
+            sent += count;
+            assert!(sent < 64 << 20, "back-pressure comes");
+        }
+        let open = descriptors_of_files(&server);
+        assert!(open <= 64, "{mode}: {open} files are open");
+    });
+}
+
 fn a_client_that_takes_none_of_its_file_is_timed_out() {
     under_each("brief", |_, mut server| {
         let mut client = server.connect();
@@ -351,6 +366,7 @@ fn main() -> ExitCode {
         a_file_that_is_shorter_than_its_range_ends_in_a_reset,
         a_file_that_a_client_does_not_read_takes_no_memory,
         the_input_of_a_client_that_does_not_read_its_file_is_not_read,
+        a_client_that_asks_for_many_small_files_and_reads_none_opens_few_at_a_time,
         a_client_that_takes_none_of_its_file_is_timed_out,
         a_client_that_takes_its_file_slowly_is_not_timed_out,
         the_drain_deadline_of_a_stop_cuts_a_file_that_is_on_its_way,

@@ -19,6 +19,10 @@ const GATHER_UP_TO: usize = 8192;
 /// The most that files count as output, in bytes, so that what is added to it does not overflow.
 const MOST_COUNTED: usize = usize::MAX / 2;
 
+/// The least that a part of a file counts as output, in bytes, so that the number of descriptors that
+/// wait with it is bounded too.
+const FILE_CHARGE: u64 = 4096;
+
 /// A repeated range is not searched for in the input beyond this many bytes.
 const REPEAT_UP_TO: usize = 8;
 
@@ -80,10 +84,16 @@ pub(crate) struct OutputBuffer {
 }
 
 impl OutputBuffer {
-    /// How many bytes are to be sent: also those of files, which take no memory.
+    /// How many bytes are to be sent. A part of a file counts as [`file_charge`](Self::file_charge) says,
+    /// although it takes no memory.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// How many bytes a part of a file counts as: as many as it has, and no less than 4 KiB.
+    pub(crate) fn file_charge(range: &Range<u64>) -> u64 {
+        (range.end - range.start).max(FILE_CHARGE)
     }
 
     /// How far it is filled, for [`cut_back`](OutputBuffer::cut_back).
@@ -359,8 +369,9 @@ impl<'a> Output<'a> {
 
     /// Adds a part of a file, without reading it: `range` in bytes from its start. It takes no memory,
     /// whatever its length, and counts as output with all its bytes, so that back-pressure (see
-    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) begins with it. The file stays
-    /// open until its part has been sent; its own position is neither used nor moved.
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) begins with it. Less than 4 KiB
+    /// count as 4 KiB: the file stays open until its part has been sent, and descriptors are few. Its own
+    /// position is neither used nor moved.
     ///
     /// The event loop sends 128 KiB at a time before others come first, on Linux by
     /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html) and so without a copy, and
@@ -395,8 +406,8 @@ impl<'a> Output<'a> {
         if range.is_empty() {
             return Ok(());
         }
-        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        *len = len.saturating_add(length).min(MOST_COUNTED);
+        let charge = usize::try_from(OutputBuffer::file_charge(&range)).unwrap_or(usize::MAX);
+        *len = len.saturating_add(charge).min(MOST_COUNTED);
         self.output_buffer.list();
         self.output_buffer.segments.push(Segment::File(file, range));
         Ok(())
@@ -615,7 +626,7 @@ mod tests {
         output.put(b"more");
         output.put_file(second.clone(), 0..10).unwrap();
         output_buffer.cut_back(before);
-        assert_eq!(output_buffer.len(), 10);
+        assert_eq!(output_buffer.len() as u64, FILE_CHARGE);
         assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 1));
     }
 
