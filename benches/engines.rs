@@ -1,4 +1,4 @@
-//! Compares event loop and threads by one command: `cargo bench --bench engines`.
+//! Compares the event loop with threads: `cargo bench --bench engines`.
 //!
 //! This program only starts the package in `benches/engines`, so that the dependencies of that
 //! package are compiled for this command only. Arguments after `--` are passed on:

@@ -48,8 +48,8 @@ fn main() {
     let framing = TextFraming::chosen(&options);
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
-        let nihao = move |_: &_| Nihao { text: Text::new(whole) };
-        let server = Server::endpoint(endpoint)?.framing(framing.framing());
-        server.mode(options.mode).service(nihao)
+        Server::endpoint(endpoint)?
+            .mode(options.mode)
+            .service_with(move |_| (framing.framing(), Nihao { text: Text::new(whole) }))
     });
 }

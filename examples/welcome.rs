@@ -69,8 +69,9 @@ fn main() {
     let framing = TextFraming::chosen(&options);
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
-        let welcome = move |peer: &Peer| Welcome { peer: peer.clone(), text: Text::new(whole) };
-        let server = Server::endpoint(endpoint)?.framing(framing.framing());
-        server.mode(options.mode).service(welcome)
+        Server::endpoint(endpoint)?.mode(options.mode).service_with(move |accepted| {
+            let peer = accepted.peer().clone();
+            (framing.framing(), Welcome { peer, text: Text::new(whole) })
+        })
     });
 }

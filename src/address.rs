@@ -7,6 +7,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::connection_id::ConnectionId;
 use crate::error::Error;
 
 /// The longest path a Unix socket can be bound to on this system, in bytes, without the
@@ -221,6 +222,22 @@ impl From<SocketAddr> for Peer {
     }
 }
 
+/// The process at the other end of a Unix stream socket: its numbers as they were when it connected,
+/// which the kernel vouches for (`SO_PEERCRED`, see
+/// [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html); getpeereid(3) on the BSDs and macOS).
+///
+/// The process may have ended since, or may have passed the connection on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// The process ID; `None` where the system does not tell it, and on Linux for a process of another
+    /// pid namespace, which this process cannot see.
+    pub pid: Option<i32>,
+    /// The effective user ID.
+    pub uid: u32,
+    /// The effective group ID.
+    pub gid: u32,
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -229,6 +246,23 @@ impl fmt::Display for Peer {
             Peer::Abstract(name) => write!(f, "@{}", name.escape_ascii()),
             Peer::Unnamed => f.write_str("unnamed"),
         }
+    }
+}
+
+/// Whose request it is, as the log names it: a connection by its number and its peer, a datagram by its
+/// peer alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) id: Option<ConnectionId>,
+    pub(crate) peer: Peer,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(id) = self.id {
+            write!(f, "connection {id} of ")?;
+        }
+        self.peer.fmt(f)
     }
 }
 
@@ -252,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_survive_a_round_trip() {
+    fn a_parsed_url_is_displayed_unchanged() {
         for url in ["tcp://127.0.0.1:9999", "udp://[::1]:0", "unix://a/b.sock", "unixgram:///tmp/x"]
         {
             assert_eq!(url.parse::<Endpoint>().unwrap().to_string(), url);
@@ -260,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_an_address_is_refused_with_a_reason() {
+    fn an_unusable_address_is_refused_with_a_reason() {
         let long = format!("unix://{}", "x".repeat(MAX_UNIX_PATH + 1));
         for (url, reason) in [
             ("127.0.0.1:80", "tcp://HOST:PORT"),
@@ -280,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn the_log_names_a_connection_by_its_number_and_peer_and_a_datagram_by_its_peer() {
+        let peer = Peer::Inet("127.0.0.1:4711".parse().unwrap());
+        let id = ConnectionId::next();
+        let connection = Origin { id: Some(id), peer: peer.clone() };
+        assert_eq!(connection.to_string(), format!("connection {id} of 127.0.0.1:4711"));
+        assert_eq!(Origin { id: None, peer }.to_string(), "127.0.0.1:4711");
+    }
+
+    #[test]
     fn a_mapped_peer_is_shown_as_ipv4() {
         let mapped: SocketAddr = "[::ffff:192.0.2.7]:80".parse().unwrap();
         assert_eq!(Peer::from(mapped).to_string(), "192.0.2.7:80");
@@ -291,7 +334,7 @@ mod tests {
             let address: SocketAddr = SocketAddrV6::new(
                 "fe80::1".parse().unwrap(),
                 80,
-                // A flow label of its own.
+                // A flow label, which differs per connection.
                 7,
                 interface,
             )

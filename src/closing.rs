@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::address::Peer;
+use crate::error::CloseReason;
 use crate::sys;
 
 /// How long the peer of a connection that is over may take none of its last output.
@@ -24,6 +25,15 @@ const LINGER_BYTES: usize = 1 << 20;
 /// up to a second.
 pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// Why a connection ends whose output could not be sent: its peer is gone, or a file of its output
+/// cannot be read as far as it is to be sent.
+pub(crate) fn write_failure(error: io::Error) -> CloseReason {
+    if sys::is_file_error(&error) {
+        return CloseReason::Error(Box::new(error));
+    }
+    CloseReason::Disconnected(error)
+}
 
 /// Whether a peer takes its output. What counts is what the peer takes, and not what the kernel
 /// takes: its buffer holds megabytes, and it makes room only when much of that has gone.
@@ -186,7 +196,7 @@ impl Linger {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")] // no other system is asked
+#[cfg(target_os = "linux")] // only Linux reports the bytes in a send buffer
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream};
@@ -208,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_reads_makes_progress_and_one_that_does_not_makes_none() {
+    fn progress_is_made_only_if_the_peer_reads() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = &Socket::from(OwnedFd::from(ours));
         fill(ours);
@@ -221,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_lingers_while_the_kernel_holds_output_and_ends_when_the_peer_takes_none() {
+    fn a_close_lingers_while_the_kernel_holds_output_and_ends_when_the_peer_reads_nothing() {
         let (ours, theirs) = tcp();
         let peer = Peer::Inet(theirs.local_addr().unwrap());
         fill(&ours);

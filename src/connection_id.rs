@@ -1,21 +1,42 @@
-//! The number of a connection.
+//! The number of a connection, which names it in logs and in maps of the user.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The number of a connection: no other connection of the process has it, before or after. Log lines
-/// about the connection contain it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(u64);
+/// The number of one connection: from [`Sender::id`](crate::Sender::id).
+///
+/// It is given when the connection is accepted or handed over, and never again in the same process,
+/// also not by another server of it. Later connections have greater numbers; the first has 1. It is
+/// 8 bytes, and [`u64::from`] tells the number.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use socketserver::{ConnectionId, Sender};
+///
+/// /// The members of a chat room, in the order in which they connected.
+/// fn ids(members: &HashMap<ConnectionId, Sender>) -> Vec<u64> {
+///     let mut ids: Vec<ConnectionId> = members.keys().copied().collect();
+///     ids.sort();
+///     ids.into_iter().map(u64::from).collect()
+/// }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(NonZeroU64);
 
 impl ConnectionId {
-    /// The number of no connection.
-    pub(crate) const NONE: Self = ConnectionId(0);
-
-    /// The number for the next connection.
+    /// The number of the next connection.
     pub(crate) fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        ConnectionId(NEXT.fetch_add(1, Relaxed))
+        /// How many have been given.
+        static GIVEN: AtomicU64 = AtomicU64::new(0);
+        // 64 bits last for centuries, whatever is accepted.
+        ConnectionId(NonZeroU64::MIN.saturating_add(GIVEN.fetch_add(1, Relaxed)))
+    }
+}
+
+impl From<ConnectionId> for u64 {
+    fn from(id: ConnectionId) -> Self {
+        id.0.get()
     }
 }
 
@@ -25,8 +46,37 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-impl From<ConnectionId> for u64 {
-    fn from(id: ConnectionId) -> u64 {
-        id.0
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnectionId({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn threads_that_ask_at_the_same_time_are_given_different_ids_that_grow() {
+        let given: Vec<Vec<ConnectionId>> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..1000).map(|_| ConnectionId::next()).collect()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(given.iter().all(|ids| ids.is_sorted_by(|one, next| one < next)));
+        assert_eq!(given.concat().into_iter().collect::<HashSet<_>>().len(), 4000);
+    }
+
+    #[test]
+    fn an_id_is_printed_as_its_number_and_is_not_0() {
+        let id = ConnectionId::next();
+        assert!(u64::from(id) > 0);
+        assert_eq!(id.to_string(), u64::from(id).to_string());
+        assert_eq!(format!("{id:?}"), format!("ConnectionId({id})"));
+        assert_eq!(size_of::<Option<ConnectionId>>(), 8);
     }
 }

@@ -39,6 +39,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// An option of the builder has no meaning for this transport, or the system did not set it.
+    Option {
+        /// The name of the builder's method.
+        option: &'static str,
+        /// The address, as a URL.
+        address: String,
+        /// What is wrong with it: of kind [`io::ErrorKind::InvalidInput`] where the option has no
+        /// meaning here, or its value none at all.
+        source: io::Error,
+    },
     /// A mode cannot be used as asked; the text says why and what to do instead.
     Mode(String),
     /// The loop itself failed: the poller, the wake-up descriptor or the signal handlers.
@@ -53,15 +63,20 @@ impl Error {
     /// Whether the caller's arguments are at fault, rather than the state of the system: a program
     /// usually exits with 2 for the one and 1 for the other.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::UnusableAddress { .. } | Error::Mode(_))
+        match self {
+            Error::UnusableAddress { .. } | Error::Mode(_) => true,
+            Error::Option { source, .. } => source.kind() == io::ErrorKind::InvalidInput,
+            Error::Resolve { .. } | Error::Bind { .. } | Error::Loop(_) => false,
+        }
     }
 
     /// The kind of the system's error under it, if there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
-            Error::Resolve { source, .. } | Error::Bind { source, .. } | Error::Loop(source) => {
-                Some(source.kind())
-            }
+            Error::Resolve { source, .. }
+            | Error::Bind { source, .. }
+            | Error::Option { source, .. }
+            | Error::Loop(source) => Some(source.kind()),
             Error::UnusableAddress { .. } | Error::Mode(_) => None,
         }
     }
@@ -75,6 +90,7 @@ impl fmt::Display for Error {
             }
             Error::Resolve { address, .. } => write!(f, "cannot resolve {address}"),
             Error::Bind { address, .. } => write!(f, "cannot listen on {address}"),
+            Error::Option { option, address, .. } => write!(f, "cannot set {option} on {address}"),
             Error::Mode(reason) => f.write_str(reason),
             Error::Loop(_) => f.write_str("the loop failed"),
         }?;
@@ -88,9 +104,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Resolve { source, .. } | Error::Bind { source, .. } | Error::Loop(source) => {
-                Some(source)
-            }
+            Error::Resolve { source, .. }
+            | Error::Bind { source, .. }
+            | Error::Option { source, .. }
+            | Error::Loop(source) => Some(source),
             Error::UnusableAddress { .. } | Error::Mode(_) => None,
         }
     }
@@ -111,7 +128,8 @@ pub enum CloseReason {
     Timeout,
     /// What the peer sent is no frame.
     Framing(FramingError),
-    /// The handler returned an error.
+    /// The handler returned an error, or a file of its output could not be read as far as it was to be
+    /// sent ([`io::ErrorKind::UnexpectedEof`] where it is too short).
     Error(HandlerError),
     /// The handler (or a framing of the user's) panicked; the text is the panic's message.
     Panic(String),
@@ -185,20 +203,29 @@ impl std::error::Error for FramingError {
     }
 }
 
-/// A [`Context`](crate::Context) was asked for what this request or this mode does not have.
+/// A [`Context`](crate::Context) or an [`Output`](crate::Output) was asked for what this request or this
+/// mode does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnsupportedError {
     /// A datagram is answered and over: it has no timeout.
     DatagramTimeout,
-    /// A datagram is answered and over: nothing can be sent to it from elsewhere.
+    /// A datagram is answered and over: nothing can be sent to it from elsewhere. A
+    /// [`DatagramSender`](crate::DatagramSender) sends to its peer.
     DatagramSender,
     /// Under `inline` nothing else runs that could send.
     InlineSender,
     /// A forked child cannot be reached from the parent's threads.
     ForkingSender,
+    /// A datagram is one piece of memory: no file is sent in it.
+    DatagramFile,
     /// The process has no descriptor left to wake the connection's thread by.
     NoDescriptor,
+    /// A connection sends to its own peer; only a datagram socket sends to others.
+    StreamSendTo,
+    /// The socket cannot send to this peer: the peer has no name, its address is of another family,
+    /// or its path is not one that a socket can have.
+    UnaddressablePeer,
 }
 
 impl fmt::Display for UnsupportedError {
@@ -208,9 +235,16 @@ impl fmt::Display for UnsupportedError {
                 "a datagram has no timeout: it is answered at once"
             }
             UnsupportedError::DatagramSender => "a datagram has no sender: it is answered at once",
+            UnsupportedError::DatagramFile => "a datagram holds no file: it is one piece of memory",
             UnsupportedError::InlineSender => "no sender under inline: nothing else runs meanwhile",
             UnsupportedError::NoDescriptor => {
                 "no sender: the process has no descriptor left for it"
+            }
+            UnsupportedError::StreamSendTo => {
+                "a connection sends to its own peer: only a datagram socket sends to others"
+            }
+            UnsupportedError::UnaddressablePeer => {
+                "the peer has no address that this socket can send to"
             }
             UnsupportedError::ForkingSender => {
                 "no sender under forking: the peer is in another process"
@@ -221,14 +255,16 @@ impl fmt::Display for UnsupportedError {
 
 impl std::error::Error for UnsupportedError {}
 
-/// Why a [`Sender`](crate::Sender) did not take a message.
+/// Why a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) did not take a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closed, or is being closed; what is sent to it goes nowhere.
+    /// The connection is closed, or is being closed; what is sent to it goes nowhere. Of a datagram:
+    /// the server is dropped, and its socket closed.
     Closed,
-    /// As much waits for the peer as the high mark allows: it reads too slowly, or the connection's
-    /// loop or thread has not come for it yet.
+    /// As much waits as the limit allows, [`Builder::sender_limit`](crate::Builder::sender_limit) for
+    /// messages and 1,024 for events: the peer reads too slowly, or the connection's loop or thread
+    /// has not come for it yet. Of a datagram: the system has no room for it, and no more may wait.
     Full,
     /// The message is longer than the framing can send.
     TooLong {
@@ -237,13 +273,20 @@ pub enum SendError {
     },
     /// The framing cannot send such a message, as one that holds its own delimiter.
     Unencodable(&'static str),
+    /// The datagram's peer has no address that the socket can send to.
+    Unaddressable,
+    /// The system did not send the datagram; the number is its errno(3), of which
+    /// [`io::Error::from_raw_os_error`] makes an error.
+    Os(i32),
 }
 
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SendError::Closed => f.write_str("the connection is closed"),
-            SendError::Full => f.write_str("as much waits for the peer as the high mark allows"),
+            SendError::Closed => f.write_str("the connection or socket is closed"),
+            SendError::Full => f.write_str("there is no room: as much waits as may"),
+            SendError::Unaddressable => UnsupportedError::UnaddressablePeer.fmt(f),
+            SendError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
             SendError::TooLong { limit } => write!(f, "longer than {limit} bytes"),
             SendError::Unencodable(reason) => f.write_str(reason),
         }
@@ -259,12 +302,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_and_its_sources_say_each_thing_once() {
+    fn an_error_does_not_repeat_the_text_of_its_source() {
         let source = || io::Error::other("the system says no");
         let address = || "tcp://127.0.0.1:1".to_owned();
         for error in [
             Error::Resolve { address: address(), source: source() },
             Error::Bind { address: address(), source: source() },
+            Error::Option { option: "ttl", address: address(), source: source() },
             Error::Loop(source()),
         ] {
             assert_eq!(error.source().unwrap().to_string(), "the system says no");

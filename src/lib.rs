@@ -62,12 +62,14 @@
 //! server                                          builder, service, hooks, one run of a server, its stop
 //! modes                                           the modes: options, dispatchers, mechanics
 //! event_loop | blocking                           requests on the loop | requests that a thread serves by blocking
+//! write_buffer                                    output that the kernel has not taken
 //! conversation                                    handler, context, framing, output: no sockets, no clock, no threads
+//! accepted                                        an accepted connection or datagram, for which a handler is made
 //! closing | datagram | sender | server_state      how connections close | received datagrams | messages from elsewhere | stopping
 //! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
 //! sys                                             system calls, no policy; the crate's only `unsafe`
-//! address | connection_id | counters              plain data
-//! error | guard | log_limiter | sync | token      plain data, the guard around user code, a limit on what is logged
+//! address | counters                              plain data
+//! connection_id | error | guard | log_limiter | sync | token  plain data, the guard around user code, a limit on what is logged
 //! ```
 //!
 //! The center is the *conversation*: the state machine of one peer, which takes bytes and returns bytes
@@ -85,7 +87,9 @@
 //! # What is logged
 //!
 //! The crate logs through [`log`](https://docs.rs/log) and never prints: faults of handlers as errors, a listener in
-//! trouble as a warning (once per period), the end of each connection at debug.
+//! trouble as a warning (once per period), the end of each connection at debug. A line about a connection
+//! begins with its number, see [`ConnectionId`], and its peer: `connection 17 of 127.0.0.1:4711: end of
+//! input`; a datagram has no number.
 
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
 // A library tells its user through `log` and its return values.
@@ -94,6 +98,7 @@
 #[cfg(not(unix))]
 compile_error!("socketserver runs on Unix systems; a port to others is welcome");
 
+mod accepted;
 mod address;
 mod blocking;
 mod closing;
@@ -115,15 +120,18 @@ mod sync;
 mod sys;
 mod token;
 mod transport;
+mod write_buffer;
 
-pub use address::{Address, Endpoint, MAX_UNIX_PATH, Peer};
+pub use accepted::Accepted;
+pub use address::{Address, Credentials, Endpoint, MAX_UNIX_PATH, Peer};
 pub use blocking::{Request, RequestHandler};
-pub use conversation::{
-    BoxFraming, Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn,
-    LengthPrefixed, Lines, Output, Overlong, Raw, Width, handler_fn,
-};
 pub use connection_id::ConnectionId;
+pub use conversation::{
+    Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn, LengthPrefixed,
+    Lines, Output, Overlong, Raw, Width, handler_fn,
+};
 pub use counters::Counters;
+pub use datagram::DatagramSender;
 pub use encodable::Encodable;
 pub use error::{
     CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,
@@ -140,6 +148,7 @@ pub use server::{
     ThreadingUnixStreamServer, UdpServer, UnixDatagramServer, UnixStreamServer,
 };
 pub use sys::raise_descriptor_limit;
+pub use transport::Interface;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -20,7 +20,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
 
-use crate::address::Peer;
+use crate::address::Origin;
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::guard::log;
@@ -48,7 +48,7 @@ fn log_undelivered(mail: Mail) {
     if let Mail::Ended(ended) = mail
         && ended.reason.is_fault()
     {
-        log::error!("{}: {}", ended.peer, *ended.reason);
+        log::error!("{}: {}", ended.origin, *ended.reason);
     }
 }
 
@@ -70,7 +70,7 @@ pub(crate) enum Mail {
 pub(crate) struct Ended {
     /// The service that it came by: by its number in the server, since it may be told in a later run.
     pub(crate) service: usize,
-    pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
     pub(crate) tally: Tally,
 }
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mail_that_comes_before_sleep_forbids_it() {
+    fn mail_that_arrives_before_parking_prevents_it() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(Mail::CapacityFreed);
         assert!(!mailbox.prepare_park());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_is_awake_is_not_woken() {
+    fn a_running_loop_is_not_woken() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(Mail::CapacityFreed);
         assert!(!mailbox.wakeup().is_set().unwrap());
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_waits_once_however_often_it_is_posted() {
+    fn repeated_mail_of_one_kind_is_queued_once() {
         let mailbox = Mailbox::new().unwrap();
         let mut mail = VecDeque::new();
         for _ in 0..3 {

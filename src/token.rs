@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loops_own_tokens_name_no_slot() {
+    fn the_tokens_of_the_loop_itself_belong_to_no_slot() {
         for own in [Token::WAKE, Token::SIGNAL] {
             assert_eq!(own.slot(), MAX_SLOTS);
         }
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_that_wraps_stays_in_its_bits() {
+    fn a_generation_that_wraps_does_not_change_the_slot() {
         assert_eq!(Token::new(3, usize::MAX).slot(), 3);
     }
 }

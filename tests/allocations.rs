@@ -1,7 +1,7 @@
-//! On the reactor a message costs no allocation, once a connection is warm.
+//! Under `reactor`, a message on an established connection causes no allocation.
 //!
-//! The allocator counts for the whole process, so that this is one test in a program of its own;
-//! its client allocates nothing.
+//! The allocator counts for the whole process, so this file has only one test, whose client
+//! allocates nothing.
 
 use std::alloc::System;
 use std::io::{Read, Write};
@@ -19,12 +19,15 @@ static COUNTING: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP: usize = 1_000;
 const MESSAGES: usize = 10_000;
 
-/// Allocations while a connection to an echo exchanges [`MESSAGES`] messages of 64 bytes.
+/// The number of allocations while a client exchanges [`MESSAGES`] messages of 64 bytes with an
+/// echo server.
 fn allocations_with<F>(framing: F, message: [u8; 64]) -> usize
 where
     F: Framing + Clone + Send + 'static,
 {
-    let echo = |_: &_| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
+    let echo = |_: &socketserver::Accepted<'_>| {
+        handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message))
+    };
     let server = Server::tcp("127.0.0.1:0").unwrap().framing(framing).serve(echo).unwrap();
     let running = server.spawn().unwrap();
     let mut client = TcpStream::connect(running.local_addr().inet().unwrap()).unwrap();

@@ -1,24 +1,24 @@
-//! The drawing of the modules in `src/lib.rs` is true: imports point downward only, no two types
-//! share a name, and files and functions stay short.
+//! The structure of the source: imports follow the drawing of the modules in `src/lib.rs`, no two
+//! types share a name, and files and functions are short.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The most lines of code that a file may have, blank lines, comments and tests apart.
+/// The largest number of lines of code in a file, without blank lines, comments and tests.
 const LONGEST_FILE: usize = 500;
 
-/// The most lines that a function may have, from its signature to its closing brace.
+/// The largest number of lines in a function, from its signature to its closing brace.
 const LONGEST_FUNCTION: usize = 60;
 
-/// Type names that may stand twice: a module of the system edge that is compiled once per platform.
+/// Type names that are defined once per platform.
 const PER_PLATFORM: [&str; 1] = ["SourceAddress"];
 
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Every source file with its path below `src`, those of unit tests aside.
+/// Every source file, except those of unit tests, with its path below `src`.
 fn files() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut directories = vec![source()];
@@ -44,13 +44,13 @@ fn rows() -> Vec<Vec<String>> {
     let mut rows: Vec<Vec<String>> = Vec::new();
     for line in drawing.lines() {
         let line = line.trim_start_matches("//!").trim();
-        let (modules, _) = line.split_once("  ").expect("modules, two spaces, what they are");
+        let (modules, _) = line.split_once("  ").expect("modules, two spaces and a description");
         rows.push(modules.split('|').map(|module| module.trim().to_owned()).collect());
     }
     rows
 }
 
-/// The row of a module, 0 for the top one.
+/// The row of a module; the top row is 0.
 fn row_of(rows: &[Vec<String>], module: &str) -> usize {
     let row = rows.iter().position(|row| row.iter().any(|name| name == module));
     row.unwrap_or_else(|| panic!("the drawing in lib.rs lacks the module `{module}`"))
@@ -61,7 +61,7 @@ fn module_of(file: &str) -> &str {
     file.split(['/', '.']).next().unwrap()
 }
 
-/// The lines of a file that are code of the library: unit tests at its end and comments left out.
+/// The lines of a file without its comments and the unit tests at its end.
 fn code(text: &str) -> Vec<&str> {
     let library = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
     let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");

@@ -1,4 +1,4 @@
-//! How connections close, and what counts as progress of output: the same under every mode.
+//! How connections close and what counts as progress of the output, in every mode.
 
 #[path = "support/forked.rs"]
 mod forked;
@@ -11,35 +11,35 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use forked::{Process, play, start, tell, terminate};
+use forked::{Process, print_line, run_role, start, terminate};
 use socket2::{Domain, SockRef, Socket, Type};
 use socketserver::{
-    BlockingMode, CloseReason, Context, FixedSize, Handler, HandlerResult, Hooks, Inline, Mode,
-    Peer, Request, RequestHandler, Server, ShutdownHandle, handler_fn,
+    Accepted, BlockingMode, CloseReason, Context, FixedSize, Handler, HandlerResult, Hooks, Inline,
+    Mode, Peer, Request, RequestHandler, Server, ShutdownHandle, handler_fn,
 };
 use support::*;
 
 const MODES: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
 const BLOCKING: [&str; 4] = ["inline", "threading", "pool", "forking"];
 
-/// How long nothing may move.
+/// The idle timeout of the handlers.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A long answer, which the buffers of both kernels do not take in whole.
+/// The length of an answer that is longer than the socket buffers of both sides.
 const LONG: usize = 8 << 20;
 
-/// A shorter one, which takes a slow peer a multiple of the timeout.
+/// The length of an answer that a slow peer reads in a multiple of the timeout.
 const SLOW: usize = 400 << 10;
 
-/// An answer that the server's kernel takes in whole.
+/// The length of an answer that fits into the server's send buffer.
 const FITTING: usize = 1 << 20;
 
 // Servers, each in a process of its own
 
-/// Not a test: the processes that others start.
+/// Not a test: the entry point of the processes that the tests start.
 #[test]
-fn be_a_process() {
-    play(|role| {
+fn entry_point_of_child_processes() {
+    run_role(|role| {
         let (what, mode) = role.split_once(' ').unwrap();
         let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(SendBuffer(what.ends_with("slow")));
         let what = what.to_owned();
@@ -47,7 +47,7 @@ fn be_a_process() {
         let mut server = match what.strip_prefix("request_") {
             None => {
                 let mode: Mode = mode.parse().unwrap();
-                let make = move |_: &Peer| Answer { what: what.clone(), timeouts: 0 };
+                let make = move |_: &Accepted<'_>| Answer { what: what.clone(), timeouts: 0 };
                 builder.mode(mode).serve(make)
             }
             Some(what) => {
@@ -59,15 +59,18 @@ fn be_a_process() {
         .unwrap();
         server.drain_timeout(drain);
         server.stop_on_signals().unwrap();
-        tell(server.local_addr().inet().unwrap());
-        tell(std::process::id());
+        print_line(server.local_addr().inet().unwrap());
+        print_line(std::process::id());
         server.serve_forever().unwrap();
         let counters = server.counters();
-        tell(format_args!("timeouts {} disconnects {}", counters.timeouts, counters.disconnects));
+        print_line(format_args!(
+            "timeouts {} disconnects {}",
+            counters.timeouts, counters.disconnects
+        ));
     });
 }
 
-/// Sets the size of the server's send buffer, if it is to be known.
+/// Sets the size of the send buffer: a small one if true.
 struct SendBuffer(bool);
 
 impl Hooks for SendBuffer {
@@ -97,7 +100,7 @@ impl Handler for Answer {
             }
             "stopped" => {
                 let sent = cx.send(&pattern(LONG));
-                tell("answered");
+                print_line("answered");
                 sent
             }
             _ => {
@@ -109,7 +112,7 @@ impl Handler for Answer {
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        tell("timeout");
+        print_line("timeout");
         self.timeouts += 1;
         if self.timeouts == 2 {
             cx.close();
@@ -118,7 +121,7 @@ impl Handler for Answer {
     }
 
     fn on_close(&mut self, reason: &CloseReason) {
-        tell(reason);
+        print_line(reason);
     }
 }
 
@@ -135,14 +138,14 @@ impl RequestHandler for AnswerRequest {
             "stuck" => {
                 request.set_timeout(TIMEOUT);
                 let written = request.write_all(&pattern(LONG));
-                tell(written.unwrap_err().kind());
+                print_line(written.unwrap_err().kind());
             }
             "stopped" => {
                 request.write_all(b"half an answer")?;
-                tell("answered");
-                // Until the time for stopping is up.
+                print_line("answered");
+                // Until the drain deadline.
                 let read = request.read_exact(&mut [0; 100]);
-                tell("cut");
+                print_line("aborted");
                 read?;
             }
             _ => request.write_all(&pattern(FITTING))?,
@@ -157,24 +160,24 @@ struct Running {
     pid: String,
 }
 
-/// Plays `test` with a server of each mode, all at the same time.
+/// Runs `test` with a server of each mode, all at the same time.
 fn under_each(modes: &'static [&'static str], what: &'static str, test: fn(&str, Running)) {
-    let play = |mode: &'static str| {
+    let run = |mode: &'static str| {
         thread::spawn(move || {
             let process = start(&format!("{what} {mode}"));
-            let address = process.told().parse().unwrap();
-            let pid = process.told();
+            let address = process.line().parse().unwrap();
+            let pid = process.line();
             test(mode, Running { process, address, pid });
         })
     };
-    let tests: Vec<_> = modes.iter().map(|mode| (mode, play(mode))).collect();
+    let tests: Vec<_> = modes.iter().map(|mode| (mode, run(mode))).collect();
     let failed: Vec<_> =
         tests.into_iter().filter_map(|(mode, test)| test.join().is_err().then_some(mode)).collect();
     assert!(failed.is_empty(), "under {failed:?}");
 }
 
 impl Running {
-    /// Connects a client whose kernel takes little before the client does.
+    /// Connects a client with a small receive buffer.
     fn connect(&self) -> TcpStream {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(8 << 10).unwrap();
@@ -183,14 +186,14 @@ impl Running {
         socket.into()
     }
 
-    /// Stops it; what it has counted.
+    /// Stops it; returns the line with its counters.
     fn stop(&self) -> String {
         terminate(&self.pid);
-        self.process.told()
+        self.process.line()
     }
 }
 
-/// Reads all that comes; how much that was, and how it ended.
+/// Reads until the end or an error; returns the number of bytes and the result.
 fn read_all(client: &mut TcpStream) -> (usize, Result<(), ErrorKind>) {
     let (mut total, mut buffer) = (0, [0; 64 << 10]);
     loop {
@@ -202,38 +205,38 @@ fn read_all(client: &mut TcpStream) -> (usize, Result<(), ErrorKind>) {
     }
 }
 
-/// Takes a little at a time, always within the timeout, until it has `total` bytes.
+/// Reads `total` bytes in small pieces, with pauses shorter than the timeout.
 fn read_slowly(client: &mut TcpStream, total: usize) {
     let mut received = Vec::new();
     let mut buffer = [0; 1500];
     let begun = Instant::now();
     while received.len() < total {
         let count = client.read(&mut buffer).unwrap();
-        assert_ne!(count, 0, "the whole answer comes: {} of {total}", received.len());
+        assert_ne!(count, 0, "only {} of {total} bytes of the answer arrive", received.len());
         received.extend_from_slice(&buffer[..count]);
-        // What is slow is the peer itself.
+        // A slow peer.
         thread::sleep(Duration::from_millis(20) * count as u32 / 1500);
     }
-    assert!(begun.elapsed() > 4 * TIMEOUT, "it has taken a multiple of the timeout");
+    assert!(begun.elapsed() > 4 * TIMEOUT, "reading takes a multiple of the timeout");
     assert!(received == pattern(total));
 }
 
 // What counts as progress
 
 #[test]
-fn a_peer_that_takes_its_output_slowly_is_not_timed_out() {
+fn a_peer_that_reads_slowly_does_not_time_out() {
     under_each(&MODES, "slow", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
         read_slowly(&mut client, SLOW);
         client.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(read_all(&mut client), (0, Ok(())));
-        assert_eq!(server.process.told(), CloseReason::Eof.to_string());
+        assert_eq!(server.process.line(), CloseReason::Eof.to_string());
     });
 }
 
 #[test]
-fn a_write_of_a_request_handler_does_not_time_out_while_the_peer_takes_it_slowly() {
+fn a_write_of_a_request_handler_does_not_time_out_while_the_peer_reads_slowly() {
     under_each(&BLOCKING, "request_slow", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
@@ -243,14 +246,14 @@ fn a_write_of_a_request_handler_does_not_time_out_while_the_peer_takes_it_slowly
 }
 
 #[test]
-fn a_handler_is_told_each_time_that_its_peer_takes_nothing_for_the_timeout() {
+fn on_idle_timeout_is_called_each_time_the_peer_reads_nothing_for_the_timeout() {
     under_each(&MODES, "stuck", |mode, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
-        assert_eq!(server.process.told(), "timeout");
-        assert_eq!(server.process.told(), "timeout");
-        assert_eq!(server.process.told(), CloseReason::Timeout.to_string());
-        // Cut, the answer does not look whole.
+        assert_eq!(server.process.line(), "timeout");
+        assert_eq!(server.process.line(), "timeout");
+        assert_eq!(server.process.line(), CloseReason::Timeout.to_string());
+        // The client can tell that the answer is incomplete.
         let (received, end) = read_all(&mut client);
         assert!(received < LONG);
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
@@ -265,7 +268,7 @@ fn a_write_of_a_request_handler_times_out_and_its_answer_ends_in_a_reset() {
     under_each(&BLOCKING, "request_stuck", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
-        assert_eq!(server.process.told(), ErrorKind::TimedOut.to_string());
+        assert_eq!(server.process.line(), ErrorKind::TimedOut.to_string());
         let (received, end) = read_all(&mut client);
         assert!(received < LONG);
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
@@ -273,7 +276,7 @@ fn a_write_of_a_request_handler_times_out_and_its_answer_ends_in_a_reset() {
 }
 
 #[test]
-fn a_request_that_ends_by_a_timeout_is_counted_as_one() {
+fn a_request_that_ends_by_a_timeout_is_counted_as_a_timeout() {
     struct Late;
     impl RequestHandler for Late {
         fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
@@ -292,19 +295,19 @@ fn a_request_that_ends_by_a_timeout_is_counted_as_one() {
 
 // How a connection closes
 
-/// Says something more when its answer is on the way, and takes the answer only then.
-fn speak_late(server: &Running) {
-    speak_late_after(server, || {});
+/// A client that sends more input after the server has closed, and then reads the answer.
+fn send_after_close(server: &Running) {
+    send_after_close_and(server, || {});
 }
 
-/// As [`speak_late`], when something has happened since.
-fn speak_late_after(server: &Running, happen: impl FnOnce()) {
+/// As [`send_after_close`]; calls `act` between the close and the late input.
+fn send_after_close_and(server: &Running, act: impl FnOnce()) {
     let mut client = server.connect();
     client.write_all(b"?").unwrap();
     client.read_exact(&mut [0; 10]).unwrap();
-    // The server has closed: the rest of the answer is with its kernel.
+    // The server has closed; the rest of the answer is in its send buffer.
     thread::sleep(A_WHILE);
-    happen();
+    act();
     thread::sleep(A_WHILE);
     client.write_all(b"and this").unwrap();
     thread::sleep(A_WHILE);
@@ -314,25 +317,25 @@ fn speak_late_after(server: &Running, happen: impl FnOnce()) {
 #[test]
 fn input_that_comes_after_the_close_does_not_cut_the_answer() {
     under_each(&MODES, "close", |_, server| {
-        // What the handler is told comes first: the conversation is over.
+        // `on_close` is called when the handler has closed.
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
-        assert_eq!(server.process.told(), CloseReason::Handler.to_string());
+        assert_eq!(server.process.line(), CloseReason::Handler.to_string());
         drop(client);
-        speak_late(&server);
+        send_after_close(&server);
     });
 }
 
 #[test]
-fn a_peer_that_ends_its_own_side_after_the_close_gets_all_of_the_answer() {
+fn a_peer_that_sends_fin_after_the_close_gets_the_whole_answer() {
     under_each(&MODES, "close", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
-        // The handler is told when the rest of the answer is with the server's kernel.
-        assert_eq!(server.process.told(), CloseReason::Handler.to_string());
+        // `on_close` is called when the rest of the answer is in the server's send buffer.
+        assert_eq!(server.process.line(), CloseReason::Handler.to_string());
         client.read_exact(&mut [0; 10]).unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        // What it takes, it takes late.
+        // It reads late.
         thread::sleep(A_WHILE);
         assert_eq!(read_all(&mut client), (FITTING - 10, Ok(())));
     });
@@ -340,12 +343,13 @@ fn a_peer_that_ends_its_own_side_after_the_close_gets_all_of_the_answer() {
 
 #[test]
 fn input_that_comes_after_a_request_handler_is_done_does_not_cut_its_answer() {
-    under_each(&BLOCKING, "request_close", |_, server| speak_late(&server));
+    under_each(&BLOCKING, "request_close", |_, server| send_after_close(&server));
 }
 
 #[test]
 fn input_that_comes_after_a_stop_does_not_cut_an_answer_that_is_on_its_way() {
-    let stopped = |_: &str, server: Running| speak_late_after(&server, || terminate(&server.pid));
+    let stopped =
+        |_: &str, server: Running| send_after_close_and(&server, || terminate(&server.pid));
     under_each(&MODES, "close", stopped);
     under_each(&BLOCKING, "request_close", stopped);
 }
@@ -355,11 +359,11 @@ fn an_answer_that_the_deadline_of_a_stop_cuts_ends_in_a_reset() {
     under_each(&MODES, "stopped", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
-        assert_eq!(server.process.told(), "answered");
+        assert_eq!(server.process.line(), "answered");
         client.read_exact(&mut [0; 10]).unwrap();
         terminate(&server.pid);
-        // It has stopped, and only then does the peer take more.
-        while !server.process.told().starts_with("timeouts") {}
+        // The peer reads more only after the server has stopped.
+        while !server.process.line().starts_with("timeouts") {}
         let (received, end) = read_all(&mut client);
         assert!(received < LONG - 10);
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
@@ -371,23 +375,23 @@ fn a_request_handler_that_the_deadline_of_a_stop_cuts_ends_in_a_reset() {
     under_each(&BLOCKING, "request_stopped", |_, server| {
         let mut client = server.connect();
         client.write_all(b"?").unwrap();
-        assert_eq!(server.process.told(), "answered");
+        assert_eq!(server.process.line(), "answered");
         terminate(&server.pid);
         assert_eq!(read_all(&mut client), (14, Err(ErrorKind::ConnectionReset)));
     });
 }
 
 #[test]
-fn under_inline_a_connection_that_lingers_does_not_hold_up_the_next() {
+fn under_inline_a_lingering_connection_does_not_delay_the_next() {
     let handle = Arc::new(OnceLock::<ShutdownHandle>::new());
-    let (tell, closed) = mpsc::channel();
+    let (report, closed) = mpsc::channel();
     let own = handle.clone();
-    let make = move |_: &Peer| {
-        let (handle, tell) = (own.clone(), tell.clone());
+    let make = move |_: &Accepted<'_>| {
+        let (handle, report) = (own.clone(), report.clone());
         handler_fn(move |message: &[u8], cx: &mut Context<'_>| {
             if message == b"?" {
                 cx.close();
-                tell.send(handle.get().unwrap().counters().closed)?;
+                report.send(handle.get().unwrap().counters().closed)?;
             }
             cx.send(message)
         })
@@ -397,26 +401,26 @@ fn under_inline_a_connection_that_lingers_does_not_hold_up_the_next() {
     assert!(handle.set(server.handle()).is_ok());
     let mut served = server.connect();
     served.send("!").expect_reply("!");
-    // More than one read takes, so that some of it is unread at the close.
+    // More than one read takes, so that some input is unread at the close.
     let mut first = server.connect();
     first.send(vec![b'?'; 100 << 10]);
     let mut second = server.connect();
     second.send("?");
     served.end().expect_closed();
     second.end().expect_closed();
-    assert_eq!(expect_told(&closed), 1, "when the first is served");
-    assert_eq!(expect_told(&closed), 1, "when the second is: the first still lingers");
+    assert_eq!(expect_next(&closed), 1, "one is closed when the first is served");
+    assert_eq!(expect_next(&closed), 1, "the first still lingers when the second is served");
     first.expect_closed();
     drop(first);
     server.wait_for_no_connection();
 }
 
 #[test]
-fn a_connection_whose_peer_has_all_of_its_answer_is_closed_without_its_doing() {
+fn a_connection_is_closed_once_its_peer_has_received_the_whole_answer() {
     for mode in MODES.iter().filter(|mode| **mode != "forking") {
         let mode: Mode = mode.parse().unwrap();
-        let (make, told) = tellers(|told: &Told, cx: &mut Context<'_>| {
-            if let Told::Message(message) = told {
+        let (make, calls) = recorders(|call: &Call, cx: &mut Context<'_>| {
+            if let Call::Message(message) = call {
                 cx.send(message)?;
                 cx.close();
             }
@@ -426,7 +430,7 @@ fn a_connection_whose_peer_has_all_of_its_answer_is_closed_without_its_doing() {
         let server = start_server(server);
         let mut client = server.connect();
         client.send("hello").expect_reply("hello");
-        assert_eq!(expect_close(&told), CloseReason::Handler.to_string());
+        assert_eq!(expect_close(&calls), CloseReason::Handler.to_string());
         server.wait_for_no_connection();
         client.expect_closed();
     }

@@ -1,5 +1,6 @@
-//! What CPython tests of its `socketserver` (`Lib/test/test_socketserver.py`), under the same names.
-//! Where Python has an exception that is none of `Exception`'s (`*_not_handled`), Rust has a panic.
+//! CPython's tests of its `socketserver` (`Lib/test/test_socketserver.py`), under the same names.
+//! In place of Python's exceptions that are not subclasses of `Exception` (`*_not_handled`), the
+//! handlers here panic.
 
 #![allow(non_snake_case)] // the names are CPython's
 #![allow(unsafe_code)] // no crate of the tests sends signals
@@ -21,7 +22,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
-use forked::{play, start, tell, terminate};
+use forked::{print_line, run_role, start, terminate};
 use socket2::SockRef;
 use socketserver::*;
 use support::*;
@@ -30,8 +31,8 @@ const LOCAL: &str = "127.0.0.1:0";
 
 const TEST_STR: &[u8] = b"hello world\n";
 
-/// CPython's `MyStreamHandler` and `MyDatagramHandler`: one line back. Asked for it, it says where it
-/// runs.
+/// CPython's `MyStreamHandler` and `MyDatagramHandler`: sends one line back. To the line [`WHERE`]
+/// it answers with its process and thread.
 struct MyHandler;
 
 const WHERE: &[u8] = b"where?\n";
@@ -48,7 +49,7 @@ impl RequestHandler for MyHandler {
     }
 }
 
-/// A path of its own for a Unix socket.
+/// A new path for a Unix socket.
 fn pick_path() -> PathBuf {
     static PICKED: AtomicUsize = AtomicUsize::new(0);
     let number = PICKED.fetch_add(1, SeqCst);
@@ -95,7 +96,7 @@ fn ask(address: &Address, request: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// Whether anyone is at this address.
+/// Whether a server listens at this address.
 fn answers(address: &Address) -> bool {
     match address {
         Address::Tcp(address) => TcpStream::connect_timeout(address, DEADLINE).is_ok(),
@@ -104,7 +105,7 @@ fn answers(address: &Address) -> bool {
     }
 }
 
-/// The process and the thread where a server's handlers run.
+/// The process and the thread in which a server's handlers run.
 fn place_of(address: &Address) -> (String, String) {
     let reply = String::from_utf8(ask(address, WHERE)).unwrap();
     let (process, thread) = reply.split_once(' ').unwrap();
@@ -116,12 +117,13 @@ fn run_server(server: Server) {
     run(server, "socketserver");
 }
 
-/// The same for those with threads.
+/// The same for servers with threads.
 fn run_threading_server(server: Server) {
     run(server, "thread-");
 }
 
-/// Three clients, one after the other, served in such a thread, and nothing left of the server.
+/// Three clients, one after another, are served in a thread of this name, and the closed server no
+/// longer listens.
 fn run(server: Server, thread: &str) {
     let address = server.local_addr().clone();
     let name =
@@ -137,16 +139,17 @@ fn run(server: Server, thread: &str) {
     }
     let (server, report) = in_time("it stops", move || running.stop().unwrap());
     assert_eq!(report.aborted, 0);
-    assert!(answers(&address), "shutdown alone closes nothing");
+    assert!(answers(&address), "shutdown alone closes no listener");
     server.server_close();
     assert!(!answers(&address));
 }
 
-/// CPython's `run_server` for those that fork, each in a process of its own with a foreign child.
+/// CPython's `run_server` for servers that fork: in a process with a child that is not the
+/// server's.
 fn run_forking_server(name: &str) {
     let process = start(name);
-    let pid = process.told_of("pid");
-    let address = match process.told_of("listening on").parse().unwrap() {
+    let pid = process.line_after("pid");
+    let address = match process.line_after("listening on").parse().unwrap() {
         Endpoint::Tcp { host, port } => {
             Address::Tcp((host.parse::<IpAddr>().unwrap(), port).into())
         }
@@ -159,19 +162,19 @@ fn run_forking_server(name: &str) {
     };
     for _ in 0..3 {
         assert_eq!(ask(&address, TEST_STR), TEST_STR);
-        assert_ne!(place_of(&address).0, pid, "each in a process of its own");
+        assert_ne!(place_of(&address).0, pid, "the request runs in the parent");
     }
     terminate(&pid);
-    assert_eq!(process.told_of("children after the stop"), "only the foreign one");
-    assert_eq!(process.told_of("the foreign child"), "exit status: 72");
+    assert_eq!(process.line_after("children after the stop"), "only the foreign one");
+    assert_eq!(process.line_after("the foreign child"), "exit status: 72");
     process.expect_end();
     assert!(!answers(&address));
 }
 
-/// Not a test: what others start.
+/// Not a test: the entry point of the processes that the tests start.
 #[test]
-fn be_a_process() {
-    play(|role| match role {
+fn entry_point_of_child_processes() {
+    run_role(|role| match role {
         "bind_leak" => bind_leak(),
         "forking_faults" => forking_faults(),
         name => be_a_forking_server(name),
@@ -189,16 +192,16 @@ fn be_a_forking_server(name: &str) {
     }
     .unwrap();
     server.stop_on_signals().unwrap();
-    tell(format_args!("pid {}", std::process::id()));
-    tell(format_args!("listening on {}", server.local_addr()));
+    print_line(format_args!("pid {}", std::process::id()));
+    print_line(format_args!("listening on {}", server.local_addr()));
     server.serve_forever().unwrap();
     server.server_close();
     let only = forked::children() == [foreign.id().to_string()];
-    tell(format_args!(
+    print_line(format_args!(
         "children after the stop {}",
         if only { "only the foreign one" } else { "" }
     ));
-    tell(format_args!("the foreign child {}", foreign.wait().unwrap()));
+    print_line(format_args!("the foreign child {}", foreign.wait().unwrap()));
 }
 
 #[test]
@@ -261,7 +264,7 @@ fn test_ForkingUnixDatagramServer() {
     run_forking_server("ForkingUnixDatagramServer");
 }
 
-/// A stop that races with the beginning of the loop always ends it (#2302).
+/// A shutdown that races with the start of the loop always ends it (#2302).
 #[test]
 fn test_shutdown() {
     let servers: Vec<_> = (0..20)
@@ -287,11 +290,11 @@ fn test_close_immediately() {
     assert!(!answers(&address));
 }
 
-/// Constructions whose bind fails leak nothing (#22435).
+/// A failed bind leaks nothing (#22435).
 #[test]
 fn test_tcpserver_bind_leak() {
     let process = start("bind_leak");
-    assert_eq!(process.told_of("leaked"), "0");
+    assert_eq!(process.line_after("leaked"), "0");
     process.expect_end();
 }
 
@@ -305,11 +308,11 @@ fn bind_leak() {
         assert!(TcpServer::bind(address, |_| MyHandler).is_err());
         assert!(UnixStreamServer::bind(&path, |_| MyHandler).is_err());
     }
-    tell(format_args!("leaked {}", forked::descriptors() - before));
+    print_line(format_args!("leaked {}", forked::descriptors() - before));
     drop((taken, taken_path));
 }
 
-/// The end of its scope is the end of Python's `with`.
+/// The end of the scope corresponds to the end of Python's `with`.
 #[test]
 fn test_context_manager() {
     let address = {
@@ -319,7 +322,7 @@ fn test_context_manager() {
     assert!(!answers(&address));
 }
 
-/// CPython's `BadHandler`: it fails, after it has said so.
+/// CPython's `BadHandler`: fails or panics on command.
 struct BadHandler;
 
 impl RequestHandler for BadHandler {
@@ -333,33 +336,34 @@ impl RequestHandler for BadHandler {
     }
 }
 
-/// CPython's `BaseErrorTestServer`: it notes what `handle_error` is told.
-struct Noting(mpsc::Sender<String>);
+/// CPython's `BaseErrorTestServer`: reports the calls of `handle_error`.
+struct ReportErrors(mpsc::Sender<String>);
 
-impl Hooks for Noting {
+impl Hooks for ReportErrors {
     fn handle_error(&mut self, _: &Peer, reason: &CloseReason) {
         self.0.send(reason.to_string()).unwrap();
     }
 }
 
-/// The connection of who fails is closed, `handle_error` is told once, and the loop lives.
+/// The connection of a failing handler is closed, `handle_error` is called once, and the loop
+/// continues.
 fn expect_handled<D>(mode: D, word: &str, expected: &str)
 where
     D: RequestMode<BadHandler>,
 {
-    let (faults, told): (_, Receiver<String>) = mpsc::channel();
-    let builder = Server::tcp(LOCAL).unwrap().mode(mode).hooks(Noting(faults));
+    let (faults, reported): (_, Receiver<String>) = mpsc::channel();
+    let builder = Server::tcp(LOCAL).unwrap().mode(mode).hooks(ReportErrors(faults));
     let server = start_server(builder.serve_blocking(|_| BadHandler).unwrap());
     for _ in 0..2 {
         server.connect().send(word).send("\n").expect_closed();
-        assert_eq!(expect_told(&told), expected);
+        assert_eq!(expect_next(&reported), expected);
     }
     let mut client = server.connect();
     client.send("alive\n").expect_reply("alive").expect_closed();
     let (server, _) = server.stop();
     assert_eq!(server.counters().closed, 3);
     drop(server);
-    assert_eq!(told.iter().count(), 0, "once each");
+    assert_eq!(reported.iter().count(), 0, "handle_error is called once for each");
 }
 
 #[test]
@@ -382,32 +386,32 @@ fn test_threading_not_handled() {
     expect_handled(Threading::default(), "panic", "handler panicked: a handler that panics");
 }
 
-/// In the child, as in Python: so it tells by what the child has of its parent.
-struct Telling;
+/// `handle_error` is called in the child, as in Python, so it reports through the child's stdout.
+struct PrintErrors;
 
-impl Hooks for Telling {
+impl Hooks for PrintErrors {
     fn handle_error(&mut self, _: &Peer, reason: &CloseReason) {
-        tell(format_args!("in a child {}: {reason}", std::process::id()));
+        print_line(format_args!("in a child {}: {reason}", std::process::id()));
     }
 }
 
 fn forking_faults() {
-    let builder = ForkingTcpServer::builder(LOCAL).unwrap().hooks(Telling);
+    let builder = ForkingTcpServer::builder(LOCAL).unwrap().hooks(PrintErrors);
     let mut server = builder.serve_blocking(|_| BadHandler).unwrap();
     server.stop_on_signals().unwrap();
-    tell(format_args!("pid {}", std::process::id()));
-    tell(server.local_addr().inet().unwrap());
+    print_line(format_args!("pid {}", std::process::id()));
+    print_line(server.local_addr().inet().unwrap());
     server.serve_forever().unwrap();
 }
 
 fn expect_handled_in_child(word: &str, expected: &str) {
     let process = start("forking_faults");
-    let pid = process.told_of("pid");
-    let address = process.told().parse().unwrap();
+    let pid = process.line_after("pid");
+    let address = process.line().parse().unwrap();
     for _ in 0..2 {
         connect(address).send(word).send("\n").expect_closed();
-        let told = process.told_of("in a child");
-        let (child, reason) = told.split_once(": ").unwrap();
+        let line = process.line_after("in a child");
+        let (child, reason) = line.split_once(": ").unwrap();
         assert_ne!(child, pid);
         assert_eq!(reason, expected);
     }
@@ -426,7 +430,7 @@ fn test_forking_not_handled() {
     expect_handled_in_child("panic", "handler panicked: a handler that panics");
 }
 
-/// `SocketWriterTest.test_basics`: what is written to is the connection itself.
+/// `SocketWriterTest.test_basics`: `wfile` writes to the connection itself.
 #[test]
 fn test_basics() {
     struct Basics(mpsc::Sender<bool>);
@@ -443,20 +447,20 @@ fn test_basics() {
     }
 
     for mode in ["inline", "threading"] {
-        let (tell, told) = mpsc::channel();
+        let (report, reports) = mpsc::channel();
         let builder = Server::tcp(LOCAL).unwrap().mode(mode.parse::<BlockingMode>().unwrap());
-        let make = move |_: &Peer| Basics(tell.clone());
+        let make = move |_: &Accepted<'_>| Basics(report.clone());
         let server = start_server(builder.serve_blocking(make).unwrap());
         server.connect().expect_reply("a writer").expect_closed();
-        assert!(expect_told(&told));
+        assert!(expect_next(&reports));
     }
 }
 
-/// `SocketWriterTest.test_write`: a write goes out at once, without a flush, and one that signals
-/// interrupt is whole.
+/// `SocketWriterTest.test_write`: a write is sent at once, without a flush, and a write that
+/// signals interrupt is complete.
 #[test]
 fn test_write() {
-    /// More than the kernel takes at once.
+    /// More than the socket buffers take.
     const HUGE: usize = 16 << 20;
     static WRITER: Mutex<Option<libc::pthread_t>> = Mutex::new(None);
 
@@ -465,7 +469,7 @@ fn test_write() {
     impl RequestHandler for Writing {
         fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
             request.wfile().write_all(b"write test")?;
-            // The client reads that before it says more.
+            // The client reads it before it sends this byte.
             request.rfile().read_exact(&mut [0])?;
             // SAFETY: pthread_self takes nothing.
             *WRITER.lock().unwrap() = Some(unsafe { libc::pthread_self() });
@@ -477,8 +481,8 @@ fn test_write() {
     }
 
     extern "C" fn do_nothing(_: libc::c_int) {}
-    // SAFETY: a sigaction of zeros with a handler is one: without SA_RESTART, so that a signal
-    // interrupts what waits.
+    // SAFETY: a zeroed sigaction with a handler is valid. It has no SA_RESTART, so that a signal
+    // interrupts system calls that wait.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = do_nothing as *const () as usize;
@@ -489,11 +493,12 @@ fn test_write() {
     client.expect_reply("write test").send("!");
     let over = Arc::new(AtomicBool::new(false));
     let ended = over.clone();
-    let disturbing = thread::spawn(move || {
+    let interrupting = thread::spawn(move || {
         let mut signals = 0;
         while !ended.load(SeqCst) {
             if let Some(writer) = *WRITER.lock().unwrap() {
-                // SAFETY: the thread is still writing: it takes the lock before it ends.
+                // SAFETY: the thread still exists: it takes the lock after the write, before it
+                // ends.
                 unsafe { libc::pthread_kill(writer, libc::SIGUSR1) };
                 signals += 1;
             }
@@ -509,12 +514,12 @@ fn test_write() {
         thread::yield_now();
     }
     over.store(true, SeqCst);
-    assert!(disturbing.join().unwrap() > 0);
+    assert!(interrupting.join().unwrap() > 0);
     client.expect_closed();
     assert!(received == b"0123456789abcdef".repeat(HUGE / 16));
 }
 
-/// Every public name of Python's is here.
+/// Every public name of Python's module has a counterpart.
 #[test]
 fn test_all() {
     let names = [
@@ -538,19 +543,19 @@ fn test_all() {
         ("DatagramRequestHandler", type_name::<dyn RequestHandler>()),
     ];
     for (python, rust) in names {
-        let said = rust.rsplit("::").next().unwrap();
-        let (python, said) = (python.to_lowercase(), said.to_lowercase());
-        // "Base…", "…MixIn", "Stream…" and "Datagram…" are said otherwise.
-        assert!(python == said || python.contains(&said), "{python} is {rust}");
+        let name = rust.rsplit("::").next().unwrap();
+        let (python, name) = (python.to_lowercase(), name.to_lowercase());
+        // "Base…", "…MixIn", "Stream…" and "Datagram…" have shorter names here.
+        assert!(python == name || python.contains(&name), "{python} is {rust}");
     }
 }
 
-/// A request that is refused is closed, and once (#26309).
+/// A refused request is closed exactly once (#26309).
 #[test]
 fn test_shutdown_request_called_if_verify_request_false() {
-    struct Refusing;
+    struct RefuseAll;
 
-    impl Hooks for Refusing {
+    impl Hooks for RefuseAll {
         fn verify_request(&mut self, _: &Peer) -> bool {
             false
         }
@@ -558,7 +563,7 @@ fn test_shutdown_request_called_if_verify_request_false() {
 
     for mode in ["inline", "threading", "pool"] {
         let builder = Server::tcp(LOCAL).unwrap().mode(mode.parse::<BlockingMode>().unwrap());
-        let server = builder.hooks(Refusing).serve_blocking(|_| MyHandler).unwrap();
+        let server = builder.hooks(RefuseAll).serve_blocking(|_| MyHandler).unwrap();
         let server = start_server(server);
         server.connect().expect_closed();
         let (server, _) = server.stop();
@@ -568,12 +573,12 @@ fn test_shutdown_request_called_if_verify_request_false() {
     }
 }
 
-/// Threads that have served are not kept one by one (#37193).
+/// The server does not keep a thread for each request served (#37193).
 #[test]
 fn test_threads_reaped() {
-    struct Here(Arc<Mutex<HashSet<ThreadId>>>);
+    struct RecordThread(Arc<Mutex<HashSet<ThreadId>>>);
 
-    impl RequestHandler for Here {
+    impl RequestHandler for RecordThread {
         fn handle(&mut self, _: &mut Request<'_>) -> HandlerResult {
             self.0.lock().unwrap().insert(thread::current().id());
             Ok(())
@@ -582,12 +587,12 @@ fn test_threads_reaped() {
 
     let threads = Arc::new(Mutex::new(HashSet::new()));
     let seen = threads.clone();
-    let server = ThreadingTcpServer::bind(LOCAL, move |_| Here(seen.clone())).unwrap();
+    let server = ThreadingTcpServer::bind(LOCAL, move |_| RecordThread(seen.clone())).unwrap();
     let server = start_server(server);
     for _ in 0..10 {
         server.connect().expect_closed();
         server.wait_for_no_connection();
     }
     let threads = threads.lock().unwrap().len();
-    assert!(threads < 10, "{threads} threads for 10 requests, one after the other");
+    assert!(threads < 10, "{threads} threads for 10 requests, one after another");
 }

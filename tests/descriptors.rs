@@ -1,5 +1,5 @@
-//! What a server does with descriptors: it loses none, and lives on when there are no more. Each
-//! server here is a process of its own, this test's program started again.
+//! A server leaks no descriptor, and continues to run when it has none left. Each server here runs
+//! in a process of its own: the test program started again.
 
 mod support;
 
@@ -10,56 +10,56 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use socketserver::{Mode, Peer, Server, handler_fn};
+use socketserver::{Accepted, Mode, Server, handler_fn};
 use support::*;
 
-/// Set where this program is to be a server.
+/// The environment variable that makes this program a server, with its mode and root directory.
 const ROLE: &str = "SOCKETSERVER_TEST_ROLE";
 
-/// A server process, killed when it is dropped.
+/// A server process. Dropping it kills it.
 struct Process {
     child: Child,
     address: SocketAddr,
 }
 
-/// Starts this program as a server that may have so many descriptors.
+/// Starts this program as a server that can open `descriptors` descriptors.
 fn start_process(role: &str, descriptors: u32) -> Process {
     let program = std::env::current_exe().unwrap();
     let mut child = Command::new("sh")
         .arg("-c")
-        .arg(format!("ulimit -n {descriptors} && exec \"$0\" --exact be_a_server --nocapture"))
+        .arg(format!("ulimit -n {descriptors} && exec \"$0\" --exact entry_point_of_server_processes --nocapture"))
         .arg(program)
         .env(ROLE, role)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
-    let address = told.by_ref().map(Result::unwrap).find_map(|line| {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let address = lines.by_ref().map(Result::unwrap).find_map(|line| {
         let (_, address) = line.split_once("listening on ")?;
         address.parse().ok()
     });
-    // What else it tells is read, so that it never blocks on it.
-    std::thread::spawn(move || told.for_each(drop));
-    Process { child, address: address.expect("it listens") }
+    // Read the rest of its output, so that it never blocks on the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    Process { child, address: address.expect("a line with its address") }
 }
 
 impl Process {
-    /// How many descriptors it has.
+    /// The number of its open descriptors.
     fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
-    /// How many clock ticks of processor time it has used.
+    /// The processor time that it has used, in clock ticks.
     fn ticks(&self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The name, in brackets, may hold anything.
+        // The name, in brackets, may contain spaces.
         let (_, fields) = stat.rsplit_once(')').unwrap();
         let fields: Vec<_> = fields.split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
     fn expect_alive(&mut self) {
-        assert!(self.child.try_wait().unwrap().is_none(), "it lives");
+        assert!(self.child.try_wait().unwrap().is_none(), "the server has exited");
         connect(self.address).send("hello").expect_reply("hello");
     }
 }
@@ -71,14 +71,14 @@ impl Drop for Process {
     }
 }
 
-/// Not a test: what the other tests start.
+/// Not a test: the entry point of the servers that the tests start.
 #[test]
-fn be_a_server() {
+fn entry_point_of_server_processes() {
     let Ok(role) = std::env::var(ROLE) else {
         return;
     };
     let builder = Server::tcp("127.0.0.1:0").unwrap();
-    let make = |_: &Peer| {
+    let make = |_: &Accepted<'_>| {
         handler_fn(|message, cx| match message {
             b"close" => {
                 cx.close();
@@ -94,10 +94,10 @@ fn be_a_server() {
         std::os::unix::fs::chroot(root).unwrap();
         std::env::set_current_dir("/").unwrap();
     }
-    let mut told = std::io::stdout().lock();
+    let mut stdout = std::io::stdout().lock();
     use std::io::Write as _;
-    writeln!(told, "listening on {}", server.local_addr().inet().unwrap()).unwrap();
-    drop(told);
+    writeln!(stdout, "listening on {}", server.local_addr().inet().unwrap()).unwrap();
+    drop(stdout);
     server.serve_forever().unwrap();
 }
 
@@ -109,26 +109,26 @@ fn a_server_without_descriptors_neither_dies_nor_spins_and_serves_again() {
         server.expect_alive();
         let clients: Vec<_> = (0..120).map(|_| connect(server.address)).collect();
         wait_until("its descriptors are used up", || server.descriptors() >= 38);
-        // Those that are served are served on.
+        // Clients that are already served continue to be served.
         let mut first = clients;
         first[0].send("still here").expect_reply("still here");
         let before = server.ticks();
         std::thread::sleep(Duration::from_secs(1));
         let used = server.ticks() - before;
-        assert!(used <= 10, "{used} ticks of 100 in a second, for clients that do nothing");
-        assert!(server.child.try_wait().unwrap().is_none(), "it lives");
+        assert!(used <= 10, "idle clients cost {used} of 100 ticks in a second");
+        assert!(server.child.try_wait().unwrap().is_none(), "the server has exited");
         drop(first);
         wait_until("the descriptors are free again", || server.descriptors() < 20);
         server.expect_alive();
     }
 }
 
-/// Whether the server answers, rather than close the connection.
+/// Whether the server answers; otherwise it has closed the connection.
 fn is_answered(client: &mut Client) -> bool {
     matches!(client.send("x").stream.read(&mut [0]), Ok(1))
 }
 
-/// Connects until the server has no descriptor left; those that it serves.
+/// Connects clients until the server has no descriptor left; returns those that it serves.
 fn use_up_the_descriptors(server: &Process) -> Vec<Client> {
     let mut served = Vec::new();
     loop {
@@ -140,17 +140,17 @@ fn use_up_the_descriptors(server: &Process) -> Vec<Client> {
     }
 }
 
-/// A listener without descriptors turns clients away, and pauses after that for longer each time, up
-/// to a second. Clients that come meanwhile wait.
+/// A listener without descriptors closes new connections, and then pauses for longer each time, up
+/// to a second. Clients that connect during the pause wait in the kernel.
 #[test]
 #[cfg(target_os = "linux")]
-fn clients_that_wait_for_a_descriptor_are_served_with_those_that_become_free() {
+fn waiting_clients_are_served_when_descriptors_become_free() {
     for role in ["reactor", "offload", "threading"] {
         let server = start_process(role, 40);
         let mut served = use_up_the_descriptors(&server);
         let succeeded = (0..10).any(|_| {
-            // Seven are turned away, one after the other, so that the pause is long; where an attempt
-            // before has left a descriptor, one of them gets it.
+            // Seven are closed, one after the other, so that the pause is long; if an earlier
+            // attempt has left a descriptor free, one of them is served.
             for _ in 0..7 {
                 let mut client = connect(server.address);
                 if is_answered(&mut client) {
@@ -165,15 +165,15 @@ fn clients_that_wait_for_a_descriptor_are_served_with_those_that_become_free() {
                 is_served
             })
         });
-        assert!(succeeded, "under {role}: each of three has the descriptor of one that went");
+        assert!(succeeded, "under {role}: each of three waiting clients gets a freed descriptor");
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_server_without_descriptors_turns_clients_away_after_chroot_too() {
+fn a_server_without_descriptors_rejects_clients_after_chroot_too() {
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        return; // chroot(2) takes a privilege.
+        return; // Only root may call chroot(2).
     }
     let root = std::env::temp_dir().join(format!("sock-root-{}", std::process::id()));
     fs::create_dir_all(&root).unwrap();
@@ -186,19 +186,19 @@ fn a_server_without_descriptors_turns_clients_away_after_chroot_too() {
     fs::remove_dir(&root).unwrap();
 }
 
-/// Comes, and goes by a reset in one of the states that a connection can be in.
-fn come_and_reset(address: SocketAddr, state: usize) {
+/// Connects, and resets the connection in one of six states.
+fn connect_and_reset(address: SocketAddr, state: usize) {
     let mut client = connect(address);
     match state % 6 {
-        // Before anything is sent; perhaps before it is accepted.
+        // Before anything is sent, and perhaps before the accept.
         0 => {}
-        // With a request under way.
+        // With a request in transit.
         1 => _ = client.send("hello"),
         // With a reply unread.
         2 => _ = client.send("hello").expect_reply("hel"),
-        // With much under way in both directions.
+        // With many bytes in transit in both directions.
         3 => _ = client.send(pattern(256 << 10)),
-        // After its end.
+        // After FIN.
         4 => _ = client.send("hello").end(),
         // While the server closes.
         _ => _ = client.send("close").send("unread"),
@@ -208,27 +208,27 @@ fn come_and_reset(address: SocketAddr, state: usize) {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn resets_in_every_state_lose_no_descriptor() {
+fn resets_in_every_state_leak_no_descriptor() {
     for role in ["reactor", "offload"] {
         let mut server = start_process(role, 1000);
         server.expect_alive();
-        wait_until("nobody is connected", || server.descriptors() < 20);
+        wait_until("no client is connected", || server.descriptors() < 20);
         let before = server.descriptors();
         for state in 0..1500 {
-            come_and_reset(server.address, state);
+            connect_and_reset(server.address, state);
         }
         server.expect_alive();
-        wait_until("every descriptor is back", || server.descriptors() <= before);
+        wait_until("all descriptors are closed", || server.descriptors() <= before);
     }
 }
 
 #[test]
-fn resets_in_every_state_lose_no_connection() {
+fn after_resets_in_every_state_each_connection_is_closed_once() {
     let server = Server::tcp("127.0.0.1:0").unwrap();
-    let (make, told) = tellers(echo);
+    let (make, calls) = recorders(echo);
     let server = start_server(server.serve(make).unwrap());
     for state in 0..600 {
-        come_and_reset(server.address(), state);
+        connect_and_reset(server.address(), state);
     }
     server.connect().send("hello").expect_reply("hello").end().expect_closed();
     server.wait_for_no_connection();
@@ -237,8 +237,12 @@ fn resets_in_every_state_lose_no_connection() {
     let (server, report) = server.stop();
     assert_eq!((report.idle, report.finished, report.aborted), (0, 0, 0));
     drop(server);
-    let told: Vec<_> = told.iter().collect();
-    let count = |wanted: fn(&Told) -> bool| told.iter().filter(|told| wanted(told)).count();
-    let opened = count(|told| *told == Told::Open);
-    assert_eq!(opened, count(|told| matches!(told, Told::Close(_))), "each is told its end once");
+    let calls: Vec<_> = calls.iter().collect();
+    let count = |wanted: fn(&Call) -> bool| calls.iter().filter(|call| wanted(call)).count();
+    let opened = count(|call| *call == Call::Open);
+    assert_eq!(
+        opened,
+        count(|call| matches!(call, Call::Close(_))),
+        "on_close is called once for each"
+    );
 }

@@ -1,15 +1,15 @@
-//! The pages for those who come from Python: every row leads to the test that holds it, every name of
-//! Python's has its row, and both languages say the same. The page on attacks: every test that it
-//! names exists.
+//! The guides for Python users: every row links tests that exist, every name of Python's module has
+//! a row, and both languages have the same rows and programs. The page on attacks: every test that
+//! it names exists.
 
 use std::fs;
 use std::path::Path;
 
-/// Both languages.
+/// The guide in both languages.
 const PAGES: [&str; 2] = ["docs/from-python.md", "docs/from-python.zh-CN.md"];
 
-/// What Python's module has: `__all__`, then what its documentation and its source name of servers,
-/// then of handlers.
+/// The names of Python's module: `__all__`, then those of servers in its documentation and source,
+/// then those of handlers.
 const NAMES: &str = "
     BaseServer TCPServer UDPServer UnixStreamServer UnixDatagramServer ThreadingMixIn
     ThreadingTCPServer ThreadingUDPServer ThreadingUnixStreamServer ThreadingUnixDatagramServer
@@ -32,24 +32,24 @@ fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The cells of each row of each table, headings aside.
+/// The cells of each row of each table, without the headings.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| Python |");
     let rows = page.lines().filter(is_row);
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
-/// Where the links of a text lead.
+/// The targets of the links of a text.
 fn links(text: &str) -> Vec<&str> {
     text.split("](").skip(1).map(|rest| rest.split_once(')').unwrap().0).collect()
 }
 
-/// What stands in back quotes.
+/// The parts of a text in back quotes.
 fn code(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// The programs of a page, without what is said in them.
+/// The programs of a page, without comments and string literals.
 fn programs(page: &str) -> Vec<String> {
     let bare = |line: &str| {
         let code = line.split("//").next().unwrap().split("  # ").next().unwrap();
@@ -60,7 +60,7 @@ fn programs(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     for name in PAGES {
         let page = read(name);
         for link in links(&page).into_iter().filter(|link| !link.starts_with("https://")) {
@@ -86,7 +86,7 @@ fn every_row_ends_with_a_test() {
 }
 
 #[test]
-fn every_name_of_pythons_has_a_row() {
+fn every_name_of_pythons_module_has_a_row() {
     for page in PAGES {
         let page = read(page);
         let of = |name: &&str| name.split('(').next().map(str::to_owned);
@@ -120,7 +120,7 @@ fn both_languages_have_the_same_rows_and_programs() {
 }
 
 #[test]
-fn the_readme_leads_to_both() {
+fn the_readme_links_both_pages() {
     let readme = read("README.md");
     for page in PAGES {
         assert!(links(&readme).contains(&page), "{page}");
@@ -138,20 +138,20 @@ fn every_attack_names_a_test_that_exists() {
     let page = read("docs/attacks.md");
     let rows = rows(&page);
     let rows: Vec<_> = rows.iter().filter(|row| !row[0].starts_with("what an attacker")).collect();
-    assert!(!rows.is_empty(), "the page has a table");
+    assert!(!rows.is_empty(), "the page has no table");
     for row in rows {
         assert_eq!(row.len(), 3, "{row:?}");
         let tests = tests_of(row);
         assert!(!tests.is_empty(), "no `file::test_name`: {row:?}");
         for (file, name) in tests {
-            // A unit test stands in whichever file it is about.
+            // A unit test may be in any file of `src`.
             if file == "lib" {
                 assert!(sources().contains(&format!("fn {name}(")), "{name}: {row:?}");
                 continue;
             }
             let path = format!("tests/{file}.rs");
             assert!(exists(&path), "{path}: {row:?}");
-            // A name may lead through modules; a test is a function, of whichever is the last.
+            // A name may contain modules; the last part is the function.
             let function = name.rsplit("::").next().unwrap();
             assert!(read(&path).contains(&format!("fn {function}(")), "{file}::{name}: {row:?}");
         }
@@ -162,7 +162,7 @@ fn exists(path: &str) -> bool {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path).is_file()
 }
 
-/// All of the library's source files, one after the other.
+/// The text of all source files of the library.
 fn sources() -> String {
     let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut sources = String::new();

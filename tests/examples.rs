@@ -1,5 +1,4 @@
-//! The examples as their users meet them: programs with a command line, signals and exit codes, that
-//! speak with clients over real sockets.
+//! The examples as programs: command line, signals, exit codes, and clients over real sockets.
 
 #[path = "support/programs.rs"]
 mod programs;
@@ -20,7 +19,7 @@ const MODES: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "
 const BLOCKING_MODES: [&str; 4] = ["inline", "threading", "pool", "forking"];
 const CHAT_MODES: [&str; 4] = ["reactor", "offload", "threading", "pool"];
 
-/// Every example that listens, where it does so unless told otherwise, and in which mode.
+/// Every example that listens, with its default address and mode.
 const LISTENING: [(&str, &str, &str); 11] = [
     ("echo", "tcp://127.0.0.1:9999", "reactor"),
     ("upper", "tcp://127.0.0.1:8888", "reactor"),
@@ -37,7 +36,7 @@ const LISTENING: [(&str, &str, &str); 11] = [
 
 const WELCOME: &str = "欢迎访问socketserver服务器！";
 
-/// The modes that an example takes.
+/// The modes that an example supports.
 fn modes_of(name: &str) -> &'static [&'static str] {
     match name {
         "lines" => &BLOCKING_MODES,
@@ -55,7 +54,7 @@ fn in_each_mode(name: &str, arguments: &[&str], check: impl Fn(&str, Program)) {
     }
 }
 
-// ---- the command line
+// ---- command line
 
 #[test]
 fn help_shows_all_options_with_their_defaults() {
@@ -109,21 +108,35 @@ fn unusable_arguments_are_one_line_and_code_2() {
         &["stray"],
     ];
     for arguments in unusable {
-        run("echo", arguments).refuses(2);
+        run("echo", arguments).expect_failure(2);
     }
     for (command, ..) in LISTENING {
         let name = command.split(' ').next().unwrap();
-        run(name, &["--listen", "tcp://127.0.0.1:99999"]).refuses(2);
-        run(name, &["--mode", "threads"]).refuses(2);
-        run(name, &["--nonsense"]).refuses(2);
+        run(name, &["--listen", "tcp://127.0.0.1:99999"]).expect_failure(2);
+        run(name, &["--mode", "threads"]).expect_failure(2);
+        run(name, &["--nonsense"]).expect_failure(2);
     }
-    for name in ["sticky", "slow_client", "background"] {
-        run(name, &["--nonsense"]).refuses(2);
-        run(name, &["--help=1"]).refuses(2);
+    for name in ["sticky", "slow_client", "background", "discover"] {
+        run(name, &["--nonsense"]).expect_failure(2);
+        run(name, &["--help=1"]).expect_failure(2);
     }
     for name in ["welcome", "nihao"] {
-        run(name, &["--framing", "words"]).refuses(2);
+        run(name, &["--framing", "words"]).expect_failure(2);
     }
+}
+
+#[test]
+fn every_member_of_the_group_answers_discover() {
+    let ended = run("discover", &[] as &[&str]);
+    if ended.stderr.iter().any(|line| line.contains("join_multicast")) {
+        println!("skipped: the system has no multicast here: {:?}", ended.stderr);
+        return;
+    }
+    let said = ended.succeeds().stdout.join("\n");
+    for name in ["printer", "camera", "lamp"] {
+        assert!(said.contains(&format!("answered: {name}, asked at udp://239.")), "{said}");
+    }
+    assert_eq!(ended.stderr, [""; 0]);
 }
 
 #[test]
@@ -132,34 +145,34 @@ fn help_that_cannot_be_written_is_one_line_and_code_1() {
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
         let ended = Command::new(example(name)).arg("--help").stdout(full).output().unwrap();
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
-        let told = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
 }
 
-/// A URL is text, and a line that says where one listens is too.
+/// A URL must be text, because the program prints it.
 #[test]
-fn what_is_no_text_is_one_line_and_code_2() {
+fn an_argument_that_is_not_utf8_is_one_line_and_code_2() {
     let path = OsStr::from_bytes(b"unix:///tmp/\xff");
     for option in ["--listen", "--mode", "--drain"] {
         let ended = run("echo", &[OsStr::new(option), path]);
-        assert!(ended.refuses(2).contains(r"unix:///tmp/\xFF"), "{ended:?}");
+        assert!(ended.expect_failure(2).contains(r"unix:///tmp/\xFF"), "{ended:?}");
     }
-    run("sticky", &[path]).refuses(2);
+    run("sticky", &[path]).expect_failure(2);
 }
 
 #[test]
-fn what_an_example_cannot_do_is_one_line_and_code_2() {
+fn a_mode_or_transport_that_an_example_lacks_is_one_line_and_code_2() {
     for mode in ["reactor", "offload"] {
         let ended = run("lines", &["--mode", mode, "--listen", "tcp://127.0.0.1:0"]);
-        assert!(ended.refuses(2).contains(mode));
+        assert!(ended.expect_failure(2).contains(mode));
     }
     for mode in ["inline", "forking"] {
         let ended = run("chat", &["--mode", mode, "--listen", "tcp://127.0.0.1:0"]);
-        assert!(ended.refuses(2).contains(mode));
+        assert!(ended.expect_failure(2).contains(mode));
     }
     for name in ["chat", "stop_on_eof"] {
-        run(name, &["--listen", "udp://127.0.0.1:0"]).refuses(2);
+        run(name, &["--listen", "udp://127.0.0.1:0"]).expect_failure(2);
     }
 }
 
@@ -170,35 +183,35 @@ fn an_address_in_use_is_one_line_that_names_it_and_code_1() {
     for (command, ..) in LISTENING {
         let name = command.split(' ').next().unwrap();
         let ended = run(name, &["--listen", &url]);
-        let line = ended.refuses(1);
+        let line = ended.expect_failure(1);
         assert!(line.contains(&url) && line.contains("in use"), "{line}");
     }
     let directory = Directory::new();
     let _taken = UnixListener::bind(directory.path("unix")).unwrap();
     let url = directory.url("unix");
-    assert!(run("echo", &["--listen", &url]).refuses(1).contains(&url));
-    // The other listener is no reason to say that it listens.
+    assert!(run("echo", &["--listen", &url]).expect_failure(1).contains(&url));
+    // No address is printed, although the first listener was bound.
     let both = ["--listen", "tcp://127.0.0.1:0", "--listen", &url];
-    assert!(run("echo", &both).refuses(1).contains(&url));
+    assert!(run("echo", &both).expect_failure(1).contains(&url));
 }
 
 #[test]
-fn what_is_no_socket_is_left_alone_and_code_1() {
+fn a_path_that_is_not_a_socket_is_not_touched_and_code_1() {
     let directory = Directory::new();
     for scheme in ["unix", "unixgram"] {
         fs::write(directory.path(scheme), "precious").unwrap();
         let url = directory.url(scheme);
-        assert!(run("echo", &["--listen", &url]).refuses(1).contains(&url));
+        assert!(run("echo", &["--listen", &url]).expect_failure(1).contains(&url));
         assert_eq!(fs::read(directory.path(scheme)).unwrap(), b"precious");
     }
     let nowhere = format!("unix://{}", directory.path("no/such/place").display());
-    assert!(run("echo", &["--listen", &nowhere]).refuses(1).contains(&nowhere));
+    assert!(run("echo", &["--listen", &nowhere]).expect_failure(1).contains(&nowhere));
 }
 
 // ---- listening
 
 #[test]
-fn each_listener_is_told_with_its_real_address_and_nothing_else_is() {
+fn the_output_is_the_real_address_of_each_listener_and_nothing_else() {
     for mode in MODES {
         println!("under {mode}");
         let directory = Directory::new();
@@ -215,19 +228,19 @@ fn each_listener_is_told_with_its_real_address_and_nothing_else_is() {
                 None => assert_eq!(url, asked),
             }
         }
-        // One after the other: under inline, one is served at a time.
+        // One after another: inline serves one at a time.
         for url in &urls {
             connect(url).send("hello").expect("hello");
         }
         if mode == "reactor" {
-            assert_eq!(program.threads().unwrap_or(1), 1, "one thread serves all four");
+            assert_eq!(program.threads().unwrap_or(1), 1, "one thread must serve all four");
         }
         program.stop();
     }
 }
 
 #[test]
-fn a_name_is_shown_as_a_number_and_a_path_as_it_was_given() {
+fn a_host_name_is_printed_as_an_address_and_a_path_as_given() {
     let directory = Directory::new();
     let mut command = Command::new(programs::example("echo"));
     command.current_dir(directory.path(".")).args(["--listen", "unix://here.sock"]);
@@ -243,7 +256,7 @@ fn a_name_is_shown_as_a_number_and_a_path_as_it_was_given() {
 }
 
 #[test]
-fn ipv6_stands_in_brackets() {
+fn an_ipv6_address_is_printed_in_brackets() {
     if TcpListener::bind("[::1]:0").is_err() {
         println!("skipped: this machine has no IPv6");
         return;
@@ -262,7 +275,7 @@ fn ipv6_stands_in_brackets() {
 fn a_signal_ends_idle_clients_and_the_program_in_every_mode() {
     for signal in ["TERM", "INT"] {
         for (name, ..) in LISTENING.iter().filter(|(name, ..)| !name.contains(' ')) {
-            // For a handler that waits for itself, see the next ones.
+            // Request handlers have their own tests, below.
             if *name == "lines" || (*name != "echo" && signal == "INT") {
                 continue;
             }
@@ -276,7 +289,7 @@ fn a_signal_ends_idle_clients_and_the_program_in_every_mode() {
 }
 
 #[test]
-fn an_idle_client_that_has_been_served_sees_the_end_when_the_server_stops() {
+fn an_idle_client_that_was_served_is_closed_when_the_server_stops() {
     in_each_mode("echo", &["--drain", "60"], |_, program| {
         let mut client = program.connect();
         client.send("hello").expect("hello");
@@ -286,7 +299,7 @@ fn an_idle_client_that_has_been_served_sees_the_end_when_the_server_stops() {
 }
 
 #[test]
-fn a_drain_deadline_may_be_as_good_as_never() {
+fn a_very_long_drain_deadline_is_accepted() {
     in_each_mode("echo", &["--drain", "18000000000000000000"], |_, program| {
         program.connect().send("hello").expect("hello");
         program.stop();
@@ -294,14 +307,14 @@ fn a_drain_deadline_may_be_as_good_as_never() {
 }
 
 #[test]
-fn who_is_in_the_middle_of_a_line_may_finish_it() {
+fn a_client_in_the_middle_of_a_line_may_finish_it_after_the_signal() {
     in_each_mode("whoami", &["--drain", "60"], |_, program| {
         let mut client = program.connect();
-        // The first line is answered, so the second is being waited for.
+        // The first line is answered, so the handler waits for the second.
         client.send("one\ntw");
         assert!(client.line().starts_with("one "));
         program.signal("TERM");
-        // Whoever connects now is not served, and the signal has been acted on.
+        // The rest of the line arrives after the signal.
         client.send("o\n");
         assert!(client.line().starts_with("two "));
         program.stopped();
@@ -309,7 +322,7 @@ fn who_is_in_the_middle_of_a_line_may_finish_it() {
 }
 
 #[test]
-fn a_request_handler_may_go_on_until_it_returns() {
+fn a_request_handler_may_continue_after_the_signal_until_it_returns() {
     in_each_mode("lines", &["--drain", "60"], |_, program| {
         let mut client = program.connect();
         client.send("one\n").expect("one\n");
@@ -321,7 +334,7 @@ fn a_request_handler_may_go_on_until_it_returns() {
 }
 
 #[test]
-fn the_drain_deadline_cuts_who_is_busy() {
+fn busy_connections_are_aborted_at_the_drain_deadline() {
     in_each_mode("lines", &["--drain", "0.1"], |_, program| {
         let mut client = program.connect();
         client.send("one\n").expect("one\n");
@@ -356,7 +369,7 @@ fn a_second_signal_ends_the_program_at_once() {
 }
 
 #[test]
-fn own_socket_files_go_and_stale_ones_are_taken_over() {
+fn socket_files_are_removed_at_the_end_and_stale_ones_are_replaced() {
     for mode in MODES {
         println!("under {mode}");
         let directory = Directory::new();
@@ -368,7 +381,7 @@ fn own_socket_files_go_and_stale_ones_are_taken_over() {
         }
         program.signal("KILL");
         program.end();
-        assert!(directory.path("unix").exists(), "nobody could remove it");
+        assert!(directory.path("unix").exists(), "a killed server leaves its file");
         let program = serve("echo", &urls, &["--mode", mode]);
         for url in urls {
             connect(url).send("again").expect("again");
@@ -380,7 +393,7 @@ fn own_socket_files_go_and_stale_ones_are_taken_over() {
     }
 }
 
-// ---- what each says
+// ---- replies
 
 #[test]
 fn echo_sends_back_bytes_and_whole_datagrams() {
@@ -430,7 +443,7 @@ fn upper_strips_nothing() {
 }
 
 #[test]
-fn receive_tells_address_and_text_and_closes() {
+fn receive_logs_address_and_text_and_closes() {
     for mode in MODES {
         println!("under {mode}");
         let program =
@@ -438,22 +451,22 @@ fn receive_tells_address_and_text_and_closes() {
         let mut client = program.connect();
         let own = client.socket.local_addr().unwrap().as_socket().unwrap();
         client.send("客户 client1\n").expect_end();
-        let told = program.next_complaint().unwrap();
-        assert!(told.contains(&own.to_string()) && told.contains("客户 client1"), "{told}");
-        // Who says nothing is told nothing.
+        let line = program.next_error_line().unwrap();
+        assert!(line.contains(&own.to_string()) && line.contains("客户 client1"), "{line}");
+        // A client that sends nothing is not logged.
         program.connect().half_close().expect_end();
         let mut client = connect(&program.urls()[1]);
         let own = client.socket.local_addr().unwrap().as_socket().unwrap();
         client.send(b"\xff\x1b[2J client2");
-        let told = program.next_complaint().unwrap();
-        assert!(told.contains(&own.to_string()) && told.ends_with("[2J client2"), "{told}");
-        assert!(!told.contains('\x1b'), "{told:?}");
+        let line = program.next_error_line().unwrap();
+        assert!(line.contains(&own.to_string()) && line.ends_with("[2J client2"), "{line}");
+        assert!(!line.contains('\x1b'), "{line:?}");
         program.stop();
     }
 }
 
 #[test]
-fn greet_answers_whatever_is_said_and_closes() {
+fn greet_answers_any_message_and_closes() {
     for mode in MODES {
         println!("under {mode}");
         let program =
@@ -465,33 +478,36 @@ fn greet_answers_whatever_is_said_and_closes() {
     }
 }
 
-/// What is said in text, and answered, is the same for both examples but for the words.
-struct Talk {
+/// The texts of two examples that behave in the same way.
+struct Dialogue {
     name: &'static str,
     greeting: &'static str,
     answer: fn(&str) -> String,
     bye: &'static str,
 }
 
-const TALKS: [Talk; 2] = [
-    Talk {
+const DIALOGUES: [Dialogue; 2] = [
+    Dialogue {
         name: "welcome",
         greeting: WELCOME,
         answer: |text| format!("已收到你的消息<{text}>"),
         bye: "exit",
     },
-    Talk {
-        name: "nihao", greeting: "你好欢迎你", answer: |text| format!("{text}好"), bye: "q"
+    Dialogue {
+        name: "nihao",
+        greeting: "你好欢迎你",
+        answer: |text| format!("{text}好"),
+        bye: "q",
     },
 ];
 
 #[test]
-fn raw_talk_takes_each_chunk_for_a_message() {
-    for Talk { name, greeting, answer, bye } in TALKS {
+fn with_raw_framing_each_chunk_is_a_message() {
+    for Dialogue { name, greeting, answer, bye } in DIALOGUES {
         in_each_mode(name, &[], |_, program| {
             let mut client = program.connect();
             client.expect(greeting).send("世界\n").expect(answer("世界\n"));
-            // A goodbye is a whole chunk and nothing beside it.
+            // Only a chunk that is exactly the word ends the connection.
             client.send(format!("{bye}\n")).expect(answer(&format!("{bye}\n")));
             client.send(bye).expect_end();
             program.stop();
@@ -500,8 +516,8 @@ fn raw_talk_takes_each_chunk_for_a_message() {
 }
 
 #[test]
-fn raw_talk_puts_cut_characters_together_and_replaces_what_is_none() {
-    for Talk { name, greeting, answer, .. } in TALKS {
+fn with_raw_framing_split_characters_are_joined_and_invalid_bytes_are_replaced() {
+    for Dialogue { name, greeting, answer, .. } in DIALOGUES {
         in_each_mode(name, &["--framing", "raw"], |_, program| {
             let mut client = program.connect();
             client.expect(greeting);
@@ -515,7 +531,7 @@ fn raw_talk_puts_cut_characters_together_and_replaces_what_is_none() {
             client.send(b"x").expect(answer("\u{FFFD}x"));
             client.send(b"end\xe4\xbd").expect(answer("end"));
             client.half_close().expect(answer("\u{FFFD}")).expect_end();
-            // One that says nothing is not answered.
+            // A client that sends nothing gets no answer.
             let mut client = program.connect();
             client.expect(greeting).half_close().expect_end();
             program.stop();
@@ -524,8 +540,8 @@ fn raw_talk_puts_cut_characters_together_and_replaces_what_is_none() {
 }
 
 #[test]
-fn talk_in_lines_knows_where_a_message_ends() {
-    for Talk { name, greeting, answer, bye } in TALKS {
+fn with_line_framing_each_line_is_a_message() {
+    for Dialogue { name, greeting, answer, bye } in DIALOGUES {
         in_each_mode(name, &["--framing", "lines"], |_, program| {
             let line = |text: &str| format!("{}\n", answer(text));
             let mut client = program.connect();
@@ -546,11 +562,11 @@ fn talk_in_lines_knows_where_a_message_ends() {
 }
 
 #[test]
-fn stop_on_eof_stops_when_a_client_has_ended() {
+fn stop_on_eof_stops_when_a_client_sends_fin() {
     in_each_mode("stop_on_eof", &["--drain", "60"], |mode, program| {
         let mut client = program.connect();
         client.send("hello").expect("hello");
-        // Under inline the one who is served is the one who can end.
+        // Under inline only the first client is served.
         let mut other = program.connect();
         if mode != "inline" {
             other.send("other").expect("other");
@@ -561,7 +577,7 @@ fn stop_on_eof_stops_when_a_client_has_ended() {
 }
 
 #[test]
-fn lines_come_back_stripped_until_a_blank_one() {
+fn lines_answers_each_line_stripped_until_a_blank_one() {
     for mode in BLOCKING_MODES {
         let urls = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"];
         let program = serve("lines", &urls, &["--mode", mode]);
@@ -586,7 +602,7 @@ fn run_default_mode(name: &str) -> String {
 }
 
 #[test]
-fn whoami_names_nobody_twice() {
+fn whoami_answers_with_the_name_of_the_thread_or_process_that_serves() {
     for mode in MODES {
         println!("under {mode}");
         let urls = ["tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "udp://127.0.0.1:0"];
@@ -598,7 +614,7 @@ fn whoami_names_nobody_twice() {
             name.to_owned()
         };
         if mode == "inline" {
-            // One at a time, so that there is nobody to be told from.
+            // One client at a time, always on the same thread.
             let first = ask(&mut program.connect());
             assert_eq!(ask(&mut program.connect()), first);
         } else {
@@ -609,7 +625,7 @@ fn whoami_names_nobody_twice() {
             names.dedup();
             match mode {
                 "reactor" => assert_eq!(names.len(), 1),
-                // A worker serves a message, not a client.
+                // Each message can be served by another worker.
                 "offload" => {}
                 _ => assert_eq!(names.len(), 6, "{mode}: {names:?}"),
             }
@@ -625,7 +641,7 @@ fn whoami_names_nobody_twice() {
 }
 
 #[test]
-fn chat_is_heard_by_all_others() {
+fn chat_sends_each_line_to_all_other_clients() {
     for mode in CHAT_MODES {
         let directory = Directory::new();
         let urls = ["tcp://127.0.0.1:0", &directory.url("unix")];
@@ -642,7 +658,7 @@ fn chat_is_heard_by_all_others() {
         one.send("大家好\n");
         two.expect("guest1: 大家好\n");
         three.expect("guest1: 大家好\n");
-        // One that speaks without a breath is left out of it, and stays.
+        // An overlong line is dropped, and its sender stays connected.
         two.send([b'x'; 100_000]).send("\nstill here\n");
         one.expect("guest2: still here\n");
         three.expect("guest2: still here\n");
@@ -654,42 +670,42 @@ fn chat_is_heard_by_all_others() {
     }
 }
 
-// ---- those that run by themselves
+// ---- examples that need no client
 
 #[test]
-fn sticky_shows_the_stick_and_four_cures() {
+fn sticky_shows_joined_messages_and_four_ways_to_separate_them() {
     let ended = run("sticky", &[] as &[&str]);
-    let said = ended.succeeds().stdout.join("\n");
-    assert_eq!(said.matches("read \"firstsecond\"").count(), 1, "{said}");
-    assert_eq!(said.matches("read \"first").count(), 5, "{said}");
-    assert_eq!(said.matches("\" and \"second\"").count(), 6, "{said}");
+    let output = ended.succeeds().stdout.join("\n");
+    assert_eq!(output.matches("read \"firstsecond\"").count(), 1, "{output}");
+    assert_eq!(output.matches("read \"first").count(), 5, "{output}");
+    assert_eq!(output.matches("\" and \"second\"").count(), 6, "{output}");
     assert_eq!(ended.stderr, [""; 0]);
 }
 
 #[test]
-fn background_is_answered_and_stops() {
+fn background_prints_its_answers_and_stops() {
     let ended = run("background", &[] as &[&str]);
-    let said = ended.succeeds().stdout.join("\n");
+    let output = ended.succeeds().stdout.join("\n");
     for name in ["ONE", "TWO", "THREE"] {
-        assert!(said.contains(&format!("answered: HELLO FROM CLIENT {name}")), "{said}");
+        assert!(output.contains(&format!("answered: HELLO FROM CLIENT {name}")), "{output}");
     }
-    assert!(said.contains("stopped after 3 connections"), "{said}");
+    assert!(output.contains("stopped after 3 connections"), "{output}");
 }
 
 #[test]
-fn slow_client_shows_who_waits_under_every_mode() {
+fn slow_client_prints_the_waiting_times_of_every_mode() {
     let ended = run("slow_client", &[] as &[&str]);
-    let said = &ended.succeeds().stdout;
+    let output = &ended.succeeds().stdout;
     for mode in MODES {
         println!("under {mode}");
-        let row: Vec<_> = said
+        let row: Vec<_> = output
             .iter()
             .find(|line| line.starts_with(mode))
-            .unwrap_or_else(|| panic!("{mode} is not in {said:#?}"))
+            .unwrap_or_else(|| panic!("{mode} is not in {output:#?}"))
             .split_whitespace()
             .collect();
         assert_eq!(row.len(), 5, "{row:?}");
-        // A slow machine adds to a time and takes nothing away.
+        // A slow machine can only make a time longer.
         let slow: f64 = row[4].parse().unwrap();
         assert!(slow >= 320.0, "{row:?}");
         let quickest =
@@ -701,14 +717,14 @@ fn slow_client_shows_who_waits_under_every_mode() {
 }
 
 #[test]
-fn a_server_does_not_outlive_who_started_it() {
-    // A shell starts it and is killed.
+fn a_server_does_not_outlive_the_process_that_started_it() {
+    // A shell starts the server and is killed.
     let example = programs::example("slow_client");
     let script = format!("{} --serve reactor & wait", example.display());
     let program = spawn(Command::new("sh").args(["-c", &script]));
     assert!(program.next_line().unwrap().starts_with("listening on"));
     program.signal("KILL");
-    program.end(); // its outputs end when the last who writes to them is gone
+    program.end(); // the output pipes end when the last process that writes to them exits
 }
 
 #[test]
@@ -718,7 +734,7 @@ fn an_idle_example_uses_no_processor_time() {
         let mut client = program.connect();
         client.send("hello").expect("hello");
         let Some(before) = program.cpu_time() else {
-            println!("skipped: this system does not tell a process's time");
+            println!("skipped: this system does not report the processor time of a process");
             return;
         };
         client.expect_silence();

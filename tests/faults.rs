@@ -1,11 +1,11 @@
-//! What becomes of a server whose system calls fail: the example `echo`, in each mode, under `strace`,
-//! which injects an error into some of its calls or, from one on, into all. Every byte that arrives is
-//! right, nobody waits for ever, afterwards a new client is served, and the server neither ends nor
-//! spins.
+//! A server whose system calls fail: the example `echo`, in each mode, under `strace`, which
+//! injects an error into some of its calls or into all calls after a certain one. Every byte that
+//! arrives is correct, no client waits without end, a new client is served afterwards, and the
+//! server neither exits nor spins.
 //!
 //! `cargo test --test faults` injects the first error of each row of the table; `cargo test --test
-//! faults -- --full` all of them. Where there is no `strace` that may trace, it says that it was
-//! skipped; with `SOCKETSERVER_REQUIRE_TOOLS=1` it fails.
+//! faults -- --full` all of them. If `strace` is missing or may not trace, the tests are skipped
+//! with a message; with `SOCKETSERVER_REQUIRE_TOOLS=1` they fail.
 
 #[path = "support/process.rs"]
 mod process;
@@ -23,29 +23,30 @@ use std::time::{Duration, Instant};
 
 use process::{DEADLINE, Datagrams, Directory, Process, try_connect};
 
-/// Without a byte or an end for so long, a client has been forgotten.
+/// A client that receives neither a byte nor an end for so long fails the test.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How much a client sends at a time, and how often.
+/// The size of a message, and how many messages a client sends.
 const MESSAGE: usize = 30_000;
 const MESSAGES: usize = 3;
 
-/// Calls that are made at certain times only, and perhaps not here.
+/// Calls that a run may not make.
 const RARE: [&str; 3] = ["ioctl", "recvmsg", "sendmsg"];
 
-/// What clients may find.
+/// What clients may observe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// Nothing: the call is made again.
+    /// Nothing: the server repeats the call.
     Whole,
-    /// A connection, or a datagram, that is lost: but with an end, and no wrong byte.
+    /// A lost datagram, or a connection that ends early, without a wrong byte.
     Lost,
-    /// The error stays, and nobody new is served.
+    /// The error persists, and no new client is served.
     Stays,
 }
 use Outcome::{Lost, Stays, Whole};
 
-/// A row: this call, from its `first` on, fails with each of these errors, in each of these modes.
+/// A row of the table: the call `call`, starting with the one numbered `first`, fails with each of
+/// `errors` in each of `modes`.
 struct Fault {
     call: &'static str,
     first: u32,
@@ -68,8 +69,8 @@ const ALL: &str = "reactor offload inline threading pool forking";
 const WAITING: &str = "inline threading pool forking";
 const BESIDE: &str = "reactor offload threading pool forking";
 
-// An error that says "not ready" is injected only where the call is made again by whoever waits: the
-// loop waits for a change, which an invented error does not bring.
+// EAGAIN is injected only in modes that wait with poll(2) and repeat the call. The event loop would
+// wait for an edge, which an injected error does not cause.
 const FAULTS: [Fault; 28] = [
     fault("accept4", 2, &["EINTR", "ECONNABORTED", "EPERM"], ALL, Whole),
     fault("accept4", 2, &["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"], ALL, Lost),
@@ -89,7 +90,7 @@ const FAULTS: [Fault; 28] = [
     fault("recvmmsg", 1, &["ENOMEM"], ALL, Stays),
     fault("recvmsg", 2, &["EINTR"], ALL, Whole),
     fault("sendmmsg", 1, &["EINTR"], ALL, Whole),
-    // A child sends one reply: its first call is its last.
+    // A child makes this call once: it sends one reply.
     fault(
         "sendmmsg",
         2,
@@ -134,18 +135,18 @@ impl Case {
 
     fn name(&self) -> String {
         let outcome = match self.outcome {
-            Whole => "costs_nobody_anything",
-            Lost => "costs_no_more_than_a_connection",
-            Stays => "from_one_call_on_ends_nothing",
+            Whole => "loses_nothing",
+            Lost => "loses_at_most_a_connection",
+            Stays => "that_persists_does_not_end_the_server",
         };
-        format!("{}_{}_in_{}_{outcome}", self.error, self.call.replace(',', "_or_"), self.mode)
+        format!("{}_of_{}_in_{}_{outcome}", self.error, self.call.replace(',', "_or_"), self.mode)
     }
 
     fn is_of_datagrams(&self) -> bool {
         self.call.contains("msg")
     }
 
-    /// How long a datagram is waited for: no end tells that it is lost.
+    /// How long a client waits for a datagram. A lost one is noticed only by the time.
     fn patience(&self) -> Duration {
         if self.outcome == Lost { PATIENCE / 50 } else { PATIENCE }
     }
@@ -158,7 +159,7 @@ impl Case {
             _ => format!("{}..{}+2", self.first, self.first + 8), // five times
         };
         let mut command = Command::new("strace");
-        // As a grandchild of its own: the server is the process that is started.
+        // With -D the started process is the server, and strace is its grandchild.
         command.args(["-D", "-f", "-qq", "--signal=none", "-o"]).arg(&log);
         command.arg(format!("--trace={}", self.call));
         command.arg(format!("--inject={}:error={}:when={when}", self.call, self.error));
@@ -174,15 +175,15 @@ impl Case {
             &[&["--mode", self.mode], &listen[..]].concat(),
         );
         match self.outcome {
-            Stays => self.expect_the_rest_to_live(&server, &log),
+            Stays => self.expect_old_clients_are_served(&server, &log),
             _ => self.expect_service(&server, &log),
         }
-        let told = fs::read_to_string(&log).unwrap();
+        let trace = fs::read_to_string(&log).unwrap();
         assert!(
-            told.contains("(INJECTED)") || RARE.contains(&self.call),
-            "the call is made:\n{told}"
+            trace.contains("(INJECTED)") || RARE.contains(&self.call),
+            "the call was not made:\n{trace}"
         );
-        assert!(!server.has_ended(), "it lives");
+        assert!(!server.has_exited(), "the server has exited");
         server.terminate();
         server.expect_success();
     }
@@ -193,8 +194,15 @@ impl Case {
             let client = |number: usize| {
                 let url = &urls[number % urls.len()];
                 scope.spawn(move || match self.is_of_datagrams() {
-                    true => exchange(url, directory, self.patience(), self.outcome == Lost),
-                    false => talk(url, MESSAGES, self.outcome == Lost, self.call == "sendto"),
+                    true => {
+                        exchange_datagrams(url, directory, self.patience(), self.outcome == Lost)
+                    }
+                    false => exchange_messages(
+                        url,
+                        MESSAGES,
+                        self.outcome == Lost,
+                        self.call == "sendto",
+                    ),
                 })
             };
             let clients: Vec<_> = (0..6).map(client).collect();
@@ -203,13 +211,13 @@ impl Case {
         for done in talks {
             done.unwrap_or_else(|wrong| panic!("{wrong}\n{}", server.errors()));
         }
-        expect_rest(server, log);
-        // Each thread and each child has its own count of calls: some may still fail.
+        expect_idle(server, log);
+        // Each thread and each child counts its calls separately: some may still fail.
         let deadline = Instant::now() + DEADLINE;
         for url in urls {
             while let Err(wrong) = match self.is_of_datagrams() {
-                true => exchange(url, directory, self.patience(), false),
-                false => talk(url, 1, false, false),
+                true => exchange_datagrams(url, directory, self.patience(), false),
+                false => exchange_messages(url, 1, false, false),
             } {
                 let may_fail = self.outcome == Lost && Instant::now() < deadline;
                 assert!(may_fail, "afterwards: {wrong}\n{}", server.errors());
@@ -217,17 +225,17 @@ impl Case {
         }
     }
 
-    /// Clients come that nobody serves; one that was served before is served on. Where there is
-    /// nobody to serve them, they are told so by an end.
-    fn expect_the_rest_to_live(&self, server: &Process, log: &Path) {
+    /// New clients are not served, and an earlier client is still served. If no thread or child can
+    /// be started for the new ones, their connections are closed.
+    fn expect_old_clients_are_served(&self, server: &Process, log: &Path) {
         if self.is_of_datagrams() {
-            (0..5).for_each(|_| _ = server.datagrams().send("unheard"));
-            return expect_rest(server, log);
+            (0..5).for_each(|_| _ = server.datagrams().send("unanswered"));
+            return expect_idle(server, log);
         }
         let mut first = server.connect();
         first.send("hello").expect("hello");
         let mut others: Vec<_> = (0..5).map(|_| server.connect()).collect();
-        expect_rest(server, log);
+        expect_idle(server, log);
         if self.call.starts_with("clone") {
             others.iter_mut().for_each(|other| other.expect_gone());
         }
@@ -235,32 +243,32 @@ impl Case {
     }
 }
 
-/// While nobody wants anything, it takes no processor time to speak of, and does not try again and
-/// again what fails.
-fn expect_rest(server: &Process, log: &Path) {
+/// While no client sends anything, the server uses almost no processor time and does not repeat a
+/// failing call without pause.
+fn expect_idle(server: &Process, log: &Path) {
     let failed = || fs::read_to_string(log).unwrap().matches("(INJECTED)").count();
     let before = (ticks(server.pid()), failed());
     thread::sleep(Duration::from_millis(400));
     let used = (ticks(server.pid()) - before.0, failed() - before.1);
     assert!(
         used.0 <= 6 && used.1 <= 100,
-        "{} of 40 ticks and {} calls that fail while nobody wants anything\n{}",
+        "{} of 40 ticks and {} failing calls while the server is idle\n{}",
         used.0,
         used.1,
         server.errors()
     );
 }
 
-/// How many ticks of 10 ms of processor time a process has used.
+/// The processor time that a process has used, in ticks of 10 ms.
 fn ticks(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
     fields.map(|field| field.parse::<u64>().unwrap()).sum()
 }
 
-/// A client of a stream, which may lose its connection. Where a reply is `cut`, a TCP client is told so
-/// by a reset; a Unix stream has none.
-fn talk(url: &str, messages: usize, may_lose: bool, cut: bool) -> Result<(), String> {
+/// A client of a stream. `may_lose`: its connection may end early. `cut`: if a reply is incomplete,
+/// a TCP connection must end with a reset; a Unix stream has none.
+fn exchange_messages(url: &str, messages: usize, may_lose: bool, cut: bool) -> Result<(), String> {
     let mut socket = try_connect(url).map_err(|error| format!("connect: {error}"))?.socket;
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     for message in 0..messages {
@@ -271,7 +279,7 @@ fn talk(url: &str, messages: usize, may_lose: bool, cut: bool) -> Result<(), Str
             Err(error) => (0, Err(error)),
         };
         if reply[..count] != bytes[..count] {
-            return Err(format!("{url}: wrong bytes in the reply to message {message}"));
+            return Err(format!("{url}: wrong bytes in reply {message}"));
         }
         match end {
             Ok(()) if count == MESSAGE => {}
@@ -283,7 +291,7 @@ fn talk(url: &str, messages: usize, may_lose: bool, cut: bool) -> Result<(), Str
     Ok(())
 }
 
-/// Reads until the buffer is full; how much was read when it was, or the stream had ended.
+/// Reads until the buffer is full or the stream ends; returns the number of bytes and the result.
 fn read(mut socket: impl io::Read, buffer: &mut [u8]) -> (usize, io::Result<()>) {
     let mut count = 0;
     while count < buffer.len() {
@@ -296,8 +304,8 @@ fn read(mut socket: impl io::Read, buffer: &mut [u8]) -> (usize, io::Result<()>)
     (count, Ok(()))
 }
 
-/// A client of a datagram socket, which may lose datagrams.
-fn exchange(
+/// A client of a datagram socket; `may_lose`: datagrams may be lost.
+fn exchange_datagrams(
     url: &str,
     directory: &Directory,
     patience: Duration,
@@ -310,7 +318,7 @@ fn exchange(
         client.send(&sent);
         let mut reply = [0; 100];
         match (&client.socket).read(&mut reply) {
-            // One that was late is the reply to an earlier one.
+            // A late reply to an earlier datagram.
             Ok(count)
                 if (0..=number).any(|n| reply[..count] == *format!("datagram {n}").as_bytes()) => {}
             Err(error) if may_lose && error.kind() == ErrorKind::WouldBlock => {}
@@ -320,19 +328,19 @@ fn exchange(
     Ok(())
 }
 
-/// A server that cannot be made says why, in a line.
+/// The example prints why it cannot start, and exits with code 1.
 fn calls_that_fail_at_the_start_are_an_error_in_one_line() {
     for call in ["epoll_create1", "eventfd2", "socket", "bind", "listen"] {
         let mut command = Command::new("strace");
         command.args(["-f", "-qq", "-o", "/dev/null", &format!("--trace={call}")]);
         command.arg(format!("--inject={call}:error=ENOMEM:when=1+"));
         command.arg("--").arg(programs::example("echo")).args(["--listen", "tcp://127.0.0.1:0"]);
-        let line = programs::spawn(&mut command).end().refuses(1).to_owned();
+        let line = programs::spawn(&mut command).end().expect_failure(1).to_owned();
         assert!(line.starts_with("error: "), "{call}: {line}");
     }
 }
 
-/// Whether there is a `strace` that may trace here.
+/// Whether `strace` exists and may trace.
 fn can_trace() -> bool {
     let mut command = Command::new("strace");
     command.args(["-D", "-o", "/dev/null", "--inject=chdir:error=EINTR:when=1..3+2", "true"]);
@@ -355,10 +363,10 @@ fn main() -> ExitCode {
     if !arguments.iter().any(|argument| argument == "--list") && !can_trace() {
         let required =
             std::env::var_os("SOCKETSERVER_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-        eprintln!("skipped: all tests of faults: strace is not here or may not trace");
+        eprintln!("skipped: all tests of faults: strace is missing or may not trace");
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    // They wait most of the time.
+    // The tests wait most of the time.
     let threads = ["--test-threads".to_owned(), "8".to_owned()];
     runner::run(tests, threads.into_iter().chain(arguments)).0
 }

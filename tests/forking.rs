@@ -1,4 +1,5 @@
-//! Forking servers, as processes of their own: what a parent and its children owe each other.
+//! Forking servers in processes of their own: what the parent and its children do at the end of
+//! requests, at signals, stops and faults.
 
 #[path = "support/process.rs"]
 mod process;
@@ -11,11 +12,11 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use process::{
-    Arrival, Belongings, DEADLINE, Gate, Process, Stream, announce, connect, descriptors_of,
+    Arrival, DEADLINE, Gate, Process, Resources, Stream, announce, connect, descriptors_of,
     eventually, is_running, wait_at_gate,
 };
 use socketserver::{
-    Context, Error, Forking, Handler, HandlerResult, Inline, Lines, Mode, Peer, Server,
+    Accepted, Context, Error, Forking, Handler, HandlerResult, Inline, Lines, Mode, Server,
     ShutdownHandle, handler_fn,
 };
 
@@ -23,13 +24,13 @@ const LOCAL: &str = "tcp://127.0.0.1:0";
 
 // The servers
 
-/// What a client may ask of a child, a line each.
-struct Asked {
+/// An echo of lines in a child; some lines are commands.
+struct ChildHandler {
     gate: PathBuf,
     handle: ShutdownHandle,
 }
 
-impl Handler for Asked {
+impl Handler for ChildHandler {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         match message {
             b"pid" => cx.send(std::process::id().to_string().as_bytes()),
@@ -37,18 +38,18 @@ impl Handler for Asked {
                 wait_at_gate(&self.gate);
                 cx.send(b"held")
             }
-            b"panic" => panic!("as asked"),
+            b"panic" => panic!("on command"),
             b"print" => {
-                print!("printed by a child"); // and flushed by nobody, nor a line
+                print!("printed by a child"); // without a newline and without a flush
                 cx.send(b"printed")
             }
             b"shutdown" => {
                 cx.stop_server();
-                cx.send(b"shall stop")
+                cx.send(b"stopping")
             }
             b"shutdown by handle" => {
                 self.handle.shutdown();
-                cx.send(b"shall stop")
+                cx.send(b"stopping")
             }
             b"ignored signals" => {
                 let output = Command::new("cat").arg("/proc/self/status").output()?;
@@ -61,18 +62,18 @@ impl Handler for Asked {
     }
 }
 
-/// Serves lines at `urls` with these children; what is left to be done differs from test to test.
+/// Adds a listener of lines in this mode.
 fn lines(server: &mut Server, url: &str, forking: Forking, gate: &Path) {
     let (gate, handle) = (gate.to_owned(), server.shutdown_handle());
     let builder = Server::endpoint(&url.parse().unwrap()).unwrap().framing(Lines::default());
-    let make = move |_: &Peer| Asked { gate: gate.clone(), handle: handle.clone() };
+    let make = move |_: &Accepted<'_>| ChildHandler { gate: gate.clone(), handle: handle.clone() };
     server.add(builder.mode(forking).service(make).unwrap()).unwrap();
 }
 
-/// A datagram listener on the loop, beside the children.
-fn on_the_loop(server: &mut Server) {
+/// Adds a datagram listener that the loop itself serves.
+fn udp_echo(server: &mut Server) {
     let service = Server::udp("127.0.0.1:0").unwrap();
-    let service = service.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let service = service.service(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     server.add(service.unwrap()).unwrap();
 }
 
@@ -82,7 +83,7 @@ fn serve(arguments: &[String]) {
     let mut foreign = (what == "foreign child")
         .then(|| Command::new("sh").args(["-c", "exit 42"]).spawn().unwrap());
     let own_pipe = std::io::pipe().unwrap();
-    let belongings = Belongings::of_this_process();
+    let resources = Resources::of_this_process();
 
     let mut server = Server::new().unwrap();
     server.stop_on_signals().unwrap();
@@ -91,30 +92,31 @@ fn serve(arguments: &[String]) {
         "foreign child" => Duration::MAX,
         _ => 2 * DEADLINE,
     });
-    let forking = Forking::default();
+    let forking = Forking::default().allow_threads(what.starts_with("allow threads"));
     match what {
         "two at most" => {
             lines(&mut server, LOCAL, forking.max_children(2), &gate);
-            on_the_loop(&mut server);
+            udp_echo(&mut server);
         }
         "two listeners" => {
             lines(&mut server, LOCAL, forking, &gate);
             lines(&mut server, LOCAL, forking, &gate);
-            on_the_loop(&mut server);
+            udp_echo(&mut server);
         }
         "inline beside" => {
             lines(&mut server, LOCAL, forking, &gate);
             let inline = Server::endpoint(&LOCAL.parse().unwrap()).unwrap().mode(Inline);
-            let inline = inline.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+            let inline =
+                inline.service(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
             server.add(inline.unwrap()).unwrap();
         }
         "slow to begin" => {
             let handle = server.shutdown_handle();
             let maker =
                 Server::endpoint(&LOCAL.parse().unwrap()).unwrap().framing(Lines::default());
-            let service = maker.mode(forking).service(move |_: &Peer| {
+            let service = maker.mode(forking).service(move |_: &Accepted<'_>| {
                 wait_at_gate(&gate);
-                Asked { gate: gate.clone(), handle: handle.clone() }
+                ChildHandler { gate: gate.clone(), handle: handle.clone() }
             });
             server.add(service.unwrap()).unwrap();
         }
@@ -129,7 +131,7 @@ fn serve(arguments: &[String]) {
         (send, std::thread::spawn(move || wait.recv().is_ok()))
     });
     match server.serve_forever() {
-        Ok(report) => println!("cut {}", report.aborted),
+        Ok(report) => println!("aborted {}", report.aborted),
         Err(error) => println!("error: {error}"),
     }
     if let Some((send, thread)) = thread {
@@ -145,7 +147,7 @@ fn serve(arguments: &[String]) {
         println!("the foreign child's status: {}", foreign.wait().unwrap());
     } else {
         if !what.starts_with("without proc") {
-            belongings.wait_for_them();
+            resources.wait_until_restored();
         }
     }
     drop(own_pipe);
@@ -161,7 +163,7 @@ fn gate_of(server: &Process) -> Gate {
     Gate::at(&server.directory.join("gate"))
 }
 
-/// A client whose child waits for input, one whose child is at work, and how far that one is.
+/// A client whose child waits for input, one whose child waits at the gate, and that child.
 fn one_idle_one_busy(server: &Process) -> (Stream, Stream, Arrival) {
     let gate = gate_of(server);
     let (mut idle, mut busy) = (server.connect(), server.connect());
@@ -196,7 +198,7 @@ fn each_request_has_a_process_of_its_own() {
     assert_eq!(pids.len(), 5);
     assert!(!pids.contains(&server.pid()));
     assert_eq!(pids, server.children().into_iter().collect());
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
 }
 
 fn after_two_hundred_requests_no_child_is_left() {
@@ -204,9 +206,9 @@ fn after_two_hundred_requests_no_child_is_left() {
     for _ in 0..200 {
         server.connect().send("hello\n").expect("hello\n").end().expect_end();
     }
-    // Without another request to remind the parent.
+    // Without a further request.
     eventually("all children are reaped", || server.children().is_empty());
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
 }
 
 fn a_foreign_childs_status_is_untouched() {
@@ -215,10 +217,10 @@ fn a_foreign_childs_status_is_untouched() {
         server.connect().send("hello\n").expect("hello\n").end().expect_end();
     }
     eventually("only the foreign child is left", || server.children().len() == 1);
-    assert_eq!(stop(server), ["cut 0", "the foreign child's status: exit status: 42"]);
+    assert_eq!(stop(server), ["aborted 0", "the foreign child's status: exit status: 42"]);
 }
 
-fn the_most_children_pause_the_listener_and_not_the_loop() {
+fn at_max_children_the_listener_pauses_and_the_loop_continues() {
     let server = start(2, "two at most");
     let gate = gate_of(&server);
     let mut busy = [server.connect(), server.connect()];
@@ -233,79 +235,79 @@ fn the_most_children_pause_the_listener_and_not_the_loop() {
     third.send("hold\n");
     let loops = process::Datagrams::new(&server.urls[1], &server.directory);
     for _ in 0..50 {
-        loops.send("the loop goes on").expect("the loop goes on");
+        loops.send("hello").expect("hello");
     }
-    gate.expect_nobody();
+    gate.expect_no_arrival();
     assert_eq!(server.children().len(), 2);
-    arrivals.remove(0).let_go();
+    arrivals.remove(0).release();
     busy[0].expect("held\n").end().expect_end();
-    // There is room now.
-    gate.expect_arrival().let_go();
+    // The third is served now.
+    gate.expect_arrival().release();
     third.expect("held\n");
     drop(arrivals);
     busy[1].expect("held\n");
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
 }
 
-fn a_shutdown_asked_for_in_a_child_stops_the_parent() {
+fn a_shutdown_requested_in_a_child_stops_the_parent() {
     let mut server = start(1, "plain");
     let mut idle = server.connect();
     idle.send("hello\n").expect("hello\n");
-    server.connect().send("shutdown\n").expect("shall stop\n").expect_end();
+    server.connect().send("shutdown\n").expect("stopping\n").expect_end();
     idle.expect_end();
     server.expect_success();
-    assert_eq!(server.rest(), ["cut 0"]);
+    assert_eq!(server.rest(), ["aborted 0"]);
 }
 
-/// The parent waits for the client that it serves itself, and must hear it all the same.
-fn a_shutdown_asked_for_in_a_child_reaches_a_parent_that_serves_inline() {
+/// The parent waits for the client that it serves inline, and must notice the request.
+fn a_shutdown_requested_in_a_child_stops_a_parent_that_serves_inline() {
     let mut server = start(2, "inline beside");
-    let (mut asking, mut inline) = (server.connect(), connect(&server.urls[1]));
-    asking.send("hello\n").expect("hello\n");
+    let (mut requesting, mut inline) = (server.connect(), connect(&server.urls[1]));
+    requesting.send("hello\n").expect("hello\n");
     inline.send("hello").expect("hello");
-    asking.send("shutdown\n").expect("shall stop\n");
+    requesting.send("shutdown\n").expect("stopping\n");
     inline.expect_end();
-    asking.expect_end();
+    requesting.expect_end();
     server.expect_success();
-    assert_eq!(server.rest(), ["cut 0"]);
+    assert_eq!(server.rest(), ["aborted 0"]);
 }
 
-fn a_shutdown_by_a_handle_in_a_child_stops_the_parent() {
+fn a_shutdown_handle_used_in_a_child_stops_the_parent() {
     for (listeners, what) in [(1, "plain"), (2, "inline beside")] {
         let mut server = start(listeners, what);
-        // An inline client keeps the loop from accepting.
-        let mut asking = server.connect();
-        asking.send("hello\n").expect("hello\n");
+        // Connected first: an inline client keeps the loop from accepting.
+        let mut requesting = server.connect();
+        requesting.send("hello\n").expect("hello\n");
         let mut idle = connect(server.urls.last().unwrap());
         let line = if listeners == 1 { "hello\n" } else { "hello" };
         idle.send(line).expect(line);
-        asking.send("shutdown by handle\n").expect("shall stop\n").expect_end();
+        requesting.send("shutdown by handle\n").expect("stopping\n").expect_end();
         idle.expect_end();
         server.expect_success();
-        assert_eq!(server.rest(), ["cut 0"]);
+        assert_eq!(server.rest(), ["aborted 0"]);
     }
 }
 
-/// The signals are a mask, of which the lowest bit is that of signal 1.
+/// The ignored signals are a mask whose lowest bit is signal 1.
 fn a_program_that_a_child_starts_does_not_ignore_sigint() {
     let server = start(1, "plain");
     let mut client = server.connect();
     let ignored = String::from_utf8(client.send("ignored signals\n").end().read_to_end()).unwrap();
     let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
     assert_eq!(ignored & 1 << (libc::SIGINT - 1), 0, "{ignored:x}");
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
 }
 
-/// Only root may take `/proc` away from a process.
-fn without_proc_a_fork_is_refused_beside_threads_and_only_there() {
+/// The server calls chroot, which only root may do.
+fn without_proc_a_fork_is_refused_only_in_a_process_with_threads() {
     if !is_root() {
-        return eprintln!("passed over: only root may call chroot");
+        return eprintln!("skipped: only root may call chroot");
     }
     let server = start(1, "without proc");
     for _ in 0..3 {
         server.connect().send("hello\n").expect("hello\n");
     }
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
     let mut server = start(1, "without proc, with a thread beside");
     server.connect().expect_gone();
     server.expect_success();
@@ -313,7 +315,7 @@ fn without_proc_a_fork_is_refused_beside_threads_and_only_there() {
     assert!(rest[0].contains("error") && rest[0].contains("other threads"), "{rest:?}");
 }
 
-#[allow(unsafe_code)] // the standard library does not tell
+#[allow(unsafe_code)] // the standard library does not have it
 fn is_root() -> bool {
     // SAFETY: geteuid takes nothing and always succeeds.
     unsafe { libc::geteuid() == 0 }
@@ -324,11 +326,11 @@ fn on_sigterm_idle_children_end_and_busy_ones_finish() {
     let (mut idle, mut busy, arrival) = one_idle_one_busy(&server);
     server.terminate();
     idle.expect_end();
-    assert!(is_running(arrival.pid), "the busy one goes on");
-    arrival.let_go();
+    assert!(is_running(arrival.pid), "the busy child still runs");
+    arrival.release();
     busy.expect("held\n").expect_end();
     server.expect_success();
-    assert_eq!(server.rest(), ["cut 0"]);
+    assert_eq!(server.rest(), ["aborted 0"]);
 }
 
 fn after_the_drain_deadline_a_busy_child_is_killed() {
@@ -341,36 +343,36 @@ fn after_the_drain_deadline_a_busy_child_is_killed() {
     server.expect_success();
     arrival.expect_gone();
     busy.expect_gone();
-    assert_eq!(server.rest(), ["cut 1", "closed 1 of 1"]);
+    assert_eq!(server.rest(), ["aborted 1", "closed 1 of 1"]);
 }
 
-/// A child that is told to end before it has begun must not miss it.
+/// A child must not miss a stop that comes before it has begun to serve.
 fn a_stop_reaches_a_child_that_has_just_been_forked() {
     let mut server = start(1, "slow to begin");
     let gate = gate_of(&server);
     let mut young = server.connect();
     let arrival = gate.expect_arrival();
     let mut idle = server.connect();
-    gate.expect_arrival().let_go();
+    gate.expect_arrival().release();
     idle.send("hello\n").expect("hello\n");
     server.terminate();
-    // Children are told in the order of their birth.
+    // The parent notifies its children in the order of their forks.
     idle.expect_end();
-    arrival.let_go();
+    arrival.release();
     young.expect_end();
     server.expect_success();
-    assert_eq!(server.rest(), ["cut 0"]);
+    assert_eq!(server.rest(), ["aborted 0"]);
 }
 
-fn sigint_to_the_whole_group_is_the_parents_to_act_on() {
+fn sigint_to_the_process_group_is_handled_only_by_the_parent() {
     let mut server = start(1, "plain");
     let (mut idle, mut busy, arrival) = one_idle_one_busy(&server);
     server.signal_group(libc::SIGINT);
     idle.expect_end();
-    arrival.let_go();
+    arrival.release();
     busy.expect("held\n").expect_end();
     server.expect_success();
-    assert_eq!(server.rest(), ["cut 0"]);
+    assert_eq!(server.rest(), ["aborted 0"]);
 }
 
 fn a_second_signal_ends_parent_and_children_at_once() {
@@ -384,7 +386,7 @@ fn a_second_signal_ends_parent_and_children_at_once() {
     server.expect_no_descendant();
 }
 
-/// As threads do not, either.
+/// Threads do not, either.
 fn children_do_not_outlive_a_parent_that_is_killed() {
     let mut server = start(1, "plain");
     let (mut idle, mut busy, arrival) = one_idle_one_busy(&server);
@@ -396,11 +398,12 @@ fn children_do_not_outlive_a_parent_that_is_killed() {
     server.expect_no_descendant();
 }
 
-/// A child has its connection, what it is told to end by, the end of a pipe that tells of its own
-/// end, and the way to ask for a shutdown; and all that is the user's.
+/// A child keeps its connection, the eventfd that tells it to stop, its end of the pipe by which
+/// the parent notices its exit, the eventfd by which it requests a shutdown, and the user's
+/// descriptors.
 fn a_child_keeps_none_of_the_crates_descriptors() {
     let server = start(3, "two listeners");
-    // So that there are other children's descriptors to be kept by mistake.
+    // So that the parent has descriptors of other children.
     let mut others: Vec<_> =
         server.urls[..2].iter().flat_map(|url| [connect(url), connect(url)]).collect();
     for other in &mut others {
@@ -410,7 +413,7 @@ fn a_child_keeps_none_of_the_crates_descriptors() {
     let mut client = server.connect();
     client.send("hold\n");
     let arrival = gate.expect_arrival();
-    // The parent is back in its loop, and done with the fork.
+    // The parent has completed the fork and is back in its loop.
     let loops = process::Datagrams::new(&server.urls[2], &server.directory);
     loops.send("hello").expect("hello");
     let (parents, childs) = (descriptors_of(server.pid()), descriptors_of(arrival.pid));
@@ -418,39 +421,42 @@ fn a_child_keeps_none_of_the_crates_descriptors() {
         of.iter().filter(|(_, each)| each.contains(what)).count()
     };
     assert_eq!(count(&childs, "eventpoll"), 0, "{childs:?}");
-    // Its connection, and the gate.
+    // Its connection and the gate.
     assert_eq!(count(&childs, "socket:"), 2, "{childs:?}");
-    // What it is told to end by, and the way to ask for a shutdown.
+    // The one that tells it to stop, and the one by which it requests a shutdown.
     assert_eq!(count(&childs, "eventfd"), 2, "{childs:?} of {parents:?}");
     assert_eq!(count(&childs, "pidfd"), 0, "{childs:?}");
-    // The user's own, and the end that tells of its own end.
+    // The user's own, and the one by which the parent notices its exit.
     assert_eq!(count(&childs, "pipe:"), count(&parents, "pipe:") + 1, "{childs:?} of {parents:?}");
     let users: Vec<_> = parents.iter().filter(|(_, each)| each.contains("pipe:")).collect();
-    assert!(users.iter().all(|each| childs.contains(each)), "{users:?} are the user's");
+    assert!(
+        users.iter().all(|each| childs.contains(each)),
+        "the child keeps {users:?} of the user"
+    );
     drop(arrival);
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
 }
 
-fn a_panic_in_a_child_is_its_own_end() {
+fn a_panic_in_a_child_ends_only_that_child() {
     let server = start(1, "plain");
     let mut other = server.connect();
     other.send("hello\n").expect("hello\n");
     server.connect().send("panic\n").expect_end();
     other.send("hello\n").expect("hello\n");
     server.connect().send("hello\n").expect("hello\n");
-    assert_eq!(stop(server), ["cut 0"]);
+    assert_eq!(stop(server), ["aborted 0"]);
 }
 
-fn what_a_child_prints_is_not_lost_and_not_told_twice() {
+fn output_printed_by_a_child_appears_exactly_once() {
     let server = start(1, "plain");
     server.connect().send("print\n").expect("printed\n").end().expect_end();
     server.connect().send("hello\n").expect("hello\n").end().expect_end();
     eventually("all children are reaped", || server.children().is_empty());
-    assert_eq!(stop(server), ["printed by a childcut 0"]);
+    assert_eq!(stop(server), ["printed by a childaborted 0"]);
 }
 
-fn forking_beside_threads_is_refused_when_it_is_added() {
-    let handler = |_: &Peer| handler_fn(|message, cx| cx.send(message));
+fn adding_a_forking_service_beside_threads_is_refused() {
+    let handler = |_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message));
     let service =
         |mode: Mode| Server::tcp("127.0.0.1:0").unwrap().mode(mode).service(handler).unwrap();
     for other in Mode::all() {
@@ -466,8 +472,8 @@ fn forking_beside_threads_is_refused_when_it_is_added() {
                 Ok(_) => assert!(!starts_threads),
                 Err(error) => {
                     assert!(starts_threads && matches!(error, Error::Mode(_)), "{error:?}");
-                    let told = error.to_string();
-                    assert!(addresses.iter().all(|address| told.contains(address)), "{told}");
+                    let text = error.to_string();
+                    assert!(addresses.iter().all(|address| text.contains(address)), "{text}");
                 }
             }
         }
@@ -482,6 +488,14 @@ fn the_first_fork_of_a_process_with_threads_is_refused() {
     assert!(rest[0].contains("error") && rest[0].contains("other threads"), "{rest:?}");
 }
 
+fn with_allow_threads_a_process_with_threads_forks() {
+    let server = start(1, "allow threads, with a thread beside");
+    let mut client = server.connect();
+    assert_ne!(pid_of_child(&mut client), server.pid());
+    drop(client);
+    assert_eq!(stop(server), ["aborted 0"]);
+}
+
 fn main() -> ExitCode {
     let Some(arguments) = runner::arguments_unless_serving(serve) else {
         return ExitCode::SUCCESS;
@@ -490,23 +504,24 @@ fn main() -> ExitCode {
         each_request_has_a_process_of_its_own,
         after_two_hundred_requests_no_child_is_left,
         a_foreign_childs_status_is_untouched,
-        the_most_children_pause_the_listener_and_not_the_loop,
-        a_shutdown_asked_for_in_a_child_stops_the_parent,
-        a_shutdown_asked_for_in_a_child_reaches_a_parent_that_serves_inline,
-        a_shutdown_by_a_handle_in_a_child_stops_the_parent,
+        at_max_children_the_listener_pauses_and_the_loop_continues,
+        a_shutdown_requested_in_a_child_stops_the_parent,
+        a_shutdown_requested_in_a_child_stops_a_parent_that_serves_inline,
+        a_shutdown_handle_used_in_a_child_stops_the_parent,
         a_program_that_a_child_starts_does_not_ignore_sigint,
-        without_proc_a_fork_is_refused_beside_threads_and_only_there,
+        without_proc_a_fork_is_refused_only_in_a_process_with_threads,
         on_sigterm_idle_children_end_and_busy_ones_finish,
         after_the_drain_deadline_a_busy_child_is_killed,
         a_stop_reaches_a_child_that_has_just_been_forked,
-        sigint_to_the_whole_group_is_the_parents_to_act_on,
+        sigint_to_the_process_group_is_handled_only_by_the_parent,
         a_second_signal_ends_parent_and_children_at_once,
         children_do_not_outlive_a_parent_that_is_killed,
         a_child_keeps_none_of_the_crates_descriptors,
-        a_panic_in_a_child_is_its_own_end,
-        what_a_child_prints_is_not_lost_and_not_told_twice,
-        forking_beside_threads_is_refused_when_it_is_added,
+        a_panic_in_a_child_ends_only_that_child,
+        output_printed_by_a_child_appears_exactly_once,
+        adding_a_forking_service_beside_threads_is_refused,
         the_first_fork_of_a_process_with_threads_is_refused,
+        with_allow_threads_a_process_with_threads_forks,
     ];
     runner::run(tests, arguments.into_iter()).0
 }

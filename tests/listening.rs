@@ -1,6 +1,5 @@
-//! Listeners from the first client to the last: an accept that goes on failing, a close with clients
-//! in the queue, and the signals that stop a server. Servers that get signals are processes of their
-//! own.
+//! Listeners: an accept that keeps failing, a close with clients in the queue, and the signals that
+//! stop a server. Servers that receive signals run in processes of their own.
 
 #[path = "support/process.rs"]
 mod process;
@@ -17,14 +16,14 @@ use std::thread;
 use std::time::Duration;
 
 use process::{DEADLINE, Process, announce, connect, eventually, send_signal, try_connect};
-use socketserver::{Forking, Hooks, Peer, Server, handler_fn};
+use socketserver::{Accepted, Forking, Hooks, Peer, Server, handler_fn};
 
 // The servers
 
-/// A server that echoes, and that stops on signals.
+/// An echo server that stops on signals.
 fn server() -> Server {
     let builder = Server::tcp("127.0.0.1:0").unwrap();
-    let serve = builder.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let serve = builder.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let mut server = serve.unwrap();
     server.stop_on_signals().unwrap();
     server
@@ -40,7 +39,7 @@ fn serve(arguments: &[String]) {
             second.serve_forever().unwrap();
             first.join().unwrap();
         }
-        "one beside one that is gone" => {
+        "one beside a dropped one" => {
             let (first, second) = (server(), server());
             drop(first);
             announce_and_serve(second);
@@ -49,16 +48,16 @@ fn serve(arguments: &[String]) {
             announce_and_serve(server());
             announce_and_serve(server());
         }
-        "one that is gone" => {
+        "a dropped one" => {
             announce_and_drop(server());
             wait_for_a_signal();
         }
-        "one that is gone, in a process with a handler of its own" => {
+        "a dropped one, with an earlier signal handler" => {
             handle_termination(exit_with_7);
             announce_and_drop(server());
             wait_for_a_signal();
         }
-        "one that is dropped before it acts on a signal" => {
+        "one dropped with a pending signal" => {
             let server = server();
             announce(&server.addresses());
             send_signal(std::process::id() as i32, libc::SIGTERM);
@@ -71,7 +70,7 @@ fn serve(arguments: &[String]) {
             forbid_accept();
             announce_and_serve(server);
         }
-        other => panic!("what is {other:?}"),
+        other => panic!("unknown server {other:?}"),
     }
     println!("done");
 }
@@ -101,7 +100,7 @@ fn serve_and_count_per_turn() {
     let most = Arc::new(AtomicUsize::new(0));
     let hooks = PerTurn { now: 0, most: most.clone() };
     let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(hooks).mode(Forking::default());
-    let make = |_: &Peer| handler_fn(|message, cx| cx.send(message));
+    let make = |_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message));
     let mut server = builder.serve(make).unwrap();
     server.stop_on_signals().unwrap();
     announce(&server.addresses());
@@ -122,11 +121,11 @@ fn announce_and_drop(server: Server) {
 
 fn wait_for_a_signal() {
     thread::sleep(2 * DEADLINE);
-    println!("no signal has ended it");
+    println!("no signal has arrived");
 }
 
 extern "C" fn exit_with_7(_signal: libc::c_int) {
-    #[allow(unsafe_code)] // no crate of the tests has it
+    #[allow(unsafe_code)] // no dependency of the tests has it
     // SAFETY: _exit does not return, and may be called in a signal handler.
     unsafe {
         libc::_exit(7)
@@ -135,17 +134,17 @@ extern "C" fn exit_with_7(_signal: libc::c_int) {
 
 #[allow(unsafe_code)] // the standard library handles no signals
 fn handle_termination(handler: extern "C" fn(libc::c_int)) {
-    // SAFETY: the handler does nothing but what may be done in one.
+    // SAFETY: the handler calls only _exit, which is async-signal-safe.
     unsafe { libc::signal(libc::SIGTERM, handler as libc::sighandler_t) };
 }
 
-/// From now on accept4(2) fails with EPERM, as it can where a sandbox forbids it.
-#[allow(unsafe_code)] // no crate of the tests installs seccomp filters
+/// Makes accept4(2) fail with EPERM, as in a sandbox that forbids it.
+#[allow(unsafe_code)] // no dependency of the tests installs seccomp filters
 fn forbid_accept() {
     let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let accept = libc::SYS_accept4 as u32;
     let mut program = [
-        // The number of the system call is the first thing that a filter sees.
+        // The number of the system call is the first field of the filter's input.
         instruction((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
         instruction((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, accept),
         instruction(libc::BPF_RET as u16, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
@@ -160,7 +159,7 @@ fn forbid_accept() {
     }
 }
 
-/// Starts a server in a process that ignores a signal from its beginning.
+/// Starts a server in a process that ignores a signal from its start.
 fn start_ignoring(signal: &str, arguments: &[&str]) -> Process {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("trap '' {signal}; exec \"$0\" \"$@\"")]);
@@ -179,28 +178,28 @@ fn expect_end_by(mut server: Process, signal: i32) {
 
 // Accepting
 
-/// How many clock ticks of processor time a process has used.
+/// The processor time that a process has used, in clock ticks.
 fn ticks_of(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-fn a_listener_whose_accept_goes_on_failing_pauses_and_says_so_once() {
+fn a_listener_whose_accept_keeps_failing_pauses_and_logs_once() {
     let server = Process::start(1, &["no accept"]);
     let _waiting = server.connect();
-    eventually("it is told of", || server.errors().contains("pauses"));
+    eventually("the pause is logged", || server.errors().contains("pauses"));
     let before = ticks_of(server.pid());
     thread::sleep(Duration::from_secs(1));
     let used = ticks_of(server.pid()) - before;
-    assert!(used <= 20, "{used} ticks of 100 in a second, for one client that waits");
+    assert!(used <= 20, "a waiting client costs {used} of 100 ticks in a second");
     assert_eq!(server.errors().matches("pauses").count(), 1, "{}", server.errors());
     server.terminate();
     expect_done(server);
 }
 
-/// Each child that ends tells the listener so; in between, the loop has to look for other things, as a
-/// stop.
+/// Each child that exits wakes the listener; the loop must check for other events, such as a stop,
+/// in between.
 fn a_turn_accepts_a_bounded_number_of_requests_however_many_children_end_in_it() {
     let mut server = Process::start(1, &["forking"]);
     let url = server.url();
@@ -212,16 +211,17 @@ fn a_turn_accepts_a_bounded_number_of_requests_however_many_children_end_in_it()
     server.terminate();
     server.expect_success();
     let most: usize = server.line().parse().unwrap();
-    assert!((1..=64).contains(&most), "{most} in one turn");
+    assert!((1..=64).contains(&most), "{most} requests in one turn");
 }
 
 // Closing
 
-fn clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_later_do_not() {
+fn clients_in_the_queue_of_a_closing_listener_see_the_end_and_later_ones_are_refused() {
     const CLIENTS: usize = 16;
     for _ in 0..10 {
         let server = Server::tcp("127.0.0.1:0").unwrap();
-        let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message))).unwrap();
+        let server =
+            server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message))).unwrap();
         let url = server.local_addr().to_string();
         let (wait, waits) = mpsc::channel();
         let clients: Vec<_> = (0..CLIENTS)
@@ -229,15 +229,15 @@ fn clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_la
                 let (wait, url) = (wait.clone(), url.clone());
                 thread::spawn(move || {
                     let mut first = connect(&url);
-                    first.send("is anyone there");
+                    first.send("hello");
                     wait.send(()).unwrap();
                     first.expect_end();
-                    // Those that come later are refused, or reset where the close is still under way.
-                    let mut let_in = 0;
+                    // Later ones are refused, or reset while the close is in progress.
+                    let mut closed_later = 0;
                     while let Ok(mut later) = try_connect(&url) {
-                        let_in += usize::from(later.socket.read(&mut [0]).is_ok());
+                        closed_later += usize::from(later.socket.read(&mut [0]).is_ok());
                     }
-                    let_in
+                    closed_later
                 })
             })
             .collect();
@@ -245,8 +245,8 @@ fn clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_la
             waits.recv_timeout(DEADLINE).unwrap();
         }
         drop(server);
-        let let_in: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
-        assert_eq!(let_in, 0, "of those that came when the close had begun");
+        let closed_later: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert_eq!(closed_later, 0, "clients that connected later were closed without a reset");
     }
 }
 
@@ -258,13 +258,13 @@ fn one_signal_stops_every_server_of_a_process() {
     expect_done(server);
 }
 
-fn a_server_stops_on_signals_although_another_one_is_gone() {
-    let server = Process::start(1, &["one beside one that is gone"]);
+fn a_server_stops_on_signals_although_another_one_was_dropped() {
+    let server = Process::start(1, &["one beside a dropped one"]);
     server.terminate();
     expect_done(server);
 }
 
-fn a_server_stops_on_a_signal_although_one_before_it_was_stopped_by_one() {
+fn a_second_server_stops_on_a_second_signal() {
     let mut server = Process::start(1, &["one after the other"]);
     server.terminate();
     assert!(server.line().starts_with("listening on "));
@@ -272,23 +272,22 @@ fn a_server_stops_on_a_signal_although_one_before_it_was_stopped_by_one() {
     expect_done(server);
 }
 
-fn when_the_server_is_gone_the_signals_end_the_process_as_by_default() {
+fn after_the_server_is_dropped_signals_have_their_default_action() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        let server = Process::start(1, &["one that is gone"]);
+        let server = Process::start(1, &["a dropped one"]);
         server.signal(signal);
         expect_end_by(server, signal);
     }
 }
 
-fn when_the_server_is_gone_the_process_has_its_own_signal_handler_back() {
-    let mut server =
-        Process::start(1, &["one that is gone, in a process with a handler of its own"]);
+fn after_the_server_is_dropped_the_previous_signal_handler_is_restored() {
+    let mut server = Process::start(1, &["a dropped one, with an earlier signal handler"]);
     server.terminate();
     assert_eq!(server.wait().code(), Some(7));
 }
 
-fn a_signal_that_no_server_has_acted_on_is_not_lost_when_the_server_goes() {
-    let server = Process::start(1, &["one that is dropped before it acts on a signal"]);
+fn a_pending_signal_is_delivered_when_the_server_is_dropped() {
+    let server = Process::start(1, &["one dropped with a pending signal"]);
     expect_end_by(server, libc::SIGTERM);
 }
 
@@ -298,7 +297,7 @@ fn a_signal_that_a_process_was_started_to_ignore_stays_ignored() {
     {
         let server = start_ignoring(name, &["once"]);
         let mut client = server.connect();
-        // Two of them would end a process that handles them.
+        // A server that handles the signal would end the process at the second one.
         server.signal(ignored);
         client.send("once").expect("once");
         server.signal(ignored);
@@ -313,15 +312,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let tests = tests![
-        a_listener_whose_accept_goes_on_failing_pauses_and_says_so_once,
+        a_listener_whose_accept_keeps_failing_pauses_and_logs_once,
         a_turn_accepts_a_bounded_number_of_requests_however_many_children_end_in_it,
-        clients_that_waited_when_a_listener_closes_see_the_end_and_those_that_come_later_do_not,
+        clients_in_the_queue_of_a_closing_listener_see_the_end_and_later_ones_are_refused,
         one_signal_stops_every_server_of_a_process,
-        a_server_stops_on_signals_although_another_one_is_gone,
-        a_server_stops_on_a_signal_although_one_before_it_was_stopped_by_one,
-        when_the_server_is_gone_the_signals_end_the_process_as_by_default,
-        when_the_server_is_gone_the_process_has_its_own_signal_handler_back,
-        a_signal_that_no_server_has_acted_on_is_not_lost_when_the_server_goes,
+        a_server_stops_on_signals_although_another_one_was_dropped,
+        a_second_server_stops_on_a_second_signal,
+        after_the_server_is_dropped_signals_have_their_default_action,
+        after_the_server_is_dropped_the_previous_signal_handler_is_restored,
+        a_pending_signal_is_delivered_when_the_server_is_dropped,
         a_signal_that_a_process_was_started_to_ignore_stays_ignored,
     ];
     runner::run(tests, arguments.into_iter()).0

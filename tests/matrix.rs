@@ -1,9 +1,9 @@
-//! One handler, over every transport, under every mode, with every framing: the same properties of
-//! all. Each test has a server of its own, in a process of its own, and that process must leave
-//! nothing behind: no thread, no child, no descriptor, no socket file.
+//! One handler over every transport, in every mode and with every framing: all must have the same
+//! properties. Each test has a server in a process of its own, which must leak no thread, child,
+//! descriptor or socket file.
 //!
-//! `cargo test --test matrix -- table` prints the table that docs/tested.md carries, from what came of
-//! the tests; `cargo test --test matrix -- tcp::offload` runs a part of them.
+//! `cargo test --test matrix -- table` prints the table that docs/tested.md contains, from the
+//! results of the tests; `cargo test --test matrix -- tcp::offload` runs a part of them.
 
 #[path = "support/process.rs"]
 mod process;
@@ -17,11 +17,11 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use process::{Belongings, Datagrams, Gate, Process, Stream, announce, wait_at_gate};
+use process::{Datagrams, Gate, Process, Resources, Stream, announce, wait_at_gate};
 use runner::{Outcome, Test, test};
 use socketserver::{
-    Builder, Context, Delimited, FixedSize, Framing, Handler, HandlerResult, LengthPrefixed, Lines,
-    Mode, Peer, Raw, Server, Service,
+    Accepted, Builder, Context, Delimited, FixedSize, Framing, Handler, HandlerResult,
+    LengthPrefixed, Lines, Mode, Raw, Server, Service,
 };
 
 // The axes
@@ -93,7 +93,7 @@ impl Frames {
         }
     }
 
-    /// A message as long as it must be.
+    /// A message; under `FixedSize`, padded to its size.
     fn padded(self, text: &[u8]) -> Vec<u8> {
         let mut message = text.to_vec();
         if self == Frames::FixedSize {
@@ -102,7 +102,7 @@ impl Frames {
         message
     }
 
-    /// A message as it stands on the wire, written by other hands than the crate's.
+    /// A message in the format of the wire, encoded independently of the crate.
     fn on_wire(self, text: impl AsRef<[u8]>) -> Vec<u8> {
         let message = self.padded(text.as_ref());
         match self {
@@ -115,7 +115,7 @@ impl Frames {
         }
     }
 
-    /// Messages of `total` bytes in all, each as long as may be.
+    /// Messages with `total` bytes of content, each as long as the framing allows.
     fn bulk(self, total: usize) -> Vec<u8> {
         let body: Vec<u8> = (0..total).map(|at| b'a' + (at % 23) as u8).collect();
         let most = match self {
@@ -149,17 +149,17 @@ impl Cell {
         all
     }
 
-    /// Whether several peers are served at a time.
-    fn serves_beside(&self) -> bool {
+    /// Whether the mode serves several peers at a time.
+    fn serves_several(&self) -> bool {
         !matches!(self.mode, Mode::Inline(_))
     }
 
-    /// Whether a handler that blocks keeps the loop from its work.
+    /// Whether a handler that blocks also blocks the loop.
     fn blocks_the_loop(&self) -> bool {
         matches!(self.mode, Mode::Inline(_) | Mode::Reactor(_))
     }
 
-    /// Whether the datagrams of one peer are answered one after the other.
+    /// Whether the datagrams of one peer are answered in order.
     fn keeps_datagrams_in_order(&self) -> bool {
         matches!(self.mode, Mode::Inline(_) | Mode::Reactor(_))
     }
@@ -172,37 +172,37 @@ impl Cell {
 
 // The server, in a process of its own
 
-/// The one handler of all tests. Messages that are no command come back as they are.
-struct Suite {
+/// The handler of all tests: an echo; some messages are commands.
+struct EchoWithCommands {
     frames: Frames,
     gate: PathBuf,
-    tells_eof: bool,
+    answers_eof: bool,
 }
 
-impl Suite {
-    fn say(&self, text: &str, cx: &mut Context<'_>) -> HandlerResult {
+impl EchoWithCommands {
+    fn send(&self, text: &str, cx: &mut Context<'_>) -> HandlerResult {
         cx.send(&self.frames.padded(text.as_bytes()))
     }
 }
 
-impl Handler for Suite {
+impl Handler for EchoWithCommands {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         match message.trim_ascii_end() {
             b"!error" => {
-                self.say("last words", cx)?;
-                Err("the error that was asked for".into())
+                self.send("before the fault", cx)?;
+                Err("the requested error".into())
             }
             b"!panic" => {
-                self.say("last words", cx)?;
-                panic!("the panic that was asked for");
+                self.send("before the fault", cx)?;
+                panic!("the requested panic");
             }
             b"!eof" => {
-                self.tells_eof = true;
-                self.say("shall tell", cx)
+                self.answers_eof = true;
+                self.send("enabled", cx)
             }
             b"!timeout" => {
                 let set = cx.set_idle_timeout(Duration::from_millis(20));
-                self.say(&format!("{set:?}"), cx)
+                self.send(&format!("{set:?}"), cx)
             }
             b"!hold" => {
                 wait_at_gate(&self.gate);
@@ -213,54 +213,55 @@ impl Handler for Suite {
     }
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        if self.tells_eof {
-            self.say("told", cx)?;
+        if self.answers_eof {
+            self.send("ended", cx)?;
         }
         cx.close();
         Ok(())
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.say("late", cx)?;
+        self.send("timed out", cx)?;
         cx.close();
         Ok(())
     }
 }
 
 fn serve(arguments: &[String]) {
-    let [url, mode, frames, gate] = arguments else { panic!("what to serve") };
+    let [url, mode, frames, gate] = arguments else { panic!("wrong arguments: {arguments:?}") };
     let frames =
         *Frames::OF_STREAMS.iter().find(|each| each.name() == frames).unwrap_or(&Frames::None);
-    // The watch for signals lives as long as the process.
+    // The descriptors of the signal handler are kept until the process exits.
     drop(Server::new().unwrap().stop_on_signals());
-    let belongings = Belongings::of_this_process();
+    let resources = Resources::of_this_process();
 
     let mut server = Server::new().unwrap();
     let builder = Server::endpoint(&url.parse().unwrap()).unwrap();
     let builder = builder.mode(mode.parse::<Mode>().unwrap());
     let gate = PathBuf::from(gate);
-    let make = move |_: &Peer| Suite { frames, gate: gate.clone(), tells_eof: false };
+    let make =
+        move |_: &Accepted<'_>| EchoWithCommands { frames, gate: gate.clone(), answers_eof: false };
     server
         .add(match frames {
-            Frames::None | Frames::Raw => made(builder.framing(Raw), make),
-            Frames::Lines => made(builder.framing(Lines::default()), make),
-            Frames::Delimited => made(builder.framing(Delimited::new("\r\n\r\n")), make),
-            Frames::LengthPrefixed => made(builder.framing(LengthPrefixed::default()), make),
-            Frames::FixedSize => made(builder.framing(FixedSize::new(SIZE)), make),
+            Frames::None | Frames::Raw => add_handler(builder.framing(Raw), make),
+            Frames::Lines => add_handler(builder.framing(Lines::default()), make),
+            Frames::Delimited => add_handler(builder.framing(Delimited::new("\r\n\r\n")), make),
+            Frames::LengthPrefixed => add_handler(builder.framing(LengthPrefixed::default()), make),
+            Frames::FixedSize => add_handler(builder.framing(FixedSize::new(SIZE)), make),
         })
         .unwrap();
     server.drain_timeout(process::DEADLINE);
     server.stop_on_signals().unwrap();
     announce(&server.addresses());
     let report = server.serve_forever().unwrap();
-    assert_eq!(report.aborted, 0, "nobody had to be cut off");
+    assert_eq!(report.aborted, 0, "connections were aborted");
     drop(server);
-    belongings.wait_for_them();
+    resources.wait_until_restored();
 }
 
-fn made<F: Framing + Clone + Send + 'static>(
+fn add_handler<F: Framing + Clone + Send + 'static>(
     builder: Builder<F, Mode>,
-    make: impl FnMut(&Peer) -> Suite + Send + 'static,
+    make: impl FnMut(&Accepted<'_>) -> EchoWithCommands + Send + 'static,
 ) -> Service {
     builder.service(make).unwrap()
 }
@@ -269,19 +270,19 @@ fn made<F: Framing + Clone + Send + 'static>(
 
 #[derive(Debug, Clone, Copy)]
 struct Property {
-    /// In the names of the tests.
+    /// Its name in the names of the tests.
     name: &'static str,
-    /// In the table.
+    /// Its heading in the table.
     title: &'static str,
     check: fn(&Cell),
-    /// Why there is no such thing in this cell.
+    /// Why the property does not apply to a cell.
     missing: fn(&Cell) -> Option<&'static str>,
 }
 
-const NO_END: &str = "a datagram is its own request: it has no end, and no half";
-const NO_STREAM: &str = "nothing waits for a UDP peer: what it does not read, its kernel drops";
+const NO_END: &str = "a datagram is a request of its own: it has no end of input and no half-close";
+const NO_STREAM: &str = "the kernel of a UDP peer drops the datagrams that the peer does not read";
 const NO_WAIT: &str =
-    "a datagram is answered at once: `set_timeout` is a typed error, which is checked";
+    "a datagram has no idle timeout: `set_idle_timeout` is a typed error, which is checked";
 const AT_A_TIME: &str = "each datagram is a request of its own, and several are served at a time";
 
 const PROPERTIES: [Property; 11] = [
@@ -331,8 +332,8 @@ const PROPERTIES: [Property; 11] = [
     },
 ];
 
-/// The server stops on SIGTERM, ends with success, and has left nothing behind: of its own
-/// descriptors, threads and children it says so itself.
+/// The server stops on SIGTERM, exits with success and has removed its socket file. It checks its
+/// descriptors, threads and children itself.
 fn stop(mut server: Process) {
     server.terminate();
     expect_clean(&mut server);
@@ -340,7 +341,7 @@ fn stop(mut server: Process) {
 
 fn expect_clean(server: &mut Process) {
     server.expect_success();
-    assert!(!server.directory.join("socket").exists(), "its socket file went with it");
+    assert!(!server.directory.join("socket").exists(), "the socket file is left");
 }
 
 fn echo(cell: &Cell) {
@@ -360,15 +361,15 @@ fn echo(cell: &Cell) {
     stop(server);
 }
 
-/// 20,000 messages on each of six connections at once; under `inline` one connection after the
-/// other.
+/// 20,000 messages on each of six connections at once; under `inline`, one connection after
+/// another.
 fn order(cell: &Cell) {
     let server = cell.start();
     if cell.transport.is_datagram() {
         order_of_datagrams(&server.datagrams());
         return stop(server);
     }
-    let talk = |number: usize, mut client: Stream| {
+    let exchange = |number: usize, mut client: Stream| {
         let mut requests = Vec::new();
         for each in 0..20_000 {
             requests.extend(cell.frames.on_wire(format!("{number}:{each}")));
@@ -378,16 +379,16 @@ fn order(cell: &Cell) {
     thread::scope(|scope| {
         for number in 0..6 {
             let client = server.connect();
-            let talking = scope.spawn(move || talk(number, client));
-            if !cell.serves_beside() {
-                talking.join().unwrap();
+            let exchanging = scope.spawn(move || exchange(number, client));
+            if !cell.serves_several() {
+                exchanging.join().unwrap();
             }
         }
     });
     stop(server);
 }
 
-/// As many at a time as any socket's queue holds.
+/// No more are in transit than the queue of any datagram socket holds.
 fn order_of_datagrams(client: &Datagrams) {
     const WINDOW: usize = 8;
     for number in 0..20_000 + WINDOW {
@@ -409,19 +410,19 @@ fn half_close(cell: &Cell) {
         scope.spawn(|| writer.send(&sent).end());
         client.read_to_end()
     });
-    assert!(back == sent, "{} bytes came back of {}", back.len(), sent.len());
+    assert!(back == sent, "{} of {} bytes came back", back.len(), sent.len());
     stop(server);
 }
 
-/// The end is an event of its own, after the last message, and can be answered.
+/// The end of input is a separate event after the last message, and can be answered.
 fn eof(cell: &Cell) {
     let server = cell.start();
     let on_wire = |text| cell.frames.on_wire(text);
     for _ in 0..20 {
         let mut client = server.connect();
-        client.send(on_wire("!eof")).expect(on_wire("shall tell"));
+        client.send(on_wire("!eof")).expect(on_wire("enabled"));
         client.send(on_wire("last")).end();
-        client.expect(on_wire("last")).expect(on_wire("told")).expect_end();
+        client.expect(on_wire("last")).expect(on_wire("ended")).expect_end();
     }
     server.connect().end().expect_end();
     stop(server);
@@ -436,7 +437,7 @@ fn timeout(cell: &Cell) {
     }
     let mut client = server.connect();
     client.send(on_wire("!timeout")).expect(on_wire("Ok(())"));
-    client.expect(on_wire("late")).expect_end();
+    client.expect(on_wire("timed out")).expect_end();
     stop(server);
 }
 
@@ -448,35 +449,35 @@ fn handler_panic(cell: &Cell) {
     fault(cell, "!panic");
 }
 
-/// The peer whose handler fails is closed, after what was sent to it; everyone else is undisturbed.
+/// The connection of the failing handler is closed after its output; others are not affected.
 fn fault(cell: &Cell, command: &str) {
     let server = cell.start();
     if cell.transport.is_datagram() {
         let (other, client) = (server.datagrams(), server.datagrams());
         other.send("one").expect("one");
-        client.send(command).expect("last words");
+        client.send(command).expect("before the fault");
         other.send("two").expect("two");
         return stop(server);
     }
     let on_wire = |text: &str| cell.frames.on_wire(text);
-    let mut other = cell.serves_beside().then(|| server.connect());
+    let mut other = cell.serves_several().then(|| server.connect());
     if let Some(other) = &mut other {
         other.send(on_wire("one")).expect(on_wire("one"));
     }
     let mut client = server.connect();
     client.send(on_wire("one")).expect(on_wire("one"));
-    client.send(on_wire(command)).expect(on_wire("last words")).expect_end();
-    // Under inline, the next one.
+    client.send(on_wire(command)).expect(on_wire("before the fault")).expect_end();
+    // Under inline, connected afterwards.
     let mut other = other.unwrap_or_else(|| server.connect());
     other.send(on_wire("two")).expect(on_wire("two"));
-    server.connect_and_expect(&mut other, cell);
+    server.expect_new_client_is_served(&mut other, cell);
     stop(server);
 }
 
 impl Process {
-    /// A newcomer is served; under `inline` when the one before has gone.
-    fn connect_and_expect(&self, before: &mut Stream, cell: &Cell) {
-        if !cell.serves_beside() {
+    /// A new client is served; under `inline`, after the previous one has ended.
+    fn expect_new_client_is_served(&self, before: &mut Stream, cell: &Cell) {
+        if !cell.serves_several() {
             before.end().expect_end();
         }
         let hello = cell.frames.on_wire("hello");
@@ -484,8 +485,7 @@ impl Process {
     }
 }
 
-/// A peer that does not read what it is sent does not hold up others, and gets all of it in the
-/// end.
+/// A peer that does not read does not delay others, and receives everything when it reads.
 fn slow_reader(cell: &Cell) {
     let server = cell.start();
     if cell.transport.is_datagram() {
@@ -497,7 +497,7 @@ fn slow_reader(cell: &Cell) {
     let hello = cell.frames.on_wire("hello");
     let mut written = 0;
     slow.socket.set_nonblocking(true).unwrap();
-    // Until it takes nothing for as long as others are answered three times.
+    // Until its socket refuses bytes while others are answered three times.
     let mut refused = 0;
     while refused < 3 && written < sent.len() {
         match slow.socket.write(&sent[written..]) {
@@ -508,7 +508,7 @@ fn slow_reader(cell: &Cell) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => refused += 1,
             Err(error) => panic!("{error}"),
         }
-        if refused > 0 && cell.serves_beside() {
+        if refused > 0 && cell.serves_several() {
             server.connect().send(&hello).expect(&hello);
         }
     }
@@ -524,18 +524,19 @@ fn slow_reader(cell: &Cell) {
     stop(server);
 }
 
-/// A Unix datagram socket's queue has an end; replies to who does not read are lost, and only they.
+/// The queue of a Unix datagram socket is limited: only replies to the peer that does not read are
+/// lost.
 fn slow_reader_of_datagrams(server: &Process) {
     let queue = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
     let (slow, other) = (server.datagrams(), server.datagrams());
     for _ in 0..queue.trim().parse::<usize>().unwrap() + 8 {
-        slow.send("what comes of this is not read");
+        slow.send("the reply is not read");
     }
     other.send("hello").expect("hello");
-    slow.expect("what comes of this is not read");
+    slow.expect("the reply is not read");
 }
 
-/// What is in progress when the stop comes is finished, and who is idle is closed at once.
+/// At a stop, a request in progress is finished, and idle connections are closed at once.
 fn stop_busy(cell: &Cell) {
     let mut server = cell.start();
     let gate = Gate::at(&server.directory.join("gate"));
@@ -545,7 +546,7 @@ fn stop_busy(cell: &Cell) {
         client.send(&hold);
         let arrival = gate.expect_arrival();
         server.terminate();
-        arrival.let_go();
+        arrival.release();
         client.expect(&hold);
         return expect_clean(&mut server);
     }
@@ -553,7 +554,7 @@ fn stop_busy(cell: &Cell) {
     let mut busy = server.connect();
     busy.send(&hello).expect(&hello);
     let mut idle = server.connect();
-    if cell.serves_beside() {
+    if cell.serves_several() {
         idle.send(&hello).expect(&hello);
     }
     busy.send(&hold);
@@ -562,7 +563,7 @@ fn stop_busy(cell: &Cell) {
     if !cell.blocks_the_loop() {
         idle.expect_end();
     }
-    arrival.let_go();
+    arrival.release();
     busy.expect(&hold).expect_end();
     idle.expect_gone();
     expect_clean(&mut server);
@@ -577,23 +578,23 @@ fn stop_idle(cell: &Cell) {
     }
     let hello = cell.frames.on_wire("hello");
     let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
-    for client in clients.iter_mut().take(if cell.serves_beside() { 3 } else { 1 }) {
+    for client in clients.iter_mut().take(if cell.serves_several() { 3 } else { 1 }) {
         client.send(&hello).expect(&hello);
     }
-    // What has arrived before the stop is answered.
+    // Input that arrived before the stop is answered.
     server.signal(libc::SIGSTOP);
     clients[0].send(&hello);
     server.terminate();
     server.signal(libc::SIGCONT);
     clients[0].expect(&hello);
-    let (served, waiting) = clients.split_at_mut(if cell.serves_beside() { 3 } else { 1 });
+    let (served, waiting) = clients.split_at_mut(if cell.serves_several() { 3 } else { 1 });
     served.iter_mut().for_each(Stream::expect_end);
-    // Those that were never accepted cannot be told in order.
+    // Connections that were never accepted may be reset.
     waiting.iter_mut().for_each(Stream::expect_gone);
     expect_clean(&mut server);
 }
 
-/// After all kinds of peers, the process is as it was.
+/// After peers of every kind, the process has the same resources as before.
 fn nothing_left(cell: &Cell) {
     let server = cell.start();
     let on_wire = |text: &str| cell.frames.on_wire(text);
@@ -602,8 +603,8 @@ fn nothing_left(cell: &Cell) {
             let client = server.datagrams();
             match round % 3 {
                 0 => client.send("hello").expect("hello"),
-                1 => client.send("!panic").expect("last words"),
-                _ => client.send("a peer that has gone when it is answered"),
+                1 => client.send("!panic").expect("before the fault"),
+                _ => client.send("closed before the reply"),
             };
             continue;
         }
@@ -625,7 +626,7 @@ fn nothing_left(cell: &Cell) {
 
 // The table
 
-/// What a cell shows: by the outcome of a run, or as it is to be.
+/// The mark of a cell: from the outcome of a run, or the expected one.
 fn mark(
     cell: &Cell,
     property: &Property,
@@ -689,16 +690,16 @@ fn table(outcome: Option<&Outcome>) -> String {
 const BEGIN: &str = "<!-- matrix: cargo test --test matrix -- table -->";
 const END: &str = "<!-- end of matrix -->";
 
-/// The page says what is tested.
-fn the_page_carries_the_table() {
+/// The table of the page is up to date.
+fn the_page_contains_the_table() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tested.md");
     let page = std::fs::read_to_string(path).unwrap();
     let (_, after) = page.split_once(BEGIN).expect("the page has the beginning of the table");
-    let (carried, _) = after.split_once(END).expect("the page has the end of the table");
+    let (contained, _) = after.split_once(END).expect("the page has the end of the table");
     let expected = table(None);
     assert!(
-        carried.trim() == expected.trim(),
-        "docs/tested.md is to carry\n{BEGIN}\n{expected}{END}"
+        contained.trim() == expected.trim(),
+        "docs/tested.md must contain\n{BEGIN}\n{expected}{END}"
     );
 }
 
@@ -714,17 +715,17 @@ fn name_of(cell: &Cell, property: &Property) -> String {
 }
 
 fn tests() -> Vec<Test> {
-    let mut tests = vec![test("the_page_carries_the_table", the_page_carries_the_table)];
+    let mut tests = vec![test("the_page_contains_the_table", the_page_contains_the_table)];
     for cell in Cell::all() {
         for property in PROPERTIES {
-            // A property that is missing is checked all the same, where there is something to check.
+            // Where `set_idle_timeout` is a typed error, the property checks that error.
             if (property.missing)(&cell).is_none_or(|reason| reason == NO_WAIT) {
                 tests.push(test(name_of(&cell, &property), move || (property.check)(&cell)));
             }
         }
     }
     let names: BTreeSet<_> = tests.iter().map(|test| test.name.as_str()).collect();
-    assert_eq!(names.len(), tests.len(), "every test has a name of its own");
+    assert_eq!(names.len(), tests.len(), "two tests have the same name");
     drop(names);
     tests
 }

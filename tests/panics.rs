@@ -1,5 +1,5 @@
-//! A panic in the user's code costs the request that it belongs to and nothing else: wherever it
-//! comes from, under every mode and over every transport.
+//! A panic in user code ends only its own request, wherever it happens, in every mode and over
+//! every transport.
 
 #[path = "support/forked.rs"]
 mod forked;
@@ -18,15 +18,15 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use forked::{play, start, tell, terminate};
+use forked::{print_line, run_role, start, terminate};
 use socketserver::{
-    Address, BlockingMode, CloseReason, Context, Decoded, Endpoint, Forking, Framing, FramingError,
-    Handler, HandlerResult, Hooks, Inline, Mode, Offload, Output, Peer, Pool, Raw, Reactor,
-    Request, RequestHandler, Server, Threading,
+    Accepted, Address, BlockingMode, CloseReason, Context, Decoded, Endpoint, Forking, Framing,
+    FramingError, Handler, HandlerResult, Hooks, Inline, Mode, Offload, Output, Peer, Pool, Raw,
+    Reactor, Request, RequestHandler, Server, Threading,
 };
 use support::{DEADLINE, in_time, start_server, wait_until};
 
-/// What may panic for a `Handler` on a stream.
+/// The places where user code can panic with a `Handler` on a stream.
 const STREAM: &[Place] = &[
     Place::GetRequest,
     Place::Verify,
@@ -48,7 +48,7 @@ const STREAM: &[Place] = &[
     Place::ErrorDisplay,
 ];
 
-/// What may panic for a `Handler` on datagrams.
+/// The places where user code can panic with a `Handler` on datagrams.
 const DATAGRAM: &[Place] = &[
     Place::Verify,
     Place::Factory,
@@ -62,7 +62,7 @@ const DATAGRAM: &[Place] = &[
     Place::ErrorDisplay,
 ];
 
-/// What may panic for a `RequestHandler`.
+/// The places where user code can panic with a `RequestHandler`.
 const REQUEST: &[Place] = &[
     Place::Verify,
     Place::Factory,
@@ -76,7 +76,7 @@ const REQUEST: &[Place] = &[
     Place::ErrorDisplay,
 ];
 
-/// Where the user's code panics.
+/// A place where user code panics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     GetRequest,
@@ -102,7 +102,7 @@ enum Place {
 }
 
 impl Place {
-    /// How many panics that are. An error is displayed twice: for the log, and by the hook.
+    /// How many panics it causes. An error is displayed twice: for the log, and by the hook.
     fn panics(self) -> u64 {
         match self {
             Place::HandlerAndFramingDrop | Place::ErrorDisplay => 2,
@@ -111,7 +111,7 @@ impl Place {
     }
 }
 
-/// Which request comes next, and where the user's code panics for it: for every second one, in turn.
+/// Where user code panics: every second request panics at the next place.
 #[derive(Clone)]
 struct Plan {
     places: &'static [Place],
@@ -123,17 +123,17 @@ impl Plan {
         Plan { places, requests: Arc::default() }
     }
 
-    /// The place for the request that is being made ready.
+    /// The place for the current request.
     fn now(&self) -> Option<Place> {
         let number = self.requests.load(SeqCst);
         if number % 2 == 1 { self.places.get(number / 2).copied() } else { None }
     }
 }
 
-/// What an error says that the hook panics for.
-const FOR_THE_HOOK: &str = "a fault for the hook";
+/// The text of the error at which the hook panics.
+const HOOK_FAULT: &str = "a fault for the hook";
 
-/// What is made for one request.
+/// The place at which the code of one request panics.
 #[derive(Clone, Copy)]
 struct Faulty(Option<Place>);
 
@@ -155,32 +155,32 @@ impl Drop for PanicsWhenDropped {
     }
 }
 
-/// An error of the user's that panics when it is displayed or dropped.
+/// A user's error that panics when it is displayed or dropped.
 #[derive(Debug)]
-struct Evil(Place);
+struct PanickingError(Place);
 
-impl fmt::Display for Evil {
+impl fmt::Display for PanickingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Faulty(Some(self.0)).at(Place::ErrorDisplay);
         f.write_str("an error")
     }
 }
 
-impl std::error::Error for Evil {}
+impl std::error::Error for PanickingError {}
 
-impl Drop for Evil {
+impl Drop for PanickingError {
     fn drop(&mut self) {
         Faulty(Some(self.0)).at(Place::ErrorDrop);
     }
 }
 
-/// What handlers of both kinds do with a message, where it panics or fails.
+/// What both kinds of handler do with a message: panics or fails.
 fn message(faulty: Faulty) -> HandlerResult {
     faulty.at(Place::Message);
     match faulty.0 {
         Some(Place::MessageWithAPayloadThatPanics) => panic_any(PanicsWhenDropped),
-        Some(place @ (Place::ErrorDrop | Place::ErrorDisplay)) => Err(Evil(place).into()),
-        Some(Place::HandleError) => Err(FOR_THE_HOOK.into()),
+        Some(place @ (Place::ErrorDrop | Place::ErrorDisplay)) => Err(PanickingError(place).into()),
+        Some(Place::HandleError) => Err(HOOK_FAULT.into()),
         _ => Ok(()),
     }
 }
@@ -218,7 +218,7 @@ impl Drop for Echo {
     }
 }
 
-/// Answers a request by blocking.
+/// A request handler that echoes.
 struct EchoRequest {
     faulty: Faulty,
 }
@@ -248,7 +248,7 @@ impl Drop for EchoRequest {
     }
 }
 
-/// A framing of the user's. Messages are what one read brings, but for a last `.`, which stays.
+/// A user's framing. A message is the input of one read without a last `.`, which stays buffered.
 struct Custom {
     plan: Plan,
     faulty: Faulty,
@@ -290,15 +290,15 @@ impl Drop for Custom {
     }
 }
 
-/// Sees each request first, on the loop's thread, and says whose turn it is.
-struct FirstToSee<S> {
+/// Hooks that count the requests, on the loop's thread, before any other user code runs.
+struct CountRequests<S> {
     plan: Plan,
-    /// Called when a request has been let in.
+    /// Called for each request.
     seen: S,
     streams: bool,
 }
 
-impl<S: Fn()> FirstToSee<S> {
+impl<S: Fn()> CountRequests<S> {
     fn next(&self) -> Faulty {
         self.plan.requests.fetch_add(1, SeqCst);
         (self.seen)();
@@ -306,7 +306,7 @@ impl<S: Fn()> FirstToSee<S> {
     }
 }
 
-impl<S: Fn()> Hooks for FirstToSee<S> {
+impl<S: Fn()> Hooks for CountRequests<S> {
     fn on_accept(&mut self, _: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
         self.next().at(Place::GetRequest);
         Ok(())
@@ -319,23 +319,23 @@ impl<S: Fn()> Hooks for FirstToSee<S> {
     }
 
     fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
-        if matches!(reason, CloseReason::Error(error) if error.is::<Evil>()) {
-            // Displayed below.
-        } else if reason.to_string().contains(FOR_THE_HOOK) {
+        if matches!(reason, CloseReason::Error(error) if error.is::<PanickingError>()) {
+            // The log call below displays it.
+        } else if reason.to_string().contains(HOOK_FAULT) {
             panic!("in a hook, on purpose");
         }
         log::error!("{peer}: {reason}");
     }
 }
 
-/// A logger that formats what it is given, and where it is told to, panics.
-struct Formatting;
+/// A logger that formats each record, and panics on threads that set `LOGGER_PANICS`.
+struct FormattingLogger;
 
 thread_local! {
     static LOGGER_PANICS: Cell<bool> = const { Cell::new(false) };
 }
 
-impl log::Log for Formatting {
+impl log::Log for FormattingLogger {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
@@ -349,8 +349,8 @@ impl log::Log for Formatting {
 }
 
 fn prepare() {
-    // Set by the first test.
-    let _ = log::set_logger(&Formatting);
+    // Fails in all tests but the first.
+    let _ = log::set_logger(&FormattingLogger);
     log::set_max_level(log::LevelFilter::Debug);
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -369,7 +369,7 @@ fn is_datagram(transport: &str) -> bool {
     matches!(transport, "udp" | "unixgram")
 }
 
-/// The modes, each with room for one request at a time where it has a limit.
+/// A mode; if it has a limit, for one request at a time.
 fn mode(name: &str) -> Mode {
     match name {
         "reactor" => Mode::Reactor(Reactor),
@@ -382,7 +382,7 @@ fn mode(name: &str) -> Mode {
     }
 }
 
-/// One server for one row of the table.
+/// A server of one mode and transport.
 #[derive(Debug, Clone)]
 struct Case {
     mode: String,
@@ -407,7 +407,7 @@ impl Case {
         };
         let plan = Plan::new(self.places());
         let streams = !is_datagram(&self.transport);
-        let hooks = FirstToSee { plan: plan.clone(), seen, streams };
+        let hooks = CountRequests { plan: plan.clone(), seen, streams };
         let builder =
             Server::endpoint(&endpoint.parse::<Endpoint>().unwrap()).unwrap().hooks(hooks);
         let mode = mode(&self.mode);
@@ -431,7 +431,7 @@ impl Case {
     }
 }
 
-/// Where a server listens, as its clients say it.
+/// The address of a server, for its clients.
 fn text_of(server: &Server) -> String {
     match server.local_addr() {
         Address::Unix(path) | Address::UnixDatagram(path) => {
@@ -478,9 +478,9 @@ impl Client {
         }
     }
 
-    /// Asks, and on a stream says that this is all.
+    /// Sends a request, and on a stream FIN.
     fn ask(&mut self, bytes: &[u8]) {
-        // A server may have closed already.
+        // The server may have closed already.
         match self {
             Client::Tcp(client) => {
                 let _ = client.write_all(bytes);
@@ -497,7 +497,7 @@ impl Client {
         }
     }
 
-    /// What is answered, until the end on a stream; nothing, where it has been reset.
+    /// The answer, on a stream up to its end; empty after a reset.
     fn answer(&mut self) -> Vec<u8> {
         let mut answer = vec![0; 100];
         let (count, error) = match self {
@@ -506,7 +506,7 @@ impl Client {
             Client::Udp(client) => (client.recv(&mut answer).unwrap(), None),
             Client::Unixgram(client, _) => (client.recv(&mut answer).unwrap(), None),
         };
-        assert_ne!(error, Some(ErrorKind::WouldBlock), "answered in time");
+        assert_ne!(error, Some(ErrorKind::WouldBlock), "no answer within the deadline");
         answer.truncate(count);
         answer
     }
@@ -524,7 +524,7 @@ fn read_to_end(client: &mut impl Read, answer: &mut [u8]) -> (usize, Option<Erro
     }
 }
 
-/// A directory of its own for the sockets of one test.
+/// A directory for the sockets of one test.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -543,7 +543,7 @@ impl Drop for Directory {
     }
 }
 
-/// For each place: a client whose request panics there, and then one that is answered.
+/// For each place: one client whose request panics there, and one that is answered.
 fn talk(case: &Case, address: &str, directory: &Directory, seen: impl Fn()) {
     for place in case.places() {
         let context = format!("{case:?} {place:?}");
@@ -562,54 +562,54 @@ fn talk(case: &Case, address: &str, directory: &Directory, seen: impl Fn()) {
 
 fn check(case: &Case) {
     let directory = Directory::new(case);
-    let (tell, told) = mpsc::channel();
-    let server = case.server(&directory.0, move || tell.send(()).unwrap());
+    let (report, seen) = mpsc::channel();
+    let server = case.server(&directory.0, move || report.send(()).unwrap());
     let address = text_of(&server);
     let server = start_server(server);
-    talk(case, &address, &directory, || told.recv_timeout(DEADLINE).unwrap());
+    talk(case, &address, &directory, || seen.recv_timeout(DEADLINE).unwrap());
     let places = case.places();
     let panics = places.iter().map(|place| place.panics()).sum();
     let count = 2 * places.len() as u64;
     server.wait_for("all is counted", |counters| {
-        let came = if is_datagram(&case.transport) {
+        let received = if is_datagram(&case.transport) {
             counters.datagrams == count
         } else {
             counters.accepted == count && counters.closed == count
         };
-        came && counters.panics >= panics
+        received && counters.panics >= panics
     });
     let handle = server.handle();
     let (_, report) = server.stop();
     assert_eq!((report.aborted, handle.counters().panics), (0, panics), "{case:?}");
 }
 
-/// As `check`, for a server in a process of its own.
+/// The same as `check`, with the server in a process of its own.
 fn check_forking(transport: &str, blocking: bool) {
     let case = Case { mode: "forking".to_owned(), transport: transport.to_owned(), blocking };
     let directory = Directory::new(&case);
     let role = format!("{transport} {blocking} {}", directory.0.display());
     let process = start(&role);
-    let pid = process.told_of("pid");
-    let address = process.told_of("address");
-    talk(&case, &address, &directory, || assert_eq!(process.told(), "seen"));
+    let pid = process.line_after("pid");
+    let address = process.line_after("address");
+    talk(&case, &address, &directory, || assert_eq!(process.line(), "seen"));
     terminate(&pid);
-    assert_eq!(process.told(), "cut 0");
-    assert_eq!(process.told(), "the process ends");
+    assert_eq!(process.line(), "aborted 0");
+    assert_eq!(process.line(), "dropped");
     process.expect_end();
 }
 
-/// Told when it is dropped: once, by the process that made it.
-struct Cleanup;
+/// Prints a line when it is dropped: only the process that created it may do so.
+struct PrintWhenDropped;
 
-impl Drop for Cleanup {
+impl Drop for PrintWhenDropped {
     fn drop(&mut self) {
-        tell("the process ends");
+        print_line("dropped");
     }
 }
 
 fn roles(role: &str) {
     prepare();
-    let _cleanup = Cleanup;
+    let _print = PrintWhenDropped;
     if role == "a logger that panics" {
         return serve_with_a_logger_that_panics();
     }
@@ -619,17 +619,18 @@ fn roles(role: &str) {
         transport: words[0].to_owned(),
         blocking: words[1] == "true",
     };
-    let mut server = case.server(words[2].as_ref(), || tell("seen"));
+    let mut server = case.server(words[2].as_ref(), || print_line("seen"));
     server.stop_on_signals().unwrap();
-    tell(format_args!("pid {}", std::process::id()));
-    tell(format_args!("address {}", text_of(&server)));
+    print_line(format_args!("pid {}", std::process::id()));
+    print_line(format_args!("address {}", text_of(&server)));
     let report = server.serve_forever().unwrap();
-    tell(format_args!("cut {}", report.aborted));
+    print_line(format_args!("aborted {}", report.aborted));
 }
 
+/// Not a test: the entry point of the processes that the tests start.
 #[test]
-fn be_a_process() {
-    play(roles);
+fn entry_point_of_child_processes() {
+    run_role(roles);
 }
 
 fn check_mode(mode: &str) {
@@ -661,12 +662,12 @@ fn a_panic_under_inline_costs_its_own_request() {
 }
 
 #[test]
-fn a_panic_under_threading_costs_its_own_request_and_frees_its_place() {
+fn a_panic_under_threading_costs_its_own_request_and_frees_its_thread() {
     check_mode("threading");
 }
 
 #[test]
-fn a_panic_under_pool_costs_its_own_request_and_frees_its_place() {
+fn a_panic_under_pool_costs_its_own_request_and_frees_its_thread() {
     check_mode("pool");
 }
 
@@ -678,7 +679,7 @@ fn a_panic_in_a_child_costs_its_own_request_and_never_unwinds_into_the_parents_c
     }
 }
 
-/// A server whose logger panics at everything that is logged on its thread.
+/// A server whose logger panics at each record of its thread.
 fn serve_with_a_logger_that_panics() {
     LOGGER_PANICS.set(true);
     let builder = Server::tcp("127.0.0.1:0").unwrap();
@@ -694,19 +695,19 @@ fn serve_with_a_logger_that_panics() {
         wait_until("panics are counted", || handle.counters().panics >= 6);
         handle.shutdown();
     });
-    tell(server.serve_forever().is_ok());
+    print_line(server.serve_forever().is_ok());
     client.join().unwrap();
 }
 
 #[test]
-fn a_logger_that_panics_ends_no_server() {
+fn a_logger_that_panics_does_not_end_the_server() {
     let process = start("a logger that panics");
-    assert_eq!(process.told(), "true");
-    assert_eq!(process.told(), "the process ends");
+    assert_eq!(process.line(), "true");
+    assert_eq!(process.line(), "dropped");
     process.expect_end();
 }
 
-/// Hooks, or what makes handlers, with a destructor that panics.
+/// Hooks with a destructor that panics.
 struct HooksThatPanicWhenDropped(#[allow(dead_code)] PanicsWhenDropped);
 
 impl Hooks for HooksThatPanicWhenDropped {}
@@ -730,13 +731,13 @@ fn a_server_whose_hooks_and_factory_panic_when_they_are_dropped_can_be_dropped()
 }
 
 #[test]
-fn what_makes_the_handlers_of_one_run_fails_that_run_when_it_panics() {
+fn a_serve_local_closure_that_panics_fails_only_that_run() {
     prepare();
     let mut runs = 0;
     let server = Server::tcp("127.0.0.1:0").unwrap().serve_local(move || {
         runs += 1;
         assert_ne!(runs, 1, "on purpose");
-        |_: &Peer| Echo { faulty: Faulty(None) }
+        |_: &Accepted<'_>| Echo { faulty: Faulty(None) }
     });
     let mut server = server.unwrap();
     server.request_timeout(Duration::from_millis(1));

@@ -1,11 +1,11 @@
-//! The real thing, side by side: the servers of the Python tutorials that this crate comes from, and
-//! the examples that answer them, hear the same clients and must say the same, byte for byte, but
-//! for what the tutorials do wrong. That list is `tests/python/README.md`; each of its entries is a
-//! test here, which shows what goes wrong in Python and that it does not here. At the end, the
-//! tutorials' own clients talk with the examples.
+//! The servers of five Python tutorials and the examples of this crate that correspond to them get
+//! the same input and must send the same output, byte for byte, except for the tutorials' bugs.
+//! These are listed in `tests/python/README.md`; each entry is a test here, which shows the bug in
+//! Python and the correct behaviour of the example. At the end, the tutorials' own clients run
+//! against the examples.
 //!
-//! Where there is no `python3`, each test says that it was skipped; with `SOCKETSERVER_REQUIRE_TOOLS=1`
-//! it fails.
+//! Without `python3`, each test is skipped with a message; with `SOCKETSERVER_REQUIRE_TOOLS=1` it
+//! fails.
 
 #[path = "support/programs.rs"]
 mod programs;
@@ -24,13 +24,13 @@ use socket2::Type;
 
 use programs::{A_WHILE, Client, DEADLINE, Directory, Program, connect, run, serve, spawn_reading};
 
-// ---- the programs in Python
+// ---- the Python programs
 
-/// Python, where there is one.
+/// The path of a Python interpreter.
 #[derive(Clone, Copy)]
 struct Python(&'static Path);
 
-/// Python, or else the test says that it is skipped, and is done.
+/// Python; without it, prints that the test is skipped, and returns from the test.
 macro_rules! python_or_skip {
     () => {
         match Python::find() {
@@ -44,29 +44,29 @@ impl Python {
     fn find() -> Option<Self> {
         static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
         let found = FOUND.get_or_init(|| {
-            let say = "import socketserver, sys; print(sys.executable)";
-            let said = Command::new("python3").args(["-c", say]).output().ok()?;
-            said.status.success().then(|| String::from_utf8(said.stdout).unwrap().trim().into())
+            let program = "import socketserver, sys; print(sys.executable)";
+            let output = Command::new("python3").args(["-c", program]).output().ok()?;
+            output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().into())
         });
         if found.is_none() {
             let required = std::env::var_os("SOCKETSERVER_REQUIRE_TOOLS").is_some_and(|v| v == "1");
-            assert!(!required, "python3 is required, and is not here or does not run");
-            // Past the harness, which would show it for a failed test only.
+            assert!(!required, "python3 is required, and is missing or does not run");
+            // Written to stderr itself, because the harness captures the output of tests that pass.
             let test = thread::current();
             let test = test.name().unwrap_or("a test");
-            let _ = writeln!(io::stderr(), "skipped: {test}: python3 is not here or does not run");
+            let _ = writeln!(io::stderr(), "skipped: {test}: python3 is missing or does not run");
         }
         found.as_deref().map(Python)
     }
 
-    /// A command that runs Python, with this on its command line.
+    /// A command that runs Python with these arguments.
     fn command(self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.0);
         command.env("PYTHONUTF8", "1").arg("-u").args(arguments);
         command
     }
 
-    /// Starts a tutorial's program; `port` is that of the server it shall talk with.
+    /// Starts a tutorial's program; `port` is the port of the server that it connects to, or 0.
     fn start(self, name: &str, port: &str, call: &[&str], input: impl Into<Stdio>) -> Program {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
         let runner = directory.join("run.py");
@@ -95,15 +95,15 @@ impl Python {
     }
 }
 
-/// Waits until a server in Python tells of one of these exceptions.
+/// Waits until a Python server prints a traceback of one of these exceptions.
 #[track_caller]
-fn complains(server: &Program, exceptions: &[&str]) {
-    while let Some(line) = server.next_complaint() {
+fn expect_traceback(server: &Program, exceptions: &[&str]) {
+    while let Some(line) = server.next_error_line() {
         if exceptions.iter().any(|exception| line.starts_with(exception)) {
             return;
         }
     }
-    panic!("it has ended without one of {exceptions:?}");
+    panic!("the server has exited without one of {exceptions:?}");
 }
 
 /// The port in a URL.
@@ -111,7 +111,7 @@ fn port(url: &str) -> &str {
     url.rsplit(':').next().unwrap()
 }
 
-/// A server, and where it listens.
+/// A server and its address.
 struct Serving {
     program: Program,
     url: String,
@@ -119,34 +119,35 @@ struct Serving {
 
 // ---- scripts and transcripts
 
-/// What a client does, or waits for.
-enum Decoded {
-    /// From here on it is this client; it connects, if it has not yet. A script begins with client 0.
+/// A step of a script: an action of a client, or what it expects.
+enum Step {
+    /// The next steps are those of this client, which connects if it is new. A script begins with
+    /// client 0.
     As(usize),
     Send(Vec<u8>),
     HalfClose,
-    /// It is gone, and what was in transit is lost.
+    /// The client resets its connection.
     Reset,
-    /// These bytes come, or one datagram of them.
+    /// These bytes arrive, or one datagram with them.
     Expect(Vec<u8>),
-    /// Nothing comes for a while, and the connection stays open.
+    /// Nothing arrives for a while, and the connection stays open.
     Silence,
     /// The server closes.
     End,
-    /// The server closes although there was more to read, which resets the connection.
+    /// The server closes with input unread, which resets the connection.
     Cut,
 }
-use Decoded::{As, Cut, End, HalfClose, Reset, Silence};
+use Step::{As, Cut, End, HalfClose, Reset, Silence};
 
-fn send(bytes: impl Into<Vec<u8>>) -> Decoded {
-    Decoded::Send(bytes.into())
+fn send(bytes: impl Into<Vec<u8>>) -> Step {
+    Step::Send(bytes.into())
 }
 
-fn expect(bytes: impl Into<Vec<u8>>) -> Decoded {
-    Decoded::Expect(bytes.into())
+fn expect(bytes: impl Into<Vec<u8>>) -> Step {
+    Step::Expect(bytes.into())
 }
 
-/// What a client has seen.
+/// What a client has received.
 #[derive(PartialEq)]
 enum Event {
     Received(Vec<u8>),
@@ -169,9 +170,9 @@ impl fmt::Debug for Event {
     }
 }
 
-/// Reads so many bytes or a datagram, less if no more come.
-fn read(client: &mut Client, wanted: usize, patience: Duration) -> Event {
-    client.socket.set_read_timeout(Some(patience)).unwrap();
+/// Reads `wanted` bytes or a datagram; fewer bytes if no more arrive within `timeout`.
+fn read(client: &mut Client, wanted: usize, timeout: Duration) -> Event {
+    client.socket.set_read_timeout(Some(timeout)).unwrap();
     if client.socket.r#type().unwrap() == Type::DGRAM {
         let mut datagram = vec![0; 0x10000];
         return match client.socket.read(&mut datagram) {
@@ -208,24 +209,24 @@ fn read(client: &mut Client, wanted: usize, patience: Duration) -> Event {
     Event::Received(bytes)
 }
 
-/// Plays a client's script to a server, and writes down what comes back.
-fn play(url: &str, script: &[Decoded]) -> Vec<Event> {
+/// Runs a script against a server, and returns what the clients received.
+fn run_script(url: &str, script: &[Step]) -> Vec<Event> {
     let mut transcript = Vec::new();
     let mut clients = BTreeMap::new();
-    let mut who = 0;
+    let mut current = 0;
     if !matches!(script.first(), Some(As(_))) {
-        clients.insert(who, connect(url));
+        clients.insert(current, connect(url));
     }
     for step in script {
         if let As(number) = step {
-            who = *number;
-            clients.entry(who).or_insert_with(|| connect(url));
+            current = *number;
+            clients.entry(current).or_insert_with(|| connect(url));
             continue;
         }
-        let client = clients.get_mut(&who).expect("it has not gone yet");
+        let client = clients.get_mut(&current).expect("the client is still connected");
         match step {
-            As(_) => unreachable!("it is dealt with"),
-            Decoded::Send(bytes) => {
+            As(_) => unreachable!("handled above"),
+            Step::Send(bytes) => {
                 client.send(bytes);
             }
             HalfClose => {
@@ -233,9 +234,9 @@ fn play(url: &str, script: &[Decoded]) -> Vec<Event> {
             }
             Reset => {
                 client.socket.set_linger(Some(Duration::ZERO)).unwrap();
-                clients.remove(&who);
+                clients.remove(&current);
             }
-            Decoded::Expect(bytes) => transcript.push(read(client, bytes.len(), DEADLINE)),
+            Step::Expect(bytes) => transcript.push(read(client, bytes.len(), DEADLINE)),
             Silence => transcript.push(read(client, 1, A_WHILE)),
             End | Cut => transcript.push(read(client, 1, DEADLINE)),
         }
@@ -243,33 +244,33 @@ fn play(url: &str, script: &[Decoded]) -> Vec<Event> {
     transcript
 }
 
-/// The transcript that a script hopes for.
-fn hoped_for(script: &[Decoded]) -> Vec<Event> {
-    let event = |step: &Decoded| match step {
-        Decoded::Expect(bytes) => Some(Event::Received(bytes.clone())),
+/// The transcript that a script expects.
+fn expected_transcript(script: &[Step]) -> Vec<Event> {
+    let event = |step: &Step| match step {
+        Step::Expect(bytes) => Some(Event::Received(bytes.clone())),
         Silence => Some(Event::Silence),
         End => Some(Event::End),
         Cut => Some(Event::Cut),
-        As(_) | Decoded::Send(_) | HalfClose | Reset => None,
+        As(_) | Step::Send(_) | HalfClose | Reset => None,
     };
     script.iter().filter_map(event).collect()
 }
 
-/// What the clients of a script do, told in words.
-fn actions(script: &[Decoded]) -> Vec<String> {
-    let action = |step: &Decoded| match step {
+/// The actions of a script's clients, as text.
+fn actions(script: &[Step]) -> Vec<String> {
+    let action = |step: &Step| match step {
         As(number) => Some(format!("as {number}")),
-        Decoded::Send(bytes) => Some(format!("send {}", bytes.escape_ascii())),
+        Step::Send(bytes) => Some(format!("send {}", bytes.escape_ascii())),
         HalfClose => Some("half-close".to_owned()),
         Reset => Some("reset".to_owned()),
-        Decoded::Expect(_) | Silence | End | Cut => None,
+        Step::Expect(_) | Silence | End | Cut => None,
     };
     script.iter().filter_map(action).collect()
 }
 
-// ---- who is compared with whom
+// ---- the compared servers
 
-/// A tutorial's server, and the example that answers it.
+/// A tutorial's server and the example that corresponds to it.
 struct Pair {
     tutorial: &'static str,
     url: &'static str,
@@ -303,7 +304,7 @@ const WHOAMI: Pair = pair("004_threaded_server.py", "whoami");
 const WELCOMED: &str = "欢迎访问socketserver服务器！";
 const GREETED: &str = "亲,学会了吗";
 
-fn confirmed(text: &str) -> Decoded {
+fn confirmed(text: &str) -> Step {
     expect(format!("已收到你的消息<{text}>"))
 }
 
@@ -315,23 +316,23 @@ impl Pair {
         Serving { program, url }
     }
 
-    /// Checks what the tutorial's server answers to a script.
+    /// Checks what the tutorial's server sends in a script.
     #[track_caller]
-    fn python_says(&self, python: Python, script: &[Decoded]) -> (Vec<Event>, Program) {
+    fn check_python(&self, python: Python, script: &[Step]) -> (Vec<Event>, Program) {
         let serving = python.serve(self.tutorial);
-        let transcript = play(&serving.url, script);
-        assert_eq!(transcript, hoped_for(script), "{}", self.tutorial);
+        let transcript = run_script(&serving.url, script);
+        assert_eq!(transcript, expected_transcript(script), "{}", self.tutorial);
         (transcript, serving.program)
     }
 
-    /// Checks what the example answers in each of its modes, all at the same time.
-    fn rust_says(&self, script: &[Decoded], expected: &[Event], check: impl Fn(Program) + Sync) {
+    /// Checks what the example sends in each of its modes, all at the same time.
+    fn check_rust(&self, script: &[Step], expected: &[Event], check: impl Fn(Program) + Sync) {
         thread::scope(|scope| {
             for mode in self.modes {
                 let check = &check;
                 scope.spawn(move || {
                     let serving = self.serve_example(mode);
-                    let transcript = play(&serving.url, script);
+                    let transcript = run_script(&serving.url, script);
                     let Pair { example, arguments, .. } = self;
                     assert_eq!(transcript, expected, "{example} {arguments:?} under {mode}");
                     check(serving.program);
@@ -340,59 +341,63 @@ impl Pair {
         });
     }
 
-    /// Checks that both answer the same, byte for byte.
+    /// Checks that both send the same, byte for byte.
     #[track_caller]
-    fn agree(&self, python: Python, script: &[Decoded]) {
-        let (transcript, _server) = self.python_says(python, script);
-        self.rust_says(script, &transcript, |program| drop(program.stop()));
+    fn expect_same(&self, python: Python, script: &[Step]) {
+        let (transcript, _server) = self.check_python(python, script);
+        self.check_rust(script, &transcript, |program| drop(program.stop()));
     }
 
-    /// Checks that to the same actions of its clients, one goes wrong as is known, and the other
-    /// does not. Where a server has closed or stopped, there is nothing more to do.
+    /// Checks that with the same actions of its clients, Python's server sends `wrong` and the
+    /// example `right`. A script may be shorter if its server closes or stops early.
     #[track_caller]
-    fn differ(&self, python: Python, wrong: &[Decoded], right: &[Decoded]) {
-        self.goes_wrong(python, wrong, right);
-        self.rust_says(right, &hoped_for(right), |program| drop(program.stop()));
+    fn expect_difference(&self, python: Python, wrong: &[Step], right: &[Step]) {
+        self.expect_bug(python, wrong, right);
+        self.check_rust(right, &expected_transcript(right), |program| drop(program.stop()));
     }
 
-    /// The half of [`Pair::differ`] that is Python's. The server is still there.
+    /// The Python half of [`Pair::expect_difference`]; returns the running server.
     #[track_caller]
-    fn goes_wrong(&self, python: Python, wrong: &[Decoded], right: &[Decoded]) -> Program {
+    fn expect_bug(&self, python: Python, wrong: &[Step], right: &[Step]) -> Program {
         let (done, seen) = (actions(right), actions(wrong));
-        assert!(done.starts_with(&seen) || seen.starts_with(&done), "the clients do the same");
-        assert_ne!(hoped_for(wrong), hoped_for(right), "it is a difference");
-        self.python_says(python, wrong).1
+        assert!(done.starts_with(&seen) || seen.starts_with(&done), "the clients must do the same");
+        assert_ne!(
+            expected_transcript(wrong),
+            expected_transcript(right),
+            "the transcripts must differ"
+        );
+        self.check_python(python, wrong).1
     }
 }
 
-// ---- both say the same
+// ---- the same behaviour
 
 #[test]
 fn receive_closes_after_one_message_as_python_does() {
     let python = python_or_skip!();
-    RECEIVE.agree(python, &[send("client1"), End, As(1), send("client2"), End]);
-    RECEIVE.agree(python, &[send(" client1 \r\n"), End, As(1), HalfClose, End]);
+    RECEIVE.expect_same(python, &[send("client1"), End, As(1), send("client2"), End]);
+    RECEIVE.expect_same(python, &[send(" client1 \r\n"), End, As(1), HalfClose, End]);
 }
 
 #[test]
 fn upper_answers_as_python_does() {
     let python = python_or_skip!();
-    // White space within, and bytes that are no text.
+    // White space inside, and bytes that are not UTF-8.
     let within: Vec<u8> = [b"x".to_vec(), (0..=255).collect(), b"x".to_vec()].concat();
     let answer = within.to_ascii_uppercase();
-    UPPER.agree(
+    UPPER.expect_same(
         python,
         &[send("client1"), expect("CLIENT1"), send(within), expect(answer), Silence],
     );
-    // Two clients, turn by turn.
+    // Two clients alternate.
     let each = [(0, "client1", "CLIENT1"), (1, "client2", "CLIENT2")];
     let modes = &["reactor", "offload", "threading", "pool", "forking"];
     let turns = [each, each].concat();
     let script: Vec<_> = turns
         .iter()
-        .flat_map(|&(who, client, answer)| [As(who), send(client), expect(answer)])
+        .flat_map(|&(number, client, answer)| [As(number), send(client), expect(answer)])
         .collect();
-    Pair { modes, ..UPPER }.agree(python, &script);
+    Pair { modes, ..UPPER }.expect_same(python, &script);
 }
 
 #[test]
@@ -401,7 +406,7 @@ fn upper_answers_datagrams_as_python_does() {
     let text = (32..=126).collect::<Vec<u8>>();
     let upper = text.to_ascii_uppercase();
     let blank = " \t\r\n";
-    UPPER_UDP.agree(
+    UPPER_UDP.expect_same(
         python,
         &[
             send("client1"),
@@ -412,7 +417,7 @@ fn upper_answers_datagrams_as_python_does() {
             As(0),
             send(text),
             expect(upper),
-            send(blank), // of datagrams, not even the tutorial strips anything
+            send(blank), // the tutorial does not strip datagrams either
             expect(blank),
             send(""),
             expect(""),
@@ -427,28 +432,33 @@ fn upper_answers_datagrams_as_python_does() {
 #[test]
 fn greet_greets_and_closes_as_python_does() {
     let python = python_or_skip!();
-    GREET.agree(python, &[send("hello"), expect(GREETED), End]);
-    GREET
-        .agree(python, &[send([0, 255]), expect(GREETED), End, As(1), send("\n"), expect(GREETED)]);
+    GREET.expect_same(python, &[send("hello"), expect(GREETED), End]);
+    GREET.expect_same(
+        python,
+        &[send([0, 255]), expect(GREETED), End, As(1), send("\n"), expect(GREETED)],
+    );
 }
 
 #[test]
 fn upper_once_answers_and_closes_as_python_does() {
     let python = python_or_skip!();
-    HELLO.agree(python, &[send("hello"), expect("HELLO"), End]);
-    HELLO.agree(python, &[send("学会 hello"), expect("学会 HELLO"), End, As(1), HalfClose, End]);
+    HELLO.expect_same(python, &[send("hello"), expect("HELLO"), End]);
+    HELLO.expect_same(
+        python,
+        &[send("学会 hello"), expect("学会 HELLO"), End, As(1), HalfClose, End],
+    );
 }
 
 #[test]
-fn welcome_talks_as_python_does() {
+fn welcome_replies_as_python_does() {
     let python = python_or_skip!();
-    WELCOME.agree(
+    WELCOME.expect_same(
         python,
         &[
             expect(WELCOMED),
             send("你好"),
             confirmed("你好"),
-            send(" exit"), // only the word alone ends it
+            send(" exit"), // only the word alone ends the connection
             confirmed(" exit"),
             send("exit\n"),
             confirmed("exit\n"),
@@ -466,9 +476,9 @@ fn welcome_talks_as_python_does() {
 }
 
 #[test]
-fn nihao_talks_as_python_does() {
+fn nihao_replies_as_python_does() {
     let python = python_or_skip!();
-    NIHAO.agree(
+    NIHAO.expect_same(
         python,
         &[
             expect("你好欢迎你"),
@@ -494,36 +504,36 @@ fn stop_on_eof_echoes_as_python_does() {
     let python = python_or_skip!();
     let script =
         [send("hello"), expect("hello"), send(" 你好\r\n\0"), expect(" 你好\r\n\0"), Silence];
-    STOP.python_says(python, &script);
-    // The client has ended with the script, and with it the server.
-    STOP.rust_says(&script, &hoped_for(&script), |program| drop(program.stopped()));
+    STOP.check_python(python, &script);
+    // The client closes at the end of the script, which stops the server.
+    STOP.check_rust(&script, &expected_transcript(&script), |program| drop(program.stopped()));
 }
 
 #[test]
 fn lines_ends_as_python_does() {
     let python = python_or_skip!();
-    LINES.agree(
+    LINES.expect_same(
         python,
         &[send("\n"), End, As(1), send(" \t\x0b\x0c\r\n"), End, As(2), HalfClose, End],
     );
 }
 
-// ---- what the tutorials do wrong: the list of tests/python/README.md
+// ---- bugs of the tutorials: the list of tests/python/README.md
 
 #[test]
 fn eof_is_not_an_empty_message() {
     let python = python_or_skip!();
-    // Python answers who has said nothing and confirms it, and tells of it.
-    GREET.differ(python, &[HalfClose, expect(GREETED), End], &[HalfClose, End]);
-    WELCOME.differ(
+    // Python answers and logs an empty message that no client has sent.
+    GREET.expect_difference(python, &[HalfClose, expect(GREETED), End], &[HalfClose, End]);
+    WELCOME.expect_difference(
         python,
         &[expect(WELCOMED), HalfClose, confirmed("")],
         &[expect(WELCOMED), HalfClose, End],
     );
-    let (_, server) = RECEIVE.python_says(python, &[HalfClose, End]);
+    let (_, server) = RECEIVE.check_python(python, &[HalfClose, End]);
     assert!(server.next_line().unwrap().starts_with("('127.0.0.1', "));
     assert_eq!(server.next_line().unwrap(), "");
-    RECEIVE.rust_says(&[HalfClose, End], &[Event::End], |program| {
+    RECEIVE.check_rust(&[HalfClose, End], &[Event::End], |program| {
         assert_eq!(program.stop().stderr, [""; 0]);
     });
 }
@@ -531,18 +541,18 @@ fn eof_is_not_an_empty_message() {
 #[test]
 fn eof_does_not_make_a_server_spin() {
     let python = python_or_skip!();
-    let said = || [send("client1"), expect("CLIENT1"), HalfClose];
-    let wrong: Vec<_> = said().into_iter().chain([Silence]).collect();
-    let right: Vec<_> = said().into_iter().chain([End, As(1), Silence]).collect();
-    let server = UPPER.goes_wrong(python, &wrong, &right);
-    // It tells who sent it something at each turn of its loop; even now that the client is gone.
+    let begin = || [send("client1"), expect("CLIENT1"), HalfClose];
+    let wrong: Vec<_> = begin().into_iter().chain([Silence]).collect();
+    let right: Vec<_> = begin().into_iter().chain([End, As(1), Silence]).collect();
+    let server = UPPER.expect_bug(python, &wrong, &right);
+    // It prints the client's address in each pass of its loop, even after the client has gone.
     for _ in 0..10_000 {
         assert!(server.next_line().unwrap().starts_with("('127.0.0.1', "));
     }
-    UPPER.rust_says(&right, &hoped_for(&right), |program| {
+    UPPER.check_rust(&right, &expected_transcript(&right), |program| {
         let used = || program.cpu_time().unwrap_or_default();
         let before = used();
-        thread::sleep(A_WHILE); // what must not happen has no event
+        thread::sleep(A_WHILE); // there is no event for something that must not happen
         let spent = used() - before;
         assert!(spent < A_WHILE / 3, "{spent:?} of {A_WHILE:?}");
         program.stop();
@@ -553,19 +563,19 @@ fn eof_does_not_make_a_server_spin() {
 fn a_half_closed_client_is_not_flooded() {
     let python = python_or_skip!();
     let hundred = |text: &str| expect(text.repeat(100));
-    let server = WELCOME.goes_wrong(
+    let server = WELCOME.expect_bug(
         python,
         &[expect(WELCOMED), HalfClose, hundred("已收到你的消息<>")],
         &[expect(WELCOMED), HalfClose, End],
     );
-    // And once it has closed, a traceback.
-    complains(&server, &["BrokenPipeError", "ConnectionResetError"]);
-    WELCOME.rust_says(
+    // After the close, Python prints a traceback.
+    expect_traceback(&server, &["BrokenPipeError", "ConnectionResetError"]);
+    WELCOME.check_rust(
         &[expect(WELCOMED), HalfClose, End],
         &[Event::Received(WELCOMED.into()), Event::End],
         |program| drop(program.stop()),
     );
-    NIHAO.differ(
+    NIHAO.expect_difference(
         python,
         &[expect("你好欢迎你"), HalfClose, hundred("好")],
         &[expect("你好欢迎你"), HalfClose, End],
@@ -575,36 +585,36 @@ fn a_half_closed_client_is_not_flooded() {
 #[test]
 fn a_handler_may_stop_its_server() {
     let python = python_or_skip!();
-    // In Python neither that client nor any other hears of the server again.
+    // In Python, the server never answers this or any other client again.
     let wrong = [send("hello"), expect("hello"), HalfClose, Silence, As(1), send("hello"), Silence];
     let right = [send("hello"), expect("hello"), HalfClose, End];
-    STOP.goes_wrong(python, &wrong, &right);
-    STOP.rust_says(&right, &hoped_for(&right), |program| drop(program.stopped()));
+    STOP.expect_bug(python, &wrong, &right);
+    STOP.check_rust(&right, &expected_transcript(&right), |program| drop(program.stopped()));
 }
 
 #[test]
-fn no_second_line_is_lost() {
+fn each_line_is_answered_and_none_is_lost() {
     let python = python_or_skip!();
     let lines = "0\n1\n2\n3\n4\n5\n";
-    LINES.differ(
+    LINES.expect_difference(
         python,
         &[send(lines), HalfClose, expect("135"), End],
         &[send(lines), HalfClose, expect(lines), End],
     );
-    // Who sends one line waits for ever.
-    LINES.differ(
+    // In Python, a client that sends one line never gets an answer.
+    LINES.expect_difference(
         python,
         &[send("hello\n"), Silence],
         &[send("hello\n"), expect("hello\n"), Silence],
     );
     // A blank line ends the connection, but not if it is a second one.
-    LINES.differ(
+    LINES.expect_difference(
         python,
         &[send("hello\n\n"), Silence],
         &[send("hello\n\n"), expect("hello\n"), End],
     );
-    // The last line needs no end.
-    LINES.differ(
+    // The last line may be unterminated.
+    LINES.expect_difference(
         python,
         &[send("hello"), HalfClose, End],
         &[send("hello"), HalfClose, expect("hello\n"), End],
@@ -615,7 +625,7 @@ fn no_second_line_is_lost() {
 fn a_slow_client_does_not_make_others_wait() {
     let python = python_or_skip!();
     let concurrent = Pair { modes: &["threading", "pool", "forking"], ..LINES };
-    concurrent.differ(
+    concurrent.expect_difference(
         python,
         &[send("0\n"), As(1), send("1\n2\n"), Silence],
         &[send("0\n"), As(1), send("1\n2\n"), expect("1\n2\n"), As(0), expect("0\n")],
@@ -623,68 +633,72 @@ fn a_slow_client_does_not_make_others_wait() {
 }
 
 #[test]
-fn a_character_cut_in_two_is_put_together() {
+fn a_character_split_by_tcp_is_joined_again() {
     let python = python_or_skip!();
     let (first, second) = "你".as_bytes().split_at(2);
     // Python drops the connection.
-    WELCOME.differ(
+    WELCOME.expect_difference(
         python,
         &[expect(WELCOMED), send(first), End],
         &[expect(WELCOMED), send(first), Silence, send(second), confirmed("你")],
     );
-    NIHAO.differ(
+    NIHAO.expect_difference(
         python,
         &[expect("你好欢迎你"), send(first), End],
         &[expect("你好欢迎你"), send(first), Silence, send(second), expect("你好")],
     );
     let right = [send(first), expect(first), send(second), expect(second), HalfClose, End];
-    STOP.goes_wrong(python, &[send(first), End], &right);
-    STOP.rust_says(&right, &hoped_for(&right), |program| drop(program.stopped()));
+    STOP.expect_bug(python, &[send(first), End], &right);
+    STOP.check_rust(&right, &expected_transcript(&right), |program| drop(program.stopped()));
 }
 
 #[test]
-fn what_is_no_text_is_no_reason_to_drop_a_client() {
+fn bytes_that_are_not_utf8_do_not_close_the_connection() {
     let python = python_or_skip!();
     let bytes = || send(b"a\xffb");
-    WELCOME.differ(
+    WELCOME.expect_difference(
         python,
         &[expect(WELCOMED), bytes(), End],
         &[expect(WELCOMED), bytes(), confirmed("a\u{fffd}b"), send("c"), confirmed("c")],
     );
-    NIHAO.differ(
+    NIHAO.expect_difference(
         python,
         &[expect("你好欢迎你"), bytes(), End],
         &[expect("你好欢迎你"), bytes(), expect("a\u{fffd}b好"), send("c"), expect("c好")],
     );
-    UPPER_UDP.differ(python, &[bytes(), Silence], &[bytes(), expect(b"A\xffB"), Silence]);
-    // Where it is told, the one has a traceback to tell.
-    let (_, server) = RECEIVE.python_says(python, &[bytes(), End]);
-    complains(&server, &["UnicodeDecodeError"]);
-    RECEIVE.rust_says(&[bytes(), End], &[Event::End], |program| {
-        let told = program.stop().stderr;
-        assert!(told.len() == 1 && told[0].ends_with(" a\u{fffd}b"), "{told:?}");
+    UPPER_UDP.expect_difference(
+        python,
+        &[bytes(), Silence],
+        &[bytes(), expect(b"A\xffB"), Silence],
+    );
+    // Python prints a traceback in place of the message.
+    let (_, server) = RECEIVE.check_python(python, &[bytes(), End]);
+    expect_traceback(&server, &["UnicodeDecodeError"]);
+    RECEIVE.check_rust(&[bytes(), End], &[Event::End], |program| {
+        let stderr = program.stop().stderr;
+        assert!(stderr.len() == 1 && stderr[0].ends_with(" a\u{fffd}b"), "{stderr:?}");
     });
 }
 
 #[test]
-fn exit_is_heard_behind_other_words() {
+fn exit_after_other_words_is_recognised_with_line_framing() {
     let python = python_or_skip!();
-    // What was sent in two is read as one; raw, here as there.
-    WELCOME.agree(python, &[expect(WELCOMED), send("aexit"), confirmed("aexit"), Silence]);
-    NIHAO.agree(python, &[expect("你好欢迎你"), send("aq"), expect("aq好"), Silence]);
-    // Lines are the cure.
-    WELCOME_LINES.differ(
+    // Two messages are read as one; with raw framing both behave in the same way.
+    WELCOME.expect_same(python, &[expect(WELCOMED), send("aexit"), confirmed("aexit"), Silence]);
+    NIHAO.expect_same(python, &[expect("你好欢迎你"), send("aq"), expect("aq好"), Silence]);
+    // With line framing, the example recognises the word.
+    WELCOME_LINES.expect_difference(
         python,
         &[expect(WELCOMED), send("a\nexit\n"), confirmed("a\nexit\n"), Silence],
         &[expect(format!("{WELCOMED}\n")), send("a\nexit\n"), expect("已收到你的消息<a>\n"), End],
     );
-    NIHAO_LINES.differ(
+    NIHAO_LINES.expect_difference(
         python,
         &[expect("你好欢迎你"), send("a\nq\n"), expect("a\nq\n好"), Silence],
         &[expect("你好欢迎你\n"), send("a\nq\n"), expect("a好\n"), End],
     );
-    // As for a word that came in two parts.
-    WELCOME_LINES.differ(
+    // The same for a word that arrives in two parts.
+    WELCOME_LINES.expect_difference(
         python,
         &[expect(WELCOMED), send("ex"), confirmed("ex"), send("it\n"), confirmed("it\n")],
         &[expect(format!("{WELCOMED}\n")), send("ex"), Silence, send("it\n"), End],
@@ -692,17 +706,17 @@ fn exit_is_heard_behind_other_words() {
 }
 
 #[test]
-fn no_data_is_stripped() {
+fn data_is_not_stripped() {
     let python = python_or_skip!();
     let spaced = || send(" client 1\r\n");
-    UPPER.differ(
+    UPPER.expect_difference(
         python,
         &[spaced(), expect("CLIENT 1"), Silence],
         &[spaced(), expect(" CLIENT 1\r\n"), Silence],
     );
-    // What is all white space is not answered at all.
-    UPPER.differ(python, &[send("\n"), Silence], &[send("\n"), expect("\n")]);
-    HELLO.differ(
+    // Python does not answer a message of white space.
+    UPPER.expect_difference(python, &[send("\n"), Silence], &[send("\n"), expect("\n")]);
+    HELLO.expect_difference(
         python,
         &[send("hello\n"), expect("HELLO"), End],
         &[send("hello\n"), expect("HELLO\n"), End],
@@ -713,20 +727,20 @@ fn no_data_is_stripped() {
 fn a_message_may_be_longer_than_1024_bytes() {
     let python = python_or_skip!();
     let long = || "x".repeat(2000);
-    HELLO.differ(
+    HELLO.expect_difference(
         python,
         &[send(long()), expect("X".repeat(1024))],
         &[send(long()), expect("X".repeat(2000)), End],
     );
-    // It closes with the rest unread, which resets the connection.
-    GREET.differ(
+    // Python closes with the rest unread, which resets the connection.
+    GREET.expect_difference(
         python,
         &[send(long()), expect(GREETED), Cut],
         &[send(long()), expect(GREETED), End],
     );
-    // Or takes the rest for a second message.
+    // Or Python takes the rest for a second message.
     let (first, second) = ("x".repeat(1024), "x".repeat(976));
-    WELCOME.differ(
+    WELCOME.expect_difference(
         python,
         &[expect(WELCOMED), send(long()), confirmed(&first), confirmed(&second)],
         &[expect(WELCOMED), send(long()), confirmed(&long())],
@@ -737,7 +751,7 @@ fn a_message_may_be_longer_than_1024_bytes() {
 fn a_datagram_is_not_cut_at_8192_bytes() {
     let python = python_or_skip!();
     let long = || send("x".repeat(9000));
-    UPPER_UDP.differ(
+    UPPER_UDP.expect_difference(
         python,
         &[long(), expect("X".repeat(8192))],
         &[long(), expect("X".repeat(9000))],
@@ -747,11 +761,11 @@ fn a_datagram_is_not_cut_at_8192_bytes() {
 #[test]
 fn a_message_in_pieces_is_one_message() {
     let python = python_or_skip!();
-    // Raw, each read is taken for a message, here as there.
+    // With raw framing, each read is a message in both.
     let pieces = [expect("你好欢迎你"), send("a"), expect("a好"), send("b"), expect("b好")];
-    NIHAO.agree(python, &pieces);
-    // Lines are the cure.
-    NIHAO_LINES.differ(
+    NIHAO.expect_same(python, &pieces);
+    // With line framing, the example joins the pieces.
+    NIHAO_LINES.expect_difference(
         python,
         &[expect("你好欢迎你"), send("a"), expect("a好"), send("b\n"), expect("b\n好")],
         &[expect("你好欢迎你\n"), send("a"), Silence, send("b\n"), expect("ab好\n")],
@@ -762,19 +776,19 @@ fn a_message_in_pieces_is_one_message() {
 fn a_reset_is_not_an_error_of_the_handler() {
     let python = python_or_skip!();
     let script = [send("a"), expect("A"), Reset, As(1), send("b"), expect("B")];
-    let (_, server) = UPPER.python_says(python, &script);
-    complains(&server, &["ConnectionResetError"]);
-    UPPER.rust_says(&script, &hoped_for(&script), |program| {
+    let (_, server) = UPPER.check_python(python, &script);
+    expect_traceback(&server, &["ConnectionResetError"]);
+    UPPER.check_rust(&script, &expected_transcript(&script), |program| {
         assert_eq!(program.stop().stderr, [""; 0]);
     });
 }
 
 #[test]
-fn the_threaded_server_answers_and_tells_its_thread() {
+fn the_threaded_server_answers_with_the_name_of_its_thread() {
     let python = python_or_skip!();
-    // It waits for the client's end, and the client for the answer; and then there is none.
-    let (_, server) = WHOAMI.python_says(python, &[send("hello 1\n"), Silence, HalfClose, End]);
-    complains(&server, &["AttributeError"]);
+    // Python waits for the client's FIN, and the client for the answer; after FIN there is none.
+    let (_, server) = WHOAMI.check_python(python, &[send("hello 1\n"), Silence, HalfClose, End]);
+    expect_traceback(&server, &["AttributeError"]);
     for mode in ALL_MODES {
         let serving = WHOAMI.serve_example(mode);
         let mut client = connect(&serving.url);
@@ -788,41 +802,42 @@ fn the_threaded_server_answers_and_tells_its_thread() {
 }
 
 #[test]
-fn the_misprints_keep_programs_from_starting() {
+fn programs_with_the_tutorials_misprints_do_not_start() {
     let python = python_or_skip!();
-    let printed = |name: &str, correct: &str, misprint: &str| {
+    let run_misprint = |name: &str, correct: &str, misprint: &str| {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
         let program = fs::read_to_string(directory.join(name)).unwrap();
         let code = program.split_once("\nimport").unwrap().1;
-        assert_eq!(code.matches(correct).count(), 1, "{name} holds {correct}");
+        assert_eq!(code.matches(correct).count(), 1, "{name} must contain {correct} once");
         let program = format!("import{}", code.replace(correct, misprint));
         spawn_reading(&mut python.command(&["-c", &program]), Stdio::null()).end()
     };
-    // The server is done before it has begun.
-    let ended = printed("001_greet_server.py", "'__main__'", "'__mian__'");
+    // The server exits without serving.
+    let ended = run_misprint("001_greet_server.py", "'__main__'", "'__mian__'");
     assert_eq!(ended.succeeds().stdout, [""; 0]);
-    // The client is no program.
-    let ended = printed("001_hello_client.py", r#""\n""#, "\"\n\"");
+    // The client has a syntax error.
+    let ended = run_misprint("001_hello_client.py", r#""\n""#, "\"\n\"");
     assert_eq!(ended.status.code(), Some(1));
     assert!(ended.stderr.last().unwrap().starts_with("SyntaxError"), "{ended:?}");
-    // A server and its clients in one program, which in the tutorial never come to their turn.
+    // A server and its clients in one program; the tutorial's clients would never run.
     run("background", &[] as &[&str]).succeeds();
 }
 
 #[test]
-fn the_list_names_each_of_these_tests_and_no_other() {
+fn the_readme_lists_exactly_the_tests_of_this_section() {
     let (list, tests) = (include_str!("python/README.md"), include_str!("python.rs"));
     let list = list.split_once("| in Python |").unwrap().1;
     let listed = list.lines().filter_map(|line| line.strip_suffix("` |")?.rsplit('`').next());
     let listed: Vec<_> = listed.collect();
-    let section = tests.split("// ---- ").find(|section| section.starts_with("what the tutorials"));
-    let mut there: Vec<_> = section
+    let section =
+        tests.split("// ---- ").find(|section| section.starts_with("bugs of the tutorials"));
+    let mut defined: Vec<_> = section
         .unwrap()
         .lines()
         .filter_map(|line| line.strip_prefix("fn ")?.strip_suffix("() {"))
         .collect();
-    assert_eq!(there.pop(), Some("the_list_names_each_of_these_tests_and_no_other"));
-    assert_eq!(listed, there);
+    assert_eq!(defined.pop(), Some("the_readme_lists_exactly_the_tests_of_this_section"));
+    assert_eq!(listed, defined);
 }
 
 // ---- the tutorials' own clients
@@ -834,7 +849,7 @@ fn both(python: Python, pair: &Pair) -> [Serving; 2] {
 }
 
 #[test]
-fn the_clients_of_receive_are_heard() {
+fn the_messages_of_the_clients_of_receive_are_logged() {
     let python = python_or_skip!();
     let [theirs, ours] = both(python, &RECEIVE);
     for name in ["client1", "client2"] {
@@ -842,17 +857,16 @@ fn the_clients_of_receive_are_heard() {
             let client = python.client(&format!("000_receive_{name}.py"), &serving.url);
             assert_eq!(client.end().succeeds().stdout, [""; 0]);
         }
-        // The address as Python writes it, and what was said on a line of its own; or both in one.
+        // Python prints the address and the message on two lines, the example on one.
         assert!(theirs.program.next_line().unwrap().starts_with("('127.0.0.1', "));
         assert_eq!(theirs.program.next_line().unwrap(), name);
-        let told = ours.program.next_complaint().unwrap();
-        assert!(told.starts_with("127.0.0.1:") && told.ends_with(&format!(" {name}")), "{told}");
+        let line = ours.program.next_error_line().unwrap();
+        assert!(line.starts_with("127.0.0.1:") && line.ends_with(&format!(" {name}")), "{line}");
     }
     ours.program.stop();
 }
 
-/// Has two clients that never end talk with both servers at the same time, and reads two lines of
-/// each.
+/// Starts two clients, which run endlessly, with each of both servers, and reads two lines of each.
 fn two_rounds(python: Python, pair: &Pair, clients: [(&str, &str); 2]) {
     let servers = both(python, pair);
     let all: Vec<_> = servers
@@ -870,39 +884,39 @@ fn two_rounds(python: Python, pair: &Pair, clients: [(&str, &str); 2]) {
 }
 
 #[test]
-fn the_clients_of_upper_hear_themselves_in_upper_case() {
+fn the_clients_of_upper_receive_their_text_in_upper_case() {
     let python = python_or_skip!();
     let clients = [("000_upper_client1.py", "b'CLIENT1'"), ("000_upper_client2.py", "b'CLIENT2'")];
     two_rounds(python, &UPPER, clients);
 }
 
 #[test]
-fn the_clients_of_upper_over_udp_hear_themselves_in_upper_case() {
+fn the_clients_of_upper_over_udp_receive_their_text_in_upper_case() {
     let python = python_or_skip!();
     let clients = [("000_udp_client1.py", "b'CLIENT1'"), ("000_udp_client2.py", "b'CLIENT2'")];
     two_rounds(python, &UPPER_UDP, clients);
 }
 
 #[test]
-fn the_client_of_upper_once_says_hello() {
+fn the_client_of_upper_once_receives_hello_in_upper_case() {
     let python = python_or_skip!();
     let [theirs, ours] = both(python, &HELLO);
-    let heard = |serving: &Serving| {
+    let output_with = |serving: &Serving| {
         python.client("001_hello_client.py", &serving.url).end().succeeds().stdout.clone()
     };
     let shown = ["Sent:     hello", "Received: HELLO"];
-    assert_eq!(heard(&theirs), shown);
-    // The end of the line comes back too.
-    assert_eq!(heard(&ours), [&shown[..], &[""]].concat());
+    assert_eq!(output_with(&theirs), shown);
+    // The example also sends the newline back.
+    assert_eq!(output_with(&ours), [&shown[..], &[""]].concat());
     ours.program.stop();
 }
 
 #[test]
-fn the_chat_client_is_welcomed_confirmed_and_let_go() {
+fn the_chat_client_receives_a_welcome_confirmations_and_the_close() {
     let python = python_or_skip!();
     let directory = Directory::new();
     let input = directory.path("input");
-    // A blank line is not sent, and the prompt is shown again.
+    // The client does not send a blank line, and prompts again.
     fs::write(&input, "你好\n\n  学会了 \nexit\nnever sent\n").unwrap();
     let [theirs, ours] = both(python, &WELCOME);
     for serving in [&theirs, &ours] {
@@ -918,13 +932,16 @@ fn the_chat_client_is_welcomed_confirmed_and_let_go() {
             ]
         );
     }
-    let told = ours.program.stop().stderr;
-    assert!(told[0].starts_with("127.0.0.1:") && told[0].ends_with(" says: 你好"), "{told:?}");
-    assert_eq!(told.len(), 3, "two messages and the end: {told:?}");
+    let stderr = ours.program.stop().stderr;
+    assert!(
+        stderr[0].starts_with("127.0.0.1:") && stderr[0].ends_with(" says: 你好"),
+        "{stderr:?}"
+    );
+    assert_eq!(stderr.len(), 3, "two messages and the end: {stderr:?}");
 }
 
 #[test]
-fn the_slow_client_is_served_and_nobody_waits_for_it() {
+fn the_slow_client_is_served_and_delays_no_other_client() {
     let python = python_or_skip!();
     let serving = LINES.serve_example("threading");
     let slow = python.client("004_slow_client.py", &serving.url);
@@ -949,7 +966,7 @@ fn the_clients_of_the_threaded_server_get_their_answers() {
             let quick = call(&format!("client('127.0.0.1', 9998, 'hello {number}')"));
             let line = quick.next_line().unwrap();
             let name = line.strip_prefix(&format!("response hello {number} ")).unwrap().to_owned();
-            (name, quick) // it stays for ten seconds more
+            (name, quick) // it stays connected for ten more seconds
         });
         let [(one, _), (two, _), (three, _)] = &names;
         if mode == "threading" {

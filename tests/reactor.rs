@@ -1,5 +1,5 @@
-//! The loop's edges with real sockets: slow peers, lost peers, failing handlers, stops and the
-//! traps of edge-triggering.
+//! The event loop with real sockets: slow peers, lost peers, failing handlers, stops, and the
+//! cases in which an edge-triggered event comes only once.
 
 mod support;
 
@@ -15,8 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socketserver::{
-    CloseReason, Context, Error, FixedSize, Handler, HandlerResult, Hooks, LengthPrefixed, Lines,
-    Offload, Overlong, Peer, SendError, Sender, Server, StopReport, broadcast, handler_fn,
+    Accepted, CloseReason, Context, Error, FixedSize, Handler, HandlerResult, Hooks,
+    LengthPrefixed, Lines, Offload, Overlong, Peer, SendError, Sender, Server, StopReport,
+    broadcast, handler_fn,
 };
 use support::*;
 
@@ -25,40 +26,40 @@ const LOCAL: &str = "127.0.0.1:0";
 /// A server that sends every byte back.
 fn start_echo() -> TestServer {
     let server = Server::tcp(LOCAL).unwrap();
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     start_server(server.unwrap())
 }
 
-/// A server of lines whose handlers do what `act` says.
-fn start_lines<A>(act: A) -> (TestServer, Receiver<Told>)
+/// A server of lines whose handlers run `act` in each call.
+fn start_lines<A>(act: A) -> (TestServer, Receiver<Call>)
 where
-    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static,
+    A: FnMut(&Call, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static,
 {
-    let (make, told) = tellers(act);
+    let (make, calls) = recorders(act);
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    (start_server(builder.serve(make).unwrap()), told)
+    (start_server(builder.serve(make).unwrap()), calls)
 }
 
-/// The same on workers.
-fn start_lines_on_workers<A>(workers: usize, act: A) -> (TestServer, Receiver<Told>)
+/// The same under `offload`.
+fn start_lines_on_workers<A>(workers: usize, act: A) -> (TestServer, Receiver<Call>)
 where
-    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static,
+    A: FnMut(&Call, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static,
 {
-    let (make, told) = tellers(act);
+    let (make, calls) = recorders(act);
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let builder = builder.mode(Offload::new(workers));
-    (start_server(builder.serve(make).unwrap()), told)
+    (start_server(builder.serve(make).unwrap()), calls)
 }
 
-/// What a handler does that gives its sender away when it opens, and echoes.
+/// What a handler does that echoes and passes its sender to the test when it opens.
 fn give_sender(
     out: mpsc::Sender<Sender>,
-) -> impl FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send {
-    move |told, cx| {
-        if *told == Told::Open {
+) -> impl FnMut(&Call, &mut Context<'_>) -> HandlerResult + Clone + Send {
+    move |call, cx| {
+        if *call == Call::Open {
             out.send(cx.sender()?)?;
         }
-        echo(told, cx)
+        echo(call, cx)
     }
 }
 
@@ -80,7 +81,7 @@ fn bytes_come_back_over_a_unix_socket_too() {
     std::fs::create_dir_all(&directory).unwrap();
     let path = directory.join("echo.sock");
     let server = Server::unix_stream(&path).unwrap();
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let server = start_server(server.unwrap());
     let mut client = UnixStream::connect(&path).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -98,7 +99,7 @@ fn bytes_come_back_over_a_unix_socket_too() {
     writing.join().unwrap();
     assert!(back == sent);
     drop(server.stop());
-    assert!(!path.exists(), "its file went with it");
+    assert!(!path.exists(), "the socket file is removed");
     std::fs::remove_dir_all(directory).unwrap();
 }
 
@@ -122,42 +123,42 @@ fn three_mebibytes_come_back_whole_after_a_half_close() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let (server, _told) = start_lines(echo);
+    let (server, _calls) = start_lines(echo);
     let mut client = server.connect();
     let requests: String = (0..10_000).map(|number| format!("{number}\n")).collect();
     client.send(&requests).expect_reply(&requests);
 }
 
 #[test]
-fn the_last_bytes_and_the_end_may_come_in_one_segment() {
-    let (server, told) = start_lines(echo);
+fn a_last_message_and_fin_in_one_segment_are_both_delivered() {
+    let (server, calls) = start_lines(echo);
     for _ in 0..50 {
         let mut client = server.connect();
         client.stream.set_nodelay(false).unwrap();
         client.send("a request\n").end();
         assert_eq!(client.read_to_end(), b"a request\n");
-        let told: Vec<_> = (0..4).map(|_| expect_told(&told)).collect();
-        let close = Told::Close("end of input".into());
-        assert_eq!(told, [Told::Open, message("a request"), Told::Eof, close]);
+        let calls: Vec<_> = (0..4).map(|_| expect_next(&calls)).collect();
+        let close = Call::Close("end of input".into());
+        assert_eq!(calls, [Call::Open, message("a request"), Call::Eof, close]);
     }
 }
 
-/// Who has ended before it is accepted is served all the same.
+/// Its bytes and its FIN are there when the server accepts it.
 #[test]
-fn a_client_that_has_come_and_ended_before_it_is_accepted_is_answered() {
+fn a_client_that_sent_fin_before_it_was_accepted_is_answered() {
     let server = Server::tcp(LOCAL).unwrap().framing(Lines::default());
-    let server = server.serve(tellers(echo).0).unwrap();
+    let server = server.serve(recorders(echo).0).unwrap();
     let mut client = connect(server.local_addr().inet().unwrap());
     client.send("early\n").end();
     let _server = start_server(server);
     assert_eq!(client.read_to_end(), b"early\n");
 }
 
-/// A read that fills the buffer says nothing about what is left.
+/// After a read that fills the buffer, more input may be available without another event.
 #[test]
 fn messages_as_long_as_the_read_buffer_do_not_stall() {
     for length in [64 << 10, 128 << 10, (64 << 10) - 1, (64 << 10) + 1] {
-        let (make, _told) = tellers(echo);
+        let (make, _calls) = recorders(echo);
         let builder = Server::tcp(LOCAL).unwrap().framing(FixedSize::new(length));
         let server = start_server(builder.serve(make).unwrap());
         let mut client = server.connect();
@@ -170,12 +171,12 @@ fn messages_as_long_as_the_read_buffer_do_not_stall() {
 }
 
 #[test]
-fn a_burst_of_connections_larger_than_the_accept_budget_is_accepted_whole() {
+fn a_burst_of_connections_larger_than_the_accept_budget_is_accepted_completely() {
     let server = Server::tcp(LOCAL).unwrap();
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let server = server.unwrap();
     let address = server.local_addr().inet().unwrap();
-    // They wait in the kernel's queue: one edge for all.
+    // They wait in the kernel's queue: one event for all of them.
     let mut clients: Vec<_> = (0..200).map(|_| connect(address)).collect();
     let _server = start_server(server);
     for client in &mut clients {
@@ -190,15 +191,15 @@ fn a_reply_is_whole_although_the_server_closes_with_input_unread() {
     for unread in [1, 100 << 10, 400 << 10] {
         let reply = pattern(16 << 20);
         let expected = reply.clone();
-        let (server, _told) = start_lines(move |told: &Told, cx: &mut Context<'_>| {
-            if matches!(told, Told::Message(_)) {
+        let (server, _calls) = start_lines(move |call: &Call, cx: &mut Context<'_>| {
+            if matches!(call, Call::Message(_)) {
                 cx.send(&reply)?;
                 cx.close();
             }
             Ok(())
         });
         let mut client = server.connect();
-        client.send("all of it, please\n").send(vec![b'x'; unread]);
+        client.send("a request\n").send(vec![b'x'; unread]);
         let back = client.read_to_end();
         assert_eq!(back.len(), expected.len() + 1);
         assert!(back[..expected.len()] == expected);
@@ -209,11 +210,11 @@ fn a_reply_is_whole_although_the_server_closes_with_input_unread() {
 fn a_short_last_reply_arrives_although_the_server_closes_with_input_unread() {
     let (sent, all_sent) = mpsc::channel();
     let all_sent = Arc::new(Mutex::new(all_sent));
-    let (server, _told) = start_lines(move |told: &Told, cx: &mut Context<'_>| {
-        match told {
-            // More than the server can have read at once, and all there before it reads.
-            Told::Open => all_sent.lock().unwrap().recv_timeout(DEADLINE)?,
-            Told::Message(_) => {
+    let (server, _calls) = start_lines(move |call: &Call, cx: &mut Context<'_>| {
+        match call {
+            // More than one read takes, and all of it is there before the server reads.
+            Call::Open => all_sent.lock().unwrap().recv_timeout(DEADLINE)?,
+            Call::Message(_) => {
                 cx.send(b"goodbye")?;
                 cx.close();
             }
@@ -237,14 +238,14 @@ fn a_client_that_never_reads_is_no_longer_read_and_others_are_served() {
     other.send("first").expect_reply("first").expect_silence();
     let before = server.counters();
     let kept = before.bytes_in - before.bytes_out;
-    assert!(kept < 256 << 10, "{kept} bytes wait, for a high mark of 64 KiB");
+    assert!(kept < 256 << 10, "{kept} bytes wait, with a high watermark of 64 KiB");
     for _ in 0..100 {
         other.send("more").expect_reply("more");
     }
     other.expect_silence();
     let after = server.counters();
-    assert_eq!(after.bytes_in - before.bytes_in, 400, "only the other's bytes were read");
-    assert!(after.turns - before.turns <= 250, "nothing turns for the one that stalls");
+    assert_eq!(after.bytes_in - before.bytes_in, 400, "only the other client is read");
+    assert!(after.turns - before.turns <= 250, "the stalled client causes no turns");
 }
 
 #[test]
@@ -257,12 +258,12 @@ fn a_slow_reader_gets_everything_in_the_end() {
     let back = slow.read_to_end();
     assert_eq!(back.len(), sent);
     let right = back.chunks(chunk.len()).all(|part| part == &chunk[..part.len()]);
-    assert!(right, "and in order");
+    assert!(right, "the bytes are in order");
     server.wait_for_no_connection();
 }
 
 #[test]
-fn a_client_that_never_reads_and_goes_leaves_nothing() {
+fn a_client_that_disconnects_without_reading_leaves_no_connection_behind() {
     let server = start_echo();
     for reset in [true, false] {
         let mut stalled = server.connect();
@@ -291,7 +292,7 @@ fn one_busy_client_does_not_keep_others_from_being_served() {
         writer.shutdown(std::net::Shutdown::Write).unwrap();
     });
     let reading = thread::spawn(move || busy.read_to_end().len());
-    server.wait_for("it is busy", |counters| counters.bytes_in > 1 << 20);
+    server.wait_for("the busy client is read", |counters| counters.bytes_in > 1 << 20);
     let mut other = server.connect();
     for _ in 0..50 {
         other.send("me too").expect_reply("me too");
@@ -305,8 +306,8 @@ fn one_busy_client_does_not_keep_others_from_being_served() {
 fn a_client_that_sends_little_is_served_before_one_that_sends_much() {
     let gate = Arc::new(Barrier::new(2));
     let waiting = gate.clone();
-    let (make, told) = tellers(move |told: &Told, _: &mut Context<'_>| {
-        if *told == Told::Message(b"hold".to_vec()) {
+    let (make, calls) = recorders(move |call: &Call, _: &mut Context<'_>| {
+        if *call == Call::Message(b"hold".to_vec()) {
             waiting.wait();
             waiting.wait();
         }
@@ -317,26 +318,26 @@ fn a_client_that_sends_little_is_served_before_one_that_sends_much() {
     let mut transfers = [server.connect(), server.connect()];
     let mut dialogue = server.connect();
     for _ in 0..4 {
-        assert_eq!(expect_told(&told), Told::Open);
+        assert_eq!(expect_next(&calls), Call::Open);
     }
-    // Input gathers while the loop is held up.
+    // Runs `send` while the loop is blocked, so that the input of all clients arrives together.
     let mut gather = |send: &mut dyn FnMut()| {
         holder.send("hold");
         gate.wait();
         send();
         gate.wait();
-        assert_eq!(expect_told(&told), Told::Message(b"hold".to_vec()));
+        assert_eq!(expect_next(&calls), Call::Message(b"hold".to_vec()));
     };
     gather(&mut || transfers.iter_mut().for_each(|each| _ = each.send([0; 40 << 10])));
     for _ in 0..2 {
-        assert!(expect_told(&told) == Told::Message(vec![0; 40 << 10]), "in one read");
+        assert!(expect_next(&calls) == Call::Message(vec![0; 40 << 10]), "in one read");
     }
     gather(&mut || {
         transfers.iter_mut().for_each(|each| _ = each.send("much more"));
         dialogue.send("little");
     });
     for expected in ["little", "much more", "much more"] {
-        assert_eq!(expect_told(&told), Told::Message(expected.into()));
+        assert_eq!(expect_next(&calls), Call::Message(expected.into()));
     }
 }
 
@@ -345,16 +346,16 @@ fn a_connection_that_waits_for_its_turn_does_not_time_out() {
     const TIMEOUT: Duration = Duration::from_secs(1);
     let gate = Arc::new(Barrier::new(2));
     let waiting = gate.clone();
-    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
-        match told {
-            Told::Open => cx.set_idle_timeout(TIMEOUT)?,
-            Told::Message(message) if message == b"hold" => {
+    let (make, calls) = recorders(move |call: &Call, cx: &mut Context<'_>| {
+        match call {
+            Call::Open => cx.set_idle_timeout(TIMEOUT)?,
+            Call::Message(message) if message == b"hold" => {
                 cx.set_idle_timeout(None)?;
                 waiting.wait();
                 waiting.wait();
             }
-            Told::Message(_) => cx.send(b"heard")?,
-            Told::Timeout => cx.close(),
+            Call::Message(_) => cx.send(b"heard")?,
+            Call::Timeout => cx.close(),
             _ => {}
         }
         Ok(())
@@ -369,11 +370,11 @@ fn a_connection_that_waits_for_its_turn_does_not_time_out() {
     holder.send("hold");
     gate.wait();
     transfer.send("in time");
-    // Its time passes while the loop is held up.
+    // The timeout passes while the loop is blocked.
     thread::sleep(TIMEOUT * 3 / 2);
     gate.wait();
     transfer.expect_reply("heard");
-    assert!(told.try_iter().all(|told| told != Told::Timeout));
+    assert!(calls.try_iter().all(|call| call != Call::Timeout));
 }
 
 #[test]
@@ -384,13 +385,14 @@ fn a_thousand_idle_clients_cost_no_turn_of_the_loop() {
     for client in clients.iter_mut().step_by(100) {
         client.send("awake").expect_reply("awake");
     }
-    server
-        .wait_for("all is told", |counters| (counters.accepted, counters.bytes_out) == (1000, 50));
+    server.wait_for("all are accepted and answered", |counters| {
+        (counters.accepted, counters.bytes_out) == (1000, 50)
+    });
     // The last turn may have found nothing to do.
     clients[0].expect_silence();
     let before = server.counters();
     clients[0].expect_silence();
-    assert_eq!(server.counters(), before, "nothing at all has happened");
+    assert_eq!(server.counters(), before, "no counter has changed");
     clients[999].send("still here").expect_reply("still here");
     drop(clients);
     server.wait_for_no_connection();
@@ -401,15 +403,15 @@ fn a_thousand_idle_clients_cost_no_turn_of_the_loop() {
 #[test]
 fn a_failing_handler_costs_only_its_own_connection() {
     for workers in [0, 2] {
-        let act = |told: &Told, cx: &mut Context<'_>| {
-            if *told == message("error") {
+        let act = |call: &Call, cx: &mut Context<'_>| {
+            if *call == message("error") {
                 cx.send(b"last words")?;
                 Err("broken")?;
             }
-            assert_ne!(*told, message("panic"), "oh dear");
-            echo(told, cx)
+            assert_ne!(*call, message("panic"), "oh dear");
+            echo(call, cx)
         };
-        let (server, told) = match workers {
+        let (server, calls) = match workers {
             0 => start_lines(act),
             workers => start_lines_on_workers(workers, act),
         };
@@ -417,10 +419,10 @@ fn a_failing_handler_costs_only_its_own_connection() {
         bystander.send("hello\n").expect_reply("hello\n");
         let mut failing = server.connect();
         failing.send("error\n").expect_reply("last words\n").expect_closed();
-        assert_eq!(expect_close(&told), "handler failed: broken");
+        assert_eq!(expect_close(&calls), "handler failed: broken");
         let mut panicking = server.connect();
         panicking.send("panic\n").expect_closed();
-        assert!(expect_close(&told).contains("oh dear"));
+        assert!(expect_close(&calls).contains("oh dear"));
         bystander.send("still here\n").expect_reply("still here\n");
         server.wait_for("faults are counted", |counters| {
             (counters.handler_errors, counters.panics, counters.closed) == (1, 1, 2)
@@ -430,17 +432,17 @@ fn a_failing_handler_costs_only_its_own_connection() {
 
 #[test]
 fn an_invalid_frame_closes_the_connection_and_reports_the_reason() {
-    let (make, told) = tellers(echo);
+    let (make, calls) = recorders(echo);
     let framing = LengthPrefixed::default().max_len(100);
     let server = Server::tcp(LOCAL).unwrap().framing(framing);
     let server = start_server(server.serve(make).unwrap());
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\n\r\n").expect_closed();
-    assert_eq!(expect_close(&told), "bad frame: longer than 100 bytes");
+    assert_eq!(expect_close(&calls), "bad frame: longer than 100 bytes");
     server.wait_for("it is counted", |counters| counters.framing_errors == 1);
 }
 
-/// Hooks that note faults, and panic or refuse where they are told to.
+/// Hooks that report faults, and panic or refuse as configured.
 #[derive(Default)]
 struct TestHooks {
     faults: Option<mpsc::Sender<String>>,
@@ -478,21 +480,22 @@ impl Hooks for TestHooks {
 }
 
 #[test]
-fn every_fault_is_told_to_the_hook() {
-    let (faults, told) = mpsc::channel();
+fn every_fault_is_reported_to_the_hook() {
+    let (faults, calls) = mpsc::channel();
     let hooks = TestHooks { faults: Some(faults), ..TestHooks::default() };
     let server = Server::tcp(LOCAL).unwrap().hooks(hooks);
-    let server = server.serve(|_: &Peer| -> Box<dyn Handler> { panic!("no handler today") });
+    let server =
+        server.serve(|_: &Accepted<'_>| -> Box<dyn Handler> { panic!("no handler today") });
     let server = server.unwrap();
     let address = server.local_addr().inet().unwrap();
-    // They are accepted in one go.
+    // They are accepted in one turn.
     let mut clients: Vec<_> = (0..10).map(|_| connect(address)).collect();
     let server = start_server(server);
     for client in &mut clients {
         client.expect_gone();
-        assert_eq!(expect_told(&told), "handler panicked: no handler today");
+        assert_eq!(expect_next(&calls), "handler panicked: no handler today");
     }
-    server.wait_for("they are counted", |counters| {
+    server.wait_for("all are counted", |counters| {
         (counters.panics, counters.accepted, counters.closed) == (10, 10, 10)
     });
 }
@@ -501,9 +504,9 @@ fn every_fault_is_told_to_the_hook() {
 fn a_factory_that_panics_costs_only_that_connection() {
     let mut made = 0;
     let server = Server::tcp(LOCAL).unwrap();
-    let server = server.serve(move |_: &Peer| {
+    let server = server.serve(move |_: &Accepted<'_>| {
         made += 1;
-        assert_ne!(made, 2, "not the second");
+        assert_ne!(made, 2, "a panic for the second connection");
         handler_fn(|message, cx| cx.send(message))
     });
     let server = start_server(server.unwrap());
@@ -517,22 +520,24 @@ fn a_factory_that_panics_costs_only_that_connection() {
 
 #[test]
 fn a_handler_whose_destructor_panics_costs_only_its_own_connection() {
-    struct Grumpy;
-    impl Handler for Grumpy {
+    struct PanicsWhenDropped;
+    impl Handler for PanicsWhenDropped {
         fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
             cx.send(message)
         }
     }
-    impl Drop for Grumpy {
+    impl Drop for PanicsWhenDropped {
         fn drop(&mut self) {
-            panic!("and good riddance");
+            panic!("in the destructor");
         }
     }
     for workers in [0, 1] {
         let builder = Server::tcp(LOCAL).unwrap();
         let server = match workers {
-            0 => builder.serve(|_: &Peer| Grumpy),
-            workers => builder.mode(Offload::new(workers)).serve(|_: &Peer| Grumpy),
+            0 => builder.serve(|_: &Accepted<'_>| PanicsWhenDropped),
+            workers => {
+                builder.mode(Offload::new(workers)).serve(|_: &Accepted<'_>| PanicsWhenDropped)
+            }
         };
         let server = start_server(server.unwrap());
         let mut bystander = server.connect();
@@ -546,7 +551,7 @@ fn a_handler_whose_destructor_panics_costs_only_its_own_connection() {
 #[test]
 fn a_peer_that_is_refused_is_closed_and_the_next_is_served() {
     let hooks = TestHooks { refuse_every_second: true, ..TestHooks::default() };
-    let (make, told) = tellers(echo);
+    let (make, calls) = recorders(echo);
     let server = Server::tcp(LOCAL).unwrap().hooks(hooks).serve(make);
     let server = start_server(server.unwrap());
     for _ in 0..3 {
@@ -555,8 +560,8 @@ fn a_peer_that_is_refused_is_closed_and_the_next_is_served() {
         server.connect().expect_closed();
     }
     drop(server.stop());
-    let opened = told.iter().filter(|told| *told == Told::Open).count();
-    assert_eq!(opened, 3, "no handler was made for who was refused");
+    let opened = calls.iter().filter(|call| *call == Call::Open).count();
+    assert_eq!(opened, 3, "a refused connection has no handler");
 }
 
 #[test]
@@ -564,7 +569,7 @@ fn a_hook_that_panics_never_ends_the_loop() {
     for hook in ["handle_error", "service_actions", "wants_service_actions"] {
         let hooks = TestHooks { panic_in: hook, ..TestHooks::default() };
         let server = Server::tcp(LOCAL).unwrap().hooks(hooks);
-        let server = server.serve(|_: &Peer| {
+        let server = server.serve(|_: &Accepted<'_>| {
             handler_fn(|message, cx| {
                 assert_ne!(message, b"panic");
                 cx.send(message)
@@ -578,10 +583,10 @@ fn a_hook_that_panics_never_ends_the_loop() {
     }
     let hooks = TestHooks { panic_in: "verify_request", ..TestHooks::default() };
     let server = Server::tcp(LOCAL).unwrap().hooks(hooks);
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let server = start_server(server.unwrap());
     server.connect().expect_closed();
-    server.wait_for("it is refused", |counters| counters.refused_by_hook == 1);
+    server.wait_for("the refusal is counted", |counters| counters.refused_by_hook == 1);
     assert_eq!(server.counters().panics, 1);
 }
 
@@ -589,7 +594,7 @@ fn a_hook_that_panics_never_ends_the_loop() {
 fn a_panic_in_handle_timeout_never_ends_the_server() {
     let hooks = TestHooks { panic_in: "handle_timeout", ..TestHooks::default() };
     let server = Server::tcp(LOCAL).unwrap().hooks(hooks);
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let mut server = server.unwrap();
     server.request_timeout(Duration::from_millis(10));
     assert!(!server.handle_request().unwrap());
@@ -601,7 +606,7 @@ fn a_panic_in_handle_timeout_never_ends_the_server() {
 }
 
 #[test]
-fn service_actions_are_called_while_nothing_happens_and_only_on_request() {
+fn service_actions_is_called_while_the_server_is_idle_if_the_hooks_want_it() {
     struct Counting(mpsc::Sender<()>);
     impl Hooks for Counting {
         fn service_actions(&mut self) {
@@ -614,10 +619,10 @@ fn service_actions_are_called_while_nothing_happens_and_only_on_request() {
     let (called, calls) = mpsc::channel();
     let server = Server::tcp(LOCAL).unwrap().hooks(Counting(called));
     let server = server.poll_interval(Duration::from_millis(5));
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let _server = start_server(server.unwrap());
     for _ in 0..5 {
-        expect_told(&calls);
+        expect_next(&calls);
     }
 }
 
@@ -625,8 +630,8 @@ fn service_actions_are_called_while_nothing_happens_and_only_on_request() {
 
 #[test]
 fn a_peer_that_is_aborted_sees_a_reset() {
-    let (server, told) = start_lines(|told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+    let (server, calls) = start_lines(|call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             cx.send(b"never seen")?;
             cx.abort();
         }
@@ -634,16 +639,16 @@ fn a_peer_that_is_aborted_sees_a_reset() {
     });
     let mut client = server.connect();
     client.send("go away\n").expect_reset();
-    assert_eq!(expect_close(&told), "closed by the handler");
+    assert_eq!(expect_close(&calls), "closed by the handler");
 }
 
 #[test]
-fn a_peer_that_resets_is_told_of_as_disconnected() {
-    let (server, told) = start_lines(echo);
+fn a_reset_by_the_peer_is_reported_as_disconnected() {
+    let (server, calls) = start_lines(echo);
     let mut client = server.connect();
     client.send("hello\n").expect_reply("hello\n").send("unread\n");
     client.reset();
-    let reason = expect_close(&told);
+    let reason = expect_close(&calls);
     assert!(reason.starts_with("disconnected"), "{reason}");
     server.wait_for("it is counted", |counters| counters.disconnects == 1);
 }
@@ -651,32 +656,32 @@ fn a_peer_that_resets_is_told_of_as_disconnected() {
 #[test]
 fn a_silent_peer_times_out() {
     for workers in [0, 1] {
-        let act = |told: &Told, cx: &mut Context<'_>| {
-            if *told == Told::Open {
+        let act = |call: &Call, cx: &mut Context<'_>| {
+            if *call == Call::Open {
                 cx.set_idle_timeout(Duration::from_millis(50))?;
             }
-            echo(told, cx)
+            echo(call, cx)
         };
-        let (server, told) = match workers {
+        let (server, calls) = match workers {
             0 => start_lines(act),
             workers => start_lines_on_workers(workers, act),
         };
         let mut client = server.connect();
         client.expect_closed();
-        assert_eq!(expect_told(&told), Told::Open);
-        assert_eq!(expect_told(&told), Told::Timeout);
-        assert_eq!(expect_told(&told), Told::Close("timed out".into()));
+        assert_eq!(expect_next(&calls), Call::Open);
+        assert_eq!(expect_next(&calls), Call::Timeout);
+        assert_eq!(expect_next(&calls), Call::Close("timed out".into()));
         server.wait_for("it is counted", |counters| counters.timeouts == 1);
     }
 }
 
 #[test]
-fn a_timeout_that_does_not_close_comes_again() {
-    let (server, told) = start_lines(|told: &Told, cx: &mut Context<'_>| {
-        match told {
-            Told::Open => cx.set_idle_timeout(Duration::from_millis(20))?,
-            Told::Timeout => cx.send(b"well?")?,
-            Told::Message(_) => cx.set_idle_timeout(None)?,
+fn an_idle_timeout_that_does_not_close_fires_again() {
+    let (server, calls) = start_lines(|call: &Call, cx: &mut Context<'_>| {
+        match call {
+            Call::Open => cx.set_idle_timeout(Duration::from_millis(20))?,
+            Call::Timeout => cx.send(b"well?")?,
+            Call::Message(_) => cx.set_idle_timeout(None)?,
             _ => {}
         }
         Ok(())
@@ -684,7 +689,7 @@ fn a_timeout_that_does_not_close_comes_again() {
     let mut client = server.connect();
     client.expect_reply("well?\nwell?\nwell?\n");
     client.send("enough\n");
-    while expect_told(&told) != message("enough") {}
+    while expect_next(&calls) != message("enough") {}
     let timeouts = server.counters().timeouts;
     client.stream.set_nonblocking(true).unwrap();
     while client.stream.read(&mut [0; 100]).is_ok() {}
@@ -694,28 +699,28 @@ fn a_timeout_that_does_not_close_comes_again() {
 }
 
 #[test]
-fn a_peer_that_talks_does_not_time_out() {
-    let (server, told) = start_lines(|told: &Told, cx: &mut Context<'_>| {
-        if *told == Told::Open {
+fn a_peer_that_keeps_sending_does_not_time_out() {
+    let (server, calls) = start_lines(|call: &Call, cx: &mut Context<'_>| {
+        if *call == Call::Open {
             cx.set_idle_timeout(Duration::from_secs(1))?;
         }
-        echo(told, cx)
+        echo(call, cx)
     });
     let mut client = server.connect();
-    // Longer than the timeout in all, shorter each time.
+    // Longer than the timeout in total, shorter for each message.
     for _ in 0..6 {
         client.send("hello\n").expect_reply("hello\n");
         client.expect_silence();
     }
     assert_eq!(server.counters().timeouts, 0);
-    assert!(told.try_iter().all(|told| told != Told::Timeout));
+    assert!(calls.try_iter().all(|call| call != Call::Timeout));
 }
 
 #[test]
 fn a_peer_that_never_reads_times_out_although_more_is_sent_to_it() {
     let (out, senders) = mpsc::channel();
-    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| {
-        if *told == Told::Open {
+    let (make, calls) = recorders(move |call: &Call, cx: &mut Context<'_>| {
+        if *call == Call::Open {
             cx.set_idle_timeout(A_WHILE)?;
             cx.send(&pattern(16 << 20))?;
             out.send(cx.sender()?)?;
@@ -725,21 +730,21 @@ fn a_peer_that_never_reads_times_out_although_more_is_sent_to_it() {
     let server = Server::tcp(LOCAL).unwrap().write_watermarks(1 << 30, 1);
     let server = start_server(server.serve(make).unwrap());
     let _stalled = server.connect();
-    let sender = expect_told(&senders);
+    let sender = expect_next(&senders);
     wait_until("it times out", || {
         let _ = sender.send(b"more");
-        told.try_iter().any(|told| told == Told::Timeout)
+        calls.try_iter().any(|call| call == Call::Timeout)
     });
 }
 
 // Senders
 
 #[test]
-fn what_other_threads_send_keeps_its_order() {
+fn messages_of_other_threads_keep_their_order() {
     let (out, senders) = mpsc::channel();
-    let (server, _told) = start_lines(give_sender(out));
+    let (server, _calls) = start_lines(give_sender(out));
     let mut client = server.connect();
-    let sender = expect_told(&senders);
+    let sender = expect_next(&senders);
     let threads: Vec<_> = (0..4)
         .map(|thread| {
             let sender = sender.clone();
@@ -769,16 +774,16 @@ fn what_other_threads_send_keeps_its_order() {
 }
 
 #[test]
-fn a_sender_of_a_closed_connection_says_so() {
+fn sending_to_a_closed_connection_is_an_error() {
     let (out, senders) = mpsc::channel();
-    let (server, told) = start_lines(give_sender(out));
+    let (server, calls) = start_lines(give_sender(out));
     let mut client = server.connect();
-    let sender = expect_told(&senders);
+    let sender = expect_next(&senders);
     client.end().expect_closed();
-    expect_close(&told);
+    expect_close(&calls);
     wait_until("the sender is closed", || sender.is_closed());
     assert_eq!(sender.send(b"anyone?"), Err(SendError::Closed));
-    // Whoever comes next, in the same place or not, hears nothing of it.
+    // The next connection, which may reuse the slot, does not receive it.
     let mut next = server.connect();
     next.send("hello\n").expect_reply("hello\n");
 }
@@ -787,31 +792,31 @@ fn a_sender_of_a_closed_connection_says_so() {
 fn a_sender_can_close_the_connection() {
     for workers in [0, 1] {
         let (out, senders) = mpsc::channel();
-        let (server, told) = match workers {
+        let (server, calls) = match workers {
             0 => start_lines(give_sender(out)),
             workers => start_lines_on_workers(workers, give_sender(out)),
         };
         let mut client = server.connect();
-        let sender = expect_told(&senders);
+        let sender = expect_next(&senders);
         sender.send(b"last").unwrap();
         sender.close();
         client.expect_reply("last\n").expect_closed();
-        assert_eq!(expect_close(&told), "closed by the handler");
+        assert_eq!(expect_close(&calls), "closed by the handler");
         server.wait_for_no_connection();
     }
 }
 
 #[test]
-fn a_sender_to_a_peer_that_never_reads_is_full_in_the_end() {
+fn sending_to_a_peer_that_never_reads_finally_returns_full() {
     let (out, senders) = mpsc::channel();
-    let (server, _told) = start_lines(give_sender(out));
+    let (server, _calls) = start_lines(give_sender(out));
     let mut client = server.connect();
-    let sender = expect_told(&senders);
+    let sender = expect_next(&senders);
     let payload = vec![b'x'; 32 << 10];
     let mut taken = 0;
-    // It is full for good, and not only for as long as the loop takes to look.
+    // The queue stays full, and not only until the loop takes the next messages.
     let mut last_taken = Instant::now();
-    wait_until("it is full", || {
+    wait_until("the queue stays full", || {
         if sender.send(&payload).is_ok() {
             taken += 1;
             last_taken = Instant::now();
@@ -828,16 +833,16 @@ fn a_sender_to_a_peer_that_never_reads_is_full_in_the_end() {
 #[test]
 fn a_broadcast_reaches_all_connections_that_are_still_open() {
     let (out, senders) = mpsc::channel();
-    let (server, told) = start_lines(give_sender(out));
+    let (server, calls) = start_lines(give_sender(out));
     let mut clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
-    let senders: Vec<_> = clients.iter().map(|_| expect_told(&senders)).collect();
+    let senders: Vec<_> = clients.iter().map(|_| expect_next(&senders)).collect();
     let news = "x".repeat(10_000);
     assert_eq!(broadcast(&senders, news.as_bytes()), 20);
     for client in &mut clients {
         client.expect_reply(&news).expect_reply("\n");
     }
     clients.pop().unwrap().end().expect_closed();
-    expect_close(&told);
+    expect_close(&calls);
     wait_until("it is closed", || senders.iter().any(Sender::is_closed));
     assert_eq!(broadcast(&senders, b"bye"), 19);
     for client in &mut clients {
@@ -845,57 +850,57 @@ fn a_broadcast_reaches_all_connections_that_are_still_open() {
     }
 }
 
-/// What a handler does that goes on sending when its peer has ended.
+/// What a handler does that keeps the connection open at the end of input.
 fn stay_half_open(
     out: mpsc::Sender<Sender>,
-) -> impl FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send {
-    move |told, cx| match told {
-        Told::Eof => Ok(out.send(cx.sender()?)?),
+) -> impl FnMut(&Call, &mut Context<'_>) -> HandlerResult + Clone + Send {
+    move |call, cx| match call {
+        Call::Eof => Ok(out.send(cx.sender()?)?),
         other => echo(other, cx),
     }
 }
 
 #[test]
-fn a_peer_that_has_ended_can_still_be_sent_to() {
+fn a_peer_that_has_sent_fin_still_receives_messages() {
     for workers in [0, 1] {
         let (out, senders) = mpsc::channel();
-        let (server, told) = match workers {
+        let (server, calls) = match workers {
             0 => start_lines(stay_half_open(out)),
             workers => start_lines_on_workers(workers, stay_half_open(out)),
         };
         let mut client = server.connect();
         client.send("question\n").end().expect_reply("question\n");
-        let sender = expect_told(&senders);
+        let sender = expect_next(&senders);
         client.expect_silence();
         sender.send(b"answer").unwrap();
         sender.close();
         client.expect_reply("answer\n").expect_closed();
-        assert_eq!(expect_close(&told), "closed by the handler");
+        assert_eq!(expect_close(&calls), "closed by the handler");
     }
 }
 
 #[test]
-fn a_half_open_peer_that_goes_away_is_found_out_by_the_next_send() {
+fn a_half_open_peer_that_goes_away_is_noticed_by_the_next_send() {
     let (out, senders) = mpsc::channel();
-    let (server, told) = start_lines(stay_half_open(out));
+    let (server, calls) = start_lines(stay_half_open(out));
     let mut client = server.connect();
     client.end();
-    let sender = expect_told(&senders);
+    let sender = expect_next(&senders);
     drop(client);
-    wait_until("it is found out", || sender.send(b"still there?") == Err(SendError::Closed));
-    assert!(expect_close(&told).starts_with("disconnected"));
+    wait_until("the reset is noticed", || sender.send(b"still there?") == Err(SendError::Closed));
+    assert!(expect_close(&calls).starts_with("disconnected"));
     server.wait_for_no_connection();
 }
 
 #[test]
-fn a_half_open_peer_that_resets_is_found_out_at_once() {
+fn a_half_open_peer_that_resets_is_noticed_at_once() {
     let (out, senders) = mpsc::channel();
-    let (server, told) = start_lines(stay_half_open(out));
+    let (server, calls) = start_lines(stay_half_open(out));
     let mut client = server.connect();
     client.end();
-    let sender = expect_told(&senders);
+    let sender = expect_next(&senders);
     client.reset();
-    assert!(expect_close(&told).starts_with("disconnected"));
+    assert!(expect_close(&calls).starts_with("disconnected"));
     server.wait_for_no_connection();
     assert!(sender.is_closed());
 }
@@ -905,14 +910,14 @@ fn a_half_open_peer_that_resets_is_found_out_at_once() {
 #[test]
 fn a_handler_can_stop_the_server() {
     for workers in [0, 1] {
-        let act = |told: &Told, cx: &mut Context<'_>| {
-            if *told == message("stop") {
+        let act = |call: &Call, cx: &mut Context<'_>| {
+            if *call == message("stop") {
                 cx.send(b"stopping")?;
                 cx.stop_server();
             }
             Ok(())
         };
-        let (server, _told) = match workers {
+        let (server, _calls) = match workers {
             0 => start_lines(act),
             workers => start_lines_on_workers(workers, act),
         };
@@ -927,7 +932,7 @@ fn a_handler_can_stop_the_server() {
 
 #[test]
 fn another_thread_can_stop_the_server_and_wait_for_it() {
-    let (server, told) = start_lines(echo);
+    let (server, calls) = start_lines(echo);
     let mut client = server.connect();
     client.send("hello\n").expect_reply("hello\n");
     let handle = server.handle();
@@ -940,12 +945,12 @@ fn another_thread_can_stop_the_server_and_wait_for_it() {
     .join()
     .unwrap();
     client.expect_closed();
-    assert_eq!(expect_close(&told), "the server is stopping");
+    assert_eq!(expect_close(&calls), "the server is stopping");
 }
 
 #[test]
 fn a_stop_before_serving_stops_at_once() {
-    let server = Server::tcp(LOCAL).unwrap().serve(tellers(echo).0);
+    let server = Server::tcp(LOCAL).unwrap().serve(recorders(echo).0);
     let mut server = server.unwrap();
     server.shutdown_handle().shutdown();
     let report = in_time("it stops", move || server.serve_forever().unwrap());
@@ -954,7 +959,7 @@ fn a_stop_before_serving_stops_at_once() {
 
 #[test]
 fn a_server_that_was_stopped_twice_can_serve_again() {
-    let server = Server::tcp(LOCAL).unwrap().serve(tellers(echo).0).unwrap();
+    let server = Server::tcp(LOCAL).unwrap().serve(recorders(echo).0).unwrap();
     let address = server.local_addr().clone();
     let mut server = server;
     for _ in 0..3 {
@@ -974,7 +979,7 @@ fn a_server_that_was_stopped_twice_can_serve_again() {
 
 #[test]
 fn a_connection_made_between_two_runs_is_served_by_the_second() {
-    let server = Server::tcp(LOCAL).unwrap().serve(tellers(echo).0).unwrap();
+    let server = Server::tcp(LOCAL).unwrap().serve(recorders(echo).0).unwrap();
     let running = start_server(server);
     running.connect().send("hello").expect_reply("hello");
     let (server, _) = running.stop();
@@ -986,7 +991,7 @@ fn a_connection_made_between_two_runs_is_served_by_the_second() {
 
 #[test]
 fn a_stop_reports_idle_finished_and_aborted_connections() {
-    let (make, told) = tellers(echo);
+    let (make, calls) = recorders(echo);
     let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let mut server = builder.serve(make).unwrap();
     server.drain_timeout(Duration::from_secs(2));
@@ -995,15 +1000,15 @@ fn a_stop_reports_idle_finished_and_aborted_connections() {
     for client in &mut idle {
         client.send("hello\n").expect_reply("hello\n");
     }
-    let (mut finishing, mut never) = (server.connect(), server.connect());
+    let (mut finishing, mut unfinished) = (server.connect(), server.connect());
     finishing.send("hello\nunfin");
-    never.send("hello\nnever");
-    for client in [&mut finishing, &mut never] {
+    unfinished.send("hello\nnever");
+    for client in [&mut finishing, &mut unfinished] {
         client.expect_reply("hello\n");
     }
     let handle = server.handle();
     handle.shutdown();
-    // The idle ones go at once, and who is busy has time to finish.
+    // Idle connections are closed at once; busy ones may finish until the deadline.
     for client in &mut idle {
         client.expect_closed();
     }
@@ -1011,17 +1016,17 @@ fn a_stop_reports_idle_finished_and_aborted_connections() {
     finishing.send("ished\n").expect_reply("unfinished\n").expect_closed();
     let (_server, report) = server.join();
     assert_eq!((report.idle, report.finished, report.aborted), (3, 1, 1));
-    never.expect_gone();
+    unfinished.expect_gone();
     for _ in 0..5 {
-        assert_eq!(expect_close(&told), "the server is stopping");
+        assert_eq!(expect_close(&calls), "the server is stopping");
     }
 }
 
 #[test]
-fn a_stop_with_idle_clients_only_waits_for_nobody() {
-    let (make, _told) = tellers(echo);
+fn a_stop_with_only_idle_clients_does_not_wait() {
+    let (make, _calls) = recorders(echo);
     let mut server = Server::tcp(LOCAL).unwrap().serve(make).unwrap();
-    // The deadline of the test is far below this one.
+    // The deadline of the test is much shorter than this one.
     server.drain_timeout(DEADLINE * 100);
     let server = start_server(server);
     let mut clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
@@ -1040,8 +1045,8 @@ fn a_stop_lets_a_long_reply_finish() {
     // More than the kernel takes for a client that does not read.
     let reply = pattern(16 << 20);
     let expected = reply.clone();
-    let (make, told) = tellers(move |told: &Told, cx: &mut Context<'_>| match told {
-        Told::Message(_) => cx.send(&reply),
+    let (make, calls) = recorders(move |call: &Call, cx: &mut Context<'_>| match call {
+        Call::Message(_) => cx.send(&reply),
         _ => Ok(()),
     });
     let mut server = Server::tcp(LOCAL).unwrap().serve(make).unwrap();
@@ -1049,7 +1054,7 @@ fn a_stop_lets_a_long_reply_finish() {
     let server = start_server(server);
     let mut client = server.connect();
     client.send("all of it");
-    while expect_told(&told) == Told::Open {}
+    while expect_next(&calls) == Call::Open {}
     server.handle().shutdown();
     assert!(client.read_to_end() == expected);
     let (_server, report) = server.join();
@@ -1064,8 +1069,8 @@ fn a_dropped_server_no_longer_listens() {
     drop(server);
     let refused = TcpStream::connect_timeout(&address, DEADLINE).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    // And the address is free again.
-    let again = Server::tcp(address).unwrap().serve(tellers(echo).0);
+    // The address can be bound again.
+    let again = Server::tcp(address).unwrap().serve(recorders(echo).0);
     assert_eq!(again.unwrap().local_addr().inet(), Some(address));
 }
 
@@ -1073,7 +1078,7 @@ fn a_dropped_server_no_longer_listens() {
 fn an_address_in_use_is_an_error_that_names_it() {
     let server = start_echo();
     let second = Server::tcp(server.address()).unwrap();
-    let error = second.serve(tellers(echo).0).unwrap_err();
+    let error = second.serve(recorders(echo).0).unwrap_err();
     let Error::Bind { address, source } = &error else {
         panic!("{error}");
     };
@@ -1083,7 +1088,7 @@ fn an_address_in_use_is_an_error_that_names_it() {
     assert!(!error.is_usage());
 }
 
-// What a server is
+// The type `Server`
 
 struct Program {
     server: Server,
@@ -1092,7 +1097,7 @@ struct Program {
 #[test]
 fn a_server_can_be_kept_in_a_struct_and_sent_to_a_thread() {
     fn assert_send<T: Send>(_: &T) {}
-    let server = Server::tcp(LOCAL).unwrap().serve(tellers(echo).0).unwrap();
+    let server = Server::tcp(LOCAL).unwrap().serve(recorders(echo).0).unwrap();
     let program = Program { server };
     assert_send(&program);
     let server = start_server(program.server);
@@ -1104,7 +1109,7 @@ fn handlers_of_one_run_can_share_values_that_are_not_send() {
     let server = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let server = server.serve_local(|| {
         let count = Rc::new(std::cell::Cell::new(0));
-        move |_: &Peer| {
+        move |_: &Accepted<'_>| {
             let count = count.clone();
             handler_fn(move |_, cx| {
                 count.set(count.get() + 1);
@@ -1119,27 +1124,31 @@ fn handlers_of_one_run_can_share_values_that_are_not_send() {
     one.send("x\n").expect_reply("3\n");
     let (server, _) = server.stop();
     let server = start_server(server);
-    // What a run shares ends with it.
+    // The next run starts with new shared values.
     server.connect().send("x\n").expect_reply("1\n");
 }
 
 #[test]
-fn one_loop_serves_several_listeners_each_in_its_own_way() {
+fn one_loop_serves_several_listeners_with_different_framings_and_modes() {
     let mut server = Server::new().unwrap();
     let bytes = Server::tcp(LOCAL).unwrap();
     let lines = Server::tcp(LOCAL).unwrap().framing(Lines::default());
     let prefixed = Server::tcp(LOCAL).unwrap();
     let prefixed = prefixed.framing(LengthPrefixed::default()).mode(Offload::new(2));
     let ids = [
-        server.add(bytes.service(|_: &Peer| handler_fn(|message, cx| cx.send(message))).unwrap()),
+        server.add(
+            bytes.service(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message))).unwrap(),
+        ),
         server.add(
             lines
-                .service(|_: &Peer| handler_fn(|line, cx| cx.send(&line.to_ascii_uppercase())))
+                .service(|_: &Accepted<'_>| {
+                    handler_fn(|line, cx| cx.send(&line.to_ascii_uppercase()))
+                })
                 .unwrap(),
         ),
         server.add(
             prefixed
-                .service(|_: &Peer| {
+                .service(|_: &Accepted<'_>| {
                     handler_fn(|message, cx| cx.send(message.len().to_string().as_bytes()))
                 })
                 .unwrap(),
@@ -1162,7 +1171,7 @@ fn one_loop_serves_several_listeners_each_in_its_own_way() {
 
 #[test]
 fn workers_keep_the_order_of_each_connection() {
-    let (server, _told) = start_lines_on_workers(4, echo);
+    let (server, _calls) = start_lines_on_workers(4, echo);
     let mut clients: Vec<_> = (0..8).map(|_| server.connect()).collect();
     for round in 0..20 {
         let lines: String = (0..100).map(|number| format!("{round} {number}\n")).collect();
@@ -1176,14 +1185,14 @@ fn workers_keep_the_order_of_each_connection() {
 }
 
 #[test]
-fn workers_block_side_by_side() {
+fn eight_handlers_block_on_eight_workers_at_the_same_time() {
     let all_at_once = Arc::new(Barrier::new(8));
-    let (server, _told) = start_lines_on_workers(8, move |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
-            // Nobody comes by here before all eight are here.
+    let (server, _calls) = start_lines_on_workers(8, move |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
+            // Returns only when all eight handlers are here.
             all_at_once.wait();
         }
-        echo(told, cx)
+        echo(call, cx)
     });
     let mut clients: Vec<_> = (0..8).map(|_| server.connect()).collect();
     for client in &mut clients {
@@ -1194,32 +1203,32 @@ fn workers_block_side_by_side() {
     }
 }
 
-/// An echo that waits at the gate with each message.
+/// An echo that waits at the barrier in each message.
 fn echo_behind(
     gate: &Arc<Barrier>,
-) -> impl FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static {
+) -> impl FnMut(&Call, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static {
     let gate = gate.clone();
-    move |told, cx| {
-        if matches!(told, Told::Message(_)) {
+    move |call, cx| {
+        if matches!(call, Call::Message(_)) {
             gate.wait();
         }
-        echo(told, cx)
+        echo(call, cx)
     }
 }
 
 #[test]
 fn while_all_workers_block_the_loop_serves_other_listeners() {
     let gate = Arc::new(Barrier::new(2));
-    let (make, told) = tellers(echo_behind(&gate));
+    let (make, calls) = recorders(echo_behind(&gate));
     let blocking = Server::tcp(LOCAL).unwrap().mode(Offload::new(1));
     let mut server = blocking.serve(make).unwrap();
     let quick = Server::tcp(LOCAL).unwrap();
-    let quick = quick.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let quick = quick.service(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     server.add(quick.unwrap()).unwrap();
     let server = start_server(server);
     let mut stuck = connect(server.addresses()[0]);
     stuck.send("wait");
-    assert_eq!(expect_told(&told), Told::Open);
+    assert_eq!(expect_next(&calls), Call::Open);
     connect(server.addresses()[1]).send("quick").expect_reply("quick");
     gate.wait();
     stuck.expect_reply("wait");
@@ -1228,7 +1237,7 @@ fn while_all_workers_block_the_loop_serves_other_listeners() {
 #[test]
 fn three_mebibytes_come_back_whole_from_workers_too() {
     let server = Server::tcp(LOCAL).unwrap().mode(Offload::new(2));
-    let server = server.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+    let server = server.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
     let server = start_server(server.unwrap());
     let mut client = server.connect();
     let sent = pattern(3 << 20);
@@ -1243,8 +1252,8 @@ fn three_mebibytes_come_back_whole_from_workers_too() {
 }
 
 #[test]
-fn a_line_that_is_dropped_stays_dropped_under_workers() {
-    let (make, told) = tellers(echo);
+fn an_overlong_line_stays_dropped_on_workers() {
+    let (make, calls) = recorders(echo);
     let lines = Lines::default().max_len(8).overlong(Overlong::Discard);
     let server = Server::tcp(LOCAL).unwrap().framing(lines);
     let server = start_server(server.mode(Offload::new(1)).serve(make).unwrap());
@@ -1254,17 +1263,17 @@ fn a_line_that_is_dropped_stays_dropped_under_workers() {
     client.send("end\n");
     server.wait_for("it is read", |counters| counters.bytes_in == 24);
     client.send("short\n").expect_reply("short\n");
-    assert_eq!(expect_told(&told), Told::Open);
-    assert_eq!(expect_told(&told), message("short"));
+    assert_eq!(expect_next(&calls), Call::Open);
+    assert_eq!(expect_next(&calls), message("short"));
 }
 
 #[test]
 fn half_a_line_behind_a_long_reply_does_not_stop_the_loop() {
     let reply = pattern(200 << 10);
     let expected = reply.clone();
-    let (server, _told) =
-        start_lines_on_workers(1, move |told: &Told, cx: &mut Context<'_>| match told {
-            Told::Message(line) if line == b"long" => cx.send(&reply),
+    let (server, _calls) =
+        start_lines_on_workers(1, move |call: &Call, cx: &mut Context<'_>| match call {
+            Call::Message(line) if line == b"long" => cx.send(&reply),
             other => echo(other, cx),
         });
     let mut client = server.connect();
@@ -1274,8 +1283,8 @@ fn half_a_line_behind_a_long_reply_does_not_stop_the_loop() {
 }
 
 #[test]
-fn on_close_is_called_for_everyone_who_was_idle_when_workers_stop() {
-    let (server, told) = start_lines_on_workers(2, echo);
+fn on_close_is_called_once_for_each_idle_connection_when_workers_stop() {
+    let (server, calls) = start_lines_on_workers(2, echo);
     let mut clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("hello\n").expect_reply("hello\n");
@@ -1283,51 +1292,51 @@ fn on_close_is_called_for_everyone_who_was_idle_when_workers_stop() {
     let (server, report) = server.stop();
     assert_eq!(report.idle, 10);
     for _ in 0..10 {
-        assert_eq!(expect_close(&told), "the server is stopping");
+        assert_eq!(expect_close(&calls), "the server is stopping");
     }
     drop(server);
-    assert_eq!(told.iter().count(), 0, "and once each");
+    assert_eq!(calls.iter().count(), 0, "each is closed once");
 }
 
 #[test]
 fn a_connection_that_is_aborted_while_a_worker_has_it_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
-    let (make, told) = tellers(echo_behind(&gate));
+    let (make, calls) = recorders(echo_behind(&gate));
     let server = Server::tcp(LOCAL).unwrap().mode(Offload::new(1));
     let mut server = server.serve(make).unwrap();
     server.drain_timeout(Duration::from_millis(50));
     let server = start_server(server);
     let mut client = server.connect();
     client.send("never mind");
-    assert_eq!(expect_told(&told), Told::Open);
-    server.wait_for("it is lent", |counters| counters.bytes_in > 0);
+    assert_eq!(expect_next(&calls), Call::Open);
+    server.wait_for("a worker has it", |counters| counters.bytes_in > 0);
     let (server, report) = server.stop();
     assert_eq!(report.aborted, 1);
     client.expect_gone();
     assert_eq!(server.counters().closed, 1);
     gate.wait();
-    assert_eq!(expect_told(&told), message("never mind"));
-    assert_eq!(expect_told(&told), Told::Close("the server is stopping".into()));
+    assert_eq!(expect_next(&calls), message("never mind"));
+    assert_eq!(expect_next(&calls), Call::Close("the server is stopping".into()));
     drop(server);
-    assert_eq!(told.iter().count(), 0, "and once");
+    assert_eq!(calls.iter().count(), 0, "it is closed once");
 }
 
 #[test]
 fn a_connection_that_is_reset_while_a_worker_has_it_is_closed_once() {
     let gate = Arc::new(Barrier::new(2));
-    let (server, told) = start_lines_on_workers(1, echo_behind(&gate));
+    let (server, calls) = start_lines_on_workers(1, echo_behind(&gate));
     let mut client = server.connect();
     client.send("wait\n");
-    assert_eq!(expect_told(&told), Told::Open);
-    server.wait_for("it is lent", |counters| counters.bytes_in > 0);
+    assert_eq!(expect_next(&calls), Call::Open);
+    server.wait_for("a worker has it", |counters| counters.bytes_in > 0);
     client.reset();
     gate.wait();
-    assert_eq!(expect_told(&told), message("wait"));
-    assert!(matches!(expect_told(&told), Told::Close(_)));
+    assert_eq!(expect_next(&calls), message("wait"));
+    assert!(matches!(expect_next(&calls), Call::Close(_)));
     server.wait_for_no_connection();
     let (server, _) = server.stop();
     drop(server);
-    assert_eq!(told.iter().count(), 0);
+    assert_eq!(calls.iter().count(), 0);
 }
 
 #[test]
@@ -1336,20 +1345,20 @@ fn a_sender_works_while_a_worker_has_its_connection() {
     let waiting = gate.clone();
     let kept = Arc::new(Mutex::new(None));
     let out = kept.clone();
-    let (server, told) = start_lines_on_workers(1, move |told: &Told, cx: &mut Context<'_>| {
-        match told {
-            Told::Open => *out.lock().unwrap() = Some(cx.sender()?),
-            Told::Message(_) => _ = waiting.wait(),
+    let (server, calls) = start_lines_on_workers(1, move |call: &Call, cx: &mut Context<'_>| {
+        match call {
+            Call::Open => *out.lock().unwrap() = Some(cx.sender()?),
+            Call::Message(_) => _ = waiting.wait(),
             _ => {}
         }
-        echo(told, cx)
+        echo(call, cx)
     });
     let mut client = server.connect();
-    assert_eq!(expect_told(&told), Told::Open);
+    assert_eq!(expect_next(&calls), Call::Open);
     let sender = kept.lock().unwrap().take().unwrap();
     sender.send(b"before").unwrap();
     client.expect_reply("before\n").send("wait\n");
-    server.wait_for("it is lent", |counters| counters.bytes_in > 0);
+    server.wait_for("a worker has it", |counters| counters.bytes_in > 0);
     sender.send(b"meanwhile").unwrap();
     gate.wait();
     client.expect_reply("wait\nmeanwhile\n");
@@ -1357,7 +1366,7 @@ fn a_sender_works_while_a_worker_has_its_connection() {
 
 #[test]
 fn a_loop_that_spins_before_it_sleeps_serves_and_sleeps() {
-    let handler = |_: &Peer| handler_fn(|message, cx| cx.send(message));
+    let handler = |_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message));
     let mut server = Server::tcp(LOCAL).unwrap().serve(handler).unwrap();
     server.spin(Duration::from_micros(50));
     let server = start_server(server);
@@ -1367,6 +1376,6 @@ fn a_loop_that_spins_before_it_sleeps_serves_and_sleeps() {
     }
     let before = server.counters().turns;
     client.expect_silence();
-    assert!(server.counters().turns <= before + 1, "it sleeps while nothing happens");
+    assert!(server.counters().turns <= before + 1, "an idle loop sleeps");
     drop(server.stop());
 }

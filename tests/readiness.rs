@@ -1,6 +1,6 @@
-//! What the loop takes for granted of the kernel when it reads, checked on the kernel itself; and the
-//! loop where that matters: input that a read does not take whole, and connections that could go on
-//! for ever while others wait.
+//! The properties of the kernel that the event loop relies on when it reads, tested on the kernel
+//! itself; and the loop in the cases where they matter: input that one read does not return
+//! completely, and connections that always have more work while others wait.
 
 mod support;
 
@@ -19,8 +19,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 use socketserver::{
-    CloseReason, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks, Lines,
-    Mode, Output, Peer, Sender, Server,
+    Accepted, CloseReason, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks,
+    Lines, Mode, Output, Peer, Sender, Server, handler_fn,
 };
 use support::*;
 
@@ -28,7 +28,7 @@ const LOCAL: &str = "127.0.0.1:0";
 
 // The kernel
 
-/// Both ends of a TCP connection; the first does not block.
+/// Both ends of a TCP connection; the first is non-blocking.
 fn tcp_pair() -> (Socket, Socket) {
     let listener = TcpListener::bind(LOCAL).unwrap();
     let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -38,14 +38,14 @@ fn tcp_pair() -> (Socket, Socket) {
     (Socket::from(OwnedFd::from(ours)), Socket::from(OwnedFd::from(theirs)))
 }
 
-/// Both ends of a Unix stream; the first does not block.
+/// Both ends of a Unix stream; the first is non-blocking.
 fn unix_pair() -> (Socket, Socket) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     (Socket::from(OwnedFd::from(ours)), Socket::from(OwnedFd::from(theirs)))
 }
 
-/// Watches one socket as the loop does, from the moment that it is known to be writable.
+/// Polls one socket as the event loop does. The first event, that it is writable, is consumed.
 struct Watch(Poll);
 
 impl Watch {
@@ -54,7 +54,7 @@ impl Watch {
         let mut watch = Watch(Poll::new().unwrap());
         let mut source = SourceFd(&socket.as_raw_fd());
         watch.0.registry().register(&mut source, Token(0), interest).unwrap();
-        watch.expect("that it can be written", Event::is_writable);
+        watch.expect("that the socket is writable", Event::is_writable);
         watch
     }
 
@@ -64,30 +64,30 @@ impl Watch {
         events.iter().next().cloned()
     }
 
-    /// Waits for an event that says so.
-    fn expect(&mut self, what: &str, says_so: impl Fn(&Event) -> bool) {
+    /// Waits for an event that fulfils `holds`.
+    fn expect(&mut self, what: &str, holds: impl Fn(&Event) -> bool) {
         let deadline = Instant::now() + DEADLINE;
-        while !self.event(DEADLINE).is_some_and(|event| says_so(&event)) {
+        while !self.event(DEADLINE).is_some_and(|event| holds(&event)) {
             assert!(Instant::now() < deadline, "no event says {what}");
         }
     }
 
-    /// There is nothing new.
+    /// No event is pending.
     fn expect_nothing(&mut self) {
         assert!(self.event(Duration::ZERO).is_none());
     }
 }
 
-/// Reads into a buffer that is larger than what comes.
+/// Reads into a buffer that is larger than the available input.
 fn read(mut socket: &Socket) -> Result<Vec<u8>, ErrorKind> {
     let mut buffer = [0; 1024];
     let count = socket.read(&mut buffer).map_err(|error| error.kind())?;
     Ok(buffer[..count].to_vec())
 }
 
-/// The same by recvmsg(2), without room for ancillary data; and whether the kernel says that some was
-/// dropped.
-#[allow(unsafe_code)] // socket2 does not tell MSG_CTRUNC
+/// The same by recvmsg(2), without a buffer for ancillary data; also returns whether the kernel
+/// reports that it dropped some.
+#[allow(unsafe_code)] // socket2 does not expose MSG_CTRUNC
 fn receive(socket: &Socket) -> Result<(Vec<u8>, bool), ErrorKind> {
     let mut buffer = [0_u8; 1024];
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -104,7 +104,7 @@ fn receive(socket: &Socket) -> Result<(Vec<u8>, bool), ErrorKind> {
 
 /// Sends bytes that carry a descriptor.
 fn send_with_descriptor(socket: &Socket, bytes: &[u8], descriptor: &impl AsRawFd) {
-    // A cmsghdr, its one descriptor, and what aligns the next one.
+    // A cmsghdr, its one descriptor, and padding.
     let mut control = (size_of::<libc::cmsghdr>() + size_of::<i32>()).to_ne_bytes().to_vec();
     for field in [libc::SOL_SOCKET, libc::SCM_RIGHTS, descriptor.as_raw_fd(), 0] {
         control.extend_from_slice(&field.to_ne_bytes());
@@ -114,7 +114,7 @@ fn send_with_descriptor(socket: &Socket, bytes: &[u8], descriptor: &impl AsRawFd
     assert_eq!(socket.sendmsg(&message, 0).unwrap(), bytes.len());
 }
 
-/// Has each message say who sent it.
+/// Enables credentials: each message carries those of its sender.
 #[allow(unsafe_code)] // socket2 has no such option
 fn pass_credentials(socket: &Socket) {
     let on: libc::c_int = 1;
@@ -132,12 +132,12 @@ fn pass_credentials(socket: &Socket) {
 }
 
 #[test]
-fn the_kernel_gives_all_that_a_stream_has_in_one_read() {
+fn the_kernel_returns_all_available_bytes_of_a_stream_in_one_read() {
     for (ours, theirs) in [tcp_pair(), unix_pair()] {
         let mut watch = Watch::new(&ours);
         for piece in ["abc", "def", "ghi"] {
             theirs.send(piece.as_bytes()).unwrap();
-            watch.expect("that more can be read", Event::is_readable);
+            watch.expect("that more input is available", Event::is_readable);
         }
         assert_eq!(read(&ours).unwrap(), b"abcdefghi");
         assert_eq!(read(&ours).unwrap_err(), ErrorKind::WouldBlock);
@@ -146,25 +146,27 @@ fn the_kernel_gives_all_that_a_stream_has_in_one_read() {
 }
 
 #[test]
-fn the_kernel_tells_of_new_input_although_older_input_has_not_been_read() {
+fn the_kernel_reports_new_input_while_older_input_is_unread() {
     for (ours, theirs) in [tcp_pair(), unix_pair()] {
         let mut watch = Watch::new(&ours);
         for _ in 0..3 {
             theirs.send(b"x").unwrap();
-            watch.expect("that something can be read", Event::is_readable);
+            watch.expect("that input is available", Event::is_readable);
             watch.expect_nothing();
         }
     }
 }
 
-/// So that a short read is no reason to wait for an event where one has said that the input has ended.
+/// After such an event, a short read must be followed by another read.
 #[test]
-fn the_kernel_tells_of_the_end_once_with_the_bytes_before_it() {
+fn the_kernel_reports_the_end_once_together_with_the_bytes_before_it() {
     for (ours, theirs) in [tcp_pair(), unix_pair()] {
         let mut watch = Watch::new(&ours);
         theirs.send(b"last").unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        watch.expect("that it has ended", |event| event.is_readable() && event.is_read_closed());
+        watch.expect("that the input has ended", |event| {
+            event.is_readable() && event.is_read_closed()
+        });
         assert_eq!(read(&ours).unwrap(), b"last");
         watch.expect_nothing();
         assert_eq!(read(&ours).unwrap(), b"");
@@ -172,15 +174,17 @@ fn the_kernel_tells_of_the_end_once_with_the_bytes_before_it() {
 }
 
 #[test]
-fn the_kernel_stops_a_read_at_urgent_data_and_tells_of_it_before() {
+fn the_kernel_stops_a_read_at_urgent_data_and_reports_it_before() {
     for (ours, theirs) in [tcp_pair(), unix_pair()] {
         let mut watch = Watch::new(&ours);
         theirs.send(b"abc").unwrap();
         theirs.send_out_of_band(b"!").unwrap();
         watch.expect("that there is urgent data", Event::is_priority);
         theirs.send(b"def").unwrap();
-        watch.expect("that there still is", |event| event.is_priority() && event.is_readable());
-        assert_eq!(read(&ours).unwrap(), b"abc", "more is there");
+        watch.expect("that there is still urgent data", |event| {
+            event.is_priority() && event.is_readable()
+        });
+        assert_eq!(read(&ours).unwrap(), b"abc", "the read stops at the urgent byte");
         watch.expect_nothing();
         assert_eq!(read(&ours).unwrap(), b"def");
         assert_eq!(read(&ours).unwrap_err(), ErrorKind::WouldBlock);
@@ -188,26 +192,26 @@ fn the_kernel_stops_a_read_at_urgent_data_and_tells_of_it_before() {
 }
 
 #[test]
-fn the_kernel_tells_of_urgent_data_that_comes_after_an_event() {
+fn the_kernel_reports_urgent_data_that_comes_after_an_event() {
     for (ours, theirs) in [tcp_pair(), unix_pair()] {
         let mut watch = Watch::new(&ours);
         theirs.send(b"abc").unwrap();
-        watch.expect("that something can be read", |event| !event.is_priority());
+        watch.expect("that input is available", |event| !event.is_priority());
         theirs.send_out_of_band(b"!").unwrap();
         theirs.send(b"def").unwrap();
-        assert_eq!(read(&ours).unwrap(), b"abc", "more is there");
+        assert_eq!(read(&ours).unwrap(), b"abc", "the read stops at the urgent byte");
         watch.expect("that there is urgent data", Event::is_priority);
         assert_eq!(read(&ours).unwrap(), b"def");
     }
 }
 
 #[test]
-fn the_kernel_stops_a_read_of_a_unix_stream_behind_a_descriptor_and_tells_that_it_dropped_it() {
+fn the_kernel_stops_a_unix_read_after_a_descriptor_and_reports_that_it_dropped_it() {
     let (ours, theirs) = unix_pair();
     let mut watch = Watch::new(&ours);
     send_with_descriptor(&theirs, b"abc", &theirs);
     theirs.send(b"def").unwrap();
-    watch.expect("that something can be read", |event| !event.is_priority());
+    watch.expect("that input is available", |event| !event.is_priority());
     watch.expect_nothing();
     assert_eq!(receive(&ours), Ok((b"abc".to_vec(), true)));
     watch.expect_nothing();
@@ -216,7 +220,7 @@ fn the_kernel_stops_a_read_of_a_unix_stream_behind_a_descriptor_and_tells_that_i
 }
 
 #[test]
-fn the_kernel_tells_of_dropped_credentials_with_each_read() {
+fn the_kernel_reports_dropped_credentials_with_each_read() {
     let (ours, theirs) = unix_pair();
     pass_credentials(&ours);
     for piece in [b"abc", b"def"] {
@@ -227,7 +231,7 @@ fn the_kernel_tells_of_dropped_credentials_with_each_read() {
 
 // Servers
 
-/// Holds up the loop's own thread, so that what happens meanwhile is found by it all at once.
+/// Blocks the loop's thread in a hook, so that the loop then finds several events at once.
 #[derive(Clone)]
 struct Hold {
     wanted: Arc<AtomicBool>,
@@ -239,7 +243,7 @@ impl Hold {
         Hold { wanted: Arc::default(), gate: Arc::new(Barrier::new(2)) }
     }
 
-    /// Does that while the loop is held up at the arrival of one more client.
+    /// Runs `act` while the loop is blocked in the accept of the client that `connect` connects.
     fn during<T>(&self, connect: impl FnOnce() -> T, act: impl FnOnce()) -> T {
         self.wanted.store(true, SeqCst);
         let connected = connect();
@@ -260,7 +264,7 @@ impl Hooks for Hold {
     }
 }
 
-/// A server of lines over one of the transports of streams, and how it is reached.
+/// A server of lines over TCP or a Unix socket, and its address.
 struct LineServer {
     _server: TestServer,
     domain: Domain,
@@ -277,7 +281,7 @@ impl LineServer {
         let start = |builder: socketserver::Builder| {
             let hold = Hold::new();
             let builder = builder.framing(Lines::default()).mode(mode).hooks(hold.clone());
-            let (make, _) = tellers(echo);
+            let (make, _) = recorders(echo);
             (start_server(builder.serve(make).unwrap()), hold)
         };
         let (server, hold) = start(Server::tcp(LOCAL).unwrap());
@@ -302,13 +306,13 @@ fn expect_reply(mut socket: &Socket, expected: &str) {
     assert_eq!(String::from_utf8(reply).unwrap(), expected);
 }
 
-/// The modes that serve several streams at a time without a process for each.
+/// The modes that serve several connections at a time in one process.
 fn modes() -> impl Iterator<Item = Mode> {
     Mode::all().filter(|mode| !matches!(mode.name(), "inline" | "forking"))
 }
 
 #[test]
-fn a_line_behind_urgent_data_is_answered() {
+fn a_line_after_urgent_data_is_answered() {
     for server in modes().flat_map(LineServer::start_all) {
         let client = server.connect();
         client.send(b"first\n").unwrap();
@@ -328,7 +332,7 @@ fn a_line_behind_urgent_data_is_answered() {
 }
 
 #[test]
-fn a_line_behind_a_descriptor_is_answered() {
+fn a_line_after_a_passed_descriptor_is_answered() {
     for [_, server] in modes().map(LineServer::start_all) {
         let client = server.connect();
         client.send(b"first\n").unwrap();
@@ -347,9 +351,9 @@ fn a_line_behind_a_descriptor_is_answered() {
 }
 
 #[test]
-fn a_line_is_answered_where_a_hook_asks_for_credentials() {
-    struct Asking;
-    impl Hooks for Asking {
+fn a_line_is_answered_when_a_hook_enables_credentials() {
+    struct EnableCredentials;
+    impl Hooks for EnableCredentials {
         fn on_accept(
             &mut self,
             connection: std::os::fd::BorrowedFd<'_>,
@@ -364,8 +368,9 @@ fn a_line_is_answered_where_a_hook_asks_for_credentials() {
         let name = format!("socketserver-credentials-{}-{}", mode.name(), std::process::id());
         let path = std::env::temp_dir().join(name);
         let builder = Server::unix_stream(&path).unwrap().framing(Lines::default());
-        let (make, _) = tellers(echo);
-        let _server = start_server(builder.mode(mode).hooks(Asking).serve(make).unwrap());
+        let (make, _) = recorders(echo);
+        let _server =
+            start_server(builder.mode(mode).hooks(EnableCredentials).serve(make).unwrap());
         let mut client = UnixStream::connect(&path).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         for line in ["one\n", "two\n"] {
@@ -377,20 +382,20 @@ fn a_line_is_answered_where_a_hook_asks_for_credentials() {
     }
 }
 
-// Whose turn it is
+// Fairness
 
-/// How long the answers are that are longer than their requests.
+/// The length of an answer that is longer than its request.
 const LONG: usize = 64 * 1024;
 
-/// What a handler does with a line: holds up the loop, answers at length, or sends it back.
-struct Lengthy {
+/// A handler that echoes lines; commands make it block, send a long answer or pass its sender.
+struct LongAnswers {
     served: Served,
     gate: Arc<Barrier>,
     senders: mpsc::Sender<Sender>,
     closed: mpsc::Sender<String>,
 }
 
-impl Handler for Lengthy {
+impl Handler for LongAnswers {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         self.served.lock().unwrap().push(message.to_vec());
         match message {
@@ -411,10 +416,10 @@ impl Handler for Lengthy {
     }
 }
 
-/// What has been served, by whomever it was sent.
+/// The messages that were served, of all clients, in order.
 type Served = Arc<Mutex<Vec<Vec<u8>>>>;
 
-struct LengthyServer {
+struct LongAnswerServer {
     server: TestServer,
     served: Served,
     gate: Arc<Barrier>,
@@ -422,14 +427,14 @@ struct LengthyServer {
     closed: mpsc::Receiver<String>,
 }
 
-impl LengthyServer {
+impl LongAnswerServer {
     fn start<F: Framing + Clone + Send + 'static>(mode: Mode, framing: F, served: Served) -> Self {
         let gate = Arc::new(Barrier::new(2));
-        let ((senders, given), (closed, told)) = (mpsc::channel(), mpsc::channel());
+        let ((senders, given), (closed, reasons)) = (mpsc::channel(), mpsc::channel());
         let builder = Server::tcp(LOCAL).unwrap().framing(framing).mode(mode);
         let server = {
             let (served, gate) = (served.clone(), gate.clone());
-            builder.serve(move |_: &Peer| Lengthy {
+            builder.serve(move |_: &Accepted<'_>| LongAnswers {
                 served: served.clone(),
                 gate: gate.clone(),
                 senders: senders.clone(),
@@ -437,11 +442,11 @@ impl LengthyServer {
             })
         };
         let server = start_server(server.unwrap());
-        LengthyServer { server, served, gate, senders: given, closed: told }
+        LongAnswerServer { server, served, gate, senders: given, closed: reasons }
     }
 
-    /// How much is served, from the moment that the loop is let go on, before another client's
-    /// message that had arrived by then.
+    /// How many messages of `busy` are served before a message of another client, if the messages
+    /// of both arrive while the loop is blocked.
     fn served_before_another(&self, busy: &mut Client, act: impl FnOnce(&mut Client)) -> usize {
         let mut other = self.server.connect();
         other.send("hello\n").expect_reply("hello\n");
@@ -457,7 +462,7 @@ impl LengthyServer {
     }
 }
 
-/// Reads all that comes, on a thread.
+/// Reads all input on a thread.
 fn read_on_a_thread(client: &Client) {
     let mut stream = client.stream.try_clone().unwrap();
     thread::spawn(move || {
@@ -467,29 +472,54 @@ fn read_on_a_thread(client: &Client) {
 }
 
 #[test]
-fn many_messages_of_one_client_let_another_client_come_first() {
-    let lengthy = LengthyServer::start(Mode::default(), Lines::default(), Served::default());
-    let mut busy = lengthy.server.connect();
-    let before = lengthy.served_before_another(&mut busy, |busy| {
+fn another_client_is_served_between_many_messages_of_one_client() {
+    let setup = LongAnswerServer::start(Mode::default(), Lines::default(), Served::default());
+    let mut busy = setup.server.connect();
+    let before = setup.served_before_another(&mut busy, |busy| {
         busy.send([b'\n'; 60_000]);
     });
-    assert!(before <= 1024, "{before} messages of 60,000 came before");
-    lengthy.server.wait_for("all are served", |counters| counters.messages == 60_003);
+    assert!(before <= 1024, "{before} messages of 60,000 were served before");
+    setup.server.wait_for("all are served", |counters| counters.messages == 60_003);
 }
 
 #[test]
-fn long_answers_to_one_client_let_another_client_come_first() {
-    let lengthy = LengthyServer::start(Mode::default(), Lines::default(), Served::default());
-    let mut busy = lengthy.server.connect();
+fn another_client_is_served_between_long_answers_to_one_client() {
+    let setup = LongAnswerServer::start(Mode::default(), Lines::default(), Served::default());
+    let mut busy = setup.server.connect();
     read_on_a_thread(&busy);
-    let before = lengthy.served_before_another(&mut busy, |busy| {
+    let before = setup.served_before_another(&mut busy, |busy| {
         busy.send(b"l\n".repeat(500));
     });
-    assert!(before <= 8, "{before} answers of 500 came before");
-    lengthy.server.wait_for("all are served", |counters| counters.messages == 503);
+    assert!(before <= 8, "{before} answers of 500 were sent before");
+    setup.server.wait_for("all are served", |counters| counters.messages == 503);
+}
+
+#[test]
+fn output_that_waits_is_sent_in_many_turns_however_fast_its_client_takes_it() {
+    const PARTS: usize = 64;
+    let part: Arc<[u8]> = pattern(1 << 20).into();
+    let server = Server::tcp(LOCAL).unwrap().framing(Lines::default());
+    let server = server.write_watermarks(PARTS << 21, 0).serve(move |_: &Accepted<'_>| {
+        let part = part.clone();
+        handler_fn(move |_, cx| (0..PARTS).try_for_each(|_| cx.send_shared(&part)))
+    });
+    let server = start_server(server.unwrap());
+    let mut client = server.connect();
+    client.send("?\n").end();
+    let before = server.counters().turns;
+    let (mut total, mut buffer) = (0, vec![0; 1 << 20]);
+    while let Ok(count @ 1..) = client.stream.read(&mut buffer) {
+        total += count;
+    }
+    assert_eq!(total, PARTS * ((1 << 20) + 1));
+    // A turn sends 128 KiB; the first, what the kernel has room for.
+    let turns = server.counters().turns - before;
+    assert!(turns as usize >= PARTS * 8 / 2, "{turns} turns");
 }
 
 /// Lines; while one that begins with `r` is encoded, the next one is sent from within.
+/// A framing of lines that, while it encodes a message that begins with `r`, sends the same message
+/// again through a sender of the connection.
 #[derive(Clone)]
 struct Refilling {
     lines: Lines,
@@ -517,19 +547,20 @@ impl Framing for Refilling {
     }
 }
 
-/// A server with an outlet that refills itself so often once something is sent there, and its client.
-fn start_refilling(mode: Mode, times: usize) -> (LengthyServer, Client, Refilling) {
+/// A server with a connection whose send queue refills itself `times` times after the first
+/// message, and the client of that connection.
+fn start_refilling(mode: Mode, times: usize) -> (LongAnswerServer, Client, Refilling) {
     let refilling = Refilling {
         lines: Lines::default(),
         sender: Arc::default(),
         left: Arc::new(AtomicUsize::new(times)),
         served: Served::default(),
     };
-    let lengthy = LengthyServer::start(mode, refilling.clone(), refilling.served.clone());
-    let mut client = lengthy.server.connect();
+    let setup = LongAnswerServer::start(mode, refilling.clone(), refilling.served.clone());
+    let mut client = setup.server.connect();
     client.send("sender\n");
-    *refilling.sender.lock().unwrap() = Some(expect_told(&lengthy.senders));
-    (lengthy, client, refilling)
+    *refilling.sender.lock().unwrap() = Some(expect_next(&setup.senders));
+    (setup, client, refilling)
 }
 
 impl Refilling {
@@ -540,99 +571,99 @@ impl Refilling {
 }
 
 #[test]
-fn an_outlet_that_refills_itself_lets_another_client_come_first() {
+fn another_client_is_served_while_a_send_queue_refills_itself() {
     for (length, most) in [(1, 1024), (40 * 1024, 8)] {
         let times = 5000;
-        let (lengthy, mut busy, refilling) = start_refilling(Mode::default(), times);
+        let (setup, mut busy, refilling) = start_refilling(Mode::default(), times);
         read_on_a_thread(&busy);
-        let before = lengthy.served_before_another(&mut busy, |_| refilling.begin(length));
-        assert!(before <= most, "{before} messages of {times} came before");
+        let before = setup.served_before_another(&mut busy, |_| refilling.begin(length));
+        assert!(before <= most, "{before} messages of {times} were sent before");
         wait_until("all are sent", || refilling.left.load(SeqCst) == 0);
     }
 }
 
 #[test]
-fn an_outlet_that_refills_itself_does_not_keep_its_own_client_from_being_heard() {
+fn a_connection_is_read_while_its_own_send_queue_refills_itself() {
     for mode in modes() {
-        let (lengthy, mut client, refilling) = start_refilling(mode, usize::MAX);
+        let (setup, mut client, refilling) = start_refilling(mode, usize::MAX);
         read_on_a_thread(&client);
         refilling.begin(1000);
-        wait_until("it has begun", || lengthy.served.lock().unwrap().len() > 10);
+        wait_until("the queue refills itself", || setup.served.lock().unwrap().len() > 10);
         client.send("a request\n");
-        wait_until("it is heard", || {
-            lengthy.served.lock().unwrap().contains(&b"a request".to_vec())
+        wait_until("the request is served", || {
+            setup.served.lock().unwrap().contains(&b"a request".to_vec())
         });
         refilling.left.store(0, SeqCst);
     }
 }
 
 #[test]
-fn the_input_of_a_client_that_is_gone_is_not_served_to_its_end() {
+fn the_buffered_input_of_a_disconnected_client_is_dropped() {
     for mode in Mode::all() {
         let mode = match mode {
-            // Counted here, served in this process.
+            // The messages are counted in this process.
             Mode::Forking(_) => continue,
             mode => mode,
         };
-        let lengthy = LengthyServer::start(mode, Lines::default(), Served::default());
-        let mut client = lengthy.server.connect();
+        let setup = LongAnswerServer::start(mode, Lines::default(), Served::default());
+        let mut client = setup.server.connect();
         client.send("hold\n");
-        lengthy.gate.wait();
+        setup.gate.wait();
         client.send(b"l\n".repeat(30_000));
         client.reset();
-        lengthy.gate.wait();
-        let reason = expect_told(&lengthy.closed);
+        setup.gate.wait();
+        let reason = expect_next(&setup.closed);
         assert!(reason.starts_with("disconnected"), "{mode}: {reason}");
-        let served = lengthy.served.lock().unwrap().len();
-        assert!(served <= 300, "{mode}: {served} lines of 30,000 were served for nobody");
+        let served = setup.served.lock().unwrap().len();
+        assert!(served <= 300, "{mode}: {served} lines of 30,000 were served after the reset");
     }
 }
 
 #[test]
-fn a_sender_to_a_client_that_is_gone_says_so_although_more_waits() {
+fn the_sender_of_a_disconnected_client_is_closed_although_messages_wait() {
     for mode in modes() {
-        let (lengthy, mut client, refilling) = start_refilling(mode, usize::MAX);
+        let (setup, mut client, refilling) = start_refilling(mode, usize::MAX);
         client.send("hold\n");
-        lengthy.gate.wait();
+        setup.gate.wait();
         refilling.begin(40 * 1024);
         client.send(b"l\n".repeat(30_000));
         client.reset();
-        lengthy.gate.wait();
-        let reason = expect_told(&lengthy.closed);
+        setup.gate.wait();
+        let reason = expect_next(&setup.closed);
         assert!(reason.starts_with("disconnected"), "{mode}: {reason}");
         let sender = refilling.sender.lock().unwrap().clone().unwrap();
         assert!(sender.is_closed());
-        let served = lengthy.served.lock().unwrap().len();
-        assert!(served <= 300, "{mode}: {served} messages were served for nobody");
+        let served = setup.served.lock().unwrap().len();
+        assert!(served <= 300, "{mode}: {served} messages were served after the reset");
     }
 }
 
 // Deadlines
 
-/// Asks for a timeout of nothing, stays open whenever that has passed, and answers.
-fn stay_at_once(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
-    match told {
-        Told::Open => Ok(cx.set_idle_timeout(Duration::ZERO)?),
-        Told::Message(message) => cx.send(message),
+/// An echo with an idle timeout of zero, which stays open whenever it expires.
+fn stay_open(call: &Call, cx: &mut Context<'_>) -> HandlerResult {
+    match call {
+        Call::Open => Ok(cx.set_idle_timeout(Duration::ZERO)?),
+        Call::Message(message) => cx.send(message),
         _ => Ok(()),
     }
 }
 
 #[test]
-fn a_timeout_of_zero_that_does_not_close_keeps_nobody_from_being_served() {
+fn an_idle_timeout_of_zero_that_does_not_close_delays_no_other_client() {
     for mode in Mode::all() {
         let mode = match mode {
             Mode::Forking(forking) => Mode::Forking(forking.allow_threads(true)),
             mode => mode,
         };
-        let (make, told) = tellers(stay_at_once);
+        let (make, calls) = recorders(stay_open);
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
         let server = start_server(builder.serve(make).unwrap());
         let mut client = server.connect();
         client.send("one\n").expect_reply("one\n");
         if mode.name() != "forking" {
-            while expect_told(&told) != Told::Timeout {}
-            while expect_told(&told) != Told::Timeout {}
+            while expect_next(&calls) != Call::Timeout {}
+            while expect_next(&calls) != Call::Timeout {}
         }
         if mode.name() != "inline" {
             server.connect().send("other\n").expect_reply("other\n");
@@ -644,7 +675,7 @@ fn a_timeout_of_zero_that_does_not_close_keeps_nobody_from_being_served() {
 }
 
 #[test]
-fn however_many_deadlines_have_come_a_turn_serves_some_of_them() {
+fn one_turn_serves_a_bounded_number_of_expired_deadlines() {
     const CLIENTS: usize = 600;
     struct Turns {
         hold: Hold,
@@ -673,10 +704,10 @@ fn however_many_deadlines_have_come_a_turn_serves_some_of_them() {
         seen: 0,
         most: Arc::clone(&most),
     };
-    let (make, _) = tellers(move |told: &Told, cx: &mut Context<'_>| {
-        match told {
-            Told::Message(_) => cx.set_idle_timeout(Duration::from_millis(50))?,
-            Told::Timeout => {
+    let (make, _) = recorders(move |call: &Call, cx: &mut Context<'_>| {
+        match call {
+            Call::Message(_) => cx.set_idle_timeout(Duration::from_millis(50))?,
+            Call::Timeout => {
                 timeouts.fetch_add(1, SeqCst);
                 cx.close();
             }
@@ -686,13 +717,13 @@ fn however_many_deadlines_have_come_a_turn_serves_some_of_them() {
     });
     let server = start_server(Server::tcp(LOCAL).unwrap().hooks(hooks).serve(make).unwrap());
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
-    server.wait_for("all are there", |counters| counters.accepted == CLIENTS as u64);
+    server.wait_for("all are accepted", |counters| counters.accepted == CLIENTS as u64);
     let _last = hold.during(
         || server.connect(),
         || clients.iter_mut().for_each(|client| _ = client.send("at one moment")),
     );
-    // The deadlines are all set in one turn, and all come before the next.
-    server.wait_for("all are over", |counters| counters.closed == CLIENTS as u64);
+    // The deadlines are all set in one turn, and all expire before the next.
+    server.wait_for("all are closed", |counters| counters.closed == CLIENTS as u64);
     let most = most.load(SeqCst);
-    assert!((1..=256).contains(&most), "{most} in one turn");
+    assert!((1..=256).contains(&most), "{most} deadlines in one turn");
 }

@@ -1,12 +1,12 @@
-//! Clients of every kind at once, and every byte checked: sizes from nothing to 1.5 MB, written and
-//! read in pieces of any size, by readers that are slow, that half-close, reset or go in the middle,
-//! over TCP and Unix streams with three framings, answered by the handler itself or through a
-//! `Sender`. Each mode has a server of its own, in a process of its own, which must tell as many ends
-//! as beginnings and leave no descriptor, thread or child behind.
+//! Many different clients at once, with every byte checked: messages of 0 to 1.5 MB, written and
+//! read in pieces of any size, by clients that read slowly, half-close, reset or close in the
+//! middle, over TCP and Unix streams with three framings, answered by the handler itself or through
+//! a `Sender`. Each mode has a server in a process of its own, which must call `on_close` once for
+//! each connection and leak no descriptor, thread or child.
 //!
-//! `cargo test --test stress` takes a few seconds. Longer, of one mode, with other choices:
-//! `cargo test --test stress -- --seconds 60 --seed 7 --mode offload`. A seed decides what every client
-//! does; how these meet in time is the kernel's choice.
+//! `cargo test --test stress` takes a few seconds. A longer run of one mode with another seed:
+//! `cargo test --test stress -- --seconds 60 --seed 7 --mode offload`. A seed decides what every
+//! client does; their timing differs from run to run.
 
 #[path = "support/process.rs"]
 mod process;
@@ -24,14 +24,14 @@ use std::sync::mpsc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use process::{Belongings, Process, announce, try_connect};
+use process::{Process, Resources, announce, try_connect};
 use socket2::Socket;
 use socketserver::{
     Builder, CloseReason, Context, Framing, Handler, HandlerResult, LengthPrefixed, Lines, Mode,
     Raw, SendError, Sender, Server,
 };
 
-/// Clients of a server at a time.
+/// The number of clients of a server at a time.
 const CLIENTS: u64 = 8;
 
 /// The longest message.
@@ -42,11 +42,11 @@ const MOST: usize = 3_000_000;
 
 const FRAMINGS: [&str; 3] = ["raw", "lines", "prefixed"];
 
-/// What is drawn from a seed: xorshift64*.
+/// A random number generator: xorshift64*.
 struct Random(u64);
 
 impl Random {
-    /// A sequence of its own for each of these numbers.
+    /// A sequence that is determined by these numbers.
     fn of(numbers: &[u64]) -> Self {
         let mix = |state: u64, number: &u64| (state ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mut random = Random(numbers.iter().fold(0x5DEE_CE66, mix) | 1);
@@ -65,7 +65,7 @@ impl Random {
         self.next() % end
     }
 
-    /// A size up to `most`: small ones as often as large ones.
+    /// A size up to `most`; each order of magnitude is equally likely.
     fn size(&mut self, most: u64) -> usize {
         let bits = self.below(22);
         (self.next() % (1 << bits)).min(most) as usize
@@ -81,7 +81,7 @@ impl Random {
 static OPENED: AtomicU64 = AtomicU64::new(0);
 static CLOSED: AtomicU64 = AtomicU64::new(0);
 
-/// Answers each message with itself: at once, or through a thread that has a [`Sender`].
+/// An echo: in `on_message`, or through a thread that has a [`Sender`].
 struct Echo {
     through_sender: bool,
     thread: Option<mpsc::Sender<Vec<u8>>>,
@@ -117,7 +117,7 @@ impl Handler for Echo {
     }
 }
 
-/// Sends as soon as there is room; false where the connection is closed.
+/// Sends as soon as the queue has room; false if the connection is closed.
 fn is_sent(sender: &Sender, message: &[u8]) -> bool {
     loop {
         match sender.send(message) {
@@ -134,15 +134,15 @@ fn has_senders(mode: Mode) -> bool {
 }
 
 fn serve(arguments: &[String]) {
-    let [mode, directory] = arguments else { panic!("what to serve") };
+    let [mode, directory] = arguments else { panic!("wrong arguments: {arguments:?}") };
     let mode: Mode = mode.parse().unwrap();
-    // The watch for signals lives as long as the process.
+    // The descriptors of the signal handler are kept until the process exits.
     drop(Server::new().unwrap().stop_on_signals());
     if mode.name() != "forking" {
-        // So does a thread of a sanitizer, which comes with the first of the program's.
+        // So is the thread that a sanitizer starts together with the program's first thread.
         thread::spawn(|| ()).join().unwrap();
     }
-    let belongings = Belongings::of_this_process();
+    let resources = Resources::of_this_process();
     let mut server = Server::new().unwrap();
     for number in 0..if has_senders(mode) { 4 } else { 2 } {
         let through_sender = number >= 2;
@@ -152,7 +152,7 @@ fn serve(arguments: &[String]) {
             _ => Server::endpoint(&unix(framing).parse().unwrap()).unwrap().mode(mode),
         };
         let lines = Lines::default().max_len(LONGEST as usize);
-        // As in `FRAMINGS`.
+        // In the order of `FRAMINGS`.
         add(&mut server, listen("raw").framing(Raw), through_sender);
         add(&mut server, listen("lines").framing(lines), through_sender);
         add(&mut server, listen("prefixed").framing(LengthPrefixed::default()), through_sender);
@@ -162,17 +162,17 @@ fn serve(arguments: &[String]) {
     let report = server.serve_forever().unwrap();
     let counters = server.counters();
     drop(server);
-    assert_eq!(report.aborted, 0, "nobody had to be cut off");
+    assert_eq!(report.aborted, 0, "connections were aborted");
     assert_eq!(counters.accepted, counters.closed, "each connection is closed once");
-    // A child of a forking server counts for itself.
+    // The counts of a child are not added to the parent's.
     let opened = if mode.name() == "forking" { 0 } else { counters.accepted };
     assert_eq!(
         (OPENED.load(SeqCst), CLOSED.load(SeqCst)),
         (opened, opened),
-        "each handler is told"
+        "on_open and on_close are called once for each connection"
     );
     assert_eq!((counters.panics, counters.handler_errors), (0, 0));
-    belongings.wait_for_them();
+    resources.wait_until_restored();
 }
 
 fn add<F: Framing + Clone + Send + 'static>(
@@ -186,10 +186,10 @@ fn add<F: Framing + Clone + Send + 'static>(
 
 // The clients
 
-/// How a client goes.
+/// How a client ends its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// It ends its half, and reads until the server has ended the other.
+    /// It shuts down its sending direction, and reads until the server closes.
     HalfClose,
     /// It reads its last reply, and closes.
     Close,
@@ -202,16 +202,16 @@ enum End {
 /// What one client does.
 struct Plan {
     end: End,
-    /// It sends and receives everything.
+    /// Whether it sends and receives everything.
     is_whole: bool,
-    /// What it sends, and receives: the frames of all messages. Each byte is a function of the seed
-    /// and its position.
+    /// What it sends and receives: the frames of all messages. Each byte depends on the seed and
+    /// its position.
     stream: Vec<u8>,
-    /// How much of it is sent, and how much is received at most.
+    /// How many bytes of it are sent, and how many are received at most.
     sent: usize,
     received: usize,
     is_slow: bool,
-    /// Bytes of send and receive buffer, if not the system's.
+    /// The sizes of the send and receive buffer, unless they are the system's defaults.
     buffers: Option<(usize, usize)>,
 }
 
@@ -235,13 +235,14 @@ impl Plan {
         let mut part = || if is_whole { all } else { random.below(all as u64 + 1) as usize };
         let (sent, received) = (part(), part());
         let is_slow = random.one_in(4);
-        // A window below the largest segment, 64 KiB on loopback, is probed every 200 ms.
+        // Not smaller: below the largest segment, 64 KiB on loopback, progress comes only from
+        // probes every 200 ms.
         let mut bytes = || (128 << 10) << random.below(5);
         let buffers = is_slow.then(|| (bytes(), bytes()));
         Plan { end, is_whole, stream, sent, received, is_slow, buffers }
     }
 
-    /// Sends and receives; the error says what is wrong.
+    /// Runs the client; an error describes what is wrong.
     fn carry_out(&self, url: &str, random: &mut Random) -> io::Result<()> {
         let socket = try_connect(url)?.socket;
         if let Some((send, receive)) = self.buffers {
@@ -249,7 +250,7 @@ impl Plan {
             socket.set_recv_buffer_size(receive)?;
         }
         if !self.is_whole {
-            // Half a frame has no reply.
+            // Half a frame gets no reply.
             socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         }
         let mut writing = Random::of(&[random.next()]);
@@ -257,7 +258,7 @@ impl Plan {
             let writer = scope.spawn(|| self.write(&socket, &mut writing));
             let read = self.read(&socket, random);
             if read.is_err() || !self.is_whole {
-                let _ = socket.shutdown(Shutdown::Both); // so that the writer waits no longer
+                let _ = socket.shutdown(Shutdown::Both); // ends the writer
             }
             (read, writer.join().unwrap())
         });
@@ -314,7 +315,7 @@ fn wrong(what: String) -> io::Result<()> {
 // The run
 
 fn run(mode: Mode, seed: u64, seconds: f64) {
-    // Both transports, each with all framings; then again, to be answered through senders.
+    // Both transports, each with all framings, and the same again with senders.
     let listeners = FRAMINGS.len() * if has_senders(mode) { 4 } else { 2 };
     let mut server = Process::start(listeners, &[mode.name(), "{dir}"]);
     let deadline = Instant::now() + Duration::from_secs_f64(seconds);
@@ -358,13 +359,13 @@ fn main() -> ExitCode {
     let mode: Option<Mode> = option(&mut arguments, "--mode");
     let modes = mode.map_or_else(|| Mode::all().collect(), |mode| vec![mode]);
     let test = |mode| {
-        let name = format!("every_byte_comes_back_right_in_mode_{mode}");
+        let name = format!("every_byte_comes_back_unchanged_in_mode_{mode}");
         runner::test(name, move || run(mode, seed, seconds))
     };
     runner::run(modes.into_iter().map(test).collect(), arguments.into_iter()).0
 }
 
-/// Takes an option and its value out of the command line.
+/// Removes an option and its value from the command line.
 fn option<T: FromStr<Err: Debug>>(arguments: &mut Vec<String>, name: &str) -> Option<T> {
     let at = arguments.iter().position(|argument| argument == name)?;
     arguments.remove(at);

@@ -1,6 +1,6 @@
-//! The blocking modes: what a stop does to the requests that it finds, what happens when no thread
-//! can be started, and the options of threads and pools. Most servers here are processes of their
-//! own, so that `forking` is tested beside the others.
+//! The modes that block: what a stop does to open requests, what happens when no thread can be
+//! started, and the options of threads and pools. Most servers here run in processes of their own,
+//! so that `forking` is tested together with the other modes.
 
 mod support;
 
@@ -21,8 +21,8 @@ use std::time::Duration;
 use process::{DEADLINE, Gate, Process, Stream, announce, connect, eventually, wait_at_gate};
 use socket2::SockRef;
 use socketserver::{
-    BlockingMode, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks, Lines,
-    Mode, Output, Peer, Pool, Request, RequestHandler, Sender, Server, Threading,
+    Accepted, BlockingMode, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Hooks,
+    Lines, Mode, Output, Peer, Pool, Request, RequestHandler, Sender, Server, Threading,
 };
 
 const ALL: [&str; 6] = ["reactor", "offload", "inline", "threading", "pool", "forking"];
@@ -33,11 +33,11 @@ const CONCURRENT: [&str; 5] = ["reactor", "offload", "threading", "pool", "forki
 
 // The servers
 
-/// Lines, of which the last may end with the input.
+/// A framing of lines whose last line may be unterminated.
 #[derive(Clone, Default)]
-struct LinesToTheEnd(Lines);
+struct UnterminatedLines(Lines);
 
-impl Framing for LinesToTheEnd {
+impl Framing for UnterminatedLines {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         self.0.decode(input)
     }
@@ -51,15 +51,15 @@ impl Framing for LinesToTheEnd {
     }
 }
 
-/// Lines come back; some are commands.
-struct ByLine {
+/// An echo of lines; some lines are commands.
+struct EchoLines {
     gate: PathBuf,
     lines: usize,
-    /// Held, so that the connection stays when its client has ended.
+    /// Kept, so that the connection stays open after the client's FIN.
     sender: Option<Sender>,
 }
 
-impl Handler for ByLine {
+impl Handler for EchoLines {
     fn on_message(&mut self, line: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         self.lines += 1;
         match line {
@@ -86,7 +86,7 @@ impl Handler for ByLine {
     }
 }
 
-/// A stack frame of some KiB, and how many of them need more than the usual stack.
+/// How many stack frames of 8 KiB exceed the default stack.
 const FRAMES: usize = 1024;
 
 fn recurse(depth: usize) -> usize {
@@ -94,31 +94,31 @@ fn recurse(depth: usize) -> usize {
     if depth == 0 { 0 } else { recurse(depth - 1) + usize::from(frame[depth % frame.len()]) }
 }
 
-/// What a request handler does.
+/// What the request handler does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
-    /// Reads all there is, then answers.
+    /// Reads all input, then answers.
     ReadToEnd,
-    /// Sends lines back, and never says that it is idle.
+    /// Sends lines back and never calls `set_idle(true)`.
     Echo,
-    /// Sends lines back, and says that it is idle between them.
-    EchoIdly,
+    /// Sends lines back and is idle between them.
+    EchoIdle,
 }
 
-struct ByRequest {
+struct LineRequests {
     gate: PathBuf,
     act: Act,
 }
 
-impl RequestHandler for ByRequest {
+impl RequestHandler for LineRequests {
     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
         if self.act == Act::ReadToEnd {
-            request.write_all(b"begun\n")?;
+            request.write_all(b"started\n")?;
             let stored = request.read_to_end(&mut Vec::new())?;
             return Ok(writeln!(request, "{stored} bytes")?);
         }
         loop {
-            request.set_idle(self.act == Act::EchoIdly);
+            request.set_idle(self.act == Act::EchoIdle);
             let Some(line) = request.read_line()? else { return Ok(()) };
             request.set_idle(false);
             if line == b"hold" {
@@ -143,8 +143,9 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
     let builder = Server::tcp("127.0.0.1:0").unwrap();
     let act = match what {
         "lines" | "nonblocking lines" => {
-            let builder = builder.framing(LinesToTheEnd::default()).mode(mode);
-            let make = move |_: &Peer| ByLine { gate: gate.clone(), lines: 0, sender: None };
+            let builder = builder.framing(UnterminatedLines::default()).mode(mode);
+            let make =
+                move |_: &Accepted<'_>| EchoLines { gate: gate.clone(), lines: 0, sender: None };
             let service = match what {
                 "lines" => builder.service(make),
                 _ => builder.hooks(NonBlocking).service(make),
@@ -153,11 +154,11 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
             return;
         }
         "read to end" => Act::ReadToEnd,
-        "echo idly" => Act::EchoIdly,
+        "echo idle" => Act::EchoIdle,
         _ => Act::Echo,
     };
     let builder = builder.mode(BlockingMode::try_from(mode).unwrap());
-    let make = move |_: &Peer| ByRequest { gate: gate.clone(), act };
+    let make = move |_: &Accepted<'_>| LineRequests { gate: gate.clone(), act };
     let service = match what {
         "nonblocking echo" => builder.hooks(NonBlocking).service_blocking(make),
         _ => builder.service_blocking(make),
@@ -165,7 +166,7 @@ fn add(server: &mut Server, what: &str, mode: Mode, gate: &Path) {
     server.add(service.unwrap()).unwrap();
 }
 
-/// Serves at two addresses: in the mode that is to be tested, and on the loop.
+/// Serves at two addresses: in the tested mode, and under `reactor`.
 fn serve(arguments: &[String]) {
     let [what, mode, drain, gate] = arguments else { panic!("{arguments:?}") };
     let mut server = Server::new().unwrap();
@@ -186,14 +187,14 @@ fn serve(arguments: &[String]) {
         println!("rejected {} open {open}", counters.rejected_full);
         return;
     }
-    println!("idle {} finished {} cut {}", report.idle, report.finished, report.aborted);
+    println!("idle {} finished {} aborted {}", report.idle, report.finished, report.aborted);
 }
 
-/// The size of a thread's stack, where a server may have two threads beside its own.
+/// The size of a thread's stack in servers that may start only two threads.
 const STACK: u64 = 256 << 20;
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
 
-/// Lets this process have no more memory than two more stacks take.
+/// Limits the memory of this process, so that it can allocate two more stacks and not three.
 #[allow(unsafe_code)] // no crate of the tests can do it
 fn leave_room_for_two_stacks() {
     let pages = fs::read_to_string("/proc/self/statm").unwrap();
@@ -216,7 +217,7 @@ fn start(what: &str, mode: &str, drain: Duration) -> Process {
     Process::start(2, &[what, mode, &drain.as_millis().to_string(), "{dir}/gate"])
 }
 
-/// Asks a server to stop, and waits until it has begun to, where its loop is free to show it.
+/// Sends SIGTERM, and waits until the server has begun to stop, unless its loop is blocked.
 fn begin_to_stop(server: &Process, mode: &str) {
     if mode == "inline" {
         return server.terminate();
@@ -233,7 +234,7 @@ fn a_client_that_ends_while_the_server_drains_is_answered_by_a_handler() {
         let mut client = server.connect();
         client.send("one\ntw").expect("one\n");
         begin_to_stop(&server, mode);
-        // Half a line is what keeps it from being idle.
+        // Half a line keeps the connection from being idle.
         client.end();
         let reply = client.read_to_end();
         assert_eq!(reply.escape_ascii().to_string(), "tw\\n2 lines\\n", "{mode}");
@@ -244,7 +245,7 @@ fn a_client_that_ends_while_the_server_drains_is_answered_by_a_request_handler()
     for mode in BLOCKING {
         let server = start("read to end", mode, LONG);
         let mut client = server.connect();
-        client.send("ten bytes\n").expect("begun\n");
+        client.send("ten bytes\n").expect("started\n");
         begin_to_stop(&server, mode);
         client.send("ten bytes\n").end();
         let reply = client.read_to_end();
@@ -252,8 +253,8 @@ fn a_client_that_ends_while_the_server_drains_is_answered_by_a_request_handler()
     }
 }
 
-/// Waits until all threads of a server and of its children sleep: who has been answered is idle a
-/// moment later.
+/// Waits until all threads of a server and of its children sleep: a connection becomes idle only
+/// after its reply.
 fn wait_until_asleep(server: &Process) {
     let sleeps = |pid: i32| {
         let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
@@ -262,23 +263,23 @@ fn wait_until_asleep(server: &Process) {
             stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S"))
         })
     };
-    eventually("everything sleeps", || {
+    eventually("all threads sleep", || {
         server.children().into_iter().chain([server.pid()]).all(sleeps)
     });
 }
 
-/// A report of a stop. Whoever [`begin_to_stop`] has connected to the loop is one of the idle.
-fn count(idle: usize, finished: usize, aborted: usize) -> String {
-    format!("idle {idle} finished {finished} cut {aborted}")
+/// The line that a server prints after a stop. The client of [`begin_to_stop`] counts as idle.
+fn report(idle: usize, finished: usize, aborted: usize) -> String {
+    format!("idle {idle} finished {finished} aborted {aborted}")
 }
 
-/// What serves lines under a mode, and can be found idle.
+/// The servers of lines whose connections can be idle, and their modes.
 fn servers_of_lines() -> impl Iterator<Item = (&'static str, &'static str)> {
     let by_message = ALL.into_iter().map(|mode| ("lines", mode));
-    by_message.chain(BLOCKING.into_iter().map(|mode| ("echo idly", mode)))
+    by_message.chain(BLOCKING.into_iter().map(|mode| ("echo idle", mode)))
 }
 
-fn a_stop_ends_who_is_idle_at_once_and_counts_it_so() {
+fn a_stop_closes_idle_connections_at_once_and_counts_them_as_idle() {
     for (what, mode) in servers_of_lines() {
         let mut server = start(what, mode, LONG);
         let mut clients: Vec<_> =
@@ -290,11 +291,11 @@ fn a_stop_ends_who_is_idle_at_once_and_counts_it_so() {
         server.terminate();
         clients.iter_mut().for_each(Stream::expect_end);
         server.expect_success();
-        assert_eq!(server.rest(), [count(clients.len(), 0, 0)], "{what} {mode}");
+        assert_eq!(server.rest(), [report(clients.len(), 0, 0)], "{what} {mode}");
     }
 }
 
-fn a_connection_that_waits_for_its_senders_alone_is_idle_too() {
+fn a_connection_that_waits_only_for_its_senders_is_idle() {
     for mode in ["reactor", "offload", "threading", "pool"] {
         let mut server = start("lines", mode, LONG);
         let mut client = server.connect();
@@ -303,15 +304,15 @@ fn a_connection_that_waits_for_its_senders_alone_is_idle_too() {
         server.terminate();
         client.expect_end();
         server.expect_success();
-        assert_eq!(server.rest(), [count(1, 0, 0)], "{mode}");
+        assert_eq!(server.rest(), [report(1, 0, 0)], "{mode}");
     }
 }
 
-/// Else its last words would be lost without a trace.
+/// Otherwise the loss of the buffered output would not be counted.
 fn a_request_whose_last_flush_fails_is_counted_as_a_disconnect() {
-    struct Verbose(mpsc::Receiver<()>);
+    struct BufferAndWait(mpsc::Receiver<()>);
 
-    impl RequestHandler for Verbose {
+    impl RequestHandler for BufferAndWait {
         fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
             request.set_write_buffer(usize::MAX);
             request.write_all(b"last words")?;
@@ -319,35 +320,37 @@ fn a_request_whose_last_flush_fails_is_counted_as_a_disconnect() {
         }
     }
 
-    let (go, gone) = mpsc::channel();
-    let mut gone = Some(gone);
+    let (release, released) = mpsc::channel();
+    let mut released = Some(released);
     let builder = Server::tcp("127.0.0.1:0").unwrap().mode(Threading::default());
-    let server = builder.serve_blocking(move |_: &Peer| Verbose(gone.take().unwrap())).unwrap();
+    let server = builder
+        .serve_blocking(move |_: &Accepted<'_>| BufferAndWait(released.take().unwrap()))
+        .unwrap();
     let server = support::start_server(server);
     let client = server.connect();
     server.wait_for("it is accepted", |counters| counters.accepted == 1);
     client.reset();
-    go.send(()).unwrap();
-    server.wait_for("it is over", |counters| counters.closed == 1);
+    release.send(()).unwrap();
+    server.wait_for("it is closed", |counters| counters.closed == 1);
     let counters = server.counters();
     assert_eq!((counters.disconnects, counters.handler_errors), (1, 0));
 }
 
-fn a_stop_waits_for_who_has_begun_and_counts_it_as_finished() {
+fn a_stop_waits_for_a_request_in_progress_and_counts_it_as_finished() {
     for (what, mode) in servers_of_lines() {
         let mut server = start(what, mode, LONG);
         let mut busy = server.connect();
-        // What has come in part is begun.
+        // Half a line is a request in progress.
         busy.send("hello\nhal").expect("hello\n");
         begin_to_stop(&server, mode);
         busy.send("f\n").expect("half\n").expect_end();
         server.expect_success();
         let idle = usize::from(mode != "inline");
-        assert_eq!(server.rest(), [count(idle, 1, 0)], "{what} {mode}");
+        assert_eq!(server.rest(), [report(idle, 1, 0)], "{what} {mode}");
     }
 }
 
-fn a_stop_cuts_who_does_not_finish_and_counts_it_so() {
+fn a_stop_aborts_an_unfinished_request_at_the_deadline_and_counts_it_as_aborted() {
     let by_request = BLOCKING.into_iter().map(|mode| ("echo", mode));
     for (what, mode) in servers_of_lines().chain(by_request) {
         let mut server = start(what, mode, SHORT);
@@ -356,38 +359,38 @@ fn a_stop_cuts_who_does_not_finish_and_counts_it_so() {
         server.terminate();
         busy.expect_gone();
         server.expect_success();
-        assert_eq!(server.rest(), [count(0, 0, 1)], "{what} {mode}");
+        assert_eq!(server.rest(), [report(0, 0, 1)], "{what} {mode}");
     }
 }
 
-fn one_stop_counts_idle_finished_and_cut_requests_apart() {
+fn one_stop_counts_idle_finished_and_aborted_requests_separately() {
     let by_message = CONCURRENT.into_iter().map(|mode| ("lines", mode));
-    let by_request = ["threading", "forking"].into_iter().map(|mode| ("echo idly", mode));
+    let by_request = ["threading", "forking"].into_iter().map(|mode| ("echo idle", mode));
     for (what, mode) in by_message.chain(by_request) {
         let mut server = start(what, mode, Duration::from_secs(1));
         let mut clients = [(); 6].map(|()| server.connect());
-        // In this order they are told of the stop.
-        let [finishes, finishes_too, stays, idle, idle_too, idle_three] = &mut clients;
+        // The stop visits them in this order.
+        let [finishing, finishing_too, unfinished, idle, idle_too, idle_three] = &mut clients;
         for client in [&mut *idle, idle_too, idle_three] {
             client.send("hello\n").expect("hello\n");
         }
-        for client in [&mut *finishes, finishes_too, stays] {
+        for client in [&mut *finishing, finishing_too, unfinished] {
             client.send("hello\nhal").expect("hello\n");
         }
         wait_until_asleep(&server);
         server.terminate();
         [idle, idle_too, idle_three].into_iter().for_each(Stream::expect_end);
-        for client in [finishes, finishes_too] {
+        for client in [finishing, finishing_too] {
             client.send("f\n").expect("half\n").expect_end();
         }
-        stays.expect_gone();
+        unfinished.expect_gone();
         server.expect_success();
-        assert_eq!(server.rest(), [count(3, 2, 1)], "{what} {mode}");
+        assert_eq!(server.rest(), [report(3, 2, 1)], "{what} {mode}");
     }
 }
 
-/// A request handler that does not say that it is idle is in progress.
-fn a_request_handler_that_never_says_that_it_is_idle_may_use_the_whole_drain() {
+/// It counts as in progress all the time.
+fn a_request_handler_that_never_calls_set_idle_may_use_the_whole_drain_time() {
     for mode in BLOCKING {
         let mut server = start("echo", mode, LONG);
         let mut client = server.connect();
@@ -396,38 +399,38 @@ fn a_request_handler_that_never_says_that_it_is_idle_may_use_the_whole_drain() {
         client.send("still here\n").expect("still here\n").end().expect_end();
         server.expect_success();
         let idle = usize::from(mode != "inline");
-        assert_eq!(server.rest(), [count(idle, 1, 0)], "{mode}");
+        assert_eq!(server.rest(), [report(idle, 1, 0)], "{mode}");
     }
 }
 
-/// It must have come before the stop, so the handler is kept from reading it until then.
-fn what_has_come_before_the_stop_is_read_by_an_idle_request_handler() {
+/// The handler is held until the stop, so that the input arrives before it.
+fn input_that_arrived_before_the_stop_is_read_by_an_idle_request_handler() {
     for mode in BLOCKING {
-        let mut server = start("echo idly", mode, LONG);
+        let mut server = start("echo idle", mode, LONG);
         let gate = Gate::at(&server.directory.join("gate"));
         let mut client = server.connect();
         client.send("hold\n");
         let arrival = gate.expect_arrival();
         client.send("in time\n");
         begin_to_stop(&server, mode);
-        arrival.let_go();
+        arrival.release();
         client.expect("hold\nin time\n").expect_end();
         server.expect_success();
         let idle = usize::from(mode != "inline");
-        assert_eq!(server.rest(), [count(idle, 1, 0)], "{mode}");
+        assert_eq!(server.rest(), [report(idle, 1, 0)], "{mode}");
     }
 }
 
 /// How many clock ticks of processor time a process has used.
 fn ticks(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name, in brackets, may hold anything.
+    // The name, in brackets, may contain spaces.
     let (_, fields) = stat.rsplit_once(')').unwrap();
     let fields: Vec<_> = fields.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-fn a_connection_that_someone_made_non_blocking_is_waited_for_without_a_spin() {
+fn a_connection_that_a_hook_made_non_blocking_does_not_make_its_thread_spin() {
     for (what, mode) in [
         ("nonblocking lines", "inline"),
         ("nonblocking lines", "threading"),
@@ -441,7 +444,7 @@ fn a_connection_that_someone_made_non_blocking_is_waited_for_without_a_spin() {
         let before = ticks(serving);
         thread::sleep(Duration::from_secs(1));
         let used = ticks(serving) - before;
-        assert!(used <= 10, "{what} {mode}: {used} ticks of 100 in a second, for an idle client");
+        assert!(used <= 10, "{what} {mode}: an idle client costs {used} of 100 ticks in a second");
         client.send("and on\n").expect("and on\n").end();
         client.read_to_end();
         server.terminate();
@@ -449,7 +452,7 @@ fn a_connection_that_someone_made_non_blocking_is_waited_for_without_a_spin() {
     }
 }
 
-/// Starts a server of lines that may have two threads beside its own.
+/// Starts a server of lines that can start two threads and not a third.
 fn start_with_two_threads(mode: &str) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("--serve").env(STACK_VARIABLE, STACK.to_string()).env("MALLOC_ARENA_MAX", "1");
@@ -461,10 +464,10 @@ fn stop_and_expect(mut server: Process, counted: &str) {
     server.expect_success();
     assert_eq!(server.rest(), [counted]);
     let errors = server.errors();
-    assert_eq!(errors.matches("can be started").count(), 1, "told once per period: {errors}");
+    assert_eq!(errors.matches("can be started").count(), 1, "logged once per period: {errors}");
 }
 
-fn where_no_more_threads_can_be_started_threading_turns_requests_away() {
+fn threading_rejects_requests_when_no_thread_can_be_started() {
     let server = start_with_two_threads("threading");
     let mut served = [server.connect(), server.connect()];
     for client in &mut served {
@@ -476,13 +479,13 @@ fn where_no_more_threads_can_be_started_threading_turns_requests_away() {
     let [first, second] = &mut served;
     first.send("still here\n").expect("still here\n").end().read_to_end();
     wait_until_asleep(&server);
-    // Its thread serves the next one.
+    // The freed thread serves the next client.
     server.connect().send("hello\n").expect("hello\n");
     second.send("still here\n").expect("still here\n");
     stop_and_expect(server, "rejected 5 open 0");
 }
 
-fn where_no_more_threads_can_be_started_a_pool_lets_requests_wait() {
+fn a_pool_queues_requests_when_no_thread_can_be_started() {
     let server = start_with_two_threads("pool");
     let mut served = [server.connect(), server.connect()];
     for client in &mut served {
@@ -500,7 +503,7 @@ fn where_no_more_threads_can_be_started_a_pool_lets_requests_wait() {
     stop_and_expect(server, "rejected 0 open 0");
 }
 
-fn where_no_more_workers_can_be_started_messages_wait() {
+fn offload_queues_messages_when_no_worker_can_be_started() {
     let server = start_with_two_threads("offload");
     let gate = Gate::at(&server.directory.join("gate"));
     let mut held = [server.connect(), server.connect()];
@@ -512,7 +515,7 @@ fn where_no_more_workers_can_be_started_messages_wait() {
     for client in &mut waiting {
         client.send("hello\n");
     }
-    // The loop goes on.
+    // The loop is not blocked.
     connect(&server.urls[1]).send("hello\n").expect("hello\n");
     drop(arrivals);
     for client in held.iter_mut() {
@@ -524,30 +527,30 @@ fn where_no_more_workers_can_be_started_messages_wait() {
     stop_and_expect(server, "rejected 0 open 0");
 }
 
-// Options; these servers are threads of this process
+// Options; these servers run in this process
 
-/// Starts a server of lines in this process; what waits at the gate waits for the directory's.
+/// Starts a server of lines in this process, with its gate in `directory`.
 fn start_here(mode: impl Into<Mode>, directory: &process::Directory) -> support::TestServer {
     let mut server = Server::new().unwrap();
     add(&mut server, "lines", mode.into(), &directory.join("gate"));
     support::start_server(server)
 }
 
-/// Connects somebody who holds a thread.
+/// Connects a client whose handler holds a thread at the gate.
 fn hold(server: &support::TestServer, gate: &Gate) -> (support::Client, process::Arrival) {
     let mut client = server.connect();
     client.send("hold\n");
     (client, gate.expect_arrival())
 }
 
-/// As many requests as may be are accepted, and no more for a while.
+/// Exactly `count` connections are accepted.
 fn expect_accepted(server: &support::TestServer, count: u64) {
     server.wait_for("they are accepted", |counters| counters.accepted == count);
     thread::sleep(support::A_WHILE);
     assert_eq!(server.counters().accepted, count);
 }
 
-fn above_the_limit_of_threading_clients_wait_in_the_kernel() {
+fn connections_above_the_limit_of_threading_wait_in_the_kernel() {
     let directory = process::Directory::new();
     let gate = Gate::at(&directory.join("gate"));
     let server = start_here(Mode::Threading(Threading::default().limit(2)), &directory);
@@ -556,14 +559,14 @@ fn above_the_limit_of_threading_clients_wait_in_the_kernel() {
     let mut third = server.connect();
     third.send("hello\n");
     expect_accepted(&server, 2);
-    arrival.let_go();
+    arrival.release();
     first.expect_reply("held\n").end().read_to_end();
     third.expect_reply("hello\n");
     server.wait_for("all are accepted", |counters| counters.accepted == 3);
     assert_eq!(server.counters().rejected_full, 0);
 }
 
-fn above_its_queue_a_pools_clients_wait_in_the_kernel() {
+fn connections_above_the_queue_of_a_pool_wait_in_the_kernel() {
     for queue in [0, 1, 3] {
         let directory = process::Directory::new();
         let gate = Gate::at(&directory.join("gate"));
@@ -574,7 +577,7 @@ fn above_its_queue_a_pools_clients_wait_in_the_kernel() {
             client.send("hello\n").end();
         }
         expect_accepted(&server, 1 + queue as u64);
-        arrival.let_go();
+        arrival.release();
         first.expect_reply("held\n").end().read_to_end();
         for client in &mut others {
             client.expect_reply("hello\n1 lines\n").expect_closed();
@@ -583,7 +586,7 @@ fn above_its_queue_a_pools_clients_wait_in_the_kernel() {
     }
 }
 
-fn above_its_queue_a_pool_that_rejects_turns_clients_away() {
+fn a_pool_with_reject_when_full_rejects_connections_above_its_queue() {
     for queue in [0, 2] {
         let directory = process::Directory::new();
         let gate = Gate::at(&directory.join("gate"));
@@ -596,7 +599,7 @@ fn above_its_queue_a_pool_that_rejects_turns_clients_away() {
             server.connect().expect_gone();
         }
         server.wait_for("they are counted", |counters| counters.rejected_full == 3);
-        arrival.let_go();
+        arrival.release();
         first.expect_reply("held\n").end().read_to_end();
         for client in &mut queued {
             client.send("hello\n").expect_reply("hello\n").end().read_to_end();
@@ -605,7 +608,7 @@ fn above_its_queue_a_pool_that_rejects_turns_clients_away() {
     }
 }
 
-fn a_thread_has_a_stack_of_the_size_that_was_asked_for() {
+fn a_thread_has_a_stack_of_the_requested_size() {
     let size = 64 << 20;
     for mode in [
         Mode::Threading(Threading::default().stack_size(size)),
@@ -616,7 +619,7 @@ fn a_thread_has_a_stack_of_the_size_that_was_asked_for() {
     }
 }
 
-fn a_stack_larger_than_there_is_memory_for_turns_requests_away() {
+fn with_a_stack_size_larger_than_memory_requests_are_rejected() {
     for size in [usize::MAX, usize::MAX / 8] {
         for mode in [
             Mode::Threading(Threading::default().stack_size(size)),
@@ -636,9 +639,9 @@ fn threads_are_named_after_their_mode_and_numbered() {
         let server = start_here(mode.parse::<Mode>().unwrap(), &process::Directory::new());
         let mut client = server.connect();
         client.send("thread\n").end();
-        let told = String::from_utf8(client.read_to_end()).unwrap();
-        let number = told.lines().next().and_then(|told| told.strip_prefix(name));
-        assert!(number.is_some_and(|number| number.parse::<u32>().is_ok()), "{mode}: {told}");
+        let reply = String::from_utf8(client.read_to_end()).unwrap();
+        let number = reply.lines().next().and_then(|thread| thread.strip_prefix(name));
+        assert!(number.is_some_and(|number| number.parse::<u32>().is_ok()), "{mode}: {reply}");
     }
 }
 
@@ -649,23 +652,23 @@ fn main() -> ExitCode {
     let tests = tests![
         a_client_that_ends_while_the_server_drains_is_answered_by_a_handler,
         a_client_that_ends_while_the_server_drains_is_answered_by_a_request_handler,
-        a_stop_ends_who_is_idle_at_once_and_counts_it_so,
-        a_connection_that_waits_for_its_senders_alone_is_idle_too,
+        a_stop_closes_idle_connections_at_once_and_counts_them_as_idle,
+        a_connection_that_waits_only_for_its_senders_is_idle,
         a_request_whose_last_flush_fails_is_counted_as_a_disconnect,
-        a_stop_waits_for_who_has_begun_and_counts_it_as_finished,
-        a_stop_cuts_who_does_not_finish_and_counts_it_so,
-        one_stop_counts_idle_finished_and_cut_requests_apart,
-        a_request_handler_that_never_says_that_it_is_idle_may_use_the_whole_drain,
-        what_has_come_before_the_stop_is_read_by_an_idle_request_handler,
-        a_connection_that_someone_made_non_blocking_is_waited_for_without_a_spin,
-        where_no_more_threads_can_be_started_threading_turns_requests_away,
-        where_no_more_threads_can_be_started_a_pool_lets_requests_wait,
-        where_no_more_workers_can_be_started_messages_wait,
-        above_the_limit_of_threading_clients_wait_in_the_kernel,
-        above_its_queue_a_pools_clients_wait_in_the_kernel,
-        above_its_queue_a_pool_that_rejects_turns_clients_away,
-        a_thread_has_a_stack_of_the_size_that_was_asked_for,
-        a_stack_larger_than_there_is_memory_for_turns_requests_away,
+        a_stop_waits_for_a_request_in_progress_and_counts_it_as_finished,
+        a_stop_aborts_an_unfinished_request_at_the_deadline_and_counts_it_as_aborted,
+        one_stop_counts_idle_finished_and_aborted_requests_separately,
+        a_request_handler_that_never_calls_set_idle_may_use_the_whole_drain_time,
+        input_that_arrived_before_the_stop_is_read_by_an_idle_request_handler,
+        a_connection_that_a_hook_made_non_blocking_does_not_make_its_thread_spin,
+        threading_rejects_requests_when_no_thread_can_be_started,
+        a_pool_queues_requests_when_no_thread_can_be_started,
+        offload_queues_messages_when_no_worker_can_be_started,
+        connections_above_the_limit_of_threading_wait_in_the_kernel,
+        connections_above_the_queue_of_a_pool_wait_in_the_kernel,
+        a_pool_with_reject_when_full_rejects_connections_above_its_queue,
+        a_thread_has_a_stack_of_the_requested_size,
+        with_a_stack_size_larger_than_memory_requests_are_rejected,
         threads_are_named_after_their_mode_and_numbered,
     ];
     runner::run(tests, arguments.into_iter()).0

@@ -1,5 +1,5 @@
-//! Datagram services in this process: how many datagrams a mode takes, what becomes of replies that
-//! wait when a run ends, and addresses with an interface.
+//! Datagram services in this process: how many datagrams a mode receives at a time, what happens to
+//! queued replies at the end of a run, and addresses with an interface.
 
 mod support;
 
@@ -13,12 +13,12 @@ use std::thread;
 use std::time::Duration;
 
 use socketserver::{
-    Context, Counters, Endpoint, Handler, HandlerResult, Inline, Mode, Offload, Peer, Pool,
+    Accepted, Context, Counters, Endpoint, Handler, HandlerResult, Inline, Mode, Offload, Pool,
     Reactor, Server, Threading,
 };
 use support::{DEADLINE, in_time, start_server};
 
-/// A directory that goes with the test.
+/// A temporary directory. Dropping it removes it.
 struct Directory(PathBuf);
 
 fn directory() -> Directory {
@@ -35,7 +35,7 @@ impl Drop for Directory {
     }
 }
 
-/// A client that can be answered.
+/// A client with an address to reply to.
 fn client(directory: &Directory, name: &str) -> UnixDatagram {
     let client = UnixDatagram::bind(directory.0.join(name)).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -43,13 +43,13 @@ fn client(directory: &Directory, name: &str) -> UnixDatagram {
     client
 }
 
-/// More replies than a queue holds.
+/// A number of datagrams larger than the receive queue of a Unix socket.
 fn more_than_a_queue_holds() -> usize {
     let limit = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen");
     limit.ok().and_then(|limit| limit.trim().parse().ok()).unwrap_or(10) + 20
 }
 
-/// Modes that can be in a process with other threads.
+/// The modes that run in this process.
 fn modes() -> [Mode; 5] {
     [
         Mode::Reactor(Reactor),
@@ -60,13 +60,13 @@ fn modes() -> [Mode; 5] {
     ]
 }
 
-/// Says that it has begun, and waits.
-struct Waits {
+/// A handler that reports when it has begun, and then waits for the test.
+struct HeldHandler {
     begun: Sender<()>,
     gate: Arc<Mutex<Receiver<()>>>,
 }
 
-impl Handler for Waits {
+impl Handler for HeldHandler {
     fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
         let _ = self.begun.send(());
         let _ = self.gate.lock().unwrap().recv_timeout(DEADLINE);
@@ -74,12 +74,13 @@ impl Handler for Waits {
     }
 }
 
-/// All datagrams are there before the server looks; how many it has received while one is served.
+/// How many of 20 datagrams that arrive before the server starts are received while the first is
+/// served.
 fn received_at_once(mode: Mode) -> u64 {
     let (begun, begins) = mpsc::channel();
     let (open, gate) = mpsc::channel::<()>();
     let gate = Arc::new(Mutex::new(gate));
-    let make = move |_: &Peer| Waits { begun: begun.clone(), gate: gate.clone() };
+    let make = move |_: &Accepted<'_>| HeldHandler { begun: begun.clone(), gate: gate.clone() };
     let service = Server::udp("127.0.0.1:0").unwrap().mode(mode).service(make).unwrap();
     let mut server = Server::new().unwrap();
     server.add(service).unwrap();
@@ -91,7 +92,7 @@ fn received_at_once(mode: Mode) -> u64 {
     begins.recv_timeout(DEADLINE).unwrap();
     server.wait_for("a turn is over", |counters| counters.datagrams > 0);
     let received = server.counters().datagrams;
-    // The others are served in their turn.
+    // Release the handlers: the others are served.
     drop(open);
     server.wait_for("all are received", |counters| counters.datagrams == 20);
     for _ in 1..20 {
@@ -116,20 +117,20 @@ fn under_pool_no_more_datagrams_are_received_than_threads_and_queue_take() {
     }
 }
 
-/// Answers one datagram with many.
-struct Many(usize);
+/// A handler that answers one datagram with many.
+struct ManyReplies(usize);
 
-impl Handler for Many {
+impl Handler for ManyReplies {
     fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
         (0..self.0).try_for_each(|number| cx.send(number.to_string().as_bytes()))
     }
 }
 
-/// A server that answers with more than a client's queue holds; how many replies that are.
+/// A server that answers with more datagrams than a client's queue holds, and their number.
 fn server_of_many(directory: &Directory, mode: Mode) -> (Server, usize) {
     let count = more_than_a_queue_holds();
     let listener = Server::unix_datagram(directory.0.join("server")).unwrap();
-    let service = listener.mode(mode).service(move |_: &Peer| Many(count)).unwrap();
+    let service = listener.mode(mode).service(move |_: &Accepted<'_>| ManyReplies(count)).unwrap();
     let mut server = Server::new().unwrap();
     server.add(service).unwrap();
     (server, count)
@@ -146,7 +147,7 @@ fn expect_numbers(client: &UnixDatagram, count: usize) {
 #[test]
 fn replies_that_wait_are_delivered_before_handle_request_returns() {
     for mode in modes() {
-        // There it is handed over, and served when nobody waits for it; or by workers.
+        // In these modes a thread serves it, and `handle_request` does not wait for its replies.
         if ["threading", "pool", "offload"].contains(&mode.name()) {
             continue;
         }
@@ -173,7 +174,7 @@ fn replies_that_wait_are_delivered_before_a_server_has_stopped() {
         let client = client(&directory, "client");
         let server = start_server(server);
         client.send_to(b"hello", directory.0.join("server")).unwrap();
-        // One reply has come, and most of the others have no room.
+        // One reply has arrived, and most of the others find the queue full.
         expect_numbers(&client, 1);
         server.handle().shutdown();
         let mut reply = [0; 100];
@@ -187,7 +188,7 @@ fn replies_that_wait_are_delivered_before_a_server_has_stopped() {
 }
 
 #[test]
-fn replies_that_nobody_takes_are_counted_when_a_server_has_stopped() {
+fn unsent_replies_are_counted_when_the_server_has_stopped() {
     for mode in modes() {
         let directory = directory();
         let (mut server, count) = server_of_many(&directory, mode);
@@ -198,16 +199,16 @@ fn replies_that_nobody_takes_are_counted_when_a_server_has_stopped() {
         server.wait_for("it is handled", |counters| counters.messages > 0 && counters.replies > 0);
         let (server, _) = server.stop();
         let Counters { replies, unsent, .. } = server.counters();
-        assert!(unsent > 0, "under {mode}: {replies} were taken");
+        assert!(unsent > 0, "under {mode}: {replies} were sent");
         assert_eq!(replies + unsent, count as u64, "under {mode}");
     }
 }
 
 #[test]
-fn an_ipv6_address_with_an_interface_is_one_to_listen_at() {
+fn a_server_can_listen_at_an_ipv6_address_with_an_interface() {
     let resolves = ("fe80::1%lo", 0).to_socket_addrs();
     if resolves.is_err() {
-        eprintln!("skipped: there is no interface of this name: {resolves:?}");
+        eprintln!("skipped: the address does not resolve: {resolves:?}");
         return;
     }
     for text in ["[fe80::1%lo]:0", "[fe80::1%1]:0"] {

@@ -1,4 +1,4 @@
-//! The files of Unix sockets: whose they are, when they are taken over, and that they go.
+//! The files of Unix sockets: which are replaced, which are left alone, and when they are removed.
 
 #[path = "support/process.rs"]
 mod process;
@@ -15,14 +15,14 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use process::{Directory, Process, announce, connect};
-use socketserver::{Builder, Error, MAX_UNIX_PATH, Peer, Server, handler_fn};
+use socketserver::{Accepted, Builder, Error, MAX_UNIX_PATH, Server, handler_fn};
 
 type Make = fn(&Path) -> Result<Builder, Error>;
 
 const KINDS: [Make; 2] = [|path| Server::unix_stream(path), |path| Server::unix_datagram(path)];
 
 fn built(builder: Builder) -> Result<Server, Error> {
-    builder.serve(|_: &Peer| handler_fn(|message, cx| cx.send(message)))
+    builder.serve(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)))
 }
 
 fn bound(make: Make, path: &Path) -> Result<Server, Error> {
@@ -30,16 +30,16 @@ fn bound(make: Make, path: &Path) -> Result<Server, Error> {
 }
 
 fn kind_of(error: &Error) -> ErrorKind {
-    error.io_kind().expect("what the system said")
+    error.io_kind().expect("an I/O error")
 }
 
-/// Leaves the file of a socket that nobody listens at.
+/// Creates the file of a socket that no process listens at.
 fn leave_stale(path: &Path) {
     drop(UnixListener::bind(path).unwrap());
     assert!(fs::symlink_metadata(path).unwrap().file_type().is_socket());
 }
 
-fn a_stale_file_is_taken_over() {
+fn a_stale_socket_file_is_replaced() {
     for make in KINDS {
         let directory = Directory::new();
         let path = directory.join("socket");
@@ -50,13 +50,13 @@ fn a_stale_file_is_taken_over() {
     }
 }
 
-fn the_file_of_a_server_that_lives_is_not() {
+fn the_file_of_a_running_server_is_not_replaced() {
     for make in KINDS {
         let directory = Directory::new();
         let path = directory.join("socket");
         let first = bound(make, &path).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
-        // Whatever kind the second one is.
+        // The second server may be of either kind.
         for other in KINDS {
             let error = bound(other, &path).unwrap_err();
             assert_eq!(kind_of(&error), ErrorKind::AddrInUse);
@@ -68,7 +68,7 @@ fn the_file_of_a_server_that_lives_is_not() {
     }
 }
 
-fn the_file_of_a_server_with_a_full_queue_is_not_either() {
+fn the_file_of_a_server_with_a_full_queue_is_not_replaced() {
     let directory = Directory::new();
     let path = directory.join("socket");
     let busy = built(Server::unix_stream(&path).unwrap().request_queue_size(0)).unwrap();
@@ -78,7 +78,7 @@ fn the_file_of_a_server_with_a_full_queue_is_not_either() {
     drop(busy);
 }
 
-fn what_is_no_socket_is_never_removed() {
+fn a_file_that_is_not_a_socket_is_never_removed() {
     for make in KINDS {
         let directory = Directory::new();
         let (file, link, dangling) =
@@ -90,13 +90,13 @@ fn what_is_no_socket_is_never_removed() {
         for path in [&file, &link, &dangling, &directory.join("inner")] {
             let error = bound(make, path).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
-            assert!(fs::symlink_metadata(path).is_ok(), "{} stays", path.display());
+            assert!(fs::symlink_metadata(path).is_ok(), "{} is removed", path.display());
         }
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     }
 }
 
-fn a_link_to_a_stale_socket_is_not_followed_to_it() {
+fn a_link_to_a_stale_socket_is_not_followed() {
     let directory = Directory::new();
     let (socket, link) = (directory.join("socket"), directory.join("link"));
     leave_stale(&socket);
@@ -106,24 +106,24 @@ fn a_link_to_a_stale_socket_is_not_followed_to_it() {
     assert!(fs::symlink_metadata(&link).is_ok());
 }
 
-fn the_own_file_goes_with_the_server_from_wherever_it_works() {
+fn the_socket_file_is_removed_although_the_working_directory_has_changed() {
     let directory = Directory::new();
     let server = Process::start(2, &["both", directory.path().to_str().unwrap()]);
     let paths = [directory.join("stream"), directory.join("datagram")];
     assert!(paths.iter().all(|path| path.exists()));
     stop(server, libc::SIGTERM);
-    assert!(!paths.iter().any(|path| path.exists()), "although the process has gone elsewhere");
+    assert!(!paths.iter().any(|path| path.exists()), "the socket files are left");
 }
 
-fn after_sigint_too() {
+fn the_socket_file_is_removed_after_sigint() {
     let directory = Directory::new();
     let server = Process::start(2, &["both", directory.path().to_str().unwrap()]);
     stop(server, libc::SIGINT);
     assert!(!directory.join("stream").exists());
 }
 
-/// A killed server leaves its file, and the next one takes it over.
-fn a_killed_servers_file_is_taken_over() {
+/// A killed server cannot remove its file.
+fn the_file_of_a_killed_server_is_replaced() {
     let directory = Directory::new();
     let mut killed = Process::start(2, &["both", directory.path().to_str().unwrap()]);
     killed.signal(libc::SIGKILL);
@@ -147,7 +147,7 @@ fn a_forked_child_does_not_remove_its_parents_file() {
     assert!(!directory.join("stream").exists());
 }
 
-fn a_file_that_someone_else_has_put_there_is_left() {
+fn a_file_that_another_process_put_there_is_not_removed() {
     for make in KINDS {
         let directory = Directory::new();
         let path = directory.join("socket");
@@ -155,7 +155,7 @@ fn a_file_that_someone_else_has_put_there_is_left() {
         fs::remove_file(&path).unwrap();
         let theirs = UnixDatagram::bind(&path).unwrap();
         drop(server);
-        assert!(path.exists(), "it is another's now");
+        assert!(path.exists(), "the file of another process is removed");
         drop(theirs);
         let server = bound(make, &path).unwrap();
         fs::remove_file(&path).unwrap();
@@ -165,7 +165,7 @@ fn a_file_that_someone_else_has_put_there_is_left() {
     }
 }
 
-fn the_mode_is_as_asked() {
+fn the_socket_file_has_the_requested_mode() {
     for make in KINDS {
         for mode in [0o600, 0o660, 0o666] {
             let directory = Directory::new();
@@ -189,9 +189,9 @@ fn a_path_may_be_as_long_as_the_system_allows_and_no_longer() {
     assert!(matches!(Server::unix_stream("a\0b"), Err(Error::UnusableAddress { .. })));
 }
 
-/// Several servers start on one stale file at the same moment: one of them has it, the others are
-/// told so, and the one that has it can be reached.
-fn of_several_that_start_on_a_stale_file_one_wins() {
+/// Several servers start on one stale file at the same moment: one binds and can be reached, and
+/// the others fail with `AddrInUse`.
+fn of_several_servers_that_start_on_a_stale_file_exactly_one_binds() {
     const STARTERS: usize = 4;
     for round in 0..200 {
         let directory = Directory::new();
@@ -214,25 +214,25 @@ fn of_several_that_start_on_a_stale_file_one_wins() {
             assert_eq!(kind_of(&error.unwrap_err()), ErrorKind::AddrInUse);
         }
         if round % 2 == 0 {
-            UnixStream::connect(&*path).expect("the winner listens");
+            UnixStream::connect(&*path).expect("the server that has bound listens");
         }
         drop(won);
         assert!(!path.exists());
     }
 }
 
-/// Nobody who may only read a directory can hold up who binds there.
-fn a_lock_on_the_directory_holds_up_nobody() {
+/// A user who can only read the directory can lock it, and must not delay a bind there.
+fn a_lock_on_the_directory_does_not_delay_a_bind() {
     for make in KINDS {
         let directory = Directory::new();
         let theirs = File::open(directory.path()).unwrap();
         theirs.lock().unwrap();
         leave_stale(&directory.join("socket"));
-        bound(make, &directory.join("socket")).expect("a lock of somebody else's is none");
+        bound(make, &directory.join("socket")).expect("a lock on the directory has no effect");
     }
 }
 
-fn nothing_but_the_socket_is_left_beside_it() {
+fn only_the_socket_file_is_left_in_the_directory() {
     for make in KINDS {
         let directory = Directory::new();
         let path = directory.join("socket");
@@ -249,8 +249,9 @@ fn nothing_but_the_socket_is_left_beside_it() {
     }
 }
 
-/// What a server that was killed while it bound has left behind, or who still binds.
-fn a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of() {
+/// A server that is killed while it binds leaves its lock file; one that still binds holds a lock
+/// on it.
+fn a_stale_lock_file_is_replaced_and_a_held_one_is_an_error_that_names_it() {
     for make in KINDS {
         let directory = Directory::new();
         let (path, lock) = (directory.join("socket"), directory.join(".socket.lock"));
@@ -265,7 +266,7 @@ fn a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of() {
         assert!(!path.exists() && lock.exists());
         drop(theirs);
         bound(make, &path).unwrap();
-        // Nor is a link followed.
+        // A link is not followed.
         let elsewhere = directory.join("elsewhere");
         symlink(&elsewhere, &lock).unwrap();
         bound(make, &path).unwrap_err();
@@ -273,8 +274,8 @@ fn a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of() {
     }
 }
 
-/// A file that happens to be called like the lock is locked, and stays.
-fn a_file_of_somebody_elses_that_is_called_like_the_lock_is_left() {
+/// It is locked and left in place.
+fn a_foreign_file_with_the_name_of_the_lock_is_not_removed() {
     for make in KINDS {
         let directory = Directory::new();
         let (path, lock) = (directory.join("socket"), directory.join(".socket.lock"));
@@ -291,8 +292,8 @@ fn a_file_of_somebody_elses_that_is_called_like_the_lock_is_left() {
 // The server
 
 fn serve(arguments: &[String]) {
-    let [what, directory] = arguments else { panic!("what to serve") };
-    // Relative, and then the directory is left.
+    let [what, directory] = arguments else { panic!("wrong arguments: {arguments:?}") };
+    // The paths are relative; the working directory changes before the server stops.
     std::env::set_current_dir(directory).unwrap();
     let mode = if what == "forking" { "forking" } else { "reactor" };
     let mode: socketserver::Mode = mode.parse().unwrap();
@@ -304,7 +305,8 @@ fn serve(arguments: &[String]) {
             Path::new(directory).join(name)
         };
         let service = make(&path).unwrap().mode(mode);
-        let service = service.service(|_: &Peer| handler_fn(|message, cx| cx.send(message)));
+        let service =
+            service.service(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message)));
         server.add(service.unwrap()).unwrap();
     }
     server.stop_on_signals().unwrap();
@@ -323,23 +325,23 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let tests = tests![
-        a_stale_file_is_taken_over,
-        the_file_of_a_server_that_lives_is_not,
-        the_file_of_a_server_with_a_full_queue_is_not_either,
-        what_is_no_socket_is_never_removed,
-        a_link_to_a_stale_socket_is_not_followed_to_it,
-        the_own_file_goes_with_the_server_from_wherever_it_works,
-        after_sigint_too,
-        a_killed_servers_file_is_taken_over,
+        a_stale_socket_file_is_replaced,
+        the_file_of_a_running_server_is_not_replaced,
+        the_file_of_a_server_with_a_full_queue_is_not_replaced,
+        a_file_that_is_not_a_socket_is_never_removed,
+        a_link_to_a_stale_socket_is_not_followed,
+        the_socket_file_is_removed_although_the_working_directory_has_changed,
+        the_socket_file_is_removed_after_sigint,
+        the_file_of_a_killed_server_is_replaced,
         a_forked_child_does_not_remove_its_parents_file,
-        a_file_that_someone_else_has_put_there_is_left,
-        the_mode_is_as_asked,
+        a_file_that_another_process_put_there_is_not_removed,
+        the_socket_file_has_the_requested_mode,
         a_path_may_be_as_long_as_the_system_allows_and_no_longer,
-        of_several_that_start_on_a_stale_file_one_wins,
-        a_lock_on_the_directory_holds_up_nobody,
-        nothing_but_the_socket_is_left_beside_it,
-        a_lock_left_behind_is_taken_over_and_one_that_is_held_is_told_of,
-        a_file_of_somebody_elses_that_is_called_like_the_lock_is_left,
+        of_several_servers_that_start_on_a_stale_file_exactly_one_binds,
+        a_lock_on_the_directory_does_not_delay_a_bind,
+        only_the_socket_file_is_left_in_the_directory,
+        a_stale_lock_file_is_replaced_and_a_held_one_is_an_error_that_names_it,
+        a_foreign_file_with_the_name_of_the_lock_is_not_removed,
     ];
     runner::run(tests, arguments.into_iter()).0
 }

@@ -1,13 +1,13 @@
-//! What Python's `socketserver` promises and CPython does not test, and what is better here.
+//! What Python's `socketserver` documents and CPython does not test, and where this crate differs.
 
-#![allow(unsafe_code)] // no crate of the tests can poll
+#![allow(unsafe_code)] // no dependency of the tests has poll
 
 #[path = "support/forked.rs"]
 mod forked;
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -15,18 +15,18 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use forked::{play, start, tell, terminate};
-use socket2::SockRef;
+use forked::{print_line, run_role, start, terminate};
+use socket2::{SockRef, Type};
 use socketserver::{
-    BlockingMode, CloseReason, Context, Error, Forking, ForkingTcpServer, HandlerResult, Hooks,
-    Inline, Lines, Mode, Peer, Request, RequestHandler, Server, ShutdownHandle, TcpServer,
+    Accepted, BlockingMode, CloseReason, Context, Error, Forking, ForkingTcpServer, HandlerResult,
+    Hooks, Inline, Lines, Mode, Peer, Request, RequestHandler, Server, ShutdownHandle, TcpServer,
     Threading, ThreadingTcpServer, UdpServer, handler_fn,
 };
 use support::*;
 
 const LOCAL: &str = "127.0.0.1:0";
 
-/// The modes of Python that are not processes of their own.
+/// The blocking modes that run in this process.
 const BLOCKING: [&str; 3] = ["inline", "threading", "pool"];
 
 fn blocking(mode: &str) -> BlockingMode {
@@ -43,14 +43,14 @@ impl<F: FnMut(&mut Request<'_>) -> HandlerResult> RequestHandler for Do<F> {
 }
 
 /// Makes such handlers.
-fn each<F>(handle: F) -> impl FnMut(&Peer) -> Do<F> + Send + 'static
+fn each<F>(handle: F) -> impl FnMut(&Accepted<'_>) -> Do<F> + Send + 'static
 where
     F: FnMut(&mut Request<'_>) -> HandlerResult + Clone + Send + 'static,
 {
     move |_| Do(handle.clone())
 }
 
-/// Every line back, until the client ends.
+/// Sends each line back, until the client sends FIN.
 fn echo_lines(request: &mut Request<'_>) -> HandlerResult {
     while let Some(line) = request.read_line()? {
         request.write_all(&[&line, &b"\n"[..]].concat())?;
@@ -58,8 +58,8 @@ fn echo_lines(request: &mut Request<'_>) -> HandlerResult {
     Ok(())
 }
 
-/// Every line back, except that `stop` stops the server.
-fn stop_when_told(request: &mut Request<'_>) -> HandlerResult {
+/// Sends each line back; the line `stop` also stops the server.
+fn stop_on_command(request: &mut Request<'_>) -> HandlerResult {
     while let Some(line) = request.read_line()? {
         if line == b"stop" {
             request.stop_server();
@@ -87,53 +87,53 @@ fn receive(socket: &UdpSocket) -> Vec<u8> {
     reply
 }
 
-/// Hooks that note what they are called for.
+/// Hooks that record their calls.
 #[derive(Clone)]
-struct Noting(Sender<String>);
+struct RecordingHooks(Sender<String>);
 
-impl Noting {
+impl RecordingHooks {
     fn new() -> (Self, Receiver<String>) {
-        let (tell, told) = mpsc::channel();
-        (Noting(tell), told)
+        let (report, reports) = mpsc::channel();
+        (RecordingHooks(report), reports)
     }
 
-    fn note(&self, what: impl Into<String>) {
-        // A test that has heard enough no longer listens.
+    fn record(&self, what: impl Into<String>) {
+        // The test may have dropped the receiver.
         let _ = self.0.send(what.into());
     }
 }
 
-impl Hooks for Noting {
+impl Hooks for RecordingHooks {
     fn handle_error(&mut self, _: &Peer, reason: &CloseReason) {
-        self.note(format!("handle_error: {reason}"));
+        self.record(format!("handle_error: {reason}"));
     }
 
     fn handle_timeout(&mut self) {
-        self.note("handle_timeout");
+        self.record("handle_timeout");
     }
 }
 
 // The server's timeout
 
 #[test]
-fn handle_request_gives_up_after_the_servers_timeout_and_calls_handle_timeout() {
+fn handle_request_returns_after_the_request_timeout_and_calls_handle_timeout() {
     for mode in BLOCKING {
-        let (hooks, told) = Noting::new();
+        let (hooks, notes) = RecordingHooks::new();
         let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(hooks);
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
         server.request_timeout(Duration::from_millis(40));
         let begun = Instant::now();
-        let served = in_time("it gives up", move || server.handle_request().unwrap());
+        let served = in_time("it returns", move || server.handle_request().unwrap());
         assert!(!served);
         assert!(begun.elapsed() >= Duration::from_millis(40));
-        assert_eq!(told.iter().collect::<Vec<_>>(), ["handle_timeout"]);
+        assert_eq!(notes.iter().collect::<Vec<_>>(), ["handle_timeout"]);
     }
 }
 
-/// Python's `timeout = 0`: serves who waits already.
+/// Python's `timeout = 0`.
 #[test]
-fn without_patience_handle_request_serves_who_waits_and_waits_for_nobody() {
-    let (hooks, told) = Noting::new();
+fn with_a_request_timeout_of_zero_handle_request_serves_a_waiting_client_or_returns_at_once() {
+    let (hooks, notes) = RecordingHooks::new();
     let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
     let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
     server.request_timeout(Duration::ZERO);
@@ -143,13 +143,13 @@ fn without_patience_handle_request_serves_who_waits_and_waits_for_nobody() {
         assert!(server.handle_request().unwrap());
         assert_eq!(client.read_to_end(), b"waiting\n");
         assert!(!server.handle_request().unwrap());
-        assert_eq!(expect_told(&told), "handle_timeout");
+        assert_eq!(expect_next(&notes), "handle_timeout");
     }
 }
 
 #[test]
-fn the_servers_timeout_does_not_end_serve_forever() {
-    let (hooks, told) = Noting::new();
+fn the_request_timeout_does_not_end_serve_forever() {
+    let (hooks, notes) = RecordingHooks::new();
     let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
     let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
     server.request_timeout(Duration::from_millis(1));
@@ -158,11 +158,11 @@ fn the_servers_timeout_does_not_end_serve_forever() {
     client.expect_silence();
     client.send("there\n").expect_reply("there\n").end().expect_closed();
     drop(server);
-    assert_eq!(told.iter().count(), 0);
+    assert_eq!(notes.iter().count(), 0);
 }
 
 #[test]
-fn a_request_that_takes_long_is_not_cut_by_the_servers_timeout() {
+fn a_long_request_is_not_ended_by_the_request_timeout() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     server.request_timeout(Duration::from_millis(20));
     let mut client = connect(inet(&server));
@@ -175,15 +175,15 @@ fn a_request_that_takes_long_is_not_cut_by_the_servers_timeout() {
 // A stream's timeout
 
 #[test]
-fn a_read_that_timed_out_is_tried_again_and_nothing_is_lost() {
+fn a_read_repeated_after_a_timeout_loses_no_bytes() {
     for mode in BLOCKING {
-        let (tell, told) = mpsc::channel();
+        let (report, reports) = mpsc::channel();
         let handle = move |request: &mut Request<'_>| -> HandlerResult {
             request.set_timeout(Duration::from_millis(10));
             loop {
                 match request.read_line() {
                     Err(error) if error.kind() == ErrorKind::TimedOut => {
-                        let _ = tell.send(());
+                        let _ = report.send(());
                     }
                     line => break Ok(request.write_all(&line?.unwrap_or_default())?),
                 }
@@ -194,9 +194,9 @@ fn a_read_that_timed_out_is_tried_again_and_nothing_is_lost() {
         let mut client = server.connect();
         for part in ["in ", "three ", "parts"] {
             client.send(part);
-            // At least one that began after it was sent.
-            expect_told(&told);
-            expect_told(&told);
+            // At least one of them began after the part was sent.
+            expect_next(&reports);
+            expect_next(&reports);
         }
         client.send("\n").expect_reply("in three parts").expect_closed();
     }
@@ -204,10 +204,10 @@ fn a_read_that_timed_out_is_tried_again_and_nothing_is_lost() {
 
 #[test]
 fn a_write_to_a_peer_that_does_not_read_times_out_and_is_not_a_fault() {
-    let (hooks, told) = Noting::new();
+    let (hooks, notes) = RecordingHooks::new();
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         request.set_timeout(Duration::from_millis(50));
-        // More than the kernel takes for a client that does not read.
+        // More than the socket buffers take if the client does not read.
         Ok(request.write_all(&vec![b'x'; 64 << 20])?)
     };
     let builder = ThreadingTcpServer::builder(LOCAL).unwrap().hooks(hooks);
@@ -215,15 +215,15 @@ fn a_write_to_a_peer_that_does_not_read_times_out_and_is_not_a_fault() {
     let client = server.connect();
     server.wait_for_no_connection();
     drop((server, client));
-    assert_eq!(told.iter().count(), 0, "a peer that is too slow is the peer's affair");
+    assert_eq!(notes.iter().count(), 0, "a slow peer is not reported as a fault");
 }
 
 // service_actions
 
-/// Hooks whose `service_actions` tells.
-struct Acting(Sender<Instant>);
+/// Hooks that report the calls of `service_actions`.
+struct ReportActions(Sender<Instant>);
 
-impl Hooks for Acting {
+impl Hooks for ReportActions {
     fn service_actions(&mut self) {
         let _ = self.0.send(Instant::now());
     }
@@ -234,48 +234,51 @@ impl Hooks for Acting {
 }
 
 #[test]
-fn service_actions_is_called_once_per_poll_interval_at_least() {
-    let (tell, told) = mpsc::channel();
+fn service_actions_is_called_at_least_once_per_poll_interval() {
+    let (report, reports) = mpsc::channel();
     let interval = Duration::from_millis(20);
-    let builder = TcpServer::builder(LOCAL).unwrap().hooks(Acting(tell)).poll_interval(interval);
+    let builder =
+        TcpServer::builder(LOCAL).unwrap().hooks(ReportActions(report)).poll_interval(interval);
     let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
-    let first = expect_told(&told);
+    let first = expect_next(&reports);
     for _ in 0..5 {
-        expect_told(&told);
+        expect_next(&reports);
     }
-    // Later, on a busy machine; never earlier without a request.
+    // On a busy machine it takes longer; without a request never less.
     assert!(first.elapsed() >= interval * 4);
     drop(server);
 }
 
 #[test]
 fn service_actions_is_called_after_each_request() {
-    let (tell, told) = mpsc::channel();
+    let (report, reports) = mpsc::channel();
     let interval = DEADLINE * 10;
-    let builder = TcpServer::builder(LOCAL).unwrap().hooks(Acting(tell)).poll_interval(interval);
+    let builder =
+        TcpServer::builder(LOCAL).unwrap().hooks(ReportActions(report)).poll_interval(interval);
     let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
     for _ in 0..3 {
         server.connect().send("x\n").expect_reply("x\n").end().expect_closed();
-        expect_told(&told);
+        expect_next(&reports);
     }
     drop(server);
 }
 
-/// Python's loop wakes every half second; this one not at all.
+/// Python's loop wakes up every half second.
 #[test]
 fn an_idle_server_does_not_wake() {
     let modes = Mode::all().filter(|mode| mode.name() != "forking");
     let servers: Vec<_> = modes
         .map(|mode| {
             let builder = Server::tcp(LOCAL).unwrap().mode(mode);
-            let make = |_: &Peer| handler_fn(|bytes: &[u8], cx: &mut Context<'_>| cx.send(bytes));
+            let make =
+                |_: &Accepted<'_>| handler_fn(|bytes: &[u8], cx: &mut Context<'_>| cx.send(bytes));
             let server = start_server(builder.serve(make).unwrap());
             server.connect().send("x").expect_reply("x").end().expect_closed();
             server.wait_for_no_connection();
             (mode, server)
         })
         .collect();
-    // Let what is left of their last turns pass.
+    // Their last turns may not be over.
     thread::sleep(A_WHILE);
     let before: Vec<_> = servers.iter().map(|(_, server)| server.counters().turns).collect();
     thread::sleep(Duration::from_millis(800));
@@ -284,7 +287,7 @@ fn an_idle_server_does_not_wake() {
     }
 }
 
-/// Python's takes up to half a second for it, a quarter on average.
+/// Python's `shutdown` takes up to half a second.
 #[test]
 fn shutdown_takes_effect_at_once() {
     for mode in BLOCKING {
@@ -299,7 +302,7 @@ fn shutdown_takes_effect_at_once() {
             assert!(handle.wait_timeout(DEADLINE));
             quickest = quickest.min(begun.elapsed());
         }
-        // The machine may be busy, but not each time.
+        // The machine may be busy, but not in all 20 runs.
         assert!(quickest < Duration::from_millis(5), "{mode}: {quickest:?}");
     }
 }
@@ -307,7 +310,7 @@ fn shutdown_takes_effect_at_once() {
 // Writing
 
 #[test]
-fn with_a_write_buffer_writes_go_out_by_flush_or_when_it_is_full_or_at_the_end() {
+fn a_write_buffer_is_sent_at_a_flush_when_it_is_full_and_at_the_end() {
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         request.set_write_buffer(10);
         request.write_all(b"kept")?;
@@ -328,7 +331,7 @@ fn with_a_write_buffer_writes_go_out_by_flush_or_when_it_is_full_or_at_the_end()
 }
 
 #[test]
-fn a_full_write_buffer_goes_out_also_where_the_handler_fails() {
+fn the_write_buffer_is_sent_even_if_the_handler_fails() {
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         request.set_write_buffer(100);
         request.write_all(b"last words")?;
@@ -340,42 +343,54 @@ fn a_full_write_buffer_goes_out_also_where_the_handler_fails() {
 
 #[test]
 fn nagle_is_off_and_can_be_turned_on() {
-    let (tell, told) = mpsc::channel();
+    let (report, reports) = mpsc::channel();
     let handle = move |request: &mut Request<'_>| -> HandlerResult {
         let before = SockRef::from(&*request).tcp_nodelay()?;
         request.set_nodelay(!before)?;
-        Ok(tell.send((before, SockRef::from(&*request).tcp_nodelay()?))?)
+        Ok(report.send((before, SockRef::from(&*request).tcp_nodelay()?))?)
     };
     for nodelay in [true, false] {
         let builder = TcpServer::builder(LOCAL).unwrap();
         let builder = if nodelay { builder } else { builder.nodelay(false) };
         let server = start_server(builder.serve_blocking(each(handle.clone())).unwrap());
         server.connect().expect_closed();
-        assert_eq!(expect_told(&told), (nodelay, !nodelay));
+        assert_eq!(expect_next(&reports), (nodelay, !nodelay));
     }
 }
 
 // Binding
 
-/// In Python a class of its own with another `address_family`.
+/// In Python it takes a subclass with another `address_family`.
 #[test]
-fn ipv6_needs_no_other_class() {
-    let (tell, told) = mpsc::channel();
+fn an_ipv6_address_works_with_the_same_server_type() {
+    let (report, reports) = mpsc::channel();
     let handle = move |request: &mut Request<'_>| -> HandlerResult {
-        tell.send(request.client_address().inet())?;
+        report.send(request.client_address().inet())?;
         echo_lines(request)
     };
     let server = start_server(TcpServer::bind("[::1]:0", each(handle)).unwrap());
     assert!(server.address().is_ipv6());
     let mut client = server.connect();
     client.send("six\n").expect_reply("six\n");
-    assert_eq!(expect_told(&told), Some(client.stream.local_addr().unwrap()));
+    assert_eq!(expect_next(&reports), Some(client.stream.local_addr().unwrap()));
     client.end().expect_closed();
 }
 
-/// And an access rule for IPv4 need not know of `::ffff:127.0.0.1`.
+/// Python binds only IPv4 addresses unless `address_family` says otherwise.
 #[test]
-fn one_server_takes_both_families_if_asked() {
+fn localhost_is_bound_with_its_ipv4_address() {
+    let resolved: Vec<_> = "localhost:0".to_socket_addrs().unwrap().collect();
+    if !resolved.iter().any(SocketAddr::is_ipv4) {
+        eprintln!("skipped: localhost has no IPv4 address: {resolved:?}");
+        return;
+    }
+    let server = TcpServer::bind("localhost:0", each(echo_lines)).unwrap();
+    assert!(inet(&server).is_ipv4(), "{}", server.local_addr());
+}
+
+/// The address of an IPv4 peer has the form `127.0.0.1` and not `::ffff:127.0.0.1`.
+#[test]
+fn a_dual_stack_server_accepts_both_families_and_other_servers_do_not() {
     let handle = |request: &mut Request<'_>| {
         let peer = request.client_address().to_string();
         Ok(request.write_all(peer.as_bytes())?)
@@ -386,7 +401,7 @@ fn one_server_takes_both_families_if_asked() {
     let mut client = connect(SocketAddr::from(([127, 0, 0, 1], port)));
     let own = client.stream.local_addr().unwrap().to_string();
     client.expect_reply(own).expect_closed();
-    // Without being asked it does not.
+    // Without the option, IPv4 connections are refused.
     let alone = start_server(TcpServer::bind("[::]:0", each(handle)).unwrap());
     let port = alone.address().port();
     let refused = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap_err();
@@ -407,13 +422,13 @@ fn allow_reuse_address_is_on_for_tcp_and_off_for_udp() {
     assert!(reuses(on.serve_blocking(each(echo_lines)).unwrap()));
 }
 
-/// What the flag is for: a run right after the last one, whose connections linger.
+/// This is what the flag is for.
 #[test]
-fn a_server_binds_again_although_connections_of_the_last_run_linger() {
+fn a_server_binds_its_address_again_while_old_connections_are_in_time_wait() {
     let handle = |_: &mut Request<'_>| Ok(());
     let server = start_server(TcpServer::bind(LOCAL, each(handle)).unwrap());
     let address = server.address();
-    // The server closes first, so it is its side that lingers.
+    // The side that closes first is in TIME_WAIT.
     server.connect().expect_closed();
     drop(server);
     let again = TcpServer::bind(address, each(handle)).unwrap();
@@ -421,7 +436,7 @@ fn a_server_binds_again_although_connections_of_the_last_run_linger() {
 }
 
 #[test]
-fn with_allow_reuse_port_two_servers_share_a_port_and_without_it_none_do() {
+fn two_servers_share_a_port_only_with_allow_reuse_port() {
     let bind = |address: SocketAddr, reuse: bool| {
         let builder = TcpServer::builder(address).unwrap().reuse_port(reuse);
         builder.serve_blocking(each(echo_lines))
@@ -433,26 +448,26 @@ fn with_allow_reuse_port_two_servers_share_a_port_and_without_it_none_do() {
     assert_eq!(refused.io_kind(), Some(ErrorKind::AddrInUse));
 }
 
-/// The kernel keeps one more than it is asked to.
+/// The kernel keeps one more connection than requested.
 #[test]
 #[cfg(target_os = "linux")]
-fn request_queue_size_is_how_many_wait_in_the_kernel() {
+fn request_queue_size_limits_the_connections_that_wait_in_the_kernel() {
     let waiting = |server: Server, most: usize| {
-        let patience = Duration::from_millis(200);
+        let limit = Duration::from_millis(200);
         let connected: Vec<_> = (0..most)
-            .map_while(|_| TcpStream::connect_timeout(&inet(&server), patience).ok())
+            .map_while(|_| TcpStream::connect_timeout(&inet(&server), limit).ok())
             .collect();
         connected.len()
     };
     let short = TcpServer::builder(LOCAL).unwrap().request_queue_size(2);
     assert_eq!(waiting(short.serve_blocking(each(echo_lines)).unwrap(), 10), 3);
     let usual = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
-    assert_eq!(waiting(usual, 100), 100, "and Python's usual five are too few");
+    assert_eq!(waiting(usual, 100), 100, "the default is larger than Python's five");
 }
 
 /// Python's `bind_and_activate=False`.
 #[test]
-fn binding_and_listening_can_be_done_apart() {
+fn a_builder_can_bind_first_and_listen_later() {
     let builder = TcpServer::builder(LOCAL).unwrap();
     assert_eq!((builder.address(), builder.socket().is_none()), (None, true));
     let bound = builder.bind().unwrap();
@@ -469,7 +484,7 @@ fn binding_and_listening_can_be_done_apart() {
 // Datagrams
 
 #[test]
-fn what_is_longer_than_max_packet_size_is_cut_and_says_so() {
+fn a_datagram_longer_than_max_packet_size_is_truncated_and_reported() {
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         let (length, cut) = (request.packet().unwrap().len(), request.is_truncated());
         Ok(write!(request, "{length} {cut}")?)
@@ -481,17 +496,17 @@ fn what_is_longer_than_max_packet_size_is_cut_and_says_so() {
         client.send(&pattern(length)).unwrap();
         assert_eq!(String::from_utf8(receive(&client)).unwrap(), reply);
     }
-    // Unlike Python's, all of any datagram is received by default.
+    // By default, unlike in Python, datagrams of any length are received whole.
     let whole = start_server(UdpServer::bind(LOCAL, each(handle)).unwrap());
     let client = udp_client(whole.address());
     client.send(&pattern(65_507)).unwrap();
     assert_eq!(receive(&client), b"65507 false");
 }
 
-/// Python sends an empty datagram where nothing was written, and half of one where `handle` failed.
+/// Python sends an empty datagram if nothing was written, and what was written if `handle` failed.
 #[test]
-fn a_datagram_is_answered_only_by_what_was_written_and_only_whole() {
-    let (hooks, told) = Noting::new();
+fn a_datagram_reply_is_sent_only_if_the_handler_wrote_and_succeeded() {
+    let (hooks, notes) = RecordingHooks::new();
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         let packet = request.packet().unwrap().to_vec();
         match &packet[..] {
@@ -514,15 +529,15 @@ fn a_datagram_is_answered_only_by_what_was_written_and_only_whole() {
     for request in ["nothing", "fail", "other", "nothing", "empty", "other"] {
         client.send(request.as_bytes()).unwrap();
     }
-    // A datagram that nobody waits for would come in between.
+    // An unexpected reply would arrive in between.
     assert_eq!(receive(&client), b"in one");
-    assert_eq!(expect_told(&told), "handle_error: handler failed: answer");
+    assert_eq!(expect_next(&notes), "handle_error: handler failed: answer");
     assert_eq!(receive(&client), b"");
     assert_eq!(receive(&client), b"in one");
 }
 
 #[test]
-fn a_datagram_is_read_as_a_file_and_never_waits() {
+fn reading_a_datagram_by_lines_ends_at_its_end_without_waiting() {
     let handle = |request: &mut Request<'_>| -> HandlerResult {
         let mut lines = Vec::new();
         while let Some(line) = request.rfile().read_line()? {
@@ -536,73 +551,86 @@ fn a_datagram_is_read_as_a_file_and_never_waits() {
     assert_eq!(receive(&client), b"one|two|three");
 }
 
-// The order of a handler's methods
-
-/// Notes what is called, and fails where it is told to.
-struct Ordered {
-    fail_in: &'static str,
-    hooks: Noting,
+/// In Python, `self.socket` of a datagram handler is the server's socket.
+#[test]
+fn a_datagram_handler_can_use_the_socket_of_its_server() {
+    let (report, reports) = mpsc::channel();
+    let handle = move |request: &mut Request<'_>| -> HandlerResult {
+        let socket = SockRef::from(&*request);
+        Ok(report.send((socket.local_addr()?.as_socket(), socket.r#type()?))?)
+    };
+    let server = start_server(UdpServer::bind(LOCAL, each(handle)).unwrap());
+    udp_client(server.address()).send(b"x").unwrap();
+    assert_eq!(expect_next(&reports), (Some(server.address()), Type::DGRAM));
 }
 
-impl Ordered {
-    fn at(&self, method: &str) -> HandlerResult {
-        self.hooks.note(method);
+// The order of a handler's methods
+
+/// A request handler that records its calls, and fails in one of them.
+struct RecordingHandler {
+    fail_in: &'static str,
+    hooks: RecordingHooks,
+}
+
+impl RecordingHandler {
+    fn call(&self, method: &str) -> HandlerResult {
+        self.hooks.record(method);
         if self.fail_in == method { Err(method)? } else { Ok(()) }
     }
 }
 
-impl RequestHandler for Ordered {
+impl RequestHandler for RecordingHandler {
     fn setup(&mut self, _: &mut Request<'_>) -> HandlerResult {
-        self.at("setup")
+        self.call("setup")
     }
 
     fn handle(&mut self, _: &mut Request<'_>) -> HandlerResult {
-        self.at("handle")
+        self.call("handle")
     }
 
     fn finish(&mut self, _: &mut Request<'_>) -> HandlerResult {
-        self.at("finish")
+        self.call("finish")
     }
 }
 
-/// What is called, in this order, where `fail_in` fails.
-fn order_of(fail_in: &'static str) -> Vec<String> {
-    let (hooks, told) = Noting::new();
+/// The recorded calls, in order, if the method `fail_in` fails.
+fn calls_if_failing_in(fail_in: &'static str) -> Vec<String> {
+    let (hooks, notes) = RecordingHooks::new();
     let handlers = hooks.clone();
     let builder = TcpServer::builder(LOCAL).unwrap().hooks(hooks);
-    let make = move |_: &Peer| Ordered { fail_in, hooks: handlers.clone() };
+    let make = move |_: &Accepted<'_>| RecordingHandler { fail_in, hooks: handlers.clone() };
     let server = start_server(builder.serve_blocking(make).unwrap());
     server.connect().expect_closed();
     drop(server);
-    told.iter().collect()
+    notes.iter().collect()
 }
 
 #[test]
 fn setup_handle_and_finish_are_called_in_this_order() {
-    assert_eq!(order_of("nothing"), ["setup", "handle", "finish"]);
+    assert_eq!(calls_if_failing_in("nothing"), ["setup", "handle", "finish"]);
 }
 
 #[test]
 fn after_setup_fails_handle_and_finish_are_not_called() {
-    assert_eq!(order_of("setup"), ["setup", "handle_error: handler failed: setup"]);
+    assert_eq!(calls_if_failing_in("setup"), ["setup", "handle_error: handler failed: setup"]);
 }
 
 #[test]
 fn after_handle_fails_finish_is_called() {
     let error = "handle_error: handler failed: handle";
-    assert_eq!(order_of("handle"), ["setup", "handle", "finish", error]);
+    assert_eq!(calls_if_failing_in("handle"), ["setup", "handle", "finish", error]);
 }
 
 #[test]
 fn a_failure_of_finish_is_reported() {
     let error = "handle_error: handler failed: finish";
-    assert_eq!(order_of("finish"), ["setup", "handle", "finish", error]);
+    assert_eq!(calls_if_failing_in("finish"), ["setup", "handle", "finish", error]);
 }
 
 #[test]
 fn each_request_has_a_handler_of_its_own() {
     let mut made = 0;
-    let make = move |_: &Peer| {
+    let make = move |_: &Accepted<'_>| {
         made += 1;
         let number = made;
         Do(move |request: &mut Request<'_>| Ok(write!(request, "{number}")?))
@@ -613,9 +641,9 @@ fn each_request_has_a_handler_of_its_own() {
     }
 }
 
-/// Python's handlers have the server itself; here, where it was asked, and what their maker gave them.
+/// Python's handlers have a reference to the server.
 #[test]
-fn a_request_knows_where_it_was_asked_and_shares_what_its_maker_gave_it() {
+fn a_request_has_the_server_address_and_the_state_that_its_factory_shares() {
     for mode in BLOCKING {
         let count = Arc::new(Mutex::new(0));
         let handle = move |request: &mut Request<'_>| -> HandlerResult {
@@ -633,10 +661,10 @@ fn a_request_knows_where_it_was_asked_and_shares_what_its_maker_gave_it() {
     }
 }
 
-/// Python's `readline` takes whatever comes, until the memory is full.
+/// Python's `readline` has no limit.
 #[test]
-fn lines_that_come_together_are_read_one_by_one_and_none_is_endless() {
-    let (hooks, told) = Noting::new();
+fn lines_that_arrive_together_are_read_one_by_one_and_an_overlong_line_is_an_error() {
+    let (hooks, notes) = RecordingHooks::new();
     let builder = ThreadingTcpServer::builder(LOCAL).unwrap().hooks(hooks);
     let server = start_server(builder.serve_blocking(each(echo_lines)).unwrap());
     let mut client = server.connect();
@@ -646,7 +674,7 @@ fn lines_that_come_together_are_read_one_by_one_and_none_is_endless() {
     client.expect_closed();
     let mut endless = server.connect();
     endless.send(&longest).send("xx").expect_closed();
-    assert!(expect_told(&told).contains("longer than 65536 bytes"));
+    assert!(expect_next(&notes).contains("longer than 65536 bytes"));
 }
 
 // Hooks
@@ -673,10 +701,10 @@ fn verify_request_decides_which_connections_are_served_and_which_are_closed() {
 }
 
 #[test]
-fn verify_request_is_asked_about_datagrams_too() {
-    struct From(Arc<Mutex<Option<Peer>>>);
+fn verify_request_is_called_for_datagrams_too() {
+    struct AllowOne(Arc<Mutex<Option<Peer>>>);
 
-    impl Hooks for From {
+    impl Hooks for AllowOne {
         fn verify_request(&mut self, peer: &Peer) -> bool {
             self.0.lock().unwrap().as_ref() == Some(peer)
         }
@@ -684,12 +712,12 @@ fn verify_request_is_asked_about_datagrams_too() {
 
     let known = Arc::new(Mutex::new(None));
     let handle = |request: &mut Request<'_>| Ok(request.write_all(b"welcome")?);
-    let builder = UdpServer::builder(LOCAL).unwrap().hooks(From(known.clone()));
+    let builder = UdpServer::builder(LOCAL).unwrap().hooks(AllowOne(known.clone()));
     let server = start_server(builder.serve_blocking(each(handle)).unwrap());
     let (stranger, friend) = (udp_client(server.address()), udp_client(server.address()));
     *known.lock().unwrap() = Some(friend.local_addr().unwrap().into());
-    stranger.send(b"let me in").unwrap();
-    friend.send(b"it is me").unwrap();
+    stranger.send(b"hello").unwrap();
+    friend.send(b"hello").unwrap();
     assert_eq!(receive(&friend), b"welcome");
     stranger.set_nonblocking(true).unwrap();
     assert_eq!(stranger.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -697,10 +725,10 @@ fn verify_request_is_asked_about_datagrams_too() {
     assert_eq!(server.counters().refused_by_hook, 1);
 }
 
-/// Python's `get_request` is overridden to set a connection's options, and raises where it must not
-/// be served.
+/// In Python, `get_request` is overridden to set a connection's options, and raises an exception to
+/// refuse it.
 #[test]
-fn get_request_sets_a_connections_options_or_refuses_it() {
+fn on_accept_sets_the_options_of_a_connection_or_refuses_it() {
     struct Preparing(usize);
 
     impl Hooks for Preparing {
@@ -708,7 +736,7 @@ fn get_request_sets_a_connections_options_or_refuses_it() {
             self.0 += 1;
             assert!(peer.inet().is_some());
             if self.0 == 1 {
-                return Err(io::Error::other("not the first one"));
+                return Err(io::Error::other("refused"));
             }
             SockRef::from(&connection).set_keepalive(true)
         }
@@ -726,46 +754,46 @@ fn get_request_sets_a_connections_options_or_refuses_it() {
     }
 }
 
-/// Hooks that note the order in which they are called.
-struct InOrder(Noting);
+/// Hooks that record the calls made before a request is served.
+struct RecordAccept(RecordingHooks);
 
-impl Hooks for InOrder {
+impl Hooks for RecordAccept {
     fn on_accept(&mut self, _: BorrowedFd<'_>, _: &Peer) -> io::Result<()> {
-        self.0.note("get_request");
+        self.0.record("get_request");
         Ok(())
     }
 
     fn verify_request(&mut self, _: &Peer) -> bool {
-        self.0.note("verify_request");
+        self.0.record("verify_request");
         true
     }
 }
 
 #[test]
-fn get_request_comes_first_then_verify_request_then_the_handler() {
+fn on_accept_verify_request_and_the_factory_are_called_in_this_order() {
     for mode in BLOCKING {
-        let (hooks, told) = Noting::new();
+        let (hooks, notes) = RecordingHooks::new();
         let handlers = hooks.clone();
-        let make = move |_: &Peer| {
-            handlers.note("made");
-            Ordered { fail_in: "nothing", hooks: handlers.clone() }
+        let make = move |_: &Accepted<'_>| {
+            handlers.record("made");
+            RecordingHandler { fail_in: "nothing", hooks: handlers.clone() }
         };
-        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(InOrder(hooks));
+        let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(RecordAccept(hooks));
         let server = start_server(builder.serve_blocking(make).unwrap());
         server.connect().expect_closed();
         drop(server);
         let order = ["get_request", "verify_request", "made", "setup", "handle", "finish"];
-        assert_eq!(told.iter().collect::<Vec<_>>(), order, "{mode}");
+        assert_eq!(notes.iter().collect::<Vec<_>>(), order, "{mode}");
     }
 }
 
-/// Python's `finish_request` makes the handler: where that fails, it is the request that fails.
+/// In Python, `finish_request` creates the handler, and an exception there ends only the request.
 #[test]
-fn a_handler_that_cannot_be_made_costs_its_own_request() {
+fn a_factory_that_panics_ends_only_its_own_request() {
     for mode in BLOCKING {
-        let (hooks, told) = Noting::new();
+        let (hooks, notes) = RecordingHooks::new();
         let mut made = 0;
-        let make = move |_: &Peer| {
+        let make = move |_: &Accepted<'_>| {
             made += 1;
             assert_ne!(made, 1, "not the first");
             Do(echo_lines)
@@ -773,7 +801,7 @@ fn a_handler_that_cannot_be_made_costs_its_own_request() {
         let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode)).hooks(hooks);
         let server = start_server(builder.serve_blocking(make).unwrap());
         server.connect().expect_closed();
-        assert!(expect_told(&told).contains("not the first"), "{mode}");
+        assert!(expect_next(&notes).contains("not the first"), "{mode}");
         server.connect().send("x\n").expect_reply("x\n").end().expect_closed();
     }
 }
@@ -784,10 +812,10 @@ fn a_handler_that_cannot_be_made_costs_its_own_request() {
 fn a_handler_can_stop_its_server_in_every_mode() {
     for mode in Mode::all() {
         if mode.name() == "forking" {
-            continue; // a process of its own, below
+            continue; // has its own test, below
         }
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
-        let make = |_: &Peer| {
+        let make = |_: &Accepted<'_>| {
             handler_fn(|line: &[u8], cx: &mut Context<'_>| {
                 cx.stop_server();
                 cx.send(line)
@@ -805,9 +833,9 @@ fn a_handler_can_stop_its_server_in_every_mode() {
 fn a_request_handler_can_stop_its_server_in_every_mode() {
     for mode in BLOCKING {
         let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
-        let server = start_server(builder.serve_blocking(each(stop_when_told)).unwrap());
+        let server = start_server(builder.serve_blocking(each(stop_on_command)).unwrap());
         let mut client = server.connect();
-        // It returns at once, and the handler goes on.
+        // `stop_server` returns at once, and the handler continues.
         client.send("stop\nmore\n").expect_reply("stop\nmore\n").end().expect_closed();
         let (_server, report) = server.join();
         assert_eq!(report.aborted, 0, "{mode}");
@@ -816,15 +844,15 @@ fn a_request_handler_can_stop_its_server_in_every_mode() {
 
 #[test]
 fn a_forked_handler_can_stop_its_server() {
-    let process = start("stop_when_told");
-    let mut client = connect(process.told().parse().unwrap());
+    let process = start("stop_on_command");
+    let mut client = connect(process.line().parse().unwrap());
     client.send("stop\nmore\n").expect_reply("stop\nmore\n").end().expect_closed();
-    assert_eq!(process.told_of("cut"), "0");
+    assert_eq!(process.line_after("cut"), "0");
     process.expect_end();
 }
 
 #[test]
-fn a_server_serves_again_after_a_stop_and_a_stop_counts_once() {
+fn a_stopped_server_serves_again_and_repeated_stop_requests_count_once() {
     for mode in BLOCKING {
         let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
@@ -835,13 +863,13 @@ fn a_server_serves_again_after_a_stop_and_a_stop_counts_once() {
             handle.shutdown();
             handle.shutdown();
             (server, _) = running.join();
-            // In Python this one would end the next run.
+            // In Python this call would end the next run.
             handle.shutdown();
         }
     }
 }
 
-/// In Python it would wait for ever.
+/// In Python it would never return.
 #[test]
 fn waiting_for_a_server_that_does_not_serve_returns_at_once() {
     let server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
@@ -849,14 +877,15 @@ fn waiting_for_a_server_that_does_not_serve_returns_at_once() {
     in_time("it returns", move || handle.wait());
 }
 
-/// A handler that says when it has begun, and lasts until it is told.
-fn lasting() -> (impl FnMut(&Peer) -> Do<Last> + Send + 'static, Receiver<()>, Sender<()>) {
+/// A handler that reports when it has begun, and runs until the test releases it.
+fn held_handler()
+-> (impl FnMut(&Accepted<'_>) -> Do<Held> + Send + 'static, Receiver<()>, Sender<()>) {
     let (begun, beginnings) = mpsc::channel();
     let (go, gate) = mpsc::channel();
     let gate = Arc::new(Mutex::new(gate));
-    let make = move |_: &Peer| {
+    let make = move |_: &Accepted<'_>| {
         let (begun, gate) = (begun.clone(), gate.clone());
-        let handle: Last = Box::new(move |request| {
+        let handle: Held = Box::new(move |request| {
             begun.send(())?;
             gate.lock().unwrap().recv_timeout(DEADLINE)?;
             Ok(request.write_all(b"done")?)
@@ -866,25 +895,25 @@ fn lasting() -> (impl FnMut(&Peer) -> Do<Last> + Send + 'static, Receiver<()>, S
     (make, beginnings, go)
 }
 
-type Last = Box<dyn FnMut(&mut Request<'_>) -> HandlerResult + Send>;
+type Held = Box<dyn FnMut(&mut Request<'_>) -> HandlerResult + Send>;
 
 #[test]
-fn a_stop_waits_for_threads_and_with_daemon_threads_or_without_block_on_close_it_does_not() {
+fn a_stop_waits_for_threads_unless_daemon_threads_is_set_or_block_on_close_is_not() {
     let usual = Threading::default();
     for (mode, waits) in
         [(usual, true), (usual.daemon_threads(true), false), (usual.block_on_close(false), false)]
     {
-        let (make, begun, go) = lasting();
+        let (make, begun, go) = held_handler();
         let builder = Server::tcp(LOCAL).unwrap().mode(mode);
         let mut server = builder.serve_blocking(make).unwrap();
         server.drain_timeout(DEADLINE * 2);
         let server = start_server(server);
         let mut client = server.connect();
-        expect_told(&begun);
+        expect_next(&begun);
         let handle = server.handle();
         handle.shutdown();
         assert_eq!(handle.wait_timeout(if waits { A_WHILE } else { DEADLINE }), !waits);
-        // Either way it is served to its end.
+        // In both cases the request is completed.
         go.send(()).unwrap();
         client.expect_reply("done").expect_closed();
         let (server, report) = server.join();
@@ -893,7 +922,7 @@ fn a_stop_waits_for_threads_and_with_daemon_threads_or_without_block_on_close_it
     }
 }
 
-/// Python's `server_close` waits for as long as a client likes.
+/// Python's `server_close` has no time limit.
 #[test]
 fn a_stop_waits_for_threads_no_longer_than_the_drain_deadline() {
     let builder = ThreadingTcpServer::builder(LOCAL).unwrap();
@@ -901,40 +930,40 @@ fn a_stop_waits_for_threads_no_longer_than_the_drain_deadline() {
     server.drain_timeout(Duration::from_millis(50));
     let server = start_server(server);
     let mut client = server.connect();
-    client.send("I stay\n").expect_reply("I stay\n");
+    client.send("hello\n").expect_reply("hello\n");
     let (_server, report) = server.stop();
     assert_eq!(report.aborted, 1);
     client.expect_gone();
 }
 
-/// As above, where the one who serves is the loop's own thread.
+/// Here the loop's own thread serves the request.
 #[test]
 fn an_inline_server_can_be_stopped_although_its_client_stays() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     server.drain_timeout(Duration::from_millis(50));
     let server = start_server(server);
     let mut client = server.connect();
-    client.send("I stay\n").expect_reply("I stay\n");
+    client.send("hello\n").expect_reply("hello\n");
     let (_server, report) = server.stop();
     assert_eq!((report.idle, report.finished, report.aborted), (0, 0, 1));
     client.expect_gone();
 }
 
 #[test]
-fn the_report_of_a_stop_tells_of_a_request_served_inline() {
+fn the_stop_report_counts_a_request_served_inline() {
     let by_message = || {
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(Inline);
-        let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+        let make = |_: &Accepted<'_>| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
         start_server(builder.serve(make).unwrap())
     };
-    // With nothing begun.
+    // An idle connection.
     let server = by_message();
     let mut idle = server.connect();
     idle.send("hello\n").expect_reply("hello\n");
     let (_server, report) = server.stop();
     assert_eq!((report.idle, report.finished, report.aborted), (1, 0, 0));
     idle.expect_closed();
-    // With half a line.
+    // Half a line is buffered.
     let server = by_message();
     let mut busy = server.connect();
     busy.send("hello\nhal").expect_reply("hello\n");
@@ -943,45 +972,45 @@ fn the_report_of_a_stop_tells_of_a_request_served_inline() {
     busy.send("f\n").expect_reply("half\n").expect_closed();
     let report = in_time("it stops", move || stopping.join().unwrap());
     assert_eq!((report.idle, report.finished, report.aborted), (0, 1, 0));
-    // With a handler that returns in time, and does not wait meanwhile.
-    let (make, begun, go) = lasting();
+    // A handler returns before the deadline.
+    let (make, begun, go) = held_handler();
     let server = start_server(TcpServer::bind(LOCAL, make).unwrap());
     let mut client = server.connect();
-    expect_told(&begun);
+    expect_next(&begun);
     server.handle().shutdown();
     go.send(()).unwrap();
     client.expect_reply("done").expect_closed();
     let (_server, report) = server.join();
     assert_eq!((report.idle, report.finished, report.aborted), (0, 1, 0));
-    // With none.
+    // No connection.
     let (_server, report) = by_message().stop();
     assert_eq!((report.idle, report.finished, report.aborted), (0, 0, 0));
 }
 
-/// Nor by one that never stops talking, message by message or not.
+/// With a request handler, with a message handler, and with a handler that only writes.
 #[test]
-fn an_inline_server_can_be_stopped_although_its_client_never_pauses() {
+fn an_inline_server_can_be_stopped_although_its_client_never_stops_sending() {
     let by_request = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     let by_message = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(Inline);
-    let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
-    // This one never reads.
-    let chatter = |request: &mut Request<'_>| loop {
+    let make = |_: &Accepted<'_>| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+    // Never reads.
+    let write_only = |request: &mut Request<'_>| loop {
         request.write_all(b"hello\n")?;
     };
-    let by_writing = TcpServer::bind(LOCAL, each(chatter)).unwrap();
+    let by_writing = TcpServer::bind(LOCAL, each(write_only)).unwrap();
     for mut server in [by_request, by_message.serve(make).unwrap(), by_writing] {
         server.drain_timeout(Duration::from_millis(50));
         let server = start_server(server);
         let mut client = server.connect();
         client.send("hello\n").expect_reply("hello\n");
         let mut writer = client.stream.try_clone().unwrap();
-        let talking =
+        let writing =
             thread::spawn(move || while writer.write_all(&b"more\n".repeat(10_000)).is_ok() {});
         let mut reader = client.stream.try_clone().unwrap();
-        let listening = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
+        let reading = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
         let (_server, _report) = server.stop();
-        talking.join().unwrap();
-        let _ = listening.join().unwrap();
+        writing.join().unwrap();
+        let _ = reading.join().unwrap();
     }
 }
 
@@ -999,12 +1028,12 @@ fn an_inline_server_can_stop_with_the_longest_drain_timeout() {
 }
 
 #[test]
-fn server_close_shows_waiting_clients_the_end_and_no_reset() {
-    for said in [0, 5, 200_000] {
+fn server_close_closes_waiting_clients_without_a_reset() {
+    for unread in [0, 5, 200_000] {
         let server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
         let mut clients: Vec<_> = (0..5).map(|_| connect(inet(&server))).collect();
         for client in &mut clients {
-            client.send(pattern(said));
+            client.send(pattern(unread));
         }
         server.server_close();
         for client in &mut clients {
@@ -1030,13 +1059,13 @@ fn a_running_server_that_is_dropped_stops_and_closes() {
 // Slow clients
 
 #[test]
-fn a_slow_client_holds_up_the_others_under_inline_alone() {
+fn a_slow_client_delays_the_others_only_under_inline() {
     for mode in Mode::all() {
         if mode.name() == "forking" {
             continue; // a process of its own, below
         }
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
-        let make = |_: &Peer| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+        let make = |_: &Accepted<'_>| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
         let server = start_server(builder.serve(make).unwrap());
         let (mut slow, mut quick) = (server.connect(), server.connect());
         slow.send("slow").expect_silence();
@@ -1057,10 +1086,10 @@ fn a_slow_client_holds_up_the_others_under_inline_alone() {
 // Forking
 
 #[test]
-fn max_children_is_how_many_are_served_at_a_time() {
+fn max_children_limits_the_requests_served_at_a_time() {
     let process = start("max_children");
-    let pid = process.told_of("pid");
-    let address = process.told().parse().unwrap();
+    let pid = process.line_after("pid");
+    let address = process.line().parse().unwrap();
     let (mut one, mut two) = (connect(address), connect(address));
     one.expect_reply("here\n");
     two.expect_reply("here\n");
@@ -1073,14 +1102,14 @@ fn max_children_is_how_many_are_served_at_a_time() {
     process.expect_end();
 }
 
-/// Not a test: what others start.
+/// Not a test: the entry point of the processes that the tests start.
 #[test]
-fn be_a_process() {
-    play(|role| match role {
-        "stop_when_told" => {
-            let mut server = ForkingTcpServer::bind(LOCAL, each(stop_when_told)).unwrap();
-            tell(inet(&server));
-            tell(format_args!("cut {}", server.serve_forever().unwrap().aborted));
+fn entry_point_of_child_processes() {
+    run_role(|role| match role {
+        "stop_on_command" => {
+            let mut server = ForkingTcpServer::bind(LOCAL, each(stop_on_command)).unwrap();
+            print_line(inet(&server));
+            print_line(format_args!("cut {}", server.serve_forever().unwrap().aborted));
         }
         "max_children" => {
             let builder = Server::tcp(LOCAL).unwrap().mode(Forking::default().max_children(2));
@@ -1090,25 +1119,25 @@ fn be_a_process() {
             };
             let mut server = builder.serve_blocking(each(handle)).unwrap();
             server.stop_on_signals().unwrap();
-            tell(format_args!("pid {}", std::process::id()));
-            tell(inet(&server));
+            print_line(format_args!("pid {}", std::process::id()));
+            print_line(inet(&server));
             server.serve_forever().unwrap();
         }
         "forked_requests" => {
             let mut server = ForkingTcpServer::bind(LOCAL, each(echo_lines)).unwrap();
-            tell(inet(&server));
+            print_line(inet(&server));
             for _ in 0..3 {
-                tell(format_args!("served {}", server.handle_request().unwrap()));
+                print_line(format_args!("served {}", server.handle_request().unwrap()));
             }
         }
         _ => unreachable!("{role}"),
     });
 }
 
-// Sockets made elsewhere
+// Sockets made by other code
 
 #[test]
-fn a_socket_that_was_bound_elsewhere_is_adopted() {
+fn from_socket_serves_a_socket_that_was_bound_elsewhere() {
     let listener = TcpListener::bind(LOCAL).unwrap();
     let address = listener.local_addr().unwrap();
     let builder = Server::from_socket(listener).unwrap().mode(Inline);
@@ -1131,7 +1160,7 @@ fn a_socket_that_was_bound_elsewhere_is_adopted() {
 }
 
 #[test]
-fn the_file_of_an_adopted_unix_socket_stays() {
+fn the_file_of_a_unix_socket_bound_elsewhere_is_not_removed() {
     let path = std::env::temp_dir().join(format!("adopted-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).unwrap();
     let builder = Server::from_socket(listener).unwrap().mode(Inline);
@@ -1146,18 +1175,18 @@ fn the_file_of_an_adopted_unix_socket_stays() {
     client.read_to_string(&mut reply).unwrap();
     assert_eq!(reply, "x\n");
     in_time("it stops", move || drop(running));
-    assert!(path.exists(), "it is whoever's made it");
+    assert!(path.exists(), "only its creator removes it");
     std::fs::remove_file(path).unwrap();
 }
 
 #[test]
-fn a_descriptor_that_is_not_a_socket_is_not_adopted() {
+fn from_socket_refuses_a_descriptor_that_is_not_a_socket() {
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(matches!(Server::from_socket(file).unwrap_err(), Error::Bind { .. }));
 }
 
 #[test]
-fn a_descriptor_that_is_not_a_connection_is_not_served_when_it_is_handed_over() {
+fn add_connection_does_not_serve_a_descriptor_that_is_not_a_connection() {
     let mut server = TcpServer::bind(LOCAL, each(echo_lines)).unwrap();
     let id = server.listeners()[0];
     server.add_connection(id, std::fs::File::open("/dev/null").unwrap()).unwrap();
@@ -1168,12 +1197,12 @@ fn a_descriptor_that_is_not_a_connection_is_not_served_when_it_is_handed_over() 
 }
 
 #[test]
-fn a_connection_is_not_adopted_but_handed_over() {
+fn from_socket_refuses_a_connected_socket() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     assert!(matches!(Server::from_socket(ours).unwrap_err(), Error::UnusableAddress { .. }));
 }
 
-/// What IDLE overrides three methods for: it connects, and then serves that connection.
+/// Python's IDLE overrides three methods for this: it connects, and then serves that connection.
 #[test]
 fn connections_made_elsewhere_are_served() {
     for mode in BLOCKING {
@@ -1202,9 +1231,9 @@ fn connections_made_elsewhere_are_served() {
 }
 
 #[test]
-fn connections_that_are_handed_over_are_served_in_their_order() {
+fn connections_added_by_add_connection_are_served_in_order() {
     let mut made = 0;
-    let make = move |_: &Peer| {
+    let make = move |_: &Accepted<'_>| {
         made += 1;
         let number = made;
         Do(move |request: &mut Request<'_>| Ok(write!(request, "{number}")?))
@@ -1231,7 +1260,7 @@ fn connections_that_are_handed_over_are_served_in_their_order() {
 }
 
 #[test]
-fn a_connection_cannot_be_handed_over_to_a_datagram_service() {
+fn a_connection_cannot_be_added_to_a_datagram_service() {
     let mut server = UdpServer::bind(LOCAL, each(echo_lines)).unwrap();
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let id = server.listeners()[0];
@@ -1240,18 +1269,18 @@ fn a_connection_cannot_be_handed_over_to_a_datagram_service() {
 
 // One request at a time
 
-/// Whether a descriptor is readable now, or within `patience`.
-fn is_readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+/// Whether a descriptor is readable within `limit`.
+fn is_readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: poll reads and writes one pollfd.
-    match unsafe { libc::poll(&mut poll, 1, patience.as_millis() as i32) } {
+    match unsafe { libc::poll(&mut poll, 1, limit.as_millis() as i32) } {
         0 => false,
         1 => true,
         _ => panic!("{}", io::Error::last_os_error()),
     }
 }
 
-/// The server in a loop of someone else's, who is told by its descriptor when a client waits.
+/// A server can so be part of another event loop.
 #[test]
 fn the_servers_descriptor_is_readable_when_a_client_waits() {
     for mode in BLOCKING {
@@ -1259,8 +1288,8 @@ fn the_servers_descriptor_is_readable_when_a_client_waits() {
         let mut server = builder.serve_blocking(each(echo_lines)).unwrap();
         let address = inet(&server);
         for _ in 0..2 {
-            assert!(!is_readable(server.as_fd(), A_WHILE), "{mode}: nobody waits");
-            // Several are there before the first is asked for.
+            assert!(!is_readable(server.as_fd(), A_WHILE), "{mode}: no client waits");
+            // Several clients wait before the first call.
             let mut clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
             for client in &mut clients {
                 client.send("x\n").end();
@@ -1288,7 +1317,7 @@ fn a_datagram_servers_descriptor_is_readable_when_a_datagram_waits() {
     let mut server = UdpServer::bind(LOCAL, each(handle)).unwrap();
     let client = udp_client(inet(&server));
     for _ in 0..2 {
-        assert!(!is_readable(server.as_fd(), A_WHILE), "nothing waits");
+        assert!(!is_readable(server.as_fd(), A_WHILE), "no datagram waits");
         for text in ["one", "two", "three"] {
             client.send(text.as_bytes()).unwrap();
         }
@@ -1303,7 +1332,7 @@ fn a_datagram_servers_descriptor_is_readable_when_a_datagram_waits() {
 #[test]
 fn handle_request_returns_when_the_request_is_served() {
     for mode in ["reactor", "offload", "inline"] {
-        let (make, told) = tellers(echo);
+        let (make, calls) = recorders(echo);
         let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default());
         let builder = builder.mode(mode.parse::<Mode>().unwrap());
         let mut server = builder.serve(make).unwrap();
@@ -1314,12 +1343,12 @@ fn handle_request_returns_when_the_request_is_served() {
         client.end().expect_closed();
         let (served, _server) = in_time("it is served", move || serving.join().unwrap());
         assert!(served);
-        expect_close(&told);
+        expect_close(&calls);
     }
 }
 
 #[test]
-fn handle_request_returns_when_the_request_is_handed_over() {
+fn handle_request_returns_when_the_request_is_handed_to_a_thread() {
     for mode in ["threading", "pool"] {
         let builder = Server::tcp(LOCAL).unwrap().mode(blocking(mode));
         let server = builder.serve_blocking(each(echo_lines)).unwrap();
@@ -1327,25 +1356,25 @@ fn handle_request_returns_when_the_request_is_handed_over() {
         let mut server = server;
         let (served, _server) =
             in_time("it returns", move || (server.handle_request().unwrap(), server));
-        assert!(served, "and its client has said nothing yet");
+        assert!(served, "it returns before the client sends anything");
         client.send("still served\n").expect_reply("still served\n").end().expect_closed();
     }
 }
 
 #[test]
-fn handle_request_returns_when_the_request_is_forked_for() {
+fn handle_request_returns_when_the_child_is_forked() {
     let process = start("forked_requests");
-    let address = process.told().parse().unwrap();
+    let address = process.line().parse().unwrap();
     let mut clients = Vec::new();
     for _ in 0..2 {
         clients.push(connect(address));
-        assert_eq!(process.told_of("served"), "true");
+        assert_eq!(process.line_after("served"), "true");
     }
     for client in &mut clients {
         client.send("still served\n").expect_reply("still served\n").end().expect_closed();
     }
     let _last = connect(address);
-    assert_eq!(process.told_of("served"), "true");
+    assert_eq!(process.line_after("served"), "true");
     process.expect_end();
 }
 

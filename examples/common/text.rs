@@ -1,6 +1,6 @@
 //! Text from a connection: it arrives in pieces that may end in the middle of a character.
 
-use socketserver::{BoxFraming, Lines, Raw};
+use socketserver::{Framing, Lines, Raw};
 
 use super::Options;
 
@@ -28,10 +28,10 @@ impl TextFraming {
     }
 
     /// The framing that separates such messages on a stream. A last line without its end counts.
-    pub(crate) fn framing(self) -> BoxFraming {
+    pub(crate) fn framing(self) -> Box<dyn Framing + Send> {
         match self {
-            TextFraming::Raw => BoxFraming::new(Raw),
-            TextFraming::Lines => BoxFraming::new(Lines::default().unterminated(true)),
+            TextFraming::Raw => Box::new(Raw),
+            TextFraming::Lines => Box::new(Lines::default().unterminated(true)),
         }
     }
 }

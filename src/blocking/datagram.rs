@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{Served, Session, SessionCx};
-use crate::conversation::{DatagramDriver, Handler, serve_datagram};
+use crate::address::Origin;
+use crate::conversation::{DatagramCx, Handler, serve_datagram};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::sys::CatchDrop;
 
@@ -17,20 +18,23 @@ pub(crate) struct DatagramSession<H> {
 impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramSession { reply_socket, datagram, handler } = *self;
-        let driver = DatagramDriver(cx.stop);
+        let driver =
+            DatagramCx { reply_socket: &reply_socket, from: &datagram.from, stop: cx.stop };
         let mut step_cx = cx.scratch.step_cx(&driver, usize::MAX);
         let peer = datagram.peer.clone();
         let reason = serve_datagram(
             handler,
             peer.clone(),
+            datagram.id,
             &datagram.bytes,
             datagram.truncated,
             &mut step_cx,
         );
-        for reply in cx.scratch.output_buffer.parts(&datagram.bytes) {
-            reply_socket.reply(&datagram.from, reply, &mut cx.scratch.tally);
+        for (reply, to) in cx.scratch.output_buffer.datagrams(&datagram.bytes, &datagram.from) {
+            reply_socket.reply(to, reply, &mut cx.scratch.tally);
         }
         cx.scratch.output_buffer.clear();
-        Served { peer, reason, cut: false, lingering: None }
+        let origin = Origin { id: datagram.id, peer };
+        Served { origin, reason, cut: false, lingering: None }
     }
 }

@@ -1,7 +1,7 @@
 //! A request and whoever answers it, to its end. Here a session may block; the loop's own way of
 //! serving one is the reactor's.
 
-use crate::address::Peer;
+use crate::address::Origin;
 use crate::closing::Lingering;
 use crate::conversation::Scratch;
 use crate::error::{CloseReason, UnsupportedError};
@@ -18,7 +18,7 @@ pub(crate) use active::{ActiveConnections, Registration};
 pub(crate) use datagram::DatagramSession;
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
-pub(crate) use stream::StreamSession;
+pub(crate) use stream::{SessionLimits, StreamSession};
 pub(crate) use wait::{InterruptibleWait, WaitStrategy};
 
 /// A request with whoever answers it, ready to be served to its end.
@@ -29,7 +29,7 @@ pub(crate) trait Session {
 
 /// How a session went.
 pub(crate) struct Served {
-    pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
     /// Its output did not all go out.
     pub(crate) cut: bool,

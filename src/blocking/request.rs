@@ -1,23 +1,28 @@
 //! Python's way of answering: one blocking call per request, reading and writing as with a file.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::stream::close;
-use super::wait::{Input, WaitStrategy, is_out_of_time, out_of_time};
+use super::wait::{Input, Patience, Wait, is_out_of_time, out_of_time};
 use super::{Served, Session, SessionCx};
-use crate::address::{Address, Peer};
+use crate::address::{Address, Credentials, Origin, Peer};
+use crate::connection_id::ConnectionId;
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard;
 use crate::server_state::StopRequester;
 use crate::sys::{self, CatchDrop};
+use crate::transport::local_address;
 
 /// Answers one request from its first byte to its last, waiting as it likes: Python's
 /// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
@@ -130,9 +135,9 @@ enum Channel<'a> {
 
 struct Stream<'a> {
     socket: Arc<Socket>,
-    /// How it waits for its peer; behind a trait for its lifetime's sake.
+    /// How it waits for its peer.
     wait: &'a mut (dyn Wait + 'a),
-    timeout: Option<Duration>,
+    patience: Patience,
     /// What was read from the socket, of which the handler has taken the first `at` bytes.
     input: Vec<u8>,
     at: usize,
@@ -145,50 +150,28 @@ struct Stream<'a> {
     write_buffer: usize,
 }
 
-/// WaitStrategy for a peer, see [`WaitStrategy`].
-trait Wait {
-    fn read(
-        &mut self,
-        socket: &Socket,
-        buffer: &mut [u8],
-        timeout: Option<Duration>,
-        idle: bool,
-    ) -> io::Result<Input>;
-
-    fn write_all(
-        &mut self,
-        socket: &Socket,
-        bytes: &mut &[u8],
-        timeout: Option<Duration>,
-    ) -> io::Result<()>;
-}
-
-impl Wait for WaitStrategy<'_> {
-    fn read(
-        &mut self,
-        socket: &Socket,
-        buffer: &mut [u8],
-        timeout: Option<Duration>,
-        idle: bool,
-    ) -> io::Result<Input> {
-        WaitStrategy::read(self, socket, buffer, timeout, idle, false)
+impl<'a> Stream<'a> {
+    fn new(socket: Arc<Socket>, wait: &'a mut (dyn Wait + 'a)) -> Self {
+        Stream {
+            socket,
+            wait,
+            patience: Patience::default(),
+            input: Vec::new(),
+            at: 0,
+            ended: false,
+            idle: false,
+            cut: false,
+            write_buffer: 0,
+        }
     }
 
-    fn write_all(
-        &mut self,
-        socket: &Socket,
-        bytes: &mut &[u8],
-        timeout: Option<Duration>,
-    ) -> io::Result<()> {
-        WaitStrategy::write_all(self, socket, bytes, timeout, None)
-    }
-}
-
-impl Stream<'_> {
     /// Reads once more, behind what is there; false at the peer's end.
     fn read_more(&mut self, tally: &mut Tally) -> io::Result<bool> {
         if self.ended {
             return Ok(false);
+        }
+        if self.patience.is_over() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
         if self.at == self.input.len() {
             self.input.clear();
@@ -201,7 +184,8 @@ impl Stream<'_> {
         // A request is in progress until its handler returns, unless that says otherwise; what has
         // come in part is in progress all the same.
         let idle = self.idle && start == 0;
-        let read = self.wait.read(&self.socket, &mut self.input[start..], self.timeout, idle);
+        let timeout = self.patience.next_wait();
+        let read = self.wait.read(&self.socket, &mut self.input[start..], timeout, idle, false);
         self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
         match read? {
             Input::Bytes(0) => {
@@ -221,15 +205,32 @@ impl Stream<'_> {
         }
     }
 
-    /// Sends all of it.
-    fn write_all(&mut self, mut bytes: &[u8], tally: &mut Tally) -> io::Result<()> {
+    /// Sends all of it; `more` says that more output follows at once.
+    fn write_all(&mut self, mut bytes: &[u8], more: bool, tally: &mut Tally) -> io::Result<()> {
         let total = bytes.len();
-        let written = self.wait.write_all(&self.socket, &mut bytes, self.timeout);
+        let written = self.wait.write_all(&self.socket, &mut bytes, more, self.patience, None);
         tally.bytes_out += (total - bytes.len()) as u64;
         self.cut |= written.is_err();
         written
     }
+
+    /// Sends all of a part of a file.
+    fn send_file(
+        &mut self,
+        file: &File,
+        mut range: Range<u64>,
+        tally: &mut Tally,
+    ) -> io::Result<()> {
+        let start = range.start;
+        let sent = self.wait.send_file_all(&self.socket, file, &mut range, self.patience);
+        tally.bytes_out += range.start - start;
+        self.cut |= sent.is_err();
+        sent
+    }
 }
+
+/// The most bytes that a UDP datagram holds over IPv4, see udp(7).
+const LONGEST_UDP: usize = 65_507;
 
 /// How much one read takes in at most: Python's default buffer size.
 const READ_STEP: usize = 8 * 1024;
@@ -237,6 +238,18 @@ const READ_STEP: usize = 8 * 1024;
 impl std::fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Request").field("client_address", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Request<'a> {
+    fn new(
+        channel: Channel<'a>,
+        peer: Peer,
+        server_address: &'a Address,
+        stop: &'a StopRequester,
+        tally: &'a mut Tally,
+    ) -> Self {
+        Request { channel, peer, server_address, stop, tally, written: Vec::new() }
     }
 }
 
@@ -252,6 +265,53 @@ impl Request<'_> {
     /// Where the server was asked.
     pub fn server_address(&self) -> &Address {
         self.server_address
+    }
+
+    /// The address of this end of the connection, see
+    /// [getsockname(2)](https://man7.org/linux/man-pages/man2/getsockname.2.html): the one that the
+    /// client has connected to, also where the server is bound to all addresses of the host. An IPv4
+    /// client of a dual-stack server has connected to an IPv4 address.
+    ///
+    /// Of a datagram, it is the address that its socket is bound to.
+    ///
+    /// # Errors
+    ///
+    /// That of getsockname(2).
+    pub fn local_addr(&self) -> io::Result<Address> {
+        match &self.channel {
+            Channel::Stream(stream) => local_address(&stream.socket),
+            Channel::Datagram { .. } => Ok(self.server_address.clone()),
+        }
+    }
+
+    /// The process at the other end of a Unix stream socket.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Serves root alone.
+    /// struct Control;
+    ///
+    /// impl RequestHandler for Control {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         if request.credentials()?.uid != 0 {
+    ///             return Ok(request.write_all(b"permission denied\n")?);
+    ///         }
+    ///         Ok(request.write_all(b"at your service\n")?)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] where the socket has none, as TCP and datagrams; otherwise that of
+    /// getsockopt(2).
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        match &self.channel {
+            Channel::Stream(stream) => sys::peer_credentials(&stream.socket),
+            Channel::Datagram { reply_socket, .. } => sys::peer_credentials(&reply_socket.socket),
+        }
     }
 
     /// Asks the server to stop, and returns at once; the stop waits for this request, unless it is
@@ -329,7 +389,101 @@ impl Request<'_> {
     #[doc(alias = "timeout")]
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {
-            stream.timeout = timeout.into();
+            stream.patience.timeout = timeout.into();
+        }
+    }
+
+    /// Sets when reads and writes end, however much the peer sends or takes meanwhile; `None`, the
+    /// default, is never. From then on each of them fails with [`io::ErrorKind::TimedOut`], beside what
+    /// [`set_timeout`](Request::set_timeout) says. So a peer that sends one byte a minute keeps no thread
+    /// for long. A datagram never waits.
+    ///
+    /// What has been received already is read all the same, and what is only gathered, see
+    /// [`set_write_buffer`](Request::set_write_buffer), is written. After a write that has failed the
+    /// connection ends in a reset, also where that is the write of the rest when the handler is done; a
+    /// handler that has a last word to say after its deadline sets another one for that.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::time::{Duration, Instant};
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Answers a line that comes whole within ten seconds.
+    /// struct Prompt;
+    ///
+    /// impl RequestHandler for Prompt {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         request.set_deadline(Instant::now() + Duration::from_secs(10));
+    ///         match request.read_line() {
+    ///             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+    ///                 request.set_deadline(Instant::now() + Duration::from_secs(1));
+    ///                 Ok(request.write_all(b"too late\n")?)
+    ///             }
+    ///             Err(error) => Err(error.into()),
+    ///             Ok(line) => Ok(request.write_all(&line.unwrap_or_default())?),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn set_deadline(&mut self, deadline: impl Into<Option<Instant>>) {
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.patience.deadline = deadline.into();
+        }
+    }
+
+    /// Sends a part of a file, `range` in bytes from its start: Python's `socket.sendfile`. What was
+    /// written before goes out first. The file's own position is neither used nor moved.
+    ///
+    /// On a stream it returns when the kernel has taken all of it, and waits for the peer as a write
+    /// does, with the same [timeout](Request::set_timeout) and [deadline](Request::set_deadline). On
+    /// Linux the kernel sends the file without a copy, by
+    /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html); elsewhere, or where a file
+    /// system cannot do that, up to 64 KiB at a time are read and sent.
+    ///
+    /// Of a datagram, the bytes are read and become a part of the reply.
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// /// Sends the length of a file in a line, and the file.
+    /// struct Download;
+    ///
+    /// impl RequestHandler for Download {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         let file = File::open("/etc/services")?;
+    ///         let length = file.metadata()?.len();
+    ///         request.set_write_buffer(1024); // the line goes out with the file
+    ///         writeln!(request, "{length}")?;
+    ///         Ok(request.send_file(&file, 0..length)?)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::UnexpectedEof`] where the file is shorter than the range, and what reading the
+    /// file and writing to the peer give; on a stream the connection ends in a reset then, so that its
+    /// answer does not look whole. [`io::ErrorKind::InvalidInput`] where the reply would be longer than a
+    /// datagram can be: 65,507 bytes over UDP, and over a Unix socket the size of its send buffer.
+    #[doc(alias = "sendfile")]
+    pub fn send_file(&mut self, file: &File, range: Range<u64>) -> io::Result<()> {
+        match &mut self.channel {
+            Channel::Stream(stream) => {
+                let written = std::mem::take(&mut self.written);
+                stream.write_all(&written, !range.is_empty(), self.tally)?;
+                stream.send_file(file, range, self.tally)
+            }
+            Channel::Datagram { reply_socket, answered, .. } => {
+                let most = match self.peer {
+                    Peer::Inet(_) => LONGEST_UDP,
+                    _ => reply_socket.socket.send_buffer_size()?,
+                };
+                append_file(&mut self.written, file, range, most)?;
+                *answered = true;
+                Ok(())
+            }
         }
     }
 
@@ -471,7 +625,7 @@ impl Write for Request<'_> {
                 self.written.extend_from_slice(bytes);
             }
             Channel::Stream(stream) if stream.write_buffer == 0 => {
-                stream.write_all(bytes, self.tally)?;
+                stream.write_all(bytes, false, self.tally)?;
             }
             Channel::Stream(stream) => {
                 let limit = stream.write_buffer;
@@ -495,16 +649,34 @@ impl Write for Request<'_> {
             && !self.written.is_empty()
         {
             let written = std::mem::take(&mut self.written);
-            stream.write_all(&written, self.tally)?;
+            stream.write_all(&written, false, self.tally)?;
         }
         Ok(())
     }
+}
+
+/// Reads a part of a file to the end of `bytes`, which then are `most` at most; they stay as they were
+/// where that fails.
+fn append_file(bytes: &mut Vec<u8>, file: &File, range: Range<u64>, most: usize) -> io::Result<()> {
+    let start = bytes.len();
+    let count = range.end.saturating_sub(range.start);
+    if count > most.saturating_sub(start) as u64 {
+        let reason = format!("a datagram holds no more than {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    bytes.resize(start + count as usize, 0);
+    let read = file.read_exact_at(&mut bytes[start..], range.start);
+    if read.is_err() {
+        bytes.truncate(start);
+    }
+    read
 }
 
 /// A connection with its handler, on its way to where it is served.
 pub(crate) struct StreamRequestSession<R> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) peer: Peer,
+    pub(crate) id: ConnectionId,
     pub(crate) handler: CatchDrop<R>,
     pub(crate) server_address: Arc<Address>,
 }
@@ -519,25 +691,10 @@ pub(crate) struct DatagramRequestSession<R> {
 
 impl<R: RequestHandler> Session for StreamRequestSession<R> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let StreamRequestSession { socket, peer, mut handler, server_address } = *self;
-        let mut request = Request {
-            channel: Channel::Stream(Stream {
-                socket: socket.clone(),
-                wait: &mut cx.wait,
-                timeout: None,
-                input: Vec::new(),
-                at: 0,
-                ended: false,
-                idle: false,
-                cut: false,
-                write_buffer: 0,
-            }),
-            peer,
-            server_address: &server_address,
-            stop: cx.stop,
-            tally: &mut cx.scratch.tally,
-            written: Vec::new(),
-        };
+        let StreamRequestSession { socket, peer, id, mut handler, server_address } = *self;
+        let channel = Channel::Stream(Stream::new(socket.clone(), &mut cx.wait));
+        let mut request =
+            Request::new(channel, peer, &server_address, cx.stop, &mut cx.scratch.tally);
         let reason = answer(&mut *handler, &mut request);
         let Request { peer, channel, .. } = request;
         let (ended, cut) = match &channel {
@@ -558,7 +715,8 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         } else {
             let _ = socket.shutdown(Shutdown::Write);
         }
-        Served { peer, reason, cut, lingering }
+        let origin = Origin { id: Some(id), peer };
+        Served { origin, reason, cut, lingering }
     }
 }
 
@@ -566,16 +724,12 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramRequestSession { reply_socket, datagram, mut handler, server_address } = *self;
         let peer = datagram.peer.clone();
-        let mut request = Request {
-            channel: Channel::Datagram { reply_socket, datagram, at: 0, answered: false },
-            peer: peer.clone(),
-            server_address: &server_address,
-            stop: cx.stop,
-            tally: &mut cx.scratch.tally,
-            written: Vec::new(),
-        };
+        let channel = Channel::Datagram { reply_socket, datagram, at: 0, answered: false };
+        let mut request =
+            Request::new(channel, peer.clone(), &server_address, cx.stop, &mut cx.scratch.tally);
         let reason = answer(&mut *handler, &mut request);
-        Served { peer, reason, cut: false, lingering: None }
+        let origin = Origin { id: None, peer };
+        Served { origin, reason, cut: false, lingering: None }
     }
 }
 

@@ -8,46 +8,45 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use super::wait::{Input, WaitStrategy};
+use super::wait::{Input, Patience, Wait as _, WaitStrategy};
 use super::{Served, Session, SessionCx};
-use crate::address::Peer;
-use crate::closing::{Linger, Lingering, Progress};
-use crate::connection_id::ConnectionId;
-use crate::conversation::{
-    Conversation, Driver, Framing, Handler, OutputBuffer, StepCx, Unsent, Work,
-};
-use crate::encodable::Encodable;
+use crate::address::{Origin, Peer};
+use crate::closing::{Linger, Lingering, Progress, write_failure};
+use crate::conversation::{Conversation, Driver, Framing, Handler, StepCx, Work};
 use crate::error::{CloseReason, UnsupportedError};
-use crate::sender::{Ending, SendQueue, Waker};
+use crate::sender::{Ending, Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::StopRequester;
 use crate::sys::{self, PollInterest};
+use crate::write_buffer::{WriteBuffer, send_segments};
 
 /// A connection with its conversation, on its way to where it is served.
 pub(crate) struct StreamSession<H, F> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) conversation: Conversation<H, F>,
-    /// How much output is collected before it is written.
+    pub(crate) limits: SessionLimits,
+}
+
+/// How much output may wait in a session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SessionLimits {
+    /// How much is collected before it is written, in bytes.
     pub(crate) room: usize,
+    pub(crate) sender: SenderLimit,
 }
 
 /// The thread that serves a conversation by blocking.
 struct ThreadDriver<'a> {
     registration: Option<&'a Registration>,
     unsupported: UnsupportedError,
-    limit: usize,
+    limit: SenderLimit,
     stop: &'a StopRequester,
 }
 
 impl Driver for ThreadDriver<'_> {
-    fn send_queue(
-        &self,
-        _id: ConnectionId,
-        _peer: &Peer,
-        encodable: Encodable,
-    ) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let Some(registration) = self.registration else { return Err(self.unsupported) };
         let wakeup = registration.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
-        Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, encodable)))
+        Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, recipient)))
     }
 
     fn now(&self) -> Instant {
@@ -61,9 +60,9 @@ impl Driver for ThreadDriver<'_> {
 
 impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let StreamSession { socket, mut conversation, room } = *self;
+        let StreamSession { socket, mut conversation, limits } = *self;
         let mut buffer = std::mem::take(&mut cx.scratch.buffer);
-        let cut = talk(&socket, &mut conversation, room, &mut buffer, cx);
+        let cut = talk(&socket, &mut conversation, limits, &mut buffer, cx);
         let peer = conversation.peer().clone();
         cx.wait.over();
         let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
@@ -72,7 +71,8 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
         let ended = conversation.input_ended();
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
         cx.scratch.buffer = buffer;
-        Served { peer, reason, cut, lingering }
+        let origin = Origin { id: conversation.id(), peer };
+        Served { origin, reason, cut, lingering }
     }
 }
 
@@ -80,35 +80,40 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
 fn talk<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
-    room: usize,
+    limits: SessionLimits,
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let mut pump = StreamPump::new(socket, conversation, room);
+    let mut pump = StreamPump::new(socket, conversation, limits);
     pump.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut last_work = Work::Input;
     while !pump.conversation.is_closing() {
-        if pump.take_due(cx) {
+        if pump.tell_stop(cx) {
             continue;
         }
         let conversation = &*pump.conversation;
         let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
         let wants_writable = conversation.wants_writable();
+        let has_expired = is_timer_due(conversation);
         let work = Work::next(last_work, |work| match work {
             Work::SendQueue => has_messages,
             Work::Writable => wants_writable,
+            Work::Timer => has_expired,
             Work::Input => true,
         });
         last_work = work.unwrap_or(Work::Input);
         match last_work {
             Work::SendQueue => pump.step(&[], cx, &|conversation, step_cx| {
-                conversation.drain_send_queue(step_cx);
+                conversation.drain_send_queue(SendQueue::take, step_cx);
             }),
-            Work::Writable if pump.is_overdue(cx) => {}
+            Work::Writable | Work::Timer if pump.is_overdue(cx) => {}
+            Work::Timer => {
+                pump.step(&[], cx, &|conversation, step_cx| conversation.timer_expired(step_cx));
+            }
             Work::Writable => {
                 pump.step(&[], cx, &|conversation, step_cx| conversation.writable(step_cx));
             }
-            Work::Input => pump.input(has_messages || wants_writable, buffer, cx),
+            Work::Input => pump.input(has_messages || wants_writable || has_expired, buffer, cx),
         }
     }
     pump.cut
@@ -118,8 +123,7 @@ fn talk<H: Handler, F: Framing>(
 struct StreamPump<'a, H, F> {
     socket: &'a Socket,
     conversation: &'a mut Conversation<H, F>,
-    /// How much output is collected before it is written, in bytes.
-    room: usize,
+    limits: SessionLimits,
     /// Output was lost.
     cut: bool,
     /// What the peer has taken of its output.
@@ -131,11 +135,15 @@ struct StreamPump<'a, H, F> {
 }
 
 impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
-    fn new(socket: &'a Socket, conversation: &'a mut Conversation<H, F>, room: usize) -> Self {
+    fn new(
+        socket: &'a Socket,
+        conversation: &'a mut Conversation<H, F>,
+        limits: SessionLimits,
+    ) -> Self {
         StreamPump {
             socket,
             conversation,
-            room,
+            limits,
             cut: false,
             progress: Progress::default(),
             idle_since: None,
@@ -150,19 +158,19 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         cx: &mut SessionCx<'_>,
         take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
     ) {
-        let StreamPump { socket, conversation, room, cut, idle_since, .. } = self;
-        call(conversation, *room, cx, take);
+        let StreamPump { socket, conversation, limits, cut, idle_since, .. } = self;
+        call(conversation, *limits, cx, take);
         let mut sent = Ok(());
         if !conversation.is_aborted() && !cx.scratch.output_buffer.is_empty() {
             *idle_since = None;
             let (input, queue) = (conversation.input(fresh), conversation.send_queue());
             let queue = queue.map(|queue| &**queue);
-            sent = send(socket, input, write_timeout(conversation), queue, cx);
+            sent = send(socket, input, write_timeout(conversation).into(), queue, cx);
         }
         cx.scratch.output_buffer.clear();
         conversation.consume_delivered(fresh);
         if let Err(failed) = sent {
-            *cut |= !insist(socket, conversation, *room, failed, cx);
+            *cut |= !insist(socket, conversation, *limits, failed, cx);
         }
         if !conversation.is_fast() && !conversation.is_closing() && conversation.take_output_end() {
             // It fails where the peer is gone, which the next read reports.
@@ -170,15 +178,11 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         }
     }
 
-    /// Tells the handler that the server stops or that its timer has expired, if that is due.
-    fn take_due(&mut self, cx: &mut SessionCx<'_>) -> bool {
-        if !self.conversation.is_stop_notified() && cx.wait.is_stopping() {
-            self.step(&[], cx, &|conversation, step_cx| conversation.stop(step_cx));
-            return true;
-        }
-        let is_due = is_timer_due(self.conversation);
+    /// Tells the handler that the server stops, if it does and the handler has not been told.
+    fn tell_stop(&mut self, cx: &mut SessionCx<'_>) -> bool {
+        let is_due = !self.conversation.is_stop_notified() && cx.wait.is_stopping();
         if is_due {
-            self.step(&[], cx, &|conversation, step_cx| conversation.timer_expired(step_cx));
+            self.step(&[], cx, &|conversation, step_cx| conversation.stop(step_cx));
         }
         is_due
     }
@@ -311,7 +315,7 @@ fn failure(socket: &Socket) -> io::Error {
 /// Calls the conversation; its output is collected.
 fn call<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
-    room: usize,
+    limits: SessionLimits,
     cx: &mut SessionCx<'_>,
     take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
 ) {
@@ -320,14 +324,14 @@ fn call<H: Handler, F: Framing>(
         WaitStrategy::Thread(registration) => Some(registration),
         _ => None,
     };
-    let driver = ThreadDriver { registration, unsupported, limit: room, stop: cx.stop };
-    let mut step_cx = cx.scratch.step_cx(&driver, room);
+    let driver = ThreadDriver { registration, unsupported, limit: limits.sender, stop: cx.stop };
+    let mut step_cx = cx.scratch.step_cx(&driver, limits.room);
     take(conversation, &mut step_cx);
 }
 
 /// What the kernel did not take, and why.
 struct FailedWrite {
-    bytes: Vec<u8>,
+    unsent: WriteBuffer,
     error: io::Error,
 }
 
@@ -335,41 +339,34 @@ struct FailedWrite {
 fn send(
     socket: &Socket,
     input: &[u8],
-    timeout: Option<Duration>,
+    patience: Patience,
     send_queue: Option<&SendQueue>,
     cx: &mut SessionCx<'_>,
 ) -> Result<(), FailedWrite> {
-    let total = cx.scratch.output_buffer.len();
-    if total == 0 {
+    let SessionCx { scratch, wait, .. } = cx;
+    let (output_buffer, tally) = (&mut scratch.output_buffer, &mut scratch.tally);
+    if output_buffer.is_empty() {
         return Ok(());
     }
-    let mut left = total;
-    let mut write = |mut part: &[u8]| {
-        left -= part.len();
-        let written = cx.wait.write_all(socket, &mut part, timeout, send_queue);
-        left += part.len();
-        written
-    };
-    let written = match cx.scratch.output_buffer.contiguous(input) {
-        Some(bytes) => write(bytes),
-        None => cx.scratch.output_buffer.parts(input).try_for_each(write),
-    };
-    cx.scratch.tally.bytes_out += (total - left) as u64;
-    written.map_err(|error| {
-        let mut bytes = Vec::new();
-        if error.kind() == io::ErrorKind::TimedOut {
-            keep(&mut cx.scratch.output_buffer, input, total - left, &mut bytes);
+    let mut unsent = WriteBuffer::default();
+    let written = match output_buffer.contiguous(input) {
+        Some(bytes) => {
+            let mut left = bytes;
+            let written = wait.write_all(socket, &mut left, false, patience, send_queue);
+            let sent = bytes.len() - left.len();
+            tally.bytes_out += sent as u64;
+            if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+                unsent.keep(output_buffer, input, sent);
+            }
+            written
         }
-        FailedWrite { bytes, error }
-    })
-}
-
-/// Appends what `outgoing` holds after its first `sent` bytes.
-fn keep(output_buffer: &mut OutputBuffer, input: &[u8], sent: usize, bytes: &mut Vec<u8>) {
-    output_buffer.unsent(input, sent, |rest| match rest {
-        Unsent::Bytes(part) => bytes.extend_from_slice(part),
-        Unsent::Shared(payload, range) => bytes.extend_from_slice(&payload[range]),
-    });
+        None => send_segments(socket, output_buffer, input).and_then(|(sent, _)| {
+            tally.bytes_out += sent as u64;
+            unsent.keep(output_buffer, input, sent);
+            wait.flush(socket, &mut unsent, patience, send_queue, &mut tally.bytes_out)
+        }),
+    };
+    written.map_err(|error| FailedWrite { unsent, error })
 }
 
 /// Asks the handler about a peer that takes no output, each time that its timeout has passed, until
@@ -378,11 +375,11 @@ fn keep(output_buffer: &mut OutputBuffer, input: &[u8], sent: usize, bytes: &mut
 fn insist<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
-    room: usize,
+    limits: SessionLimits,
     failed: FailedWrite,
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let FailedWrite { mut bytes, mut error } = failed;
+    let FailedWrite { mut unsent, mut error } = failed;
     loop {
         let late = error.kind() == io::ErrorKind::TimedOut;
         match conversation.ending() {
@@ -397,10 +394,10 @@ fn insist<H: Handler, F: Framing>(
             }
             _ => {}
         }
-        if !late || bytes.is_empty() {
+        if !late {
             conversation.end(match cx.wait.is_cut() {
                 true => CloseReason::Shutdown,
-                false => CloseReason::Disconnected(error),
+                false => write_failure(error),
             });
             return false;
         }
@@ -408,11 +405,11 @@ fn insist<H: Handler, F: Framing>(
             return false;
         }
         if is_timer_due(conversation) {
-            call(conversation, room, cx, &|conversation, step_cx| {
+            call(conversation, limits, cx, &|conversation, step_cx| {
                 conversation.timer_expired(step_cx);
             });
         } else {
-            call(conversation, room, cx, &|conversation, step_cx| {
+            call(conversation, limits, cx, &|conversation, step_cx| {
                 conversation.idle_timed_out(step_cx);
             });
         }
@@ -420,19 +417,15 @@ fn insist<H: Handler, F: Framing>(
             cx.scratch.output_buffer.clear();
             return false;
         }
-        keep(&mut cx.scratch.output_buffer, &[], 0, &mut bytes);
+        unsent.keep(&mut cx.scratch.output_buffer, &[], 0);
         cx.scratch.output_buffer.clear();
-        let mut left = &bytes[..];
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-        let timeout = write_timeout(conversation);
-        let written = cx.wait.write_all(socket, &mut left, timeout, send_queue);
-        let sent = bytes.len() - left.len();
-        cx.scratch.tally.bytes_out += sent as u64;
-        match written {
+        let patience = write_timeout(conversation).into();
+        let bytes_out = &mut cx.scratch.tally.bytes_out;
+        match cx.wait.flush(socket, &mut unsent, patience, send_queue, bytes_out) {
             Ok(()) => return true,
             Err(next) => error = next,
         }
-        bytes.drain(..sent);
     }
 }
 

@@ -1,6 +1,8 @@
 //! How a blocking session waits for its peer, and what can interrupt it.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use crate::closing::{CLOSING_PATIENCE, FIRST_LOOK, Progress};
 use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Wakeup};
+use crate::write_buffer::{SEND_STEP, WriteBuffer};
 
 /// The result of waiting for input.
 #[derive(Debug)]
@@ -51,11 +54,74 @@ pub(crate) struct InterruptibleWait<'a> {
     pub(crate) stop_outcome: Option<StopOutcome>,
 }
 
-impl WaitStrategy<'_> {
+/// How a send waits for its peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Patience {
+    /// How long the peer may take nothing.
+    pub(crate) timeout: Option<Duration>,
+    /// When it ends, whatever the peer takes.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl From<Option<Duration>> for Patience {
+    fn from(timeout: Option<Duration>) -> Self {
+        Patience { timeout, deadline: None }
+    }
+}
+
+impl Patience {
+    /// Whether the deadline has come.
+    pub(crate) fn is_over(self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// How long to wait at most before it is looked what has become of it.
+    pub(crate) fn next_wait(self) -> Option<Duration> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.timeout.into_iter().chain(left).min()
+    }
+}
+
+/// Reads and writes that wait, as a [`WaitStrategy`] does; a trait, so that who borrows one need not
+/// know its lifetime.
+pub(crate) trait Wait {
     /// Waits for input. With `idle`, nothing has begun, and a stop of the server ends the wait with
     /// [`Input::Stopping`]. With `others`, messages of senders and the stop end it with
     /// [`Input::Woken`].
-    pub(crate) fn read(
+    fn read(
+        &mut self,
+        socket: &Socket,
+        buffer: &mut [u8],
+        timeout: Option<Duration>,
+        idle: bool,
+        others: bool,
+    ) -> io::Result<Input>;
+
+    /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
+    /// long as the timeout, and not beyond the deadline; `bytes` is then what the kernel has not taken.
+    /// `more` says that more output follows at once. Where it waits, it also sees what others ask of the
+    /// connection through `send_queue`.
+    fn write_all(
+        &mut self,
+        socket: &Socket,
+        bytes: &mut &[u8],
+        more: bool,
+        patience: Patience,
+        send_queue: Option<&SendQueue>,
+    ) -> io::Result<()>;
+
+    /// As [`write_all`](Self::write_all), for a part of a file: `range` is then what has not been sent.
+    fn send_file_all(
+        &mut self,
+        socket: &Socket,
+        file: &File,
+        range: &mut Range<u64>,
+        patience: Patience,
+    ) -> io::Result<()>;
+}
+
+impl Wait for WaitStrategy<'_> {
+    fn read(
         &mut self,
         socket: &Socket,
         buffer: &mut [u8],
@@ -91,6 +157,45 @@ impl WaitStrategy<'_> {
         }
     }
 
+    fn write_all(
+        &mut self,
+        socket: &Socket,
+        bytes: &mut &[u8],
+        more: bool,
+        patience: Patience,
+        send_queue: Option<&SendQueue>,
+    ) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.send_all(socket, patience, send_queue, &mut || {
+            let sent = sys::send_now(socket, bytes, more)?;
+            *bytes = &bytes[sent..];
+            Ok((!bytes.is_empty()).then_some(sent))
+        })
+    }
+
+    fn send_file_all(
+        &mut self,
+        socket: &Socket,
+        file: &File,
+        range: &mut Range<u64>,
+        patience: Patience,
+    ) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let _brief = BriefSends::begin(socket)?;
+        self.send_all(socket, patience, None, &mut || {
+            let count = usize::try_from(range.end - range.start).unwrap_or(SEND_STEP);
+            let sent = sys::send_file(socket, file, range.start, count.min(SEND_STEP))?;
+            range.start += sent as u64;
+            Ok((!range.is_empty()).then_some(sent))
+        })
+    }
+}
+
+impl WaitStrategy<'_> {
     /// Takes the input that is there, and waits for none: something that came from elsewhere is there
     /// too.
     pub(crate) fn look(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Input> {
@@ -168,50 +273,73 @@ impl WaitStrategy<'_> {
         })
     }
 
-    /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
-    /// long as `timeout`; `bytes` is then what the kernel has not taken. Where it waits, it also sees
-    /// what others ask of the connection through `outlet`.
-    pub(crate) fn write_all(
+    /// As [`write_all`](Wait::write_all), for bytes and files; what has been sent is added to `bytes_out`.
+    pub(crate) fn flush(
         &mut self,
         socket: &Socket,
-        bytes: &mut &[u8],
-        timeout: Option<Duration>,
+        write_buffer: &mut WriteBuffer,
+        patience: Patience,
         send_queue: Option<&SendQueue>,
+        bytes_out: &mut u64,
     ) -> io::Result<()> {
-        while !bytes.is_empty() {
+        if write_buffer.is_empty() {
+            return Ok(());
+        }
+        let _brief = write_buffer.has_file().then(|| BriefSends::begin(socket)).transpose()?;
+        self.send_all(socket, patience, send_queue, &mut || {
+            let sent = write_buffer.send(socket, SEND_STEP)?;
+            *bytes_out += sent as u64;
+            Ok((!write_buffer.is_empty()).then_some(sent))
+        })
+    }
+
+    /// Calls `send` until nothing is left, which it says by `None`; else, it says how much it has sent.
+    /// Where that is 0, the kernel has no room.
+    fn send_all(
+        &mut self,
+        socket: &Socket,
+        patience: Patience,
+        send_queue: Option<&SendQueue>,
+        send: &mut dyn FnMut() -> io::Result<Option<usize>>,
+    ) -> io::Result<()> {
+        loop {
             if let WaitStrategy::Interruptible(wait) = self {
                 wait.is_overdue();
             }
             if self.is_cut() {
                 return Err(out_of_time());
             }
-            let sent = sys::send_now(socket, bytes)?;
-            *bytes = &bytes[sent..];
-            if sent == 0 {
-                self.wait_writable(socket, timeout, send_queue)?;
+            if patience.is_over() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match send()? {
+                None => return Ok(()),
+                Some(0) => self.wait_writable(socket, patience, send_queue)?,
+                Some(_) => {}
             }
         }
-        Ok(())
     }
 
-    /// Waits until the kernel has room, or the peer has taken nothing for as long as `timeout`.
+    /// Waits until the kernel has room, or the patience is at its end.
     fn wait_writable(
         &mut self,
         socket: &Socket,
-        timeout: Option<Duration>,
+        patience: Patience,
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
+        let timeout = patience.timeout;
         if let (WaitStrategy::Thread(registration), Some(send_queue)) = (&*self, send_queue) {
             return wait_writable_or_ended(socket, timeout, send_queue, registration.wakeup()?);
         }
         let mut progress = timeout.map(|_| Progress::of(socket));
         loop {
+            let longest = patience.next_wait();
             let timed_out = match self {
                 WaitStrategy::Thread(_) | WaitStrategy::Never => {
-                    sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], timeout)? == 0
+                    sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], longest)? == 0
                 }
                 WaitStrategy::Interruptible(wait) => {
-                    let expiry = expiry(timeout);
+                    let expiry = expiry(longest);
                     loop {
                         match wait.wait(Some((socket.as_fd(), PollInterest::Write)), expiry)? {
                             Woken::Peer | Woken::Deadline => break false,
@@ -224,7 +352,8 @@ impl WaitStrategy<'_> {
             if !timed_out {
                 return Ok(());
             }
-            if !progress.as_mut().is_some_and(|progress| progress.is_made(socket)) {
+            let is_made = progress.as_mut().is_some_and(|progress| progress.is_made(socket));
+            if patience.is_over() || !is_made {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
@@ -258,7 +387,7 @@ fn wait_writable_or_ended(
                 progress = Progress::of(socket);
                 until = expiry(timeout);
             }
-            Ending::Open | Ending::Closing => {}
+            Ending::Open | Ending::HalfOpen | Ending::Closing => {}
             Ending::Aborted | Ending::Closed => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
@@ -280,24 +409,22 @@ fn read_in_thread(
     mut socket: &Socket,
     buffer: &mut [u8],
     timeout: Option<Duration>,
-    commands: Option<&Arc<Wakeup>>,
+    wakeup: Option<&Arc<Wakeup>>,
 ) -> io::Result<Input> {
     let expiry = expiry(timeout);
-    let mut polls = timeout.is_some() || commands.is_some();
+    let mut polls = timeout.is_some() || wakeup.is_some();
     loop {
         if polls {
             let peer = (socket.as_fd(), PollInterest::Read);
             let left = expiry.map(|expiry| expiry.saturating_duration_since(Instant::now()));
-            let ready = match commands {
+            let ready = match wakeup {
                 None => sys::wait_for(&[peer], left)?,
-                Some(commands) => {
-                    sys::wait_for(&[peer, (commands.as_fd(), PollInterest::Read)], left)?
-                }
+                Some(wakeup) => sys::wait_for(&[peer, (wakeup.as_fd(), PollInterest::Read)], left)?,
             };
             match ready {
                 0 => return Ok(Input::TimedOut),
                 0b10 => {
-                    commands.inspect(|commands| commands.clear());
+                    wakeup.inspect(|wakeup| wakeup.clear());
                     return Ok(Input::Woken);
                 }
                 _ => {}
@@ -312,6 +439,28 @@ fn read_in_thread(
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// While it lives, no send waits for room in a blocking socket for longer than a tick of the kernel's
+/// clock: sendfile(2) cannot be told not to wait.
+struct BriefSends<'a> {
+    socket: &'a Socket,
+    before: Option<Duration>,
+}
+
+impl<'a> BriefSends<'a> {
+    fn begin(socket: &'a Socket) -> io::Result<Self> {
+        let before = socket.write_timeout()?;
+        socket.set_write_timeout(Some(Duration::from_millis(1)))?;
+        Ok(BriefSends { socket, before })
+    }
+}
+
+impl Drop for BriefSends<'_> {
+    fn drop(&mut self) {
+        // It fails only if the connection is gone.
+        let _ = self.socket.set_write_timeout(self.before);
     }
 }
 
@@ -488,9 +637,9 @@ mod tests {
 
     use super::*;
 
-    /// It would end later than the drain deadline if it began again when the stop comes.
+    /// If the timeout restarted at the stop, the read would end after the drain deadline.
     #[test]
-    fn a_read_that_a_stop_wakes_keeps_its_timeout() {
+    fn a_read_that_is_interrupted_by_a_stop_keeps_its_timeout() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let socket = Socket::from(OwnedFd::from(ours));
         let timeout = Duration::from_millis(500);
@@ -518,9 +667,9 @@ mod tests {
         assert!(matches!(read, Input::TimedOut), "{read:?}");
     }
 
-    /// However late the stop is noticed.
+    /// The stop is noticed at each of several points of the wait.
     #[test]
-    fn what_has_arrived_before_the_stop_is_answered() {
+    fn input_that_arrived_before_the_stop_is_read() {
         for noticed in 1..6 {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             let socket = Socket::from(OwnedFd::from(ours));

@@ -6,54 +6,31 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::State;
+use super::datagram::DatagramCx;
 use super::framing::Framing;
 use super::output::Output;
-use super::state::OutputEnd;
+use super::state::{OutputEnd, State};
 use crate::address::Peer;
 use crate::connection_id::ConnectionId;
-use crate::encodable::Encodable;
+use crate::datagram::DatagramSender;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
-use crate::sender::{SendQueue, Sender, SharedBytes};
-use crate::server_state::StopRequester;
+use crate::sender::{Recipient, SendQueue, Sender, SharedBytes};
 
 /// What drives a conversation: an event loop, or a thread that serves one connection.
 pub(crate) trait Driver {
     /// Makes the queue for messages and events from other threads.
-    fn send_queue(
-        &self,
-        id: ConnectionId,
-        peer: &Peer,
-        encodable: Encodable,
-    ) -> Result<Arc<SendQueue>, UnsupportedError>;
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError>;
+
+    /// The datagram that is answered, if it is one.
+    fn datagram(&self) -> Option<&DatagramCx<'_>> {
+        None
+    }
 
     /// The current time: on an event loop, when the current turn began.
     fn now(&self) -> Instant;
 
     /// Requests a stop of the server, of the run that the conversation belongs to.
     fn request_stop(&self);
-}
-
-/// What drives the conversation of a datagram: it has no senders.
-pub(crate) struct DatagramDriver<'a>(pub(crate) &'a StopRequester);
-
-impl Driver for DatagramDriver<'_> {
-    fn send_queue(
-        &self,
-        _id: ConnectionId,
-        _peer: &Peer,
-        _encodable: Encodable,
-    ) -> Result<Arc<SendQueue>, UnsupportedError> {
-        Err(UnsupportedError::DatagramSender)
-    }
-
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-
-    fn request_stop(&self) {
-        self.0.request();
-    }
 }
 
 /// What a [`Handler`](crate::Handler) answers with.
@@ -140,6 +117,14 @@ impl Context<'_> {
         self.state.end(CloseReason::Handler);
     }
 
+    /// Closes the connection when [`on_writable`](crate::Handler::on_writable) is not pending.
+    pub(super) fn close_after_writable(&mut self) {
+        match self.state.wants_writable {
+            true => self.state.rare_mut().closes_after_writable = true,
+            false => self.close(),
+        }
+    }
+
     /// Closes the connection at once with a reset; what has not gone out is dropped.
     pub fn abort(&mut self) {
         self.state.abort();
@@ -193,6 +178,10 @@ impl Context<'_> {
 
     /// A handle to this connection for other threads and other handlers.
     ///
+    /// The first one makes the connection's queue, which takes about 140 bytes, and some 100 more when
+    /// something has been sent (on 64-bit Linux); further handles share it. It costs nothing per
+    /// message that the handler is given or sends.
+    ///
     /// # Errors
     ///
     /// [`UnsupportedError`] for a datagram, and under `inline` and `forking`, where nothing in this
@@ -204,12 +193,12 @@ impl Context<'_> {
         let send_queue = match self.state.send_queue() {
             Some(send_queue) => send_queue.clone(),
             None => {
-                let State { id, peer, .. } = &*self.state;
-                let send_queue = self.driver.send_queue(*id, peer, self.framing.encodable())?;
+                let recipient = Recipient { id: self.id(), peer: self.state.peer.clone() };
+                let send_queue = self.driver.send_queue(recipient)?;
                 self.state.rare_mut().send_queue.insert(send_queue).clone()
             }
         };
-        Ok(Sender::new(send_queue))
+        Ok(Sender::new(send_queue, self.framing.encodable()))
     }
 
     /// The output itself, past the framing: what is written to it goes out as it is, after what was sent
@@ -217,7 +206,8 @@ impl Context<'_> {
     /// bytes](Output::put_shared) and [files](Output::put_file), and never waits: back-pressure applies
     /// as for [`send`](Context::send). After [`close`](Context::close) what is written is dropped.
     ///
-    /// Of a datagram, everything that is written to one such output is one datagram.
+    /// Of a datagram, everything that is written to one such output is one datagram, which begins with the
+    /// first write; each call returns the output of another datagram.
     ///
     /// ```
     /// use std::io::Write;
@@ -242,7 +232,7 @@ impl Context<'_> {
             return Output::new(&[], self.state.discarded());
         }
         if self.state.datagram {
-            return self.output.begin_datagram();
+            return self.output.datagram();
         }
         self.output.reborrow()
     }
@@ -251,9 +241,10 @@ impl Context<'_> {
     /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)); at most 64 KiB at a time.
     ///
     /// When this returns 0, [`on_writable`](crate::Handler::on_writable) is called once, as soon as the
-    /// output has fallen to the low mark. A handler with much to send so keeps no more of it in memory
-    /// than the high mark: it sends while there is room, and goes on in `on_writable`. What is sent
-    /// without room is kept all the same.
+    /// output has fallen to the low mark; a handler that stops before that is not called. A handler with
+    /// much to send so keeps no more of it in memory than the high mark: it sends while there is room,
+    /// and goes on in `on_writable`. What is sent without room is kept all the same. Messages of the peer
+    /// are delivered meanwhile, unless the input is [paused](Context::pause_input).
     ///
     /// A datagram always has room.
     pub fn room(&mut self) -> usize {
@@ -270,9 +261,12 @@ impl Context<'_> {
 
     /// Sets the deadline for [`on_timer`](crate::Handler::on_timer); `None`, the default, is none. There is
     /// one timer: a second call replaces the deadline of the first, and a handler with several deadlines
-    /// sets the earliest. Traffic does not move it. It costs nothing per message.
+    /// sets the earliest. Traffic does not move it. A timer that is set costs nothing per message; setting it does, so that a
+    /// handler that measures silence keeps the time of the last message, and sets the timer anew in
+    /// `on_timer`.
     ///
     /// A deadline in the past is due at once, when the handler has returned and others have been served.
+    /// Messages go on being delivered between two such calls.
     ///
     /// # Errors
     ///
@@ -298,7 +292,10 @@ impl Context<'_> {
     /// A protocol pauses its input while a reply comes from elsewhere, by
     /// [`Sender::post`](crate::Sender::post) for example, so that replies keep their order. A paused
     /// connection that nothing can resume is closed when its output has been sent: one without a
-    /// [`Sender`], a timer, an idle timeout and a pending `on_writable`.
+    /// [`Sender`] (the handler's own counts too), a timer, an idle timeout and a pending `on_writable`.
+    ///
+    /// While undelivered input is left, the end of the peer is not noticed, because it may have more to
+    /// say; a reset is. A handler whose wait may be long sets a timer or an idle timeout.
     ///
     /// No effect for a datagram.
     pub fn pause_input(&mut self) {
@@ -325,11 +322,15 @@ impl Context<'_> {
     /// handler, and the handler can change what the framing expects next: the next message is decoded
     /// with the changed framing, also where its bytes have already arrived.
     ///
-    /// A framing in a `Box<dyn Framing + Send>` is found by its own type. `None` for a datagram.
+    /// A framing in a `Box<dyn Framing + Send>` is found by its own type, and the box itself by
+    /// `framing::<Box<dyn Framing + Send>>()`, so that another framing can take its place. A
+    /// [`Sender`] checks what the framing could send when [`sender`](Context::sender) was called.
+    /// `None` for a datagram.
     pub fn framing<F: Framing>(&mut self) -> Option<&mut F> {
         if self.state.datagram {
             return None;
         }
+        self.state.framing_used = true;
         let framing: &mut dyn Any = self.framing;
         if framing.is::<F>() {
             return framing.downcast_mut();
@@ -341,10 +342,71 @@ impl Context<'_> {
     /// The number of this connection, as in the log. A datagram gets a number of its own when it is asked
     /// for.
     pub fn id(&mut self) -> ConnectionId {
-        if self.state.datagram && self.state.id == ConnectionId::NONE {
-            self.state.id = ConnectionId::next();
+        *self.state.id.get_or_insert_with(ConnectionId::next)
+    }
+
+    /// Sends one datagram to another peer of the same socket, in order with the replies, under every
+    /// mode. Whether it arrives is not known, as of a reply: one that cannot be sent (the peer has
+    /// gone, its queue stays full, the message is longer than the transport takes) is counted in
+    /// [`Counters::unsent`](crate::Counters::unsent). What is sent after [`close`](Context::close) is
+    /// dropped.
+    ///
+    /// On an IPv6 socket an IPv4 peer is sent to by its mapped address (`::ffff:a.b.c.d`), which the
+    /// kernel takes on a [dual-stack](crate::Builder::dual_stack) socket, see
+    /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html). A multicast group is a peer as any
+    /// other.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use socketserver::{Context, Handler, HandlerResult, Peer, Server};
+    ///
+    /// /// Passes each datagram on to all others that have sent one.
+    /// struct Relay(Arc<Mutex<Vec<Peer>>>);
+    ///
+    /// impl Handler for Relay {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         let mut peers = self.0.lock().unwrap();
+    ///         if !peers.contains(cx.peer()) && peers.len() < 100 {
+    ///             peers.push(cx.peer().clone());
+    ///         }
+    ///         for peer in peers.iter() {
+    ///             if peer != cx.peer() {
+    ///                 cx.send_to(peer, message)?;
+    ///             }
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let peers = Arc::default();
+    /// let server = Server::udp("127.0.0.1:0")?.serve(move |_| Relay(Arc::clone(&peers)))?;
+    /// # drop(server);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// * [`UnsupportedError::StreamSendTo`] on a connection,
+    /// * [`UnsupportedError::UnaddressablePeer`] where the peer has no address that the socket can send
+    ///   to: it is [unnamed](Peer::Unnamed), or of another family.
+    pub fn send_to(&mut self, peer: &Peer, message: &[u8]) -> Result<(), UnsupportedError> {
+        let datagram = self.driver.datagram().ok_or(UnsupportedError::StreamSendTo)?;
+        let to = datagram.destination(peer)?;
+        if !self.state.drops_output() {
+            self.output.put_datagram_to(to, message);
         }
-        self.state.id
+        Ok(())
+    }
+
+    /// A handle to the socket that this datagram came by, with which other threads send datagrams to
+    /// any peer: see [`DatagramSender`].
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedError::StreamSendTo`] on a connection: see [`sender`](Context::sender).
+    pub fn datagram_sender(&self) -> Result<DatagramSender, UnsupportedError> {
+        let datagram = self.driver.datagram().ok_or(UnsupportedError::StreamSendTo)?;
+        Ok(datagram.reply_socket.sender())
     }
 }
 

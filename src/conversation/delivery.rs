@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Conversation, Decoded, Framing, Handler, MESSAGE_BUDGET, PeekedFrame, SHRINK_FROM, StepCx};
+use super::{
+    Conversation, Decoded, Framing, Handler, MESSAGE_BUDGET, PeekedFrame, SHRINK_FROM, StepCx,
+};
 use crate::error::{CloseReason, FramingError};
 use crate::guard;
 

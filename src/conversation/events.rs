@@ -1,10 +1,11 @@
 //! The events of a conversation beside its messages: each calls one method of the handler.
 
 use super::{Conversation, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
+use crate::address::Origin;
 use crate::counters::Tally;
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard::{self, log};
-use crate::sender::Command;
+use crate::sender::{Command, SendQueue};
 use crate::sys::CatchDrop;
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
@@ -64,6 +65,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             let (handler, mut cx) = this.parts(&[], step_cx);
             let result = handler.on_writable(&mut cx);
             this.end_on_error(result);
+            if this.state.closes_after_writable() && !this.state.wants_writable {
+                this.state.end(CloseReason::Eof);
+            }
         });
     }
 
@@ -79,16 +83,20 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// Takes what senders have queued, as far as there is room and the budget allows: messages are
-    /// framed, events go to the handler.
-    pub(crate) fn drain_send_queue(&mut self, step_cx: &mut StepCx<'_>) {
+    /// Takes what senders have queued, as far as there is room, the budget allows and `take` gives it:
+    /// messages are framed, events go to the handler.
+    pub(crate) fn drain_send_queue(
+        &mut self,
+        take: impl Fn(&SendQueue) -> Option<Command>,
+        step_cx: &mut StepCx<'_>,
+    ) {
         let mut taken = 0;
         self.guarded(step_cx, |this, step_cx| {
             while taken < MESSAGE_BUDGET
                 && !this.state.is_closing()
                 && step_cx.output_buffer.len() < step_cx.room
             {
-                let Some(command) = this.state.send_queue().and_then(|queue| queue.take()) else {
+                let Some(command) = this.state.send_queue().and_then(|queue| take(queue)) else {
                     break;
                 };
                 taken += 1;
@@ -98,7 +106,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                     Command::Abort => this.state.abort(),
                     Command::Event(event) => {
                         let (handler, mut cx) = this.parts(&[], step_cx);
-                        let result = handler.on_event(event, &mut cx);
+                        let result = handler.on_event(CatchDrop::into_inner(event), &mut cx);
                         this.end_on_error(result);
                     }
                     Command::Message(message) => {
@@ -112,8 +120,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                             // The sender is in another place by now, and the peer is not at fault.
                             step_cx.output_buffer.cut_back(before);
                             step_cx.tally.unsent += 1;
-                            let (id, peer) = (this.id(), this.peer());
-                            log::debug!("connection {id} of {peer}: a message of a sender is dropped: {error}");
+                            let (id, peer) = (this.state.id, this.state.peer.clone());
+                            let origin = Origin { id, peer };
+                            log::debug!("{origin}: a message of a sender is dropped: {error}");
                         }
                     }
                 }
@@ -153,7 +162,12 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         reason
     }
 
+    /// Ends it where the handler has returned an error. Where the handler may have changed the framing, the
+    /// input that was left is decoded again.
     fn end_on_error(&mut self, result: HandlerResult) {
+        if std::mem::take(&mut self.state.framing_used) && !self.read_buffer.is_empty() {
+            self.state.redeliver();
+        }
         if let Err(error) = result {
             self.state.end(CloseReason::Error(error));
         }

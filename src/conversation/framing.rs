@@ -33,9 +33,10 @@ pub enum Decoded {
 /// How messages are told apart on a stream, and put on it.
 ///
 /// The framings of this crate are [`Raw`], [`Lines`], [`Delimited`], [`LengthPrefixed`] and
-/// [`FixedSize`]; implement the trait for one of your own, and take [`BoxFraming`] for one that is
-/// chosen at run time. Each connection has a value of its own,
-/// cloned from the one given to [`Builder::framing`](crate::Builder::framing).
+/// [`FixedSize`]; implement the trait for one of your own. Each connection has a value of its own: a clone
+/// of the one given to [`Builder::framing`](crate::Builder::framing), or made for the connection by
+/// [`Builder::serve_with`](crate::Builder::serve_with). One that is chosen at run time is a
+/// `Box<dyn Framing + Send>`.
 ///
 /// ```
 /// use socketserver::{Encodable, Framing, FramingError, Output, Decoded};
@@ -133,73 +134,6 @@ impl<F: Framing + ?Sized> Framing for Box<F> {
 
     fn encodable(&self) -> Encodable {
         (**self).encodable()
-    }
-}
-
-/// A framing of any type, for one that is chosen at run time.
-///
-/// ```no_run
-/// use socketserver::{BoxFraming, LengthPrefixed, Lines, Server, handler_fn};
-///
-/// let by_line = std::env::args().any(|argument| argument == "--lines");
-/// let framing = if by_line {
-///     BoxFraming::new(Lines::default())
-/// } else {
-///     BoxFraming::new(LengthPrefixed::default())
-/// };
-/// Server::tcp("127.0.0.1:9999")?
-///     .framing(framing)
-///     .serve(|_peer| handler_fn(|message, cx| cx.send(message)))?
-///     .serve_forever()?;
-/// # Ok::<(), socketserver::Error>(())
-/// ```
-pub struct BoxFraming(Box<dyn CloneFraming>);
-
-/// A framing that can be cloned without its type being known.
-trait CloneFraming: Framing + Send {
-    fn boxed_clone(&self) -> Box<dyn CloneFraming>;
-}
-
-impl<F: Framing + Clone + Send + 'static> CloneFraming for F {
-    fn boxed_clone(&self) -> Box<dyn CloneFraming> {
-        Box::new(self.clone())
-    }
-}
-
-impl BoxFraming {
-    /// Takes a framing of whatever type.
-    pub fn new(framing: impl Framing + Clone + Send + 'static) -> Self {
-        BoxFraming(Box::new(framing))
-    }
-}
-
-impl Clone for BoxFraming {
-    fn clone(&self) -> Self {
-        BoxFraming((*self.0).boxed_clone())
-    }
-}
-
-impl std::fmt::Debug for BoxFraming {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("BoxFraming")
-    }
-}
-
-impl Framing for BoxFraming {
-    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
-        self.0.decode(input)
-    }
-
-    fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
-        self.0.decode_eof(input)
-    }
-
-    fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
-        self.0.encode(message, output)
-    }
-
-    fn encodable(&self) -> Encodable {
-        self.0.encodable()
     }
 }
 

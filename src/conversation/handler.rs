@@ -26,7 +26,7 @@ use crate::sender::Event;
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no `Handler`",
+    message = "`{Self}` is not a `Handler`",
     note = "a blocking `RequestHandler` is served by `serve_blocking`, under `Inline`, `Threading`, `Pool` or `Forking`"
 )]
 pub trait Handler {
@@ -46,20 +46,6 @@ pub trait Handler {
     ///
     /// An error closes the connection.
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult;
-
-    /// The peer will send no more, but may still read. Closes the connection unless overridden.
-    ///
-    /// If you do not close it, it stays open only while something can follow: a
-    /// [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
-    /// [`on_writable`](Handler::on_writable). When none of these is left, it is closed.
-    ///
-    /// # Errors
-    ///
-    /// An error closes the connection.
-    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        cx.close();
-        Ok(())
-    }
 
     /// The output has fallen to the low mark, after [`Context::room`] returned 0: there is room again. By
     /// default it does nothing.
@@ -130,6 +116,22 @@ pub trait Handler {
         Ok(())
     }
 
+    /// The peer will send no more, but may still read. By default the connection closes: at once, or
+    /// where [`on_writable`](Handler::on_writable) is pending, as soon as it no longer is, so that an
+    /// answer in parts arrives whole.
+    ///
+    /// If you override this and do not close it, it stays open only while something can follow: a
+    /// [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
+    /// [`on_writable`](Handler::on_writable). When none of these is left, it is closed.
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection.
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        cx.close_after_writable();
+        Ok(())
+    }
+
     /// No byte has moved either way for as long as [`Context::set_idle_timeout`] says: nothing has come,
     /// and of the output that waits, here or in the kernel, the peer has taken nothing. Closes the
     /// connection unless overridden; the time then starts again.
@@ -147,7 +149,8 @@ pub trait Handler {
     }
 
     /// The peer has sent something that cannot be accepted: bytes that are not a frame
-    /// ([`CloseReason::Framing`]). What the handler sends here still goes out, then the connection closes
+    /// ([`CloseReason::Framing`]; an error of your own framing is in its
+    /// [`FramingError::Other`](crate::FramingError::Other), and is found by `downcast_ref`). What the handler sends here still goes out, then the connection closes
     /// for this reason; [`Context::abort`] resets it instead. By default it does nothing.
     ///
     /// # Errors
@@ -159,7 +162,8 @@ pub trait Handler {
     }
 
     /// The server begins to stop. What the handler sends here still goes out; a connection that is then
-    /// idle is closed, and any other has until the [drain deadline](crate::Server::drain_timeout).
+    /// idle is closed, and any other has until the [drain deadline](crate::Server::drain_timeout). It is
+    /// idle when no output waits, no message has come in part, and no `on_writable` is pending.
     /// Called once at most. By default it does nothing.
     ///
     /// # Errors
@@ -171,7 +175,8 @@ pub trait Handler {
     }
 
     /// The conversation is over, for this reason. Called once, last, if
-    /// [`on_open`](Handler::on_open) was called.
+    /// [`on_open`](Handler::on_open) was called. A handler that needs the number or the address of its
+    /// connection here keeps them from [`Accepted`](crate::Accepted) or [`Context`].
     fn on_close(&mut self, reason: &CloseReason) {
         let _ = reason;
     }

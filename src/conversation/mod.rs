@@ -19,6 +19,7 @@ use crate::sender::{Ending, SendQueue};
 use crate::sys::CatchDrop;
 
 mod context;
+mod datagram;
 mod delivery;
 mod events;
 mod framing;
@@ -26,15 +27,15 @@ mod handler;
 mod output;
 mod scratch;
 mod state;
-mod work;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use context::Context;
-pub(crate) use context::{DatagramDriver, Driver};
+pub(crate) use context::Driver;
+pub(crate) use datagram::DatagramCx;
 pub use framing::{
-    BoxFraming, Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong,
-    Raw, Width,
+    Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong, Raw, Width,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use output::Output;
@@ -98,7 +99,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         peer: Peer,
         id: ConnectionId,
     ) -> Self {
-        let state = State::new(peer, id);
+        let state = State::new(peer, Some(id));
         Conversation { handler, framing, state, read_buffer: Vec::new(), consumed: 0 }
     }
 
@@ -124,7 +125,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         let state = &self.state;
         let reason = match state {
             State { eof_notified: true, .. } => CloseReason::Eof,
-            State { paused: true, .. } => CloseReason::Handler,
+            state if state.is_paused() => CloseReason::Handler,
             _ => return,
         };
         if state.idle_timeout().is_none()
@@ -166,14 +167,14 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Whether the handler has paused the input.
     pub(crate) fn is_paused(&self) -> bool {
-        self.state.paused
+        self.state.is_paused()
     }
 
     /// Whether a step may deliver messages of the input that was left: the output was at its mark, the
     /// budget was used up, or the input was paused and is no longer.
     #[inline]
     pub(crate) fn has_blocked_input(&self) -> bool {
-        (self.state.blocked || self.state.resumed) && !self.state.paused
+        (self.state.blocked || self.state.resumed) && !self.state.is_paused()
     }
 
     /// Whether the last step left messages at one of its limits: the room for output, or the budget.
@@ -254,12 +255,13 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.state.send_queue()
     }
 
-    pub(crate) fn peer(&self) -> &Peer {
-        &self.state.peer
+    /// Its number, if it is a connection's.
+    pub(crate) fn id(&self) -> Option<ConnectionId> {
+        self.state.id
     }
 
-    pub(crate) fn id(&self) -> ConnectionId {
-        self.state.id
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.state.peer
     }
 
     /// The handler and a context for it.
@@ -305,13 +307,17 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 pub(crate) fn serve_datagram<H: Handler>(
     handler: CatchDrop<H>,
     peer: Peer,
+    id: Option<ConnectionId>,
     packet: &[u8],
     truncated: bool,
     step_cx: &mut StepCx<'_>,
 ) -> CatchDrop<CloseReason> {
-    let mut conversation = Conversation::new(handler, Raw.into(), peer, ConnectionId::NONE);
-    conversation.state.datagram = true;
-    conversation.state.truncated = truncated;
+    let mut state = State::new(peer, id);
+    state.datagram = true;
+    state.truncated = truncated;
+    let framing = CatchDrop::new(Raw);
+    let mut conversation =
+        Conversation { handler, framing, state, read_buffer: Vec::new(), consumed: 0 };
     conversation.open(step_cx);
     if !conversation.is_closing() {
         conversation

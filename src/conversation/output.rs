@@ -1,16 +1,28 @@
 //! What one turn of a conversation wants to send, without a copy where none is needed: a list of
-//! segments, each a range of the input just read, bytes in the thread's scratch, or a shared payload.
+//! segments, each a range of the input just read, bytes in the thread's scratch, a shared payload, or a
+//! part of a file.
 
-use std::io::IoSlice;
+use std::fs::File;
+use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::error::UnsupportedError;
 use crate::sender::SharedBytes;
+use crate::sys::Destination;
 
 /// A shared payload smaller than this is cheaper to copy than to refer to.
 const SHARED_FROM: usize = 512;
 
 /// Gathering several segments into one buffer is cheaper than a vectored write up to here.
 const GATHER_UP_TO: usize = 8192;
+
+/// The most that files count as output, in bytes, so that what is added to it does not overflow.
+const MOST_COUNTED: usize = usize::MAX / 2;
+
+/// The least that a part of a file counts as output, in bytes, so that the number of descriptors that
+/// wait with it is bounded too.
+const FILE_CHARGE: u64 = 4096;
 
 /// A repeated range is not searched for in the input beyond this many bytes.
 const REPEAT_UP_TO: usize = 8;
@@ -20,20 +32,31 @@ enum Segment {
     Input(Range<usize>),
     Scratch(Range<usize>),
     Shared(SharedBytes, Range<usize>),
+    File(Arc<File>, Range<u64>),
 }
 
 impl Segment {
-    /// Cuts it to its first `len` bytes.
-    fn shorten(&mut self, len: usize) {
-        let (Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range)) = self;
-        range.end = range.end.min(range.start + len);
+    fn is_file(&self) -> bool {
+        matches!(self, Segment::File(..))
     }
 
+    /// Cuts it to its first `len` bytes. A file is never added to, and so is never cut.
+    fn shorten(&mut self, len: usize) {
+        match self {
+            Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
+                range.end = range.end.min(range.start + len);
+            }
+            Segment::File(..) => {}
+        }
+    }
+
+    /// How many bytes of it are in memory: none of a file.
     fn len(&self) -> usize {
         match self {
             Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
                 range.len()
             }
+            Segment::File(..) => 0,
         }
     }
 }
@@ -57,13 +80,25 @@ pub(crate) struct OutputBuffer {
     segments: Vec<Segment>,
     scratch: Vec<u8>,
     len: usize,
+    /// Each segment is one datagram.
+    is_datagram: bool,
+    /// The next bytes begin a datagram.
+    begins_datagram: bool,
+    /// Datagrams to others than the peer: each by the number of its segment.
+    recipients: Vec<(usize, Destination)>,
 }
 
 impl OutputBuffer {
-    /// How many bytes are to be sent.
+    /// How many bytes are to be sent. A part of a file counts as [`file_charge`](Self::file_charge) says,
+    /// although it takes no memory.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// How many bytes a part of a file counts as: as many as it has, and no less than 4 KiB.
+    pub(crate) fn file_charge(range: &Range<u64>) -> u64 {
+        (range.end - range.start).max(FILE_CHARGE)
     }
 
     /// How far it is filled, for [`cut_back`](OutputBuffer::cut_back).
@@ -104,8 +139,11 @@ impl OutputBuffer {
 
     #[inline(never)]
     fn clear_all(&mut self) {
+        self.is_datagram = false;
+        self.begins_datagram = false;
         self.segments.clear();
         self.scratch.clear();
+        self.recipients.clear();
         if self.scratch.capacity() > 1 << 20 || self.segments.capacity() > 1 << 12 {
             *self = OutputBuffer::default();
         }
@@ -130,10 +168,10 @@ impl OutputBuffer {
 
     #[inline(never)]
     fn gathered<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
-        if self.segments.len() == 1 {
+        if self.segments.len() == 1 && !self.segments[0].is_file() {
             return Some(bytes(&self.segments[0], input, &self.scratch));
         }
-        if self.len > GATHER_UP_TO {
+        if self.len > GATHER_UP_TO || self.segments.iter().any(Segment::is_file) {
             return None;
         }
         let start = self.scratch.len();
@@ -145,6 +183,7 @@ impl OutputBuffer {
                 Segment::Shared(payload, range) => {
                     self.scratch.extend_from_slice(&payload[range.clone()]);
                 }
+                Segment::File(..) => {}
             }
         }
         self.segments.clear();
@@ -152,23 +191,33 @@ impl OutputBuffer {
         Some(&self.scratch[start..])
     }
 
-    /// The first segments as slices for one vectored write; how many were filled in.
-    pub(crate) fn slices<'a>(&'a mut self, input: &'a [u8], into: &mut [IoSlice<'a>]) -> usize {
+    /// The first segments as slices for one vectored write, up to the first file; how many were filled
+    /// in, and whether a file follows them.
+    pub(crate) fn slices<'a>(
+        &'a mut self,
+        input: &'a [u8],
+        into: &mut [IoSlice<'a>],
+    ) -> (usize, bool) {
         self.list();
-        for (slot, segment) in into.iter_mut().zip(&self.segments) {
+        let in_memory = self.segments.iter().take_while(|segment| !segment.is_file());
+        let mut filled = 0;
+        for (slot, segment) in into.iter_mut().zip(in_memory) {
             *slot = IoSlice::new(bytes(segment, input, &self.scratch));
+            filled += 1;
         }
-        self.segments.len().min(into.len())
+        (filled, self.segments.get(filled).is_some_and(Segment::is_file))
     }
 
-    /// Every segment's bytes in order; of a datagram's output, each is one datagram.
+    /// Every segment's bytes in order.
+    #[cfg(test)]
     pub(crate) fn parts<'a>(&'a mut self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.list();
         let OutputBuffer { segments, scratch, .. } = &*self;
         segments.iter().map(move |segment| bytes(segment, input, scratch))
     }
 
-    /// Hands over what is left after `sent` bytes: copied, or, where it is shared, referred to.
+    /// Hands over what is left after `sent` bytes, all of which come before the first file: copied, or,
+    /// where it is shared or in a file, referred to.
     pub(crate) fn unsent(
         &mut self,
         input: &[u8],
@@ -177,6 +226,10 @@ impl OutputBuffer {
     ) {
         self.list();
         for segment in &self.segments {
+            if let Segment::File(file, range) = segment {
+                keep(Unsent::File(file.clone(), range.clone()));
+                continue;
+            }
             let skipped = sent.min(segment.len());
             sent -= skipped;
             if skipped == segment.len() {
@@ -199,6 +252,8 @@ pub(crate) enum Unsent<'a> {
     Bytes(&'a [u8]),
     /// Bytes that live as long as someone holds them.
     Shared(SharedBytes, Range<usize>),
+    /// A part of a file, which is not empty.
+    File(Arc<File>, Range<u64>),
 }
 
 #[inline(always)]
@@ -207,10 +262,13 @@ fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u
         Segment::Input(range) => &input[range.clone()],
         Segment::Scratch(range) => &scratch[range.clone()],
         Segment::Shared(payload, range) => &payload[range.clone()],
+        Segment::File(..) => &[],
     }
 }
 
-/// Where a [`Framing`](crate::Framing) puts a message that is to be sent.
+/// The output of one connection: where a [`Framing`](crate::Framing) puts a message that is to be sent.
+///
+/// What is put here goes out as it is, in this order, when the handler has returned.
 #[derive(Debug)]
 pub struct Output<'a> {
     /// What the conversation is reading from now.
@@ -250,9 +308,11 @@ impl<'a> Output<'a> {
         Output { input, shared: *shared, output_buffer }
     }
 
-    /// The same output, for one datagram: all that is written is copied behind what was written before.
-    pub(super) fn begin_datagram(&mut self) -> Output<'_> {
-        self.put_datagram(&[]);
+    /// The same output, for one datagram, which begins with the first write: all that is written is
+    /// copied behind what was written before.
+    pub(super) fn datagram(&mut self) -> Output<'_> {
+        self.output_buffer.is_datagram = true;
+        self.output_buffer.begins_datagram = true;
         Output { input: &[], shared: None, output_buffer: &mut *self.output_buffer }
     }
 
@@ -293,7 +353,22 @@ impl<'a> Output<'a> {
 
     #[inline(never)]
     fn put_more(&mut self, bytes: &[u8]) {
+        let OutputBuffer { segments, scratch, len, begins_datagram, .. } = &mut *self.output_buffer;
+        if std::mem::take(begins_datagram) {
+            return self.put_datagram(bytes);
+        }
         if bytes.is_empty() {
+            return;
+        }
+        // An answer that is written in several pieces: each is appended to the one before.
+        if self.shared.is_none()
+            && let Some(Segment::Scratch(range)) = segments.last_mut()
+            && range.end == scratch.len()
+            && offset(self.input, bytes).is_none()
+        {
+            scratch.extend_from_slice(bytes);
+            range.end += bytes.len();
+            *len += bytes.len();
             return;
         }
         self.output_buffer.list();
@@ -304,8 +379,86 @@ impl<'a> Output<'a> {
         self.output_buffer.len += bytes.len();
     }
 
+    /// Adds the bytes of a payload that others send too. They are referred to and not copied, unless
+    /// they are fewer than 512: those are cheaper to copy. In a datagram they are always copied.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use socketserver::{Framing, FramingError, Output, Decoded};
+    ///
+    /// /// Ends each message with the same trailer.
+    /// #[derive(Clone)]
+    /// struct Trailed(Arc<[u8]>);
+    ///
+    /// impl Framing for Trailed {
+    ///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+    ///         Ok(Decoded::Frame { body: 0..input.len(), consumed: input.len() })
+    ///     }
+    ///
+    ///     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
+    ///         output.put(message);
+    ///         output.put_shared(&self.0);
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn put_shared(&mut self, payload: &Arc<[u8]>) {
+        if self.output_buffer.is_datagram {
+            return self.put(payload);
+        }
+        self.share(payload, |output| output.put(payload));
+    }
+
+    /// Adds a part of a file, without reading it: `range` in bytes from its start. It takes no memory,
+    /// whatever its length, and counts as output with all its bytes, so that back-pressure (see
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) begins with it. Less than 4 KiB
+    /// count as 4 KiB: the file stays open until its part has been sent, and descriptors are few. Its own
+    /// position is neither used nor moved.
+    ///
+    /// The event loop sends 128 KiB at a time before others come first, on Linux by
+    /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html) and so without a copy, and
+    /// elsewhere, or where a file system cannot do that, by reading up to 64 KiB at a time. Reading
+    /// waits for the disk, as it does in the handler.
+    ///
+    /// The range is read when it is its turn. Where the file is shorter then, or cannot be read, the
+    /// connection ends in a reset, so that the answer does not look whole, and
+    /// [`on_close`](crate::Handler::on_close) is told [`CloseReason::Error`](crate::CloseReason::Error).
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::{fs::File, io};
+    /// use socketserver::Output;
+    ///
+    /// fn put_whole(path: &str, output: &mut Output<'_>) -> io::Result<()> {
+    ///     let file = File::open(path)?;
+    ///     let length = file.metadata()?.len();
+    ///     output.put(format!("{length}\n").as_bytes());
+    ///     output.put_file(Arc::new(file), 0..length).map_err(io::Error::other)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedError::DatagramFile`] for a datagram, which is one piece of memory.
+    pub fn put_file(&mut self, file: Arc<File>, range: Range<u64>) -> Result<(), UnsupportedError> {
+        let OutputBuffer { is_datagram, len, .. } = &mut *self.output_buffer;
+        if *is_datagram {
+            return Err(UnsupportedError::DatagramFile);
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let charge = usize::try_from(OutputBuffer::file_charge(&range)).unwrap_or(usize::MAX);
+        *len = len.saturating_add(charge).min(MOST_COUNTED);
+        self.output_buffer.list();
+        self.output_buffer.segments.push(Segment::File(file, range));
+        Ok(())
+    }
+
     /// Adds one datagram, which may be empty and is never joined to another.
     pub(crate) fn put_datagram(&mut self, bytes: &[u8]) {
+        self.output_buffer.is_datagram = true;
+        self.output_buffer.begins_datagram = false;
         let segment = match offset(self.input, bytes) {
             Some(start) => Segment::Input(start..start + bytes.len()),
             None => self.output_buffer.copied(bytes),
@@ -351,11 +504,56 @@ impl<'a> Output<'a> {
     }
 }
 
+/// What is written is [`put`](Output::put): all of it, at once, and never with an error.
+impl io::Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.put(bytes);
+        Ok(())
+    }
+
+    /// Nothing is left to be done: what was put goes out when the handler has returned.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl OutputBuffer {
     fn copied(&mut self, bytes: &[u8]) -> Segment {
         let start = self.scratch.len();
         self.scratch.extend_from_slice(bytes);
         Segment::Scratch(start..self.scratch.len())
+    }
+}
+
+/// The output of a datagram's handler: each segment is one datagram.
+impl OutputBuffer {
+    /// Every datagram in order, with where it goes: to `peer`, unless it was sent to another.
+    pub(crate) fn datagrams<'a>(
+        &'a mut self,
+        input: &'a [u8],
+        peer: &'a Destination,
+    ) -> impl Iterator<Item = (&'a [u8], &'a Destination)> {
+        self.list();
+        let OutputBuffer { segments, scratch, recipients, .. } = &*self;
+        let mut recipients = recipients.iter().peekable();
+        segments.iter().enumerate().map(move |(number, segment)| {
+            let to = recipients.next_if(|(of, _)| *of == number).map_or(peer, |(_, to)| to);
+            (bytes(segment, input, scratch), to)
+        })
+    }
+}
+
+impl Output<'_> {
+    /// Adds one datagram to another than the peer.
+    pub(crate) fn put_datagram_to(&mut self, to: Destination, bytes: &[u8]) {
+        let number = self.output_buffer.segments.len();
+        self.output_buffer.recipients.push((number, to));
+        self.put_datagram(bytes);
     }
 }
 
@@ -368,7 +566,7 @@ fn offset(whole: &[u8], part: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::io::Write as _;
 
     use super::*;
 
@@ -415,8 +613,111 @@ mod tests {
         output_buffer.unsent(&[], 500, |part| match part {
             Unsent::Shared(payload, range) => rest.extend_from_slice(&payload[range]),
             Unsent::Bytes(bytes) => rest.extend_from_slice(bytes),
+            Unsent::File(..) => panic!("there is no file"),
         });
         assert_eq!(rest, [&[7; 12][..], b"\n"].concat());
+    }
+
+    #[test]
+    fn a_payload_that_is_put_as_shared_is_referred_to_unless_it_is_short() {
+        let (long, short): (SharedBytes, SharedBytes) =
+            (vec![7; SHARED_FROM].into(), vec![8; SHARED_FROM - 1].into());
+        let input = b"input".to_vec();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&input, &mut output_buffer);
+        output.put(&input);
+        output.put_shared(&long);
+        output.put_shared(&short);
+        assert_eq!((Arc::strong_count(&long), Arc::strong_count(&short)), (2, 1));
+        assert_eq!(sent(&mut output_buffer, &input), [&input[..], &long, &short].concat());
+    }
+
+    #[test]
+    fn a_shared_payload_in_a_datagram_does_not_begin_another_one() {
+        let payload: SharedBytes = vec![7; SHARED_FROM].into();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
+        output.put_datagram(b"");
+        output.put_shared(&payload);
+        output.put_shared(&payload);
+        assert_eq!(output_buffer.parts(&[]).collect::<Vec<_>>(), [vec![7; 2 * SHARED_FROM]]);
+        output_buffer.clear();
+        Output::new(&[], &mut output_buffer).put_shared(&payload);
+        assert_eq!(Arc::strong_count(&payload), 2, "the output of a stream comes after it");
+    }
+
+    fn file() -> Arc<File> {
+        Arc::new(File::open("/dev/null").unwrap())
+    }
+
+    #[test]
+    fn a_file_among_bytes_keeps_its_place_and_counts_with_all_its_bytes() {
+        let input = b"input".to_vec();
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&input, &mut output_buffer);
+        output.put(&input);
+        output.put(b"header");
+        output.put_file(file(), 5..5).unwrap();
+        output.put_file(file(), 1000..1 << 40).unwrap();
+        output.put(b"trailer");
+        assert_eq!(output_buffer.len(), 5 + 6 + (1 << 40) - 1000 + 7);
+        assert_eq!(output_buffer.contiguous(&input), None);
+        let mut slices = [IoSlice::new(&[]); 4];
+        assert_eq!(output_buffer.slices(&input, &mut slices), (2, true));
+        assert_eq!([&*slices[0], &*slices[1]], [b"input", &b"header"[..]]);
+        let mut rest = String::new();
+        output_buffer.unsent(&input, 8, |part| match part {
+            Unsent::Bytes(bytes) => rest += &format!("{} ", bytes.escape_ascii()),
+            Unsent::File(_, range) => rest += &format!("{range:?} "),
+            Unsent::Shared(..) => panic!("nothing is shared"),
+        });
+        assert_eq!(rest, format!("der 1000..{} trailer ", 1_u64 << 40));
+    }
+
+    #[test]
+    fn output_of_a_file_alone_has_no_slice() {
+        let mut output_buffer = OutputBuffer::default();
+        let file = file();
+        Output::new(&[], &mut output_buffer).put_file(file.clone(), 0..1).unwrap();
+        assert!(!output_buffer.is_empty());
+        assert_eq!(output_buffer.contiguous(&[]), None);
+        assert_eq!(output_buffer.slices(&[], &mut [IoSlice::new(&[])]), (0, true));
+        output_buffer.clear();
+        assert_eq!(Arc::strong_count(&file), 1, "it is closed");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_back_is_closed_and_one_before_it_stays() {
+        let (first, second) = (file(), file());
+        let mut output_buffer = OutputBuffer::default();
+        Output::new(&[], &mut output_buffer).put_file(first.clone(), 0..10).unwrap();
+        let before = output_buffer.position();
+        let mut output = Output::new(&[], &mut output_buffer);
+        output.put(b"more");
+        output.put_file(second.clone(), 0..10).unwrap();
+        output_buffer.cut_back(before);
+        assert_eq!(output_buffer.len() as u64, FILE_CHARGE);
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 1));
+    }
+
+    #[test]
+    fn a_datagram_refuses_a_file() {
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
+        output.put_datagram(b"a datagram");
+        assert_eq!(output.put_file(file(), 0..1), Err(UnsupportedError::DatagramFile));
+        assert_eq!(sent(&mut output_buffer, &[]), b"a datagram");
+    }
+
+    #[test]
+    fn what_is_written_is_put_in_order() {
+        let mut output_buffer = OutputBuffer::default();
+        let mut output = Output::new(&[], &mut output_buffer);
+        write!(output, ":{}\r\n", 7).unwrap();
+        output.put(b"+OK");
+        assert_eq!(output.write(b"\r\n").unwrap(), 2);
+        output.flush().unwrap();
+        assert_eq!(sent(&mut output_buffer, &[]), b":7\r\n+OK\r\n");
     }
 
     #[test]
@@ -450,9 +751,4 @@ mod tests {
         output.put_datagram(b"x");
         assert_eq!(output_buffer.parts(&[]).collect::<Vec<_>>(), [&b""[..], b"x"]);
     }
-}
-/// Glue.
-impl std::io::Write for Output<'_> {
-    fn write(&mut self, b: &[u8]) -> std::io::Result<usize> { self.put(b); Ok(b.len()) }
-    fn flush(&mut self) -> std::io::Result<()> { Ok(()) }
 }

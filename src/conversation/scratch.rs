@@ -24,11 +24,7 @@ impl Scratch {
 
     /// What a conversation works with for one turn.
     #[inline(always)]
-    pub(crate) fn step_cx<'a>(
-        &'a mut self,
-        driver: &'a dyn Driver,
-        room: usize,
-    ) -> StepCx<'a> {
+    pub(crate) fn step_cx<'a>(&'a mut self, driver: &'a dyn Driver, room: usize) -> StepCx<'a> {
         StepCx::new(&mut self.output_buffer, &mut self.tally, driver, room)
     }
 

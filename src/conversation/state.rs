@@ -17,7 +17,8 @@ const NO_TIMEOUT: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) peer: Peer,
-    pub(super) id: ConnectionId,
+    /// A datagram has none until it is asked for.
+    pub(super) id: Option<ConnectionId>,
     /// In nanoseconds; [`NO_TIMEOUT`] for none.
     idle_timeout: u64,
     rare: Option<Box<RareState>>,
@@ -25,8 +26,6 @@ pub(super) struct State {
     closing: bool,
     /// No message is delivered: the conversation is closing, or its input is paused.
     halted: bool,
-    /// The handler has paused the input.
-    pub(super) paused: bool,
     /// The idle timeout or the timer has changed, and the driver has not looked since.
     pub(super) deadline_changed: bool,
     pub(super) aborted: bool,
@@ -40,8 +39,10 @@ pub(super) struct State {
     pub(super) eof_notified: bool,
     /// Whole messages may be left: the output was at its mark, or the budget was used up.
     pub(super) blocked: bool,
-    /// Whole messages may be left: the input was paused.
+    /// Whole messages may be left: the input was paused, or the framing has changed.
     pub(super) resumed: bool,
+    /// The handler may have changed the framing.
+    pub(super) framing_used: bool,
     /// `room` has returned 0: `on_writable` is called when there is room again.
     pub(super) wants_writable: bool,
     pub(super) output_end: OutputEnd,
@@ -71,6 +72,8 @@ pub(super) struct RareState {
     pub(super) send_queue: Option<Arc<SendQueue>>,
     /// The deadline for `on_timer`.
     pub(super) timer: Option<Instant>,
+    /// `on_eof` wants a close as soon as `on_writable` is not pending.
+    pub(super) closes_after_writable: bool,
     /// The length of the frame at the start of the buffered input, where the framing knows it.
     pub(super) frame_len: usize,
     /// Collects output that is dropped, because the conversation sends no more.
@@ -78,7 +81,7 @@ pub(super) struct RareState {
 }
 
 impl State {
-    pub(super) fn new(peer: Peer, id: ConnectionId) -> Self {
+    pub(super) fn new(peer: Peer, id: Option<ConnectionId>) -> Self {
         State {
             peer,
             id,
@@ -86,7 +89,7 @@ impl State {
             rare: None,
             closing: false,
             halted: false,
-            paused: false,
+            framing_used: false,
             deadline_changed: false,
             aborted: false,
             datagram: false,
@@ -106,6 +109,16 @@ impl State {
     #[inline]
     pub(super) fn is_closing(&self) -> bool {
         self.closing
+    }
+
+    /// Whether the handler has paused the input.
+    pub(super) fn is_paused(&self) -> bool {
+        self.halted && !self.closing
+    }
+
+    /// Whether the conversation closes as soon as `on_writable` is not pending.
+    pub(super) fn closes_after_writable(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.closes_after_writable)
     }
 
     /// Whether no message may be delivered now.
@@ -179,8 +192,7 @@ impl State {
     pub(super) fn clear_blocked(&mut self) {
         self.blocked = false;
         self.resumed = false;
-        self.needs_slow_path = self.closing
-            || self.paused
+        self.needs_slow_path = self.halted
             || self.input_ended
             || self.deadline_changed
             || self.wants_writable
@@ -189,18 +201,23 @@ impl State {
 
     #[cold]
     pub(super) fn pause(&mut self) {
-        self.paused = true;
         self.halted = true;
         self.needs_slow_path = true;
     }
 
     #[cold]
     pub(super) fn resume(&mut self) {
-        if std::mem::take(&mut self.paused) {
-            self.halted = self.closing;
-            self.resumed = true;
-            self.needs_slow_path = true;
+        if self.is_paused() {
+            self.halted = false;
+            self.redeliver();
         }
+    }
+
+    /// Notes that whole messages may be left in the input that was not delivered.
+    #[cold]
+    pub(super) fn redeliver(&mut self) {
+        self.resumed = true;
+        self.needs_slow_path = true;
     }
 
     /// Notes why it closes. The first reason stands, except that a fault replaces one that is not.

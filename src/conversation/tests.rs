@@ -1,4 +1,5 @@
-//! The heart on its own: bytes and events in, bytes and calls out; no socket, no thread, no sleep.
+//! The conversation without sockets, threads or a clock: bytes and events go in, bytes and calls of
+//! the handler come out.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -12,14 +13,14 @@ use super::*;
 use crate::encodable::Encodable;
 use crate::error::{HandlerResult, SendError, UnsupportedError};
 use crate::mailbox::Mailbox;
-use crate::sender::{Event, Sender, Waker};
+use crate::sender::{Event, Recipient, Sender, SenderLimit, Waker};
 use crate::token::Token;
 
 const PLENTY: usize = 1 << 30;
 
-/// What a handler was told.
+/// A call of one of a handler's methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Told {
+enum Call {
     Open,
     Message(Vec<u8>),
     Writable,
@@ -32,61 +33,61 @@ enum Told {
     Close(String),
 }
 
-type Log = Rc<RefCell<Vec<Told>>>;
+type Log = Rc<RefCell<Vec<Call>>>;
 
-/// A handler that notes what it is told and then does what `act` says.
+/// A handler that runs `act` in each call and then records the call.
 struct Actor<A> {
     log: Log,
     act: A,
 }
 
-impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Actor<A> {
-    fn note(&mut self, told: Told, cx: &mut Context<'_>) -> HandlerResult {
-        let done = (self.act)(&told, cx);
-        self.log.borrow_mut().push(told);
+impl<A: FnMut(&Call, &mut Context<'_>) -> HandlerResult> Actor<A> {
+    fn note(&mut self, call: Call, cx: &mut Context<'_>) -> HandlerResult {
+        let done = (self.act)(&call, cx);
+        self.log.borrow_mut().push(call);
         done
     }
 }
 
-impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Handler for Actor<A> {
+impl<A: FnMut(&Call, &mut Context<'_>) -> HandlerResult> Handler for Actor<A> {
     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Open, cx)
+        self.note(Call::Open, cx)
     }
 
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Message(message.to_vec()), cx)
+        self.note(Call::Message(message.to_vec()), cx)
     }
 
     fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Writable, cx)
+        self.note(Call::Writable, cx)
     }
 
     fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Timer, cx)
+        self.note(Call::Timer, cx)
     }
 
     fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Event(*event.downcast::<u32>().unwrap()), cx)
+        self.note(Call::Event(*event.downcast::<u32>().unwrap()), cx)
     }
 
     fn on_reject(&mut self, reason: &CloseReason, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Reject(reason.to_string()), cx)
+        self.note(Call::Reject(reason.to_string()), cx)
     }
 
     fn on_stop(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Stop, cx)
+        self.note(Call::Stop, cx)
     }
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Eof, cx)
+        self.note(Call::Eof, cx)
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.note(Told::Timeout, cx)
+        self.note(Call::Timeout, cx)
     }
 
     fn on_close(&mut self, reason: &CloseReason) {
-        self.log.borrow_mut().push(Told::Close(reason.to_string()));
+        self.log.borrow_mut().push(Call::Close(reason.to_string()));
     }
 }
 
@@ -108,14 +109,9 @@ struct NoLoop {
 }
 
 impl Driver for NoLoop {
-    fn send_queue(
-        &self,
-        _id: ConnectionId,
-        _peer: &Peer,
-        encodable: Encodable,
-    ) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.mailbox.clone(), Token::new(1, 1));
-        Ok(Arc::new(SendQueue::new(waker, 64 * 1024, encodable)))
+        Ok(Arc::new(SendQueue::new(waker, SenderLimit::new(64 * 1024), recipient)))
     }
 
     fn now(&self) -> Instant {
@@ -135,7 +131,7 @@ fn nowhere() -> NoLoop {
     }
 }
 
-/// Plays the pump of one conversation, with a network that takes everything at once.
+/// Drives one conversation over a network that accepts all output at once.
 struct Stage<H, F> {
     conversation: Conversation<H, F>,
     output_buffer: OutputBuffer,
@@ -150,7 +146,12 @@ struct Stage<H, F> {
 impl<H: Handler, F: Framing> Stage<H, F> {
     fn new(handler: H, framing: F) -> Self {
         Stage {
-            conversation: Conversation::new(handler.into(), framing.into(), Peer::Unnamed, ConnectionId::next()),
+            conversation: Conversation::new(
+                handler.into(),
+                framing.into(),
+                Peer::Unnamed,
+                ConnectionId::next(),
+            ),
             output_buffer: OutputBuffer::default(),
             tally: Tally::default(),
             driver: nowhere(),
@@ -177,7 +178,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
-    /// Bytes arrive; what does not fit the room is resumed until it does.
+    /// Delivers `fresh` bytes, and resumes until no input waits for room in the output.
     fn feed(&mut self, fresh: &[u8]) -> &mut Self {
         if self.conversation.is_closing() {
             return self;
@@ -189,7 +190,7 @@ impl<H: Handler, F: Framing> Stage<H, F> {
         self
     }
 
-    /// As a worker does with what was kept for it; whether there was anything whole.
+    /// Delivers buffered input as a worker does; false if no whole frame is buffered.
     fn deliver_kept(&mut self) -> bool {
         let Some(mut peeked) = self.conversation.peek_frame() else {
             return false;
@@ -214,12 +215,12 @@ impl<H: Handler, F: Framing> Stage<H, F> {
 
     fn drain_send_queue(&mut self) -> &mut Self {
         self.step(&[], |conversation, step_cx| {
-            conversation.drain_send_queue(step_cx);
+            conversation.drain_send_queue(SendQueue::take, step_cx);
         });
         self
     }
 
-    /// Ends as the pump does, and says why.
+    /// Closes the conversation as its driver does; returns the reason.
     fn close(&mut self) -> &CloseReason {
         let reason = self.conversation.closed(&mut self.tally);
         self.reason.insert(reason)
@@ -230,10 +231,10 @@ impl<H: Handler, F: Framing> Stage<H, F> {
     }
 }
 
-/// A stage for an actor, opened, and what the actor is told.
+/// An opened conversation with a recording handler, and its calls.
 fn start<A, F>(framing: F, act: A) -> (Stage<Actor<A>, F>, Log)
 where
-    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
+    A: FnMut(&Call, &mut Context<'_>) -> HandlerResult,
     F: Framing,
 {
     let log = Log::default();
@@ -242,11 +243,11 @@ where
     (stage, log)
 }
 
-/// Sends each message back, and closes when the peer has ended.
-fn echo(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
-    match told {
-        Told::Message(message) => cx.send(message),
-        Told::Eof | Told::Timeout => {
+/// Sends each message back, and closes at the end of input and after an idle timeout.
+fn echo(call: &Call, cx: &mut Context<'_>) -> HandlerResult {
+    match call {
+        Call::Message(message) => cx.send(message),
+        Call::Eof | Call::Timeout => {
             cx.close();
             Ok(())
         }
@@ -254,26 +255,27 @@ fn echo(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
     }
 }
 
-fn message(bytes: impl AsRef<[u8]>) -> Told {
-    Told::Message(bytes.as_ref().to_vec())
+fn message(bytes: impl AsRef<[u8]>) -> Call {
+    Call::Message(bytes.as_ref().to_vec())
 }
 
 fn messages(log: &Log) -> Vec<Vec<u8>> {
-    let told = log.borrow();
-    told.iter()
-        .filter_map(|told| match told {
-            Told::Message(message) => Some(message.clone()),
+    let calls = log.borrow();
+    calls
+        .iter()
+        .filter_map(|call| match call {
+            Call::Message(message) => Some(message.clone()),
             _ => None,
         })
         .collect()
 }
 
 fn closes(log: &Log) -> usize {
-    let told = log.borrow();
-    told.iter().filter(|told| matches!(told, Told::Close(_))).count()
+    let calls = log.borrow();
+    calls.iter().filter(|call| matches!(call, Call::Close(_))).count()
 }
 
-/// The messages as this framing puts them on the wire.
+/// The messages as this framing encodes them.
 fn encode(framing: &mut impl Framing, messages: &[Vec<u8>]) -> Vec<u8> {
     let mut output_buffer = OutputBuffer::default();
     for message in messages {
@@ -282,7 +284,7 @@ fn encode(framing: &mut impl Framing, messages: &[Vec<u8>]) -> Vec<u8> {
     output_buffer.parts(&[]).collect::<Vec<_>>().concat()
 }
 
-/// `wire` in pieces whose lengths are `cuts`, over and over.
+/// `wire` in pieces whose lengths are `cuts`, repeated.
 fn pieces<'a>(wire: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut left = wire;
     let mut cuts = cuts.iter().cycle();
@@ -293,8 +295,8 @@ fn pieces<'a>(wire: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8
     })
 }
 
-/// Whatever the cuts and however little room there is, the messages come in as they were framed,
-/// and echoed they go out as the same bytes.
+/// The encoded messages, cut anywhere and with any room for output, are delivered as they were, and
+/// their echo is the same bytes.
 fn expect_round_trip(
     mut framing: impl Framing + Clone,
     sent: &[Vec<u8>],
@@ -329,12 +331,12 @@ fn any_messages() -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(vec(any::<u8>(), 0..300), 0..20)
 }
 
-/// Messages of few different bytes, so that delimiters and their beginnings are frequent.
+/// Messages of few different bytes, so that delimiters and their prefixes are frequent.
 fn messages_of(bytes: &'static [u8]) -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(vec(prop::sample::select(bytes), 0..40), 0..20)
 }
 
-/// Bernstein's netstrings: a framing of a user's own.
+/// Bernstein's netstrings: a custom framing.
 #[derive(Clone)]
 struct Netstring;
 
@@ -365,7 +367,7 @@ impl Framing for Netstring {
 
 proptest! {
     #[test]
-    fn raw_bytes_come_out_as_they_went_in(bytes in vec(any::<u8>(), 0..5000), cuts in cuts()) {
+    fn raw_bytes_are_received_and_echoed_unchanged(bytes in vec(any::<u8>(), 0..5000), cuts in cuts()) {
         let received = Rc::default();
         let mut stage = Stage::new(Echo(Rc::clone(&received)), Raw);
         stage.open();
@@ -379,7 +381,7 @@ proptest! {
     }
 
     #[test]
-    fn lines_survive_any_cuts(lines in messages_of(b"ab\0\xff "), cuts in cuts(), room in room()) {
+    fn lines_split_at_any_point_are_received_whole(lines in messages_of(b"ab\0\xff "), cuts in cuts(), room in room()) {
         expect_round_trip(Lines::default(), &lines, &cuts, room)?;
     }
 
@@ -395,15 +397,15 @@ proptest! {
     }
 
     #[test]
-    fn a_one_byte_delimiter_survives_any_cuts(
+    fn messages_with_a_one_byte_delimiter_split_at_any_point_are_received_whole(
         sent in messages_of(b"ab\n\r"), cuts in cuts(), room in room(),
     ) {
         expect_round_trip(Delimited::new(b"\0"), &sent, &cuts, room)?;
     }
 
-    /// What cannot be told apart is refused when it is sent; all else arrives.
+    /// A message that contains the delimiter is refused by `encode`; all others arrive.
     #[test]
-    fn a_long_delimiter_survives_any_cuts(
+    fn messages_with_a_long_delimiter_split_at_any_point_are_received_whole(
         sent in messages_of(b"ab"), cuts in cuts(), room in room(),
         delimiter in prop::sample::select(vec![&b"aa"[..], b"ab", b"aba", b"abab", b"bbb", b"aab"]),
     ) {
@@ -420,7 +422,7 @@ proptest! {
     }
 
     #[test]
-    fn lengths_of_every_width_and_order_survive_any_cuts(
+    fn length_prefixed_messages_split_at_any_point_are_received_whole(
         sent in vec(vec(any::<u8>(), 0..255), 0..12), cuts in cuts(), room in room(),
         width in prop::sample::select(&[Width::One, Width::Two, Width::Four, Width::Eight][..]),
         endian in prop::sample::select(&[Endian::Big, Endian::Little][..]),
@@ -429,7 +431,7 @@ proptest! {
     }
 
     #[test]
-    fn messages_of_one_size_survive_any_cuts(
+    fn fixed_size_messages_split_at_any_point_are_received_whole(
         size in 1usize..300, count in 0usize..12, cuts in cuts(), room in room(),
     ) {
         let sent: Vec<_> = (0..count).map(|number| vec![number as u8; size]).collect();
@@ -437,15 +439,15 @@ proptest! {
     }
 
     #[test]
-    fn a_framing_of_ones_own_survives_any_cuts(
+    fn messages_of_a_custom_framing_split_at_any_point_are_received_whole(
         sent in any_messages(), cuts in cuts(), room in room(),
     ) {
         expect_round_trip(Netstring, &sent, &cuts, room)?;
     }
 
-    /// Whatever comes, no message is over the maximum, and what follows a delimiter is in step.
+    /// No message is longer than the maximum, and the message after a delimiter is correct.
     #[test]
-    fn discarding_gets_back_into_step(
+    fn after_discarded_input_the_next_message_is_received(
         before in vec(prop::sample::select(&b"ab#"[..]), 0..200), cuts in cuts(),
         delimiter in prop::sample::select(vec![&b"#"[..], b"#-", b"#--#"]),
     ) {
@@ -463,14 +465,14 @@ proptest! {
 }
 
 #[test]
-fn network_order_is_the_default_and_little_endian_is_on_request() {
+fn big_endian_is_the_default_and_little_endian_is_an_option() {
     let frame = |mut framing: LengthPrefixed| encode(&mut framing, &[b"hi".to_vec()]);
     assert_eq!(frame(LengthPrefixed::default()), b"\0\0\0\x02hi");
     assert_eq!(frame(LengthPrefixed::new(Width::Two, Endian::Little)), b"\x02\0hi");
     assert_eq!(frame(LengthPrefixed::new(Width::Eight, Endian::Big)), b"\0\0\0\0\0\0\0\x02hi");
 }
 
-/// Feeds one frame in one piece, and then again byte by byte: the reason, if it ended.
+/// Feeds one frame in one piece and then byte by byte; returns the close reasons, if any.
 fn verdicts(framing: impl Framing + Clone, wire: &[u8]) -> [Option<String>; 2] {
     [wire.len(), 1].map(|piece| {
         let (mut stage, _) = start(framing.clone(), echo);
@@ -519,7 +521,7 @@ fn a_frame_without_an_end_is_too_long_before_it_ends() {
 }
 
 #[test]
-fn a_length_that_is_too_long_is_refused_before_the_message_comes() {
+fn a_length_above_the_maximum_is_refused_before_the_message_arrives() {
     for width in [Width::Two, Width::Four, Width::Eight] {
         let framing = LengthPrefixed::new(width, Endian::Big).max_len(10);
         let (mut stage, log) = start(framing, echo);
@@ -540,7 +542,7 @@ fn messages_before_a_bad_frame_are_delivered_and_answered() {
 }
 
 #[test]
-fn an_overlong_line_can_be_dropped_and_the_next_one_is_heard() {
+fn an_overlong_line_can_be_discarded_and_the_next_one_is_delivered() {
     let lines = Lines::default().max_len(4).overlong(Overlong::Discard);
     for piece in [100, 1, 3, 7] {
         let (mut stage, log) = start(lines.clone(), echo);
@@ -553,7 +555,7 @@ fn an_overlong_line_can_be_dropped_and_the_next_one_is_heard() {
 }
 
 #[test]
-fn a_line_that_is_being_dropped_keeps_no_bytes() {
+fn a_line_that_is_being_discarded_is_not_buffered() {
     let framing = Delimited::new(b"#--#").max_len(10).overlong(Overlong::Discard);
     let (mut stage, _) = start(framing, echo);
     for _ in 0..1000 {
@@ -580,26 +582,26 @@ fn an_end_inside_a_frame_is_unexpected() {
         };
         assert!((2..=3).contains(buffered));
         assert_eq!(messages(&log).len(), 1);
-        assert!(!log.borrow().contains(&Told::Eof), "no peer ended in order");
+        assert!(!log.borrow().contains(&Call::Eof), "no peer ended in order");
     }
 }
 
 #[test]
-fn a_last_line_without_an_end_is_accepted_on_request() {
+fn an_unterminated_last_line_is_accepted_if_the_option_is_set() {
     for wire in [&b"one\ntwo"[..], b"one\r\ntwo\r"] {
         let (mut stage, log) = start(Lines::default().unterminated(true), echo);
         stage.feed(wire).eof();
         assert!(matches!(stage.close(), CloseReason::Eof));
         assert_eq!(
             log.borrow()[1..],
-            [message("one"), message("two"), Told::Eof, Told::Close("end of input".into())]
+            [message("one"), message("two"), Call::Eof, Call::Close("end of input".into())]
         );
         assert_eq!(stage.sent, b"one\ntwo\n");
     }
 }
 
 #[test]
-fn a_last_line_without_an_end_has_the_same_maximum() {
+fn an_unterminated_last_line_has_the_same_maximum() {
     let lines = Lines::default().max_len(3).unterminated(true);
     let (mut stage, _) = start(lines.clone(), echo);
     stage.feed(b"four").eof();
@@ -610,22 +612,22 @@ fn a_last_line_without_an_end_has_the_same_maximum() {
     assert_eq!(messages(&log), Vec::<Vec<u8>>::new());
 }
 
-/// What a scanner has seen could as well have changed: it does not look again.
+/// The second call passes other bytes in the range that was scanned before.
 #[test]
-fn a_scanner_looks_at_no_byte_twice() {
+fn a_scanner_reads_no_byte_twice() {
     let mut lines = Lines::default();
     assert_eq!(lines.decode(b"aaaa").unwrap(), Decoded::Incomplete);
     assert_eq!(lines.decode(b"\n\n\n\na").unwrap(), Decoded::Incomplete);
     let frame = |body, consumed| Decoded::Frame { body, consumed };
     assert_eq!(lines.decode(b"\n\n\n\na\n").unwrap(), frame(0..5, 6));
-    // Here the end of what was seen may be the beginning of a delimiter, and is looked at again.
+    // The end of the scanned range may be the start of a delimiter, and is scanned again.
     let mut delimited = Delimited::new(b"###");
     assert_eq!(delimited.decode(b"aaaaa#").unwrap(), Decoded::Incomplete);
     assert_eq!(delimited.decode(b"###aa##").unwrap(), Decoded::Incomplete);
     assert_eq!(delimited.decode(b"###aa###").unwrap(), frame(0..5, 8));
 }
 
-/// A framing of lines that counts how often it is asked, and about how many bytes.
+/// A framing of lines that counts the calls of `decode` and the new bytes in them.
 #[derive(Default)]
 struct Asked {
     calls: Rc<RefCell<usize>>,
@@ -653,10 +655,10 @@ impl Framing for Asked {
 }
 
 #[test]
-fn a_mebibyte_that_comes_byte_by_byte_is_looked_at_once() {
+fn a_mebibyte_that_arrives_byte_by_byte_is_scanned_once() {
     let framing = Asked::default();
     let (calls, looked_at) = (framing.calls.clone(), framing.looked_at.clone());
-    let (mut stage, log) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
+    let (mut stage, log) = start(framing, |_: &Call, _: &mut Context<'_>| Ok(()));
     for _ in 0..1 << 20 {
         stage.feed(b"x");
     }
@@ -667,13 +669,13 @@ fn a_mebibyte_that_comes_byte_by_byte_is_looked_at_once() {
 }
 
 #[test]
-fn long_frames_that_come_byte_by_byte_are_found_by_every_scanner() {
+fn long_frames_that_arrive_byte_by_byte_are_found_by_every_scanner() {
     let length = 1 << 20;
     for framing in [
         Box::new(Lines::default().max_len(length)) as Box<dyn Framing>,
         Box::new(Delimited::new(b"\r\n").max_len(length)),
     ] {
-        let (mut stage, log) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
+        let (mut stage, log) = start(framing, |_: &Call, _: &mut Context<'_>| Ok(()));
         for _ in 0..length {
             stage.feed(b"x");
         }
@@ -682,7 +684,7 @@ fn long_frames_that_come_byte_by_byte_are_found_by_every_scanner() {
     }
 }
 
-/// A framing that answers whatever it is told to.
+/// A framing whose `decode` returns a fixed value.
 struct Says(Decoded);
 
 impl Framing for Says {
@@ -717,7 +719,7 @@ fn impossible_steps() -> Vec<Decoded> {
 }
 
 #[test]
-fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
+fn a_framing_that_names_bytes_out_of_range_ends_the_conversation() {
     for step in impossible_steps() {
         let (mut stage, log) = start(Says(step.clone()), echo);
         stage.feed(b"four");
@@ -728,7 +730,7 @@ fn a_framing_that_names_bytes_that_are_not_there_ends_the_conversation() {
 }
 
 #[test]
-fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
+fn a_framing_that_names_bytes_out_of_range_at_eof_ends_the_conversation() {
     for step in impossible_steps().into_iter().chain([Decoded::Incomplete]) {
         let (mut stage, _) = start(Says(Decoded::Incomplete), echo);
         stage.feed(b"four");
@@ -743,7 +745,7 @@ fn a_framing_that_is_wrong_about_the_last_bytes_ends_the_conversation_too() {
 }
 
 #[test]
-fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
+fn a_framing_that_names_buffered_bytes_out_of_range_does_not_spin() {
     for step in impossible_steps() {
         let (mut stage, _) = start(Says(step.clone()), echo);
         stage.conversation.buffer(b"four");
@@ -753,7 +755,7 @@ fn a_framing_that_is_wrong_about_kept_bytes_does_not_spin() {
 }
 
 #[test]
-fn what_cannot_be_framed_is_refused_and_nothing_of_it_is_sent() {
+fn a_message_that_cannot_be_framed_is_refused_and_no_part_of_it_is_sent() {
     let unsendable: [(Box<dyn Framing>, &[u8]); 5] = [
         (Box::new(Delimited::new(b"--")), b"a--b"),
         (Box::new(Delimited::new(b"--")), b"a-"),
@@ -762,8 +764,8 @@ fn what_cannot_be_framed_is_refused_and_nothing_of_it_is_sent() {
         (Box::new(LengthPrefixed::default().max_len(3)), b"four"),
     ];
     for (framing, unsendable) in unsendable {
-        let (mut stage, _) = start(framing, |told: &Told, cx: &mut Context<'_>| match told {
-            Told::Open => cx.send(unsendable),
+        let (mut stage, _) = start(framing, |call: &Call, cx: &mut Context<'_>| match call {
+            Call::Open => cx.send(unsendable),
             _ => Ok(()),
         });
         assert!(matches!(stage.close(), CloseReason::Error(_)));
@@ -772,7 +774,7 @@ fn what_cannot_be_framed_is_refused_and_nothing_of_it_is_sent() {
 }
 
 #[test]
-fn the_end_is_an_event_of_its_own_and_never_an_empty_message() {
+fn the_end_of_input_is_a_separate_event_and_not_an_empty_message() {
     for framing in [
         Box::new(Raw) as Box<dyn Framing>,
         Box::new(Lines::default().unterminated(true)),
@@ -781,8 +783,8 @@ fn the_end_is_an_event_of_its_own_and_never_an_empty_message() {
         let (mut stage, log) = start(framing, echo);
         stage.eof();
         assert!(matches!(stage.close(), CloseReason::Eof));
-        let told = [Told::Open, Told::Eof, Told::Close("end of input".into())];
-        assert_eq!(*log.borrow(), told);
+        let calls = [Call::Open, Call::Eof, Call::Close("end of input".into())];
+        assert_eq!(*log.borrow(), calls);
         assert_eq!(stage.tally.messages, 0);
     }
 }
@@ -796,19 +798,19 @@ fn an_empty_line_is_a_message() {
 }
 
 #[test]
-fn a_handler_is_told_everything_in_order() {
+fn the_calls_of_a_handler_come_in_order() {
     let (mut stage, log) = start(Lines::default(), echo);
     stage.feed(b"one\ntw").feed(b"o\n").eof();
     stage.close();
-    let told =
-        [Told::Open, message("one"), message("two"), Told::Eof, Told::Close("end of input".into())];
-    assert_eq!(*log.borrow(), told);
+    let calls =
+        [Call::Open, message("one"), message("two"), Call::Eof, Call::Close("end of input".into())];
+    assert_eq!(*log.borrow(), calls);
 }
 
 #[test]
-fn what_is_sent_on_opening_goes_out_first() {
-    let (mut stage, _) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| match told {
-        Told::Open => cx.send(b"welcome"),
+fn output_of_on_open_is_sent_first() {
+    let (mut stage, _) = start(Lines::default(), |call: &Call, cx: &mut Context<'_>| match call {
+        Call::Open => cx.send(b"welcome"),
         other => echo(other, cx),
     });
     stage.feed(b"hello\n");
@@ -816,9 +818,9 @@ fn what_is_sent_on_opening_goes_out_first() {
 }
 
 #[test]
-fn a_handler_that_closes_hears_no_more_messages_and_sends_no_more() {
-    let (mut stage, log) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| {
-        if *told == message("bye") {
+fn after_a_close_no_message_is_delivered_and_no_output_is_sent() {
+    let (mut stage, log) = start(Lines::default(), |call: &Call, cx: &mut Context<'_>| {
+        if *call == message("bye") {
             cx.send(b"farewell")?;
             cx.close();
         }
@@ -835,21 +837,21 @@ fn a_handler_that_closes_hears_no_more_messages_and_sends_no_more() {
 }
 
 #[test]
-fn a_handler_can_close_on_opening() {
-    let (mut stage, log) = start(Raw, |_: &Told, cx: &mut Context<'_>| {
+fn a_handler_can_close_in_on_open() {
+    let (mut stage, log) = start(Raw, |_: &Call, cx: &mut Context<'_>| {
         cx.close();
         Ok(())
     });
     assert!(stage.is_closing());
     stage.close();
-    let told = [Told::Open, Told::Close("closed by the handler".into())];
-    assert_eq!(*log.borrow(), told);
+    let calls = [Call::Open, Call::Close("closed by the handler".into())];
+    assert_eq!(*log.borrow(), calls);
 }
 
 #[test]
-fn aborting_closes_for_the_same_reason_but_waits_for_nothing() {
-    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+fn an_abort_has_the_reason_of_a_close_and_does_not_wait_for_output() {
+    let (mut stage, _) = start(Raw, |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             cx.abort();
         }
         Ok(())
@@ -860,21 +862,21 @@ fn aborting_closes_for_the_same_reason_but_waits_for_nothing() {
 }
 
 #[test]
-fn an_error_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
-    for fatal in [Told::Open, message("x\n"), Told::Eof, Told::Timeout] {
+fn an_error_of_any_method_of_the_handler_ends_the_conversation() {
+    for fatal in [Call::Open, message("x\n"), Call::Eof, Call::Timeout] {
         let culprit = fatal.clone();
-        let (mut stage, log) = start(Raw, move |told: &Told, cx: &mut Context<'_>| {
+        let (mut stage, log) = start(Raw, move |call: &Call, cx: &mut Context<'_>| {
             cx.send(b"last words")?;
-            if *told == culprit {
+            if *call == culprit {
                 Err("no luck")?;
             }
             Ok(())
         });
         stage.sent.clear();
         match fatal {
-            Told::Message(_) => stage.feed(b"x\n"),
-            Told::Eof => stage.eof(),
-            Told::Timeout => stage.time_out(),
+            Call::Message(_) => stage.feed(b"x\n"),
+            Call::Eof => stage.eof(),
+            Call::Timeout => stage.time_out(),
             _ => &mut stage,
         };
         let reason = stage.close();
@@ -882,24 +884,24 @@ fn an_error_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
         assert_eq!(reason.to_string(), "handler failed: no luck");
         assert_eq!(stage.tally.handler_errors, 1);
         assert_eq!(closes(&log), 1);
-        if fatal != Told::Open {
+        if fatal != Call::Open {
             assert_eq!(stage.sent, b"last words", "what was sent still goes out");
         }
     }
 }
 
 #[test]
-fn a_panic_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
-    for fatal in [Told::Open, message("x"), Told::Eof, Told::Timeout] {
+fn a_panic_of_any_method_of_the_handler_ends_the_conversation() {
+    for fatal in [Call::Open, message("x"), Call::Eof, Call::Timeout] {
         let culprit = fatal.clone();
-        let (mut stage, log) = start(Raw, move |told: &Told, _: &mut Context<'_>| {
-            assert_ne!(*told, culprit, "oh dear");
+        let (mut stage, log) = start(Raw, move |call: &Call, _: &mut Context<'_>| {
+            assert_ne!(*call, culprit, "oh dear");
             Ok(())
         });
         match fatal {
-            Told::Message(_) => stage.feed(b"x"),
-            Told::Eof => stage.eof(),
-            Told::Timeout => stage.time_out(),
+            Call::Message(_) => stage.feed(b"x"),
+            Call::Eof => stage.eof(),
+            Call::Timeout => stage.time_out(),
             _ => &mut stage,
         };
         assert!(stage.is_closing());
@@ -911,9 +913,9 @@ fn a_panic_of_the_handlers_ends_the_conversation_wherever_it_comes_from() {
 }
 
 #[test]
-fn a_panic_after_a_close_is_what_is_told() {
-    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+fn a_panic_after_a_close_is_the_reported_reason() {
+    let (mut stage, _) = start(Raw, |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             cx.close();
             panic!("after all");
         }
@@ -924,9 +926,9 @@ fn a_panic_after_a_close_is_what_is_told() {
 }
 
 #[test]
-fn a_panic_that_is_no_text_is_one_all_the_same() {
-    let (mut stage, _) = start(Raw, |told: &Told, _: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+fn a_panic_whose_payload_is_not_text_is_reported() {
+    let (mut stage, _) = start(Raw, |call: &Call, _: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             std::panic::panic_any(7);
         }
         Ok(())
@@ -949,7 +951,7 @@ fn a_panic_in_a_framing_ends_only_the_conversation() {
     let (mut stage, _) = start(Panics, echo);
     stage.feed(b"x");
     assert!(matches!(stage.close(), CloseReason::Panic(text) if text == "cannot read"));
-    let (mut stage, _) = start(Panics, |_: &Told, cx: &mut Context<'_>| cx.send(b"x"));
+    let (mut stage, _) = start(Panics, |_: &Call, cx: &mut Context<'_>| cx.send(b"x"));
     assert!(matches!(stage.close(), CloseReason::Panic(text) if text == "cannot write"));
 }
 
@@ -989,7 +991,7 @@ fn on_close_is_not_called_if_on_open_was_not() {
 }
 
 #[test]
-fn a_driver_can_end_it_and_the_first_reason_stands() {
+fn the_first_reason_to_end_a_conversation_is_kept() {
     let (mut stage, log) = start(Raw, echo);
     let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
     stage.conversation.end(CloseReason::Disconnected(reset));
@@ -1000,25 +1002,25 @@ fn a_driver_can_end_it_and_the_first_reason_stands() {
 }
 
 #[test]
-fn who_was_not_told_a_reason_is_told_of_a_shutdown() {
+fn a_conversation_closed_without_a_reason_reports_a_shutdown() {
     let (mut stage, _) = start(Raw, echo);
     assert!(matches!(stage.close(), CloseReason::Shutdown));
 }
 
 #[test]
-fn a_timeout_that_closes_is_named_as_one() {
+fn an_idle_timeout_that_closes_is_the_reported_reason() {
     let (mut stage, log) = start(Raw, echo);
     stage.time_out();
     assert!(stage.is_closing());
     assert!(matches!(stage.close(), CloseReason::Timeout));
     assert_eq!(stage.tally.timeouts, 1);
-    assert!(log.borrow().contains(&Told::Timeout));
+    assert!(log.borrow().contains(&Call::Timeout));
 }
 
 #[test]
-fn a_timeout_may_be_answered_and_forgiven() {
-    let (mut stage, _) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| match told {
-        Told::Timeout => cx.send(b"still there?"),
+fn a_handler_may_send_at_an_idle_timeout_and_stay_open() {
+    let (mut stage, _) = start(Lines::default(), |call: &Call, cx: &mut Context<'_>| match call {
+        Call::Timeout => cx.send(b"still there?"),
         other => echo(other, cx),
     });
     stage.time_out().time_out();
@@ -1027,11 +1029,11 @@ fn a_timeout_may_be_answered_and_forgiven() {
 }
 
 #[test]
-fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
-    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
-        match told {
-            Told::Open => cx.set_idle_timeout(Duration::from_secs(5))?,
-            Told::Message(_) => cx.set_idle_timeout(None)?,
+fn a_change_of_the_idle_timeout_is_reported_to_the_driver_once() {
+    let (mut stage, _) = start(Raw, |call: &Call, cx: &mut Context<'_>| {
+        match call {
+            Call::Open => cx.set_idle_timeout(Duration::from_secs(5))?,
+            Call::Message(_) => cx.set_idle_timeout(None)?,
             _ => {}
         }
         Ok(())
@@ -1045,24 +1047,37 @@ fn a_timeout_is_set_and_taken_back_and_the_driver_is_told_once() {
 }
 
 #[test]
-fn a_half_open_conversation_without_a_way_to_go_on_is_closed() {
-    let (mut stage, _) = start(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+fn a_half_open_conversation_without_timeout_or_sender_is_closed() {
+    let (mut stage, _) = start(Raw, |_: &Call, _: &mut Context<'_>| Ok(()));
     stage.eof();
     assert!(stage.is_closing());
     assert!(matches!(stage.close(), CloseReason::Eof));
 }
 
+/// What comes from elsewhere is call by mail: nothing has to be looked at beside the input.
 #[test]
-fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
-    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
-        if *told == Told::Open {
+fn a_conversation_with_a_sender_has_nothing_but_its_input_to_remember() {
+    let (mut stage, sender) = with_sender(Raw, echo);
+    assert!(stage.conversation.is_fast());
+    sender.send(b"from elsewhere").unwrap();
+    stage.feed(b"hello");
+    assert!(stage.conversation.is_fast());
+    stage.drain_send_queue();
+    assert!(stage.conversation.is_fast());
+    assert_eq!(stage.sent, b"hellofrom elsewhere");
+}
+
+#[test]
+fn a_half_open_conversation_with_a_timeout_or_a_sender_stays_open() {
+    let (mut stage, _) = start(Raw, |call: &Call, cx: &mut Context<'_>| {
+        if *call == Call::Open {
             cx.set_idle_timeout(Duration::from_secs(1))?;
         }
         Ok(())
     });
     stage.eof();
     assert!(!stage.is_closing());
-    let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+    let (mut stage, sender) = with_sender(Raw, |_: &Call, _: &mut Context<'_>| Ok(()));
     stage.eof();
     assert!(!stage.is_closing());
     sender.send(b"afterwards").unwrap();
@@ -1071,8 +1086,8 @@ fn a_half_open_conversation_with_a_timeout_or_a_sender_goes_on() {
 }
 
 #[test]
-fn a_half_open_conversation_ends_when_its_last_sender_is_gone_and_all_is_sent() {
-    let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+fn a_half_open_conversation_ends_when_its_last_sender_is_dropped_and_all_is_sent() {
+    let (mut stage, sender) = with_sender(Raw, |_: &Call, _: &mut Context<'_>| Ok(()));
     let other = sender.clone();
     stage.eof();
     drop(sender);
@@ -1090,8 +1105,8 @@ fn a_half_open_conversation_ends_when_its_last_sender_is_gone_and_all_is_sent() 
 }
 
 #[test]
-fn a_sender_that_is_gone_before_the_end_keeps_nothing_open() {
-    let (mut stage, sender) = with_sender(Raw, |_: &Told, _: &mut Context<'_>| Ok(()));
+fn a_sender_dropped_before_the_end_of_input_does_not_keep_the_conversation_open() {
+    let (mut stage, sender) = with_sender(Raw, |_: &Call, _: &mut Context<'_>| Ok(()));
     drop(sender);
     stage.conversation.end_if_nothing_follows();
     assert!(!stage.is_closing(), "its peer may go on");
@@ -1101,8 +1116,8 @@ fn a_sender_that_is_gone_before_the_end_keeps_nothing_open() {
 
 #[test]
 fn a_handler_can_stop_the_server() {
-    let (mut stage, _) = start(Raw, |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+    let (mut stage, _) = start(Raw, |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             cx.stop_server();
         }
         Ok(())
@@ -1129,7 +1144,7 @@ fn messages_beyond_the_budget_are_left_for_later() {
 }
 
 #[test]
-fn a_long_message_leaves_no_more_memory_than_what_follows_it_needs() {
+fn after_a_long_message_its_memory_is_released() {
     for kept in [false, true] {
         let (mut stage, log) = start(LengthPrefixed::default(), |_, _| Ok(()));
         let message = vec![7; 8 << 20];
@@ -1170,8 +1185,8 @@ fn output_beyond_the_room_leaves_input_for_later() {
 
 #[test]
 fn one_answer_may_be_larger_than_the_room() {
-    let (mut stage, log) = start(Lines::default(), |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+    let (mut stage, log) = start(Lines::default(), |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             cx.send(&[b'x'; 1000])?;
         }
         Ok(())
@@ -1183,7 +1198,7 @@ fn one_answer_may_be_larger_than_the_room() {
 }
 
 #[test]
-fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
+fn half_a_line_buffered_for_a_worker_does_not_start_a_job() {
     let (mut stage, _) = start(Lines::default(), echo);
     stage.room = 1;
     stage.conversation.buffer(b"one\ntw");
@@ -1193,10 +1208,9 @@ fn half_a_line_kept_for_a_worker_is_no_reason_to_go_on() {
     assert!(!stage.conversation.has_blocked_input(), "nothing can go on");
 }
 
-/// A framing may remember what it has told: here, that the first frame is one byte and all others
-/// are two.
+/// A framing may have state: here, the first frame is one byte and all others are two.
 #[test]
-fn looking_ahead_asks_a_framing_about_no_frame_twice() {
+fn peeking_decodes_no_frame_twice() {
     struct Growing(usize);
     impl Framing for Growing {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
@@ -1225,7 +1239,7 @@ fn an_idle_conversation_owns_no_buffer() {
     stage.feed(b"half a li").feed(b"ne\n");
     assert_eq!(stage.conversation.read_buffer.capacity(), 0);
     assert!(stage.conversation.is_idle());
-    // The same where it has been looked at ahead of a worker.
+    // The same after the frame was peeked for a worker.
     let lines = Lines::default().max_len(2).overlong(Overlong::Discard);
     let (mut stage, _) = start(lines, echo);
     stage.conversation.buffer(b"much too long\n");
@@ -1233,9 +1247,9 @@ fn an_idle_conversation_owns_no_buffer() {
     assert_eq!(stage.conversation.read_buffer.capacity(), 0);
 }
 
-/// How much of what a handler's answer to `wire` is made of is its own: the rest refers to `wire`.
+/// How many bytes of the answer to `wire` are copied; the rest refers to `wire`.
 fn copied(framing: impl Framing + Clone, wire: &[u8], split: usize) -> usize {
-    let (mut stage, _) = start(framing, |_: &Told, _: &mut Context<'_>| Ok(()));
+    let (mut stage, _) = start(framing, |_: &Call, _: &mut Context<'_>| Ok(()));
     stage.feed(&wire[..split]);
     let received = Rc::default();
     let mut echoing = Stage::new(Echo(received), stage.conversation.framing.clone());
@@ -1257,13 +1271,13 @@ fn an_answer_that_repeats_its_input_is_not_copied() {
     assert_eq!(copied(Lines::default(), b"one\ntwo\nthree\n", 0), 0);
     assert_eq!(copied(Delimited::new(b"#-#"), b"one#-#two#-#", 0), 0);
     assert_eq!(copied(FixedSize::new(3), b"onetwo", 0), 0);
-    // The first length is made anew; the next stands where the one that came stood.
+    // The first length is encoded anew; the second is the same memory as in the input.
     let framed = b"\0\0\0\x03one\0\0\0\x03two";
     assert_eq!(copied(LengthPrefixed::default(), framed, 0), 4);
 }
 
 #[test]
-fn an_answer_that_repeats_what_came_in_pieces_is_not_copied_either() {
+fn an_answer_that_repeats_input_received_in_pieces_is_not_copied() {
     assert_eq!(copied(Lines::default(), b"one\ntwo\nthree\n", 2), 0);
     assert_eq!(copied(FixedSize::new(3), b"onetwo", 1), 0);
 }
@@ -1272,7 +1286,7 @@ fn an_answer_that_repeats_what_came_in_pieces_is_not_copied_either() {
 fn a_shared_message_is_framed_and_not_copied() {
     let payload: Arc<[u8]> = vec![b'x'; 100_000].into();
     let shared = payload.clone();
-    let (mut stage, _) = start(Lines::default(), |_: &Told, _: &mut Context<'_>| Ok(()));
+    let (mut stage, _) = start(Lines::default(), |_: &Call, _: &mut Context<'_>| Ok(()));
     let mut step_cx =
         StepCx::new(&mut stage.output_buffer, &mut stage.tally, &stage.driver, PLENTY);
     let (_, mut cx) = stage.conversation.parts(&[], &mut step_cx);
@@ -1282,26 +1296,26 @@ fn a_shared_message_is_framed_and_not_copied() {
     assert_eq!(parts[0].as_ptr(), payload.as_ptr());
 }
 
-/// A stage for an actor that has handed out a sender.
+/// A conversation whose handler has asked for a sender, and the sender.
 fn with_sender<A, F>(framing: F, mut act: A) -> (Stage<impl Handler, F>, Sender)
 where
-    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
+    A: FnMut(&Call, &mut Context<'_>) -> HandlerResult,
     F: Framing,
 {
     let handed = Rc::new(RefCell::new(None));
     let out = handed.clone();
-    let (stage, _) = start(framing, move |told: &Told, cx: &mut Context<'_>| {
-        if *told == Told::Open {
+    let (stage, _) = start(framing, move |call: &Call, cx: &mut Context<'_>| {
+        if *call == Call::Open {
             *out.borrow_mut() = Some(cx.sender()?);
         }
-        act(told, cx)
+        act(call, cx)
     });
     let sender = handed.borrow_mut().take().expect("a sender");
     (stage, sender)
 }
 
 #[test]
-fn what_others_send_is_framed_and_keeps_its_order() {
+fn messages_of_senders_are_framed_and_keep_their_order() {
     let (mut stage, sender) = with_sender(Lines::default(), echo);
     stage.feed(b"hal");
     sender.send(b"one").unwrap();
@@ -1313,10 +1327,10 @@ fn what_others_send_is_framed_and_keeps_its_order() {
 }
 
 #[test]
-fn senders_of_one_conversation_are_the_same() {
+fn senders_of_one_conversation_are_equal() {
     let senders = Rc::new(RefCell::new(Vec::new()));
     let out = senders.clone();
-    let (_stage, _) = start(Raw, move |_: &Told, cx: &mut Context<'_>| {
+    let (_stage, _) = start(Raw, move |_: &Call, cx: &mut Context<'_>| {
         out.borrow_mut().extend([cx.sender()?, cx.sender()?]);
         Ok(())
     });
@@ -1327,7 +1341,7 @@ fn senders_of_one_conversation_are_the_same() {
 }
 
 #[test]
-fn what_others_send_stops_at_the_room() {
+fn messages_of_senders_are_taken_up_to_the_room() {
     let (mut stage, sender) = with_sender(Raw, echo);
     stage.room = 3;
     for _ in 0..3 {
@@ -1341,7 +1355,7 @@ fn what_others_send_stops_at_the_room() {
 }
 
 #[test]
-fn others_can_close_after_what_they_sent() {
+fn a_close_of_a_sender_takes_effect_after_its_messages() {
     let (mut stage, sender) = with_sender(Raw, echo);
     sender.send(b"last").unwrap();
     sender.close();
@@ -1355,7 +1369,7 @@ fn others_can_close_after_what_they_sent() {
 }
 
 #[test]
-fn what_others_send_and_cannot_be_framed_is_refused_where_that_can_be_told() {
+fn a_message_that_cannot_be_framed_is_refused_by_its_sender() {
     let refused_by = |framing: LengthPrefixed, message: &[u8]| {
         let (_stage, sender) = with_sender(framing, echo);
         sender.send(message).unwrap_err()
@@ -1373,7 +1387,7 @@ fn what_others_send_and_cannot_be_framed_is_refused_where_that_can_be_told() {
     assert_eq!(sender.send(b"a-#-b"), Ok(()));
 }
 
-/// Puts half of what it then refuses.
+/// A framing that writes a message and then refuses it.
 #[derive(Clone)]
 struct Picky;
 
@@ -1389,7 +1403,7 @@ impl Framing for Picky {
 }
 
 #[test]
-fn what_others_send_and_only_the_framing_can_refuse_is_dropped_and_counted() {
+fn a_message_of_a_sender_that_only_the_framing_refuses_is_dropped_and_counted() {
     let (mut stage, sender) = with_sender(Picky, echo);
     for message in ["one", "bad", "two", "bad"] {
         sender.send(message.as_bytes()).unwrap();
@@ -1401,13 +1415,13 @@ fn what_others_send_and_only_the_framing_can_refuse_is_dropped_and_counted() {
 }
 
 #[test]
-fn a_boxed_framing_tells_what_it_can_encode() {
+fn a_boxed_framing_forwards_encodable() {
     let boxed: Box<dyn Framing> = Box::new(FixedSize::new(4));
     assert_eq!(boxed.encodable(), Encodable::Exactly(4));
 }
 
 #[test]
-fn others_can_abort_whatever_they_sent() {
+fn an_abort_of_a_sender_drops_its_messages() {
     let (mut stage, sender) = with_sender(Raw, echo);
     sender.send(b"last").unwrap();
     sender.close();
@@ -1419,46 +1433,47 @@ fn others_can_abort_whatever_they_sent() {
     assert!(matches!(stage.close(), CloseReason::Handler));
 }
 
-/// Serves a datagram, and returns the answers, why it ended and what the handler was told.
+/// Serves a datagram; returns the replies, the close reason and the handler's calls.
 fn datagram<A>(
     packet: &[u8],
     truncated: bool,
     act: A,
-) -> (Vec<Vec<u8>>, CatchDrop<CloseReason>, Vec<Told>)
+) -> (Vec<Vec<u8>>, CatchDrop<CloseReason>, Vec<Call>)
 where
-    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult,
+    A: FnMut(&Call, &mut Context<'_>) -> HandlerResult,
 {
     let (mut output_buffer, mut tally) = (OutputBuffer::default(), Tally::default());
     let senders = nowhere();
     let mut step_cx = StepCx::new(&mut output_buffer, &mut tally, &senders, PLENTY);
     let log = Log::default();
     let handler = Actor { log: log.clone(), act };
-    let reason = serve_datagram(handler.into(), Peer::Unnamed, packet, truncated, &mut step_cx);
+    let reason =
+        serve_datagram(handler.into(), Peer::Unnamed, None, packet, truncated, &mut step_cx);
     let sent = output_buffer.parts(packet).map(<[u8]>::to_vec).collect();
-    let told = log.borrow().clone();
-    (sent, reason, told)
+    let calls = log.borrow().clone();
+    (sent, reason, calls)
 }
 
 #[test]
 fn a_datagram_is_a_conversation_of_one_message() {
-    let (sent, reason, told) = datagram(b"one\ntwo", false, echo);
+    let (sent, reason, calls) = datagram(b"one\ntwo", false, echo);
     assert_eq!(sent, [b"one\ntwo"]);
     assert!(matches!(*reason, CloseReason::Handler));
-    let close = Told::Close("closed by the handler".into());
-    assert_eq!(told, [Told::Open, message("one\ntwo"), close]);
+    let close = Call::Close("closed by the handler".into());
+    assert_eq!(calls, [Call::Open, message("one\ntwo"), close]);
 }
 
 #[test]
 fn an_empty_datagram_is_an_empty_message_and_can_be_answered_by_one() {
-    let (sent, _, told) = datagram(b"", false, echo);
+    let (sent, _, calls) = datagram(b"", false, echo);
     assert_eq!(sent, [b""]);
-    assert_eq!(told[1], message(""));
+    assert_eq!(calls[1], message(""));
 }
 
 #[test]
 fn each_send_to_a_datagrams_peer_is_a_datagram() {
-    let (sent, ..) = datagram(b"twice", false, |told: &Told, cx: &mut Context<'_>| {
-        if let Told::Message(message) = told {
+    let (sent, ..) = datagram(b"twice", false, |call: &Call, cx: &mut Context<'_>| {
+        if let Call::Message(message) = call {
             cx.send(message)?;
             cx.send(&message[..2])?;
         }
@@ -1468,21 +1483,21 @@ fn each_send_to_a_datagrams_peer_is_a_datagram() {
 }
 
 #[test]
-fn what_a_datagram_does_not_have_is_a_typed_error() {
-    let (.., told) = datagram(b"x", true, |told: &Told, cx: &mut Context<'_>| {
+fn asking_for_a_sender_or_a_timeout_of_a_datagram_is_a_typed_error() {
+    let (.., call) = datagram(b"x", true, |call: &Call, cx: &mut Context<'_>| {
         assert_eq!(cx.sender().unwrap_err(), UnsupportedError::DatagramSender);
         let timeout = cx.set_idle_timeout(Duration::from_secs(1));
         assert_eq!(timeout, Err(UnsupportedError::DatagramTimeout));
         assert!(cx.is_truncated());
-        echo(told, cx)
+        echo(call, cx)
     });
-    assert_eq!(told.len(), 3, "no assertion failed");
+    assert_eq!(call.len(), 3, "no assertion failed");
 }
 
 #[test]
-fn a_fault_in_a_datagrams_handler_is_told_and_its_last_words_are_sent() {
-    let (sent, reason, told) = datagram(b"x", false, |told: &Told, cx: &mut Context<'_>| {
-        if matches!(told, Told::Message(_)) {
+fn a_fault_in_the_handler_of_a_datagram_is_reported_and_earlier_replies_are_sent() {
+    let (sent, reason, calls) = datagram(b"x", false, |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Message(_)) {
             cx.send(b"sorry")?;
             Err("broken")?;
         }
@@ -1490,8 +1505,8 @@ fn a_fault_in_a_datagrams_handler_is_told_and_its_last_words_are_sent() {
     });
     assert_eq!(sent, [b"sorry"]);
     assert!(matches!(*reason, CloseReason::Error(_)));
-    assert_eq!(told.len(), 3);
-    let (_, reason, _) = datagram(b"x", false, |_: &Told, _: &mut Context<'_>| panic!("no"));
+    assert_eq!(calls.len(), 3);
+    let (_, reason, _) = datagram(b"x", false, |_: &Call, _: &mut Context<'_>| panic!("no"));
     assert!(matches!(*reason, CloseReason::Panic(_)));
 }
 
@@ -1505,28 +1520,28 @@ fn a_closure_is_a_handler_that_closes_at_the_end() {
 }
 
 #[test]
-fn a_boxed_framing_frames_as_the_one_in_it_and_its_clones_have_a_state_each() {
-    let mut first = BoxFraming::new(Lines::default().max_len(3).overlong(Overlong::Discard));
-    // What is dropped until the end of the line is state of this one alone.
-    assert_eq!(first.decode(b"too long").unwrap(), Decoded::Skip(8));
-    let mut discarding = first.clone();
-    assert_eq!(first.decode(b"x\n").unwrap(), Decoded::Skip(2));
-    assert_eq!(first.decode(b"abc\n").unwrap(), Decoded::Frame { body: 0..3, consumed: 4 });
-    assert_eq!(discarding.decode(b"abc\n").unwrap(), Decoded::Skip(4));
-    assert!(first.decode_eof(b"abc").is_err());
-    let mut accepting = BoxFraming::new(Lines::default().unterminated(true));
-    assert_eq!(accepting.decode_eof(b"abc").unwrap(), Decoded::Frame { body: 0..3, consumed: 3 });
+fn a_boxed_framing_frames_as_the_one_in_it() {
+    let discarding = Lines::default().max_len(3).overlong(Overlong::Discard);
+    let mut boxed: Box<dyn Framing + Send> = Box::new(discarding);
+    assert_eq!(boxed.decode(b"too long").unwrap(), Decoded::Skip(8));
+    assert_eq!(boxed.decode(b"x\n").unwrap(), Decoded::Skip(2));
+    assert_eq!(boxed.decode(b"abc\n").unwrap(), Decoded::Frame { body: 0..3, consumed: 4 });
+    assert!(boxed.decode_eof(b"abc").is_err());
+    boxed = Box::new(Lines::default().unterminated(true));
+    assert_eq!(boxed.decode_eof(b"abc").unwrap(), Decoded::Frame { body: 0..3, consumed: 3 });
+    boxed = Box::new(FixedSize::new(4));
+    assert_eq!(boxed.encodable(), FixedSize::new(4).encodable());
 }
 
 /// A handler that answers nothing.
-fn quiet(_: &Told, _: &mut Context<'_>) -> HandlerResult {
+fn quiet(_: &Call, _: &mut Context<'_>) -> HandlerResult {
     Ok(())
 }
 
 #[test]
 fn a_handler_that_finds_no_room_is_called_when_there_is_room_again() {
-    let (mut stage, log) = start(Lines::default(), |told, cx| {
-        if matches!(told, Told::Message(_) | Told::Writable) {
+    let (mut stage, log) = start(Lines::default(), |call, cx| {
+        if matches!(call, Call::Message(_) | Call::Writable) {
             while cx.room() > 0 {
                 cx.send(b"12345")?;
             }
@@ -1541,7 +1556,7 @@ fn a_handler_that_finds_no_room_is_called_when_there_is_room_again() {
     assert!(!stage.conversation.is_fast() && !stage.conversation.is_idle());
     stage.step(&[], Conversation::writable);
     assert_eq!(stage.sent.len(), 24);
-    assert_eq!(*log.borrow(), [Told::Open, message("go"), Told::Writable]);
+    assert_eq!(*log.borrow(), [Call::Open, message("go"), Call::Writable]);
 }
 
 #[test]
@@ -1557,10 +1572,10 @@ fn a_handler_that_does_not_ask_for_room_is_not_called_when_there_is_room() {
 fn a_timer_is_set_for_one_call_and_its_handler_can_set_it_again() {
     let start_time = Instant::now();
     let at = |seconds| start_time + Duration::from_secs(seconds);
-    let (mut stage, log) = start(Raw, move |told, cx| {
-        match told {
-            Told::Open => cx.set_timer(at(5))?,
-            Told::Message(_) => cx.set_timer(at(7))?,
+    let (mut stage, log) = start(Raw, move |call, cx| {
+        match call {
+            Call::Open => cx.set_timer(at(5))?,
+            Call::Message(_) => cx.set_timer(at(7))?,
             _ => {}
         }
         Ok(())
@@ -1571,14 +1586,14 @@ fn a_timer_is_set_for_one_call_and_its_handler_can_set_it_again() {
     assert_eq!(stage.conversation.timer(), Some(at(7)));
     stage.step(&[], Conversation::timer_expired);
     assert_eq!(stage.conversation.timer(), None);
-    assert_eq!(*log.borrow(), [Told::Open, message("x"), Told::Timer]);
+    assert_eq!(*log.borrow(), [Call::Open, message("x"), Call::Timer]);
 }
 
 #[test]
 fn a_closing_conversation_has_no_timer() {
-    let (mut stage, _) = start(Raw, |told, cx| {
+    let (mut stage, _) = start(Raw, |call, cx| {
         cx.set_timer(Instant::now())?;
-        if matches!(told, Told::Message(_)) {
+        if matches!(call, Call::Message(_)) {
             cx.close();
         }
         Ok(())
@@ -1591,10 +1606,10 @@ fn a_closing_conversation_has_no_timer() {
 fn events_and_messages_of_a_sender_come_in_the_order_in_which_they_were_posted() {
     let sender = Rc::new(RefCell::new(None));
     let own = sender.clone();
-    let (mut stage, log) = start(Lines::default(), move |told, cx| {
-        match told {
-            Told::Open => *own.borrow_mut() = Some(cx.sender()?),
-            Told::Event(number) => cx.send(number.to_string().as_bytes())?,
+    let (mut stage, log) = start(Lines::default(), move |call, cx| {
+        match call {
+            Call::Open => *own.borrow_mut() = Some(cx.sender()?),
+            Call::Event(number) => cx.send(number.to_string().as_bytes())?,
             _ => {}
         }
         Ok(())
@@ -1605,7 +1620,7 @@ fn events_and_messages_of_a_sender_come_in_the_order_in_which_they_were_posted()
     sender.post(Box::new(3u32)).unwrap();
     stage.drain_send_queue();
     assert_eq!(stage.sent, b"1\ntwo\n3\n");
-    assert_eq!(*log.borrow(), [Told::Open, Told::Event(1), Told::Event(3)]);
+    assert_eq!(*log.borrow(), [Call::Open, Call::Event(1), Call::Event(3)]);
     stage.conversation.end(CloseReason::Shutdown);
     stage.close();
     assert_eq!(sender.post(Box::new(4u32)), Err(SendError::Closed));
@@ -1613,8 +1628,8 @@ fn events_and_messages_of_a_sender_come_in_the_order_in_which_they_were_posted()
 
 #[test]
 fn a_bad_frame_is_answered_before_the_close_and_the_reason_stays_the_frame() {
-    let (mut stage, log) = start(LengthPrefixed::default().max_len(3), |told, cx| {
-        if matches!(told, Told::Reject(_)) {
+    let (mut stage, log) = start(LengthPrefixed::default().max_len(3), |call, cx| {
+        if matches!(call, Call::Reject(_)) {
             cx.send(b"bad")?;
             cx.close();
         }
@@ -1623,14 +1638,14 @@ fn a_bad_frame_is_answered_before_the_close_and_the_reason_stays_the_frame() {
     stage.feed(&[0, 0, 0, 9]);
     assert_eq!(stage.sent, [0, 0, 0, 3, b'b', b'a', b'd']);
     assert!(matches!(stage.close(), CloseReason::Framing(FramingError::TooLong { limit: 3 })));
-    assert!(matches!(&log.borrow()[..], [Told::Open, Told::Reject(_), Told::Close(_)]));
+    assert!(matches!(&log.borrow()[..], [Call::Open, Call::Reject(_), Call::Close(_)]));
     assert_eq!(stage.tally.framing_errors, 1);
 }
 
 #[test]
 fn an_error_of_on_reject_is_the_reason() {
-    let (mut stage, _) = start(FixedSize::new(2), |told, _| match told {
-        Told::Reject(_) => Err("on purpose".into()),
+    let (mut stage, _) = start(FixedSize::new(2), |call, _| match call {
+        Call::Reject(_) => Err("on purpose".into()),
         _ => Ok(()),
     });
     stage.feed(b"x").eof();
@@ -1639,10 +1654,10 @@ fn an_error_of_on_reject_is_the_reason() {
 
 #[test]
 fn no_message_is_delivered_while_the_input_is_paused_and_none_is_lost() {
-    let (mut stage, log) = start(Lines::default(), |told, cx| {
-        match told {
-            Told::Message(line) if line == b"wait" => cx.pause_input(),
-            Told::Timer => cx.resume_input(),
+    let (mut stage, log) = start(Lines::default(), |call, cx| {
+        match call {
+            Call::Message(line) if line == b"wait" => cx.pause_input(),
+            Call::Timer => cx.resume_input(),
             _ => {}
         }
         Ok(())
@@ -1661,11 +1676,11 @@ fn no_message_is_delivered_while_the_input_is_paused_and_none_is_lost() {
 #[test]
 fn a_paused_conversation_that_nothing_can_resume_ends() {
     for rescue in 0..3 {
-        let (mut stage, _) = start(Raw, move |told, cx| {
-            match (told, rescue) {
-                (Told::Open, 1) => cx.set_timer(cx.now() + Duration::from_secs(1))?,
-                (Told::Open, 2) => cx.set_idle_timeout(Duration::from_secs(1))?,
-                (Told::Message(_), _) => cx.pause_input(),
+        let (mut stage, _) = start(Raw, move |call, cx| {
+            match (call, rescue) {
+                (Call::Open, 1) => cx.set_timer(cx.now() + Duration::from_secs(1))?,
+                (Call::Open, 2) => cx.set_idle_timeout(Duration::from_secs(1))?,
+                (Call::Message(_), _) => cx.pause_input(),
                 _ => {}
             }
             Ok(())
@@ -1680,45 +1695,45 @@ fn a_paused_conversation_that_nothing_can_resume_ends() {
 
 #[test]
 fn the_end_of_the_input_is_told_to_a_paused_handler_where_nothing_undelivered_precedes_it() {
-    let pause = |told: &Told, cx: &mut Context<'_>| {
-        match told {
-            Told::Open => cx.set_timer(cx.now())?,
-            Told::Message(_) => cx.pause_input(),
-            Told::Timer => cx.resume_input(),
-            Told::Eof => cx.close(),
+    let pause = |call: &Call, cx: &mut Context<'_>| {
+        match call {
+            Call::Open => cx.set_timer(cx.now())?,
+            Call::Message(_) => cx.pause_input(),
+            Call::Timer => cx.resume_input(),
+            Call::Eof => cx.close(),
             _ => {}
         }
         Ok(())
     };
     let (mut stage, log) = start(Lines::default(), pause);
     stage.feed(b"one\n").eof();
-    assert_eq!(log.borrow()[1..], [message("one"), Told::Eof]);
+    assert_eq!(log.borrow()[1..], [message("one"), Call::Eof]);
 
     let (mut stage, log) = start(Lines::default().unterminated(true), pause);
     stage.feed(b"one\ntwo").eof();
     assert_eq!(log.borrow()[1..], [message("one")]);
     stage.step(&[], Conversation::timer_expired);
     stage.resume();
-    assert_eq!(log.borrow()[2..], [Told::Timer, message("two"), Told::Eof]);
+    assert_eq!(log.borrow()[2..], [Call::Timer, message("two"), Call::Eof]);
 }
 
 #[test]
 fn the_stop_of_the_server_is_told_once_and_what_is_sent_then_goes_out() {
-    let (mut stage, log) = start(Lines::default(), |told, cx| match told {
-        Told::Stop => cx.send(b"goodbye"),
+    let (mut stage, log) = start(Lines::default(), |call, cx| match call {
+        Call::Stop => cx.send(b"goodbye"),
         _ => Ok(()),
     });
     stage.step(&[], Conversation::stop);
     stage.step(&[], Conversation::stop);
     assert_eq!(stage.sent, b"goodbye\n");
     assert!(!stage.is_closing() && stage.conversation.is_idle());
-    assert_eq!(*log.borrow(), [Told::Open, Told::Stop]);
+    assert_eq!(*log.borrow(), [Call::Open, Call::Stop]);
 }
 
 #[test]
 fn a_finished_output_is_reported_once_and_later_output_is_dropped() {
-    let (mut stage, log) = start(Lines::default(), |told, cx| match told {
-        Told::Message(_) => {
+    let (mut stage, log) = start(Lines::default(), |call, cx| match call {
+        Call::Message(_) => {
             cx.send(b"last")?;
             cx.finish_output();
             std::io::Write::write_all(&mut cx.output(), b"dropped")?;
@@ -1736,8 +1751,8 @@ fn a_finished_output_is_reported_once_and_later_output_is_dropped() {
 
 #[test]
 fn output_past_the_framing_keeps_its_place_among_messages() {
-    let (mut stage, _) = start(Lines::default(), |told, cx| {
-        if let Told::Message(line) = told {
+    let (mut stage, _) = start(Lines::default(), |call, cx| {
+        if let Call::Message(line) = call {
             cx.send(line)?;
             std::io::Write::write_all(&mut cx.output(), b"raw ")?;
             cx.output().put(line);
@@ -1777,9 +1792,9 @@ impl Framing for Switching {
 
 #[test]
 fn a_handler_changes_its_framing_and_the_bytes_behind_are_decoded_anew() {
-    let act = |told: &Told, cx: &mut Context<'_>| {
+    let act = |call: &Call, cx: &mut Context<'_>| {
         assert!(cx.framing::<Lines>().is_none());
-        if let Told::Message(text) = told {
+        if let Call::Message(text) = call {
             let framing = cx.framing::<Switching>().unwrap();
             assert_eq!(framing.last, text.len());
             framing.blocks ^= text == b"blocks" || text == b"line";
@@ -1812,4 +1827,109 @@ fn memory_for_a_long_frame_is_reserved_at_most_twice_what_has_arrived() {
     stage.feed(&[7; 4096]);
     assert_eq!(stage.tally.messages, 1);
     drop(log);
+}
+
+/// Sends a part and asks for room, until three parts are sent.
+fn three_parts() -> impl FnMut(&Call, &mut Context<'_>) -> HandlerResult {
+    let mut parts = 0;
+    move |call, cx| {
+        if matches!(call, Call::Message(_) | Call::Writable) && parts < 3 {
+            parts += 1;
+            cx.send(b"12345")?;
+            cx.room();
+        }
+        Ok(())
+    }
+}
+
+/// A handler whose end of the input is handled by default.
+struct DefaultEof<A>(A);
+
+impl<A: FnMut(&Call, &mut Context<'_>) -> HandlerResult> Handler for DefaultEof<A> {
+    fn on_message(&mut self, text: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        (self.0)(&Call::Message(text.to_vec()), cx)
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        (self.0)(&Call::Writable, cx)
+    }
+}
+
+#[test]
+fn by_default_the_end_of_the_peer_does_not_cut_an_answer_in_parts() {
+    let mut stage = Stage::new(DefaultEof(three_parts()), Lines::default());
+    stage.room = 1;
+    stage.open().feed(b"go\n").eof();
+    assert!(!stage.conversation.is_closing());
+    stage.step(&[], Conversation::writable);
+    assert!(!stage.conversation.is_closing());
+    stage.step(&[], Conversation::writable);
+    stage.step(&[], Conversation::writable);
+    assert_eq!(stage.sent, b"12345\n12345\n12345\n");
+    assert!(matches!(stage.close(), CloseReason::Eof));
+}
+
+#[test]
+fn a_framing_that_a_timer_changes_is_applied_to_the_bytes_that_wait() {
+    let framing: Box<dyn Framing + Send> = Box::new(Lines::default());
+    let (mut stage, log) = start(framing, |call, cx| {
+        if matches!(call, Call::Timer) {
+            let framing = cx.framing::<Box<dyn Framing + Send>>().unwrap();
+            *framing = Box::new(FixedSize::new(3));
+        }
+        Ok(())
+    });
+    stage.feed(b"abcde");
+    assert!(!stage.conversation.has_blocked_input());
+    stage.step(&[], Conversation::timer_expired);
+    assert!(stage.conversation.has_blocked_input());
+    stage.feed(b"");
+    assert_eq!(*log.borrow(), [Call::Open, Call::Timer, message("abc")]);
+    assert!(!stage.conversation.has_blocked_input());
+}
+
+#[test]
+fn a_new_sender_checks_what_the_framing_of_today_can_send() {
+    let framing: Box<dyn Framing + Send> = Box::new(Delimited::new(b"||"));
+    let senders = Rc::new(RefCell::new(Vec::new()));
+    let handed = senders.clone();
+    let (mut stage, _) = start(framing, move |call, cx| {
+        if matches!(call, Call::Message(_)) {
+            *cx.framing::<Box<dyn Framing + Send>>().unwrap() = Box::new(FixedSize::new(4));
+        }
+        handed.borrow_mut().push(cx.sender()?);
+        Ok(())
+    });
+    stage.feed(b"switch||");
+    let senders = senders.borrow();
+    assert!(matches!(senders[0].send(b"a||b"), Err(SendError::Unencodable(_))));
+    assert_eq!(senders[1].send(b"a||b"), Ok(()));
+    assert!(matches!(senders[1].send(b"five5"), Err(SendError::Unencodable(_))));
+}
+
+#[test]
+fn the_output_of_a_datagram_to_which_nothing_is_written_sends_nothing() {
+    let replies = |act: fn(&mut Context<'_>)| {
+        datagram(b"ask", false, move |call: &Call, cx: &mut Context<'_>| {
+            if matches!(call, Call::Message(_)) {
+                act(cx);
+            }
+            Ok(())
+        })
+        .0
+    };
+    assert_eq!(replies(|cx| drop(cx.output())), Vec::<Vec<u8>>::new());
+    assert_eq!(replies(|cx| cx.output().put(b"")), [b""]);
+    let two = replies(|cx| {
+        let mut output = cx.output();
+        output.put(b"one ");
+        output.put(b"datagram");
+        cx.output().put(b"another");
+    });
+    assert_eq!(two, [&b"one datagram"[..], b"another"]);
+    let sent_after = replies(|cx| {
+        cx.output();
+        cx.send(b"sent").unwrap();
+    });
+    assert_eq!(sent_after, [b"sent"]);
 }

@@ -9,14 +9,16 @@ pub(crate) enum Work {
     Writable,
     /// Messages were left, or its socket can be read.
     Input,
+    /// Its timer has expired, where the driver has no list of timers.
+    Timer,
 }
 
 impl Work {
-    const ALL: [Work; 3] = [Work::SendQueue, Work::Writable, Work::Input];
+    const ALL: [Work; 4] = [Work::SendQueue, Work::Writable, Work::Input, Work::Timer];
 
     /// The first kind after `last` for which `is_there` holds: so each has its turn.
     pub(crate) fn next(last: Work, is_there: impl Fn(Work) -> bool) -> Option<Work> {
-        (1..=3).map(|step| Work::ALL[(last as usize + step) % 3]).find(|work| is_there(*work))
+        (1..=4).map(|step| Work::ALL[(last as usize + step) % 4]).find(|work| is_there(*work))
     }
 }
 
@@ -27,7 +29,7 @@ mod tests {
     #[test]
     fn each_kind_of_work_that_is_there_has_its_turn() {
         let turns = |there: &[Work]| {
-            let mut last = Work::Input;
+            let mut last = Work::Timer;
             let mut turns = Vec::new();
             for _ in 0..4 {
                 last = Work::next(last, |work| there.contains(&work)).unwrap();
@@ -35,10 +37,10 @@ mod tests {
             }
             turns
         };
-        use Work::{Input, SendQueue, Writable};
-        assert_eq!(turns(&Work::ALL), [SendQueue, Writable, Input, SendQueue]);
+        use Work::{Input, SendQueue, Timer, Writable};
+        assert_eq!(turns(&Work::ALL), [SendQueue, Writable, Input, Timer]);
         assert_eq!(turns(&[Writable, Input]), [Writable, Input, Writable, Input]);
         assert_eq!(turns(&[SendQueue]), [SendQueue; 4]);
-        assert_eq!(Work::next(Input, |_| false), None);
+        assert_eq!(Work::next(Timer, |_| false), None);
     }
 }

@@ -10,8 +10,12 @@ use super::unresponsive::{PATIENCE, UnresponsivePeers};
 use crate::counters::Tally;
 use crate::sys::{self, Destination};
 
-/// A Unix peer with a full queue does not show in the poller: it is tried again so often.
+/// A Unix peer with a full queue does not show in the poller: it is tried again so often, while no
+/// more than [`PEERS_PER_RETRY`] are.
 pub(crate) const RETRY: Duration = Duration::from_millis(2);
+
+/// How many peers are tried again in one [`RETRY`]: where more wait, all are tried less often.
+const PEERS_PER_RETRY: usize = 128;
 
 /// How much may be put aside for such peers, in bytes; what is over it is lost.
 pub(crate) const RETRY_HIGH: usize = 1 << 20;
@@ -54,6 +58,12 @@ impl RetryQueues {
     /// How much that is, in bytes.
     pub(crate) fn charge(&self) -> usize {
         self.charge
+    }
+
+    /// After how long to try again, if anything is put aside.
+    pub(crate) fn interval(&self) -> Option<Duration> {
+        let steps = 1 + self.peers.len() / PEERS_PER_RETRY;
+        (!self.is_empty()).then(|| RETRY * steps as u32)
     }
 
     /// Whether something is put aside for this peer: a later reply is not to overtake it.
@@ -131,3 +141,26 @@ impl RetryQueues {
 
 /// For how many peers there stays room when nothing is put aside any more.
 const KEPT_PEERS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_peers_wait_the_less_often_they_are_tried_again() {
+        let (mut retries, mut tally) = (RetryQueues::default(), Tally::default());
+        let mut intervals = vec![retries.interval()];
+        for number in 0..4 * PEERS_PER_RETRY {
+            let to = Destination::new(SockAddr::unix(format!("peer-{number}")).unwrap());
+            retries.put(to, [].into(), Instant::now(), &mut tally);
+            if number % PEERS_PER_RETRY == 0 {
+                intervals.push(retries.interval());
+            }
+        }
+        assert_eq!(intervals[0], None);
+        assert_eq!(intervals[1..], [1, 2, 3, 4].map(|steps| Some(RETRY * steps)));
+        retries.give_up(&mut tally);
+        assert_eq!(retries.interval(), None);
+        assert_eq!(tally.unsent as usize, 4 * PEERS_PER_RETRY);
+    }
+}

@@ -22,6 +22,17 @@ pub(crate) struct UnresponsivePeers {
     until: HashMap<SockAddr, Instant>,
     /// The socket's own buffer was full: nobody is worth waiting for.
     all_until: Option<Instant>,
+    /// This has just begun, and is to be warned of.
+    warns: bool,
+}
+
+/// Warns that a socket can send nothing. Not to be called while a lock is held: the logger may send
+/// by the same socket.
+pub(crate) fn warn_of_full_send_buffer() {
+    log::warn!(
+        "a Unix datagram socket can send nothing: its send buffer is full of what its clients have \
+         not read, and until they do replies are lost"
+    );
 }
 
 impl UnresponsivePeers {
@@ -31,15 +42,17 @@ impl UnresponsivePeers {
         if until.is_some_and(|until| now < until) { Duration::ZERO } else { PATIENCE }
     }
 
+    /// How long a thread that can do nothing else meanwhile waits for this peer: the more peers do
+    /// not read, the shorter, so that a thousand of them cost seven waits and not a thousand.
+    pub(crate) fn blocking_wait_budget(&self, peer: &SockAddr, now: Instant) -> Duration {
+        let unresponsive = self.until.values().filter(|until| now < **until).count();
+        self.wait_budget(peer, now) / (1 + unresponsive as u32)
+    }
+
     /// A datagram has waited in vain; `for_all` says that one to anybody would have.
     pub(crate) fn record_timeout(&mut self, peer: &SockAddr, now: Instant, for_all: bool) {
         if for_all {
-            if self.all_until.replace(now + TTL).is_none() {
-                log::warn!(
-                    "a Unix datagram socket can send nothing: its send buffer is full of what its \
-                     clients have not read, and until they do replies are lost"
-                );
-            }
+            self.warns |= self.all_until.replace(now + TTL).is_none();
             return;
         }
         if self.until.len() >= MAX_PEERS {
@@ -49,6 +62,11 @@ impl UnresponsivePeers {
             self.until.clear();
         }
         self.until.insert(peer.clone(), now + TTL);
+    }
+
+    /// Whether to [warn](warn_of_full_send_buffer), once each time that the buffer has become full.
+    pub(crate) fn take_warning(&mut self) -> bool {
+        std::mem::take(&mut self.warns)
     }
 
     /// A datagram to this peer has gone.
@@ -69,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_waited_for_in_vain_is_not_waited_for_until_it_reads_or_a_while_is_over() {
+    fn an_unresponsive_peer_is_not_waited_for_until_it_reads_or_the_ttl_expires() {
         let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
         assert_eq!(unresponsive.wait_budget(&peer(1), now), PATIENCE);
         unresponsive.record_timeout(&peer(1), now, false);
@@ -83,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_can_be_sent_to_nobody_is_waited_for() {
+    fn when_the_send_buffer_is_full_no_peer_is_waited_for() {
         let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
         unresponsive.record_timeout(&peer(1), now, true);
         assert_eq!(unresponsive.wait_budget(&peer(3), now), Duration::ZERO);
@@ -92,12 +110,25 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_remembered_than_there_may_be() {
+    fn the_number_of_recorded_unresponsive_peers_is_bounded() {
         let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
         for number in 0..3 * MAX_PEERS {
             unresponsive.record_timeout(&peer(number), now, false);
             assert!(unresponsive.until.len() <= MAX_PEERS);
         }
         assert_eq!(unresponsive.wait_budget(&peer(3 * MAX_PEERS - 1), now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_thousand_peers_that_do_not_read_block_for_eight_times_the_patience_at_most() {
+        let (mut unresponsive, now) = (UnresponsivePeers::default(), Instant::now());
+        let mut blocked = Duration::ZERO;
+        for number in 0..1000 {
+            blocked += unresponsive.blocking_wait_budget(&peer(number), now);
+            unresponsive.record_timeout(&peer(number), now, false);
+        }
+        assert!((PATIENCE..8 * PATIENCE).contains(&blocked), "{blocked:?}");
+        let later = now + TTL;
+        assert_eq!(unresponsive.blocking_wait_budget(&peer(1000), later), PATIENCE);
     }
 }

@@ -1,7 +1,6 @@
 //! A datagram socket in the slab: receives in batches, and sends the replies in batches.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -35,11 +34,6 @@ pub(crate) trait DatagramDispatcher: Dispatcher {
         let _ = (work, cx);
         None
     }
-
-    /// Whoever sends replies beside the loop, and leaves to it those that are put aside.
-    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
-        None
-    }
 }
 
 /// A datagram socket in the slab.
@@ -52,7 +46,7 @@ pub(crate) struct Datagrams<'a> {
     received: Vec<RecvMeta>,
     replies: Replies,
     /// What is sent beside the loop; the loop retries what it has put aside.
-    reply_socket: Option<Arc<ReplySocket>>,
+    reply_socket: &'a ReplySocket,
     log_limiter: LogLimiter,
     /// How many receives have failed one after the other.
     failures: u32,
@@ -63,13 +57,12 @@ pub(crate) struct Datagrams<'a> {
 
 impl<'a> Datagrams<'a> {
     pub(crate) fn new(
-        socket: &'a Socket,
-        address: &'a Address,
+        reply_socket: &'a ReplySocket,
         batch: &'a mut Batch,
         dispatcher: Box<dyn DatagramDispatcher + 'a>,
         hooks: Box<dyn ListenerHooks + 'a>,
     ) -> Self {
-        let reply_socket = dispatcher.reply_socket();
+        let (socket, address) = (&*reply_socket.socket, reply_socket.address());
         Datagrams {
             socket,
             address,
@@ -207,9 +200,7 @@ impl EventSource for Datagrams<'_> {
         let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
         let stalled = is_due(self.replies.stalled_until);
         if retry {
-            let reply_socket = self.reply_socket.as_ref();
-            let beside = reply_socket
-                .is_some_and(|reply_socket| reply_socket.retry(cx.turn.now, &mut cx.scratch.tally));
+            let beside = self.reply_socket.retry(cx.turn.now, &mut cx.scratch.tally);
             self.replies.retry(self.socket, beside, cx);
         }
         if stalled {
@@ -227,17 +218,13 @@ impl EventSource for Datagrams<'_> {
     }
 
     fn undelivered(&self) -> usize {
-        let beside =
-            self.reply_socket.as_ref().map_or(0, |reply_socket| reply_socket.undelivered());
-        self.replies.len() + beside
+        self.replies.len() + self.reply_socket.drain()
     }
 
     /// What could not be delivered by the end of a run is lost.
     fn finish(&mut self, cx: &mut LoopCx) {
         self.replies.give_up(&mut cx.scratch.tally);
-        if let Some(reply_socket) = &self.reply_socket {
-            reply_socket.end_run(&mut cx.scratch.tally);
-        }
+        self.reply_socket.end_run(&mut cx.scratch.tally);
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
@@ -284,10 +271,13 @@ fn is_exhaustion(error: &io::Error) -> bool {
 mod tests {
     use std::net::SocketAddr;
     use std::os::fd::BorrowedFd;
+    use std::sync::Arc;
 
     use socket2::{Domain, Type};
 
     use super::*;
+    use crate::address::Origin;
+    use crate::connection_id::ConnectionId;
     use crate::error::CloseReason;
     use crate::server_state::ServerState;
 
@@ -301,7 +291,13 @@ mod tests {
     }
 
     impl ListenerHooks for Nobody {
-        fn prepare(&mut self, _: BorrowedFd<'_>, _: &Peer, _: &mut LoopCx) -> bool {
+        fn prepare(
+            &mut self,
+            _: BorrowedFd<'_>,
+            _: ConnectionId,
+            _: &Peer,
+            _: &mut LoopCx,
+        ) -> bool {
             true
         }
 
@@ -309,7 +305,7 @@ mod tests {
             true
         }
 
-        fn fault(&mut self, _: &Peer, _: &CloseReason, _: &mut LoopCx) {}
+        fn fault(&mut self, _: &Origin, _: &CloseReason, _: &mut LoopCx) {}
 
         fn wants_turn_end(&self) -> bool {
             false
@@ -319,13 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_goes_on_failing_is_paused_longer_each_time_and_no_reply_is_called_unsent() {
-        // It is not connected, and a receive always says so.
+    fn a_socket_that_keeps_failing_is_paused_longer_each_time_and_counts_no_unsent_reply() {
+        // The socket is not connected, so that each receive fails.
         let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let mut batch = Batch::new(100);
         let (dispatcher, hooks) = (Box::new(Nobody), Box::new(Nobody));
-        let mut datagrams = Datagrams::new(&broken, &address, &mut batch, dispatcher, hooks);
+        let reply_socket = ReplySocket::new(Arc::new(broken), Arc::new(address));
+        let mut datagrams = Datagrams::new(&reply_socket, &mut batch, dispatcher, hooks);
         let run = Arc::new(ServerState::new().unwrap()).begin();
         let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::READABLE);
@@ -334,7 +331,7 @@ mod tests {
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
             assert_eq!(datagrams.deadline(), Some(cx.turn.now + pause));
             assert_eq!((cx.scratch.tally.accept_pauses, cx.scratch.tally.unsent), (times, 0));
-            // Nothing is tried before it is over.
+            // Nothing is received during the pause.
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
             assert_eq!(cx.scratch.tally.accept_pauses, times);
             cx.turn.now += pause;
@@ -344,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_has_run_out_pauses_and_what_the_network_says_of_a_reply_does_not() {
+    fn exhausted_memory_pauses_the_socket_and_an_error_of_a_reply_does_not() {
         for errno in [libc::ENOMEM, libc::ENOBUFS] {
             assert!(is_exhaustion(&io::Error::from_raw_os_error(errno)));
         }

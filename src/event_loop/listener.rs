@@ -10,7 +10,9 @@ use socket2::Socket;
 use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
 };
+use crate::accepted::AcceptedStream;
 use crate::address::{Address, Peer};
+use crate::connection_id::ConnectionId;
 use crate::guard::log;
 use crate::log_limiter::LogLimiter;
 use crate::sys;
@@ -34,8 +36,8 @@ pub(crate) trait StreamDispatcher: Dispatcher {
     /// Whether the connections it takes are to be non-blocking.
     fn nonblocking(&self) -> bool;
 
-    /// Takes a connection: by [`LoopCx::register`], or to elsewhere.
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx);
+    /// Takes a connection.
+    fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx);
 }
 
 /// A listener in the slab.
@@ -173,8 +175,9 @@ impl<'a> Listener<'a> {
         self.failures = 0;
         cx.scratch.tally.accepted += 1;
         cx.run.accepts_left = cx.run.accepts_left.saturating_sub(1);
-        if self.hooks.prepare(socket.as_fd(), &peer, cx) && self.hooks.verify(&peer, cx) {
-            self.dispatcher.dispatch(socket, peer, cx);
+        let id = ConnectionId::next();
+        if self.hooks.prepare(socket.as_fd(), id, &peer, cx) && self.hooks.verify(&peer, cx) {
+            self.dispatcher.dispatch(AcceptedStream { socket, peer, id }, cx);
         } else {
             cx.scratch.tally.refused_by_hook += 1;
             cx.scratch.tally.closed += 1;

@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest};
 use slab::Slab;
 
-use crate::address::Peer;
+use crate::address::Origin;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
@@ -34,11 +34,12 @@ mod slot;
 mod source;
 mod stream_io;
 mod timers;
-mod write_buffer;
+mod turn_end;
+mod water_marks;
 
 pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
-use entry::{Entry, entry_of, may_run_now};
+use entry::{Entry, entry_of, may_run_now, may_take_mail_now};
 pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
 pub(crate) use poll::{EVENTS, LoopResources};
@@ -48,7 +49,7 @@ pub(crate) use source::{
 };
 use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
-pub(crate) use write_buffer::WaterMarks;
+pub(crate) use water_marks::{OutputLimits, WaterMarks};
 
 /// How many pieces of mail a turn takes.
 const MAIL_BUDGET: usize = 1024;
@@ -67,6 +68,8 @@ pub(crate) struct EventLoop<'a> {
     listeners: Vec<Token>,
     /// Some listener wants to know when a turn is over.
     wants_turn_end: bool,
+    /// When the next turn is to begin at the latest, because the hooks of a listener want it.
+    next_turn: Option<Instant>,
     timers: Timers,
     ready: VecDeque<Token>,
     mail: VecDeque<Mail>,
@@ -84,6 +87,7 @@ impl<'a> EventLoop<'a> {
             slab: Slab::new(),
             listeners: Vec::new(),
             wants_turn_end: false,
+            next_turn: None,
             timers: Timers::default(),
             ready: VecDeque::new(),
             mail: VecDeque::new(),
@@ -114,6 +118,7 @@ impl<'a> EventLoop<'a> {
                     .or_else(|_| registry.register(&mut source, token.into(), interest))?;
             }
             self.wants_turn_end |= dispatcher.wants_turn_end() || hooks.wants_turn_end();
+            self.next_turn = self.next_turn.into_iter().chain(hooks.next_turn(&mut self.cx)).min();
         }
         self.insert(token, token, descriptor, source);
         self.listeners.push(token);
@@ -148,9 +153,9 @@ impl<'a> EventLoop<'a> {
         self.sum_of_dispatchers(|dispatcher| dispatcher.in_flight())
     }
 
-    /// How many requests have ended outside the slab that the stop found idle.
+    /// How many requests have ended that were idle when the server began to stop.
     pub(crate) fn ended_idle(&mut self) -> usize {
-        self.sum_of_dispatchers(|dispatcher| dispatcher.ended_idle())
+        self.cx.run.ended_idle + self.sum_of_dispatchers(|dispatcher| dispatcher.ended_idle())
     }
 
     /// How many requests that were served on this thread, outside the slab, have come to this outcome
@@ -248,28 +253,10 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// What was put off to the end of a turn: workers are called for what was lent in it.
-    #[inline]
-    fn end_turn(&mut self) {
-        if self.wants_turn_end {
-            self.tell_listeners(|source, cx| {
-                if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
-                    dispatcher.on_turn_end();
-                    hooks.on_turn_end(cx);
-                }
-                PostAction::Wait
-            });
-        }
-        if !self.pending_removal.is_empty() {
-            self.free_slots();
-        }
-        self.resources.published.add(&mut self.cx.scratch.tally);
-    }
-
     /// Begins to stop: nothing is accepted any more, and who is idle ends.
     pub(crate) fn stop(&mut self) {
         self.cx.run.stopping = true;
-        self.cx.turn.now = Instant::now();
+        self.cx.set_now(Instant::now());
         let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
         for token in tokens {
             self.call(token, |source, cx| source.stop(cx));
@@ -313,7 +300,7 @@ impl<'a> EventLoop<'a> {
                     let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
                         entry.source.mail_taken();
                         // A listener has its replies to try again, which nothing else tells it.
-                        entry.parent == entry.token || may_run_now(entry, ready)
+                        entry.parent == entry.token || may_take_mail_now(entry, ready)
                     };
                     self.visit(token, note, |source, cx| source.send_queue_ready(cx));
                 }
@@ -326,7 +313,7 @@ impl<'a> EventLoop<'a> {
                 Mail::Ended(mut ended) => {
                     self.cx.scratch.tally.absorb(&mut ended.tally);
                     let listener = self.listeners[ended.service];
-                    self.ended(listener, &ended.peer, &ended.reason);
+                    self.ended(listener, &ended.origin, &ended.reason);
                 }
             }
         }
@@ -376,7 +363,7 @@ impl<'a> EventLoop<'a> {
                 // Never due in this turn: an entry could keep the loop from all others.
                 let next_turn = cx.turn.now + Duration::from_nanos(1);
                 let deadline = entry.source.deadline().map(|deadline| deadline.max(next_turn));
-                self.timers.set(token, &mut entry.armed, deadline);
+                self.timers.set_lazily(token, &mut entry.armed, deadline);
             }
             let parent = entry.parent;
             self.follow_up(parent);
@@ -386,8 +373,8 @@ impl<'a> EventLoop<'a> {
     /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
-        for Closed { peer, reason } in std::mem::take(&mut self.cx.turn.ended) {
-            self.ended(parent, &peer, &reason);
+        for Closed { origin, reason } in std::mem::take(&mut self.cx.turn.ended) {
+            self.ended(parent, &origin, &reason);
         }
         let mut new_connections = std::mem::take(&mut self.cx.turn.new_connections);
         for new in new_connections.drain(..) {
@@ -493,12 +480,12 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn ended(&mut self, listener: Token, peer: &Peer, reason: &CloseReason) {
-        log::debug!("{peer}: {reason}");
+    fn ended(&mut self, listener: Token, origin: &Origin, reason: &CloseReason) {
+        log::debug!("{origin}: {reason}");
         if reason.is_fault() {
             self.call(listener, |source, cx| {
                 if let Some(ListenerParts { hooks, .. }) = source.parts() {
-                    hooks.fault(peer, reason, cx);
+                    hooks.fault(origin, reason, cx);
                 }
                 PostAction::Wait
             });
@@ -515,7 +502,10 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn tell_listeners(&mut self, tell: impl Fn(&mut dyn EventSource, &mut LoopCx) -> PostAction) {
+    fn tell_listeners(
+        &mut self,
+        mut tell: impl FnMut(&mut dyn EventSource, &mut LoopCx) -> PostAction,
+    ) {
         for index in 0..self.listeners.len() {
             self.call(self.listeners[index], |source, cx| tell(source, cx));
         }

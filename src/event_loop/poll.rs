@@ -1,4 +1,5 @@
-//! Waiting for events: the poller, the deadline of the next timer, and spinning before a sleep.
+//! Waiting for events: the poller, the deadline of the next timer or of hooks, and spinning before a
+//! sleep.
 
 use std::io;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ impl EventLoop<'_> {
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
         let mut timeout = patience;
-        if let Some(deadline) = self.timers.next() {
+        if let Some(deadline) = self.timers.next().into_iter().chain(self.next_turn).min() {
             let left = deadline.saturating_duration_since(Instant::now());
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
@@ -55,7 +56,7 @@ impl EventLoop<'_> {
         if !busy && self.resources.mailbox.wake_up() {
             self.cx.scratch.tally.wakes += 1;
         }
-        self.cx.turn.now = Instant::now();
+        self.cx.set_now(Instant::now());
         match polled {
             // The next turn waits for what is left of the time.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -87,7 +88,7 @@ impl EventLoop<'_> {
                 }
                 other => other?,
             }
-            self.cx.turn.now = Instant::now();
+            self.cx.set_now(Instant::now());
             if !self.resources.events.is_empty()
                 || self.resources.mailbox.has_mail()
                 || signals.is_some_and(SignalWatch::is_due)
@@ -109,7 +110,7 @@ mod tests {
     use crate::server_state::ServerState;
 
     #[test]
-    fn the_time_of_a_spin_counts_as_waited() {
+    fn the_time_of_a_spin_is_subtracted_from_the_timeout() {
         let run = Arc::new(ServerState::new().unwrap()).begin();
         let stop = run.stop_requester().clone();
         let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));

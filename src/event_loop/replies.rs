@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::source::{LoopCx, Readiness};
 use crate::conversation::Scratch;
 use crate::counters::Tally;
-use crate::datagram::{RETRY, RetryQueues, charge};
+use crate::datagram::{RETRY, RetryQueues, charge, warn_of_full_send_buffer};
 use crate::guard::log;
 use crate::sys::{self, Destination, Transmit};
 use crate::transport::peer_of;
@@ -78,19 +78,18 @@ impl Replies {
         self.pending + self.retries.charge()
     }
 
-    /// Keeps the output collected, which refers to `input`, as replies.
+    /// Keeps the datagrams of a handler that has answered one from `peer`.
     pub(super) fn keep(
         &mut self,
         scratch: &mut Scratch,
         input: &[u8],
-        to: Destination,
+        peer: Destination,
         now: Instant,
     ) {
         let Scratch { output_buffer, tally, .. } = scratch;
-        // A peer's datagrams keep their order.
-        let retries = self.retries.has(&to.address);
-        for part in output_buffer.parts(input) {
-            if retries {
+        for (part, to) in output_buffer.datagrams(input, &peer) {
+            // A peer's datagrams keep their order.
+            if self.retries.has(&to.address) {
                 self.retries.put(to.clone(), part.into(), now, tally);
             } else {
                 self.pending += charge(part.len());
@@ -106,7 +105,14 @@ impl Replies {
     /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
     /// it has no room for waits.
     pub(super) fn send(&mut self, socket: &Socket, cx: &mut LoopCx) {
-        while !self.waiting.is_empty() && cx.call.readiness.has(Readiness::WRITABLE) {
+        while let Some(first) = self.waiting.front()
+            && cx.call.readiness.has(Readiness::WRITABLE)
+        {
+            // It is not to overtake those before it.
+            if self.retries.has(&first.to.address) {
+                self.put_aside_first(cx);
+                continue;
+            }
             match sys::send_batch(socket, GsoBatches { replies: self, next: 0 }) {
                 Ok(sent) => self.forget(sent, &mut cx.scratch.tally),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -208,27 +214,30 @@ impl Replies {
         if self.retries.unresponsive.wait_budget(&reply.to.address, cx.turn.now).is_zero() {
             return self.drop_first(error, &mut cx.scratch.tally);
         }
-        let (to, now) = (reply.to.clone(), cx.turn.now);
-        // Those behind it are not to overtake it.
-        for reply in std::mem::take(&mut self.waiting) {
-            if reply.to == to {
-                self.pending -= charge(reply.range.len());
-                let bytes = self.bytes[reply.range].into();
-                self.retries.put(reply.to, bytes, now, &mut cx.scratch.tally);
-            } else {
-                self.waiting.push_back(reply);
-            }
-        }
+        self.put_aside_first(cx);
         if self.retry_at.is_none() {
-            self.retry_at = Some(now + RETRY);
+            self.retry_at = Some(cx.turn.now + RETRY);
             cx.deadline_changed();
         }
     }
 
-    /// Tries those again that were put aside; `beside` says that others are to be tried again too.
-    pub(super) fn retry(&mut self, socket: &Socket, beside: bool, cx: &mut LoopCx) {
+    /// Puts the first of those that wait aside, to be tried again.
+    fn put_aside_first(&mut self, cx: &mut LoopCx) {
+        if let Some(Reply { to, range }) = self.waiting.pop_front() {
+            self.pending -= charge(range.len());
+            let now = cx.turn.now;
+            self.retries.put(to, self.bytes[range].into(), now, &mut cx.scratch.tally);
+        }
+    }
+
+    /// Tries those again that were put aside; `beside` says after how long others are to be tried
+    /// again too.
+    pub(super) fn retry(&mut self, socket: &Socket, beside: Option<Duration>, cx: &mut LoopCx) {
         self.retries.retry(socket, cx.turn.now, &mut cx.scratch.tally);
-        self.retry_at = (beside || !self.retries.is_empty()).then(|| cx.turn.now + RETRY);
+        if self.retries.unresponsive.take_warning() {
+            warn_of_full_send_buffer();
+        }
+        self.retry_at = self.retries.interval().max(beside).map(|interval| cx.turn.now + interval);
         cx.deadline_changed();
     }
 
@@ -276,7 +285,8 @@ impl<'a> Iterator for GsoBatches<'a> {
     type Item = Transmit<'a>;
 
     fn next(&mut self) -> Option<Transmit<'a>> {
-        let first = self.replies.waiting.get(self.next)?;
+        let waiting = self.replies.waiting.get(self.next);
+        let first = waiting.filter(|first| !self.replies.retries.has(&first.to.address))?;
         let run = self.replies.gso_run(self.next);
         let last = &self.replies.waiting[self.next + run - 1];
         self.next += run;
@@ -302,7 +312,7 @@ mod tests {
     use crate::server_state::ServerState;
     use crate::sys::Batch;
 
-    /// A socket with two clients, and where their replies go.
+    /// A socket with two clients, and the destinations of their replies.
     struct Stand {
         socket: Socket,
         clients: [UnixDatagram; 2],
@@ -351,10 +361,10 @@ mod tests {
         }
 
         fn retry(&mut self) {
-            self.replies.retry(&self.socket, false, &mut self.cx);
+            self.replies.retry(&self.socket, None, &mut self.cx);
         }
 
-        /// Makes the first client's queue full, and one more reply wait.
+        /// Fills the first client's queue until one reply waits.
         fn fill(&mut self) {
             while self.replies.retries.is_empty() {
                 self.keep(0, b"unread");
@@ -373,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_aside_is_bounded_though_it_be_empty() {
+    fn the_number_of_queued_retries_is_bounded_for_empty_datagrams_too() {
         let mut stand = stand("bounded");
         stand.fill();
         for _ in 0..3 * RETRY_HIGH / OVERHEAD {
@@ -389,10 +399,10 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_replies_keep_their_order_and_hold_up_nobody_elses() {
+    fn the_replies_to_one_peer_keep_their_order_and_do_not_delay_others() {
         let mut stand = stand("order");
         stand.fill();
-        // As if the room had just gone: several for one, and one for another between them.
+        // The queue has just become full: several replies for one client, and one for the other.
         stand.replies.retries = RetryQueues::default();
         stand.keep(0, b"first");
         stand.keep(1, b"for another");
@@ -408,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_waited_for_in_vain_is_heard_to_read_again() {
+    fn a_reply_is_delivered_once_an_unresponsive_peer_reads_again() {
         let mut stand = stand("again");
         stand.fill();
         stand.cx.turn.now += PATIENCE;
@@ -425,8 +435,8 @@ mod tests {
         assert_eq!(stand.cx.scratch.tally.unsent, 2, "there is patience again");
     }
 
-    /// A socket whose send buffer can be full, and stays so until its peer reads: a TCP connection,
-    /// which takes no notice of where a reply is to go.
+    /// A socket whose send buffer stays full until its peer reads: a TCP connection, which ignores
+    /// the destination of a reply.
     struct Narrow {
         socket: Socket,
         peer: TcpStream,
@@ -437,7 +447,10 @@ mod tests {
 
     fn narrow() -> Narrow {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Set buffers do not grow, so that the kernel takes less than the tests offer.
+        socket2::SockRef::from(&listener).set_recv_buffer_size(64 << 10).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        socket2::SockRef::from(&client).set_send_buffer_size(256 << 10).unwrap();
         client.set_nonblocking(true).unwrap();
         let (peer, _) = listener.accept().unwrap();
         let run = Arc::new(ServerState::new().unwrap()).begin();
@@ -460,7 +473,7 @@ mod tests {
         }
     }
 
-    /// A UDP socket, a client of its, and where the client's replies go.
+    /// A UDP socket, a client of it, and the destination of the client's replies.
     fn udp() -> (Socket, UdpSocket, Destination) {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -473,11 +486,11 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_have_gone_take_no_memory_while_others_wait() {
+    fn sent_replies_take_no_memory_while_others_wait() {
         let mut narrow = narrow();
         let mut read = vec![0; 256 << 10];
         let mut largest = 0;
-        // Several times what may wait, and always something does.
+        // Several times the high watermark, with replies waiting all the time.
         for _ in 0..32 << 20 >> 18 {
             while narrow.replies.charge() < REPLIES_HIGH {
                 narrow.keep(&[b'x'; 1200]);
@@ -491,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_waits_is_the_same_after_those_before_it_have_gone() {
+    fn a_waiting_reply_is_unchanged_after_earlier_ones_are_removed() {
         let mut narrow = narrow();
         for number in 0..2000 {
             narrow.keep(&[number as u8; 1000]);
@@ -505,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_for_which_there_is_no_room_for_long_are_lost() {
+    fn replies_that_find_no_room_for_long_are_dropped_and_counted() {
         let mut narrow = narrow();
         while narrow.replies.waiting.is_empty() {
             narrow.keep(&[b'x'; 1200]);
@@ -515,7 +528,7 @@ mod tests {
         assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.turn.now + STALL));
         let mut read = vec![0; 8 << 20];
         narrow.peer.set_nonblocking(true).unwrap();
-        // Some can go: the rest goes on waiting.
+        // Some replies can be sent: the rest continues to wait.
         while narrow.replies.waiting.len() == 2 {
             let _ = narrow.peer.read(&mut read);
             narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
@@ -531,7 +544,33 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_cannot_be_sent_to_leaves_the_replies_of_others_joined() {
+    fn datagrams_to_another_peer_are_joined_as_the_replies_are() {
+        let ((socket, _client, to), (_, other, elsewhere)) = (udp(), udp());
+        let mut replies = Replies::new(true);
+        let run = Arc::new(ServerState::new().unwrap()).begin();
+        let mut cx = LoopCx::new(run.stop_requester().clone());
+        cx.call.readiness.add(Readiness::WRITABLE);
+        let mut output = Output::new(&[], &mut cx.scratch.output_buffer);
+        output.put_datagram(b"reply");
+        for _ in 0..3 {
+            output.put_datagram_to(elsewhere.clone(), b"other");
+        }
+        output.put_datagram_to(to.clone(), b"again");
+        output.put_datagram(b"reply");
+        replies.keep(&mut cx.scratch, &[], to, cx.turn.now);
+        assert_eq!([0, 1, 4].map(|first| replies.gso_run(first)), [1, 3, 2]);
+        assert!(cx.scratch.output_buffer.is_empty());
+        replies.gso = sys::supports_gso(&socket);
+        replies.send(&socket, &mut cx);
+        let tally = &cx.scratch.tally;
+        assert_eq!((tally.replies, tally.unsent), (6, 0));
+        for _ in 0..3 {
+            assert_eq!(other.recv(&mut [0; 10]).unwrap(), 5);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_cannot_be_sent_to_does_not_disable_batching_for_others() {
         let (socket, client, to) = udp();
         let mut nowhere = to.clone();
         nowhere.address = SocketAddr::from(([127, 0, 0, 1], 0)).into();

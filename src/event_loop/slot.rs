@@ -1,8 +1,9 @@
 //! A conversation of a connection: on the loop, or with a worker for the length of a job.
 
-use super::source::{LoopCx, LoopDriver};
+use super::source::LoopCx;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::mailbox::Job;
+use crate::sender::SendQueue;
 
 /// What happens to a conversation: the input of its state machine.
 pub(crate) enum ConversationEvent<'a> {
@@ -46,12 +47,11 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
 
     #[inline(always)]
     fn run(&mut self, step: ConversationEvent<'_>, room: usize, cx: &mut LoopCx) -> bool {
-        let driver = LoopDriver { entry: &cx.call.entry, now: cx.turn.now };
-        let mut step_cx = cx.scratch.step_cx(&driver, room);
+        let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
         match step {
             ConversationEvent::Open => self.open(&mut step_cx),
             ConversationEvent::Receive(fresh) => self.receive(fresh, &mut step_cx),
-            ConversationEvent::SendQueue => self.drain_send_queue(&mut step_cx),
+            ConversationEvent::SendQueue => self.drain_send_queue(SendQueue::take, &mut step_cx),
             ConversationEvent::Writable => self.writable(&mut step_cx),
             ConversationEvent::Timer => self.timer_expired(&mut step_cx),
             ConversationEvent::Eof => self.eof(&mut step_cx),
@@ -75,6 +75,6 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
 
     fn close(&mut self, cx: &mut LoopCx) {
         let reason = self.closed(&mut cx.scratch.tally);
-        cx.end(self.peer(), reason);
+        cx.end(self.id(), self.peer(), reason);
     }
 }

@@ -6,20 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::address::Peer;
+use crate::address::{Origin, Peer};
 use crate::connection_id::ConnectionId;
 use crate::conversation::{Driver, Scratch};
-use crate::encodable::Encodable;
 use crate::error::{CloseReason, Error, UnsupportedError};
 use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
-use crate::sender::{SendQueue, Waker};
+use crate::sender::{Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::{StopOutcome, StopRequester};
 use crate::sys::{self, CatchDrop};
 use crate::token::Token;
 
 /// Who reads so much at once holds up those who wait beside it.
-pub(super) const BULK_FROM: usize = 32 * 1024;
+const BULK_FROM: usize = 32 * 1024;
 
 /// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
 /// until an attempt shows that it no longer holds.
@@ -155,6 +154,8 @@ pub(crate) struct RunState {
     pub(crate) stopping: bool,
     /// How many more requests may be accepted.
     pub(crate) accepts_left: usize,
+    /// How many connections have ended that were idle when the server began to stop.
+    pub(crate) ended_idle: usize,
     /// Why the loop cannot go on.
     pub(crate) failed: Option<Error>,
     /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
@@ -167,8 +168,10 @@ pub(crate) struct RunState {
 pub(crate) struct EntryRef {
     pub(crate) stop: StopRequester,
     pub(crate) token: Token,
-    /// How many bytes may wait on their way to it.
-    pub(crate) limit: usize,
+    /// How much its senders may queue.
+    pub(crate) limit: SenderLimit,
+    /// When the turn began, or later.
+    pub(super) now: Instant,
 }
 
 impl EntryRef {
@@ -176,42 +179,17 @@ impl EntryRef {
     pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
         self.stop.mailbox()
     }
+
+    /// Sets the time to the current one, where it is used outside of the turn.
+    pub(crate) fn renew_now(&mut self) {
+        self.now = Instant::now();
+    }
 }
 
 impl Driver for EntryRef {
-    fn send_queue(
-        &self,
-        _id: ConnectionId,
-        _peer: &Peer,
-        encodable: Encodable,
-    ) -> Result<Arc<SendQueue>, UnsupportedError> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let waker = Waker::Loop(self.mailbox().clone(), self.token);
-        Ok(Arc::new(SendQueue::new(waker, self.limit, encodable)))
-    }
-
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-
-    fn request_stop(&self) {
-        self.stop.request();
-    }
-}
-
-/// The entry that is being called on its loop: it knows the time of the turn.
-pub(super) struct LoopDriver<'a> {
-    pub(super) entry: &'a EntryRef,
-    pub(super) now: Instant,
-}
-
-impl Driver for LoopDriver<'_> {
-    fn send_queue(
-        &self,
-        id: ConnectionId,
-        peer: &Peer,
-        encodable: Encodable,
-    ) -> Result<Arc<SendQueue>, UnsupportedError> {
-        self.entry.send_queue(id, peer, encodable)
+        Ok(Arc::new(SendQueue::new(waker, self.limit, recipient)))
     }
 
     fn now(&self) -> Instant {
@@ -219,7 +197,7 @@ impl Driver for LoopDriver<'_> {
     }
 
     fn request_stop(&self) {
-        self.entry.request_stop();
+        self.stop.request();
     }
 }
 
@@ -227,7 +205,12 @@ impl LoopCx {
     pub(crate) fn new(stop: StopRequester) -> Self {
         let mut cx = LoopCx {
             call: CallState {
-                entry: EntryRef { stop, token: Token::WAKE, limit: 0 },
+                entry: EntryRef {
+                    stop,
+                    token: Token::WAKE,
+                    limit: SenderLimit::default(),
+                    now: Instant::now(),
+                },
                 readiness: Readiness::NONE,
                 deadline_changed: false,
             },
@@ -244,6 +227,7 @@ impl LoopCx {
             run: RunState {
                 stopping: false,
                 accepts_left: usize::MAX,
+                ended_idle: 0,
                 failed: None,
                 reserve: None,
             },
@@ -277,6 +261,21 @@ impl LoopCx {
         }
     }
 
+    /// A connection has used so much of its budget for one call, in bytes.
+    pub(crate) fn use_budget(&mut self, bytes: usize) {
+        self.turn.used += bytes as u64;
+        if bytes >= BULK_FROM {
+            self.call.readiness.add(Readiness::BULK);
+        }
+    }
+
+    /// A turn begins.
+    #[inline]
+    pub(super) fn set_now(&mut self, now: Instant) {
+        self.turn.now = now;
+        self.call.entry.now = now;
+    }
+
     /// Whether a listener may accept.
     pub(crate) fn may_accept(&self) -> bool {
         !self.run.stopping && !self.call.entry.stop.is_requested() && self.run.accepts_left > 0
@@ -298,10 +297,15 @@ impl LoopCx {
     }
 
     /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
-    pub(crate) fn end(&mut self, peer: &Peer, reason: impl Into<CatchDrop<CloseReason>>) {
+    pub(crate) fn end(
+        &mut self,
+        id: Option<ConnectionId>,
+        peer: &Peer,
+        reason: impl Into<CatchDrop<CloseReason>>,
+    ) {
         let reason = reason.into();
         if reason.is_fault() || log::is_enabled(::log::Level::Debug) {
-            self.turn.ended.push(Closed { peer: peer.clone(), reason });
+            self.turn.ended.push(Closed { origin: Origin { id, peer: peer.clone() }, reason });
             self.turn.has_follow_up = true;
         }
     }
@@ -329,7 +333,7 @@ pub(crate) struct NewConnection {
 
 /// How an entry has ended, for the hooks of its listener.
 pub(crate) struct Closed {
-    pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
 }
 
@@ -426,19 +430,37 @@ pub(crate) struct ListenerParts<'s> {
 /// What stands between the world and a mode: the user's hooks, guarded.
 pub(crate) trait ListenerHooks {
     /// Whether the connection could be made ready to be served.
-    fn prepare(&mut self, connection: BorrowedFd<'_>, peer: &Peer, cx: &mut LoopCx) -> bool;
+    fn prepare(
+        &mut self,
+        connection: BorrowedFd<'_>,
+        id: ConnectionId,
+        peer: &Peer,
+        cx: &mut LoopCx,
+    ) -> bool;
 
     /// Whether this peer may come in.
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool;
 
-    /// A request of this peer's failed.
-    fn fault(&mut self, peer: &Peer, reason: &CloseReason, cx: &mut LoopCx);
+    /// A request failed.
+    fn fault(&mut self, origin: &Origin, reason: &CloseReason, cx: &mut LoopCx);
 
     /// Whether [`on_turn_end`](ListenerHooks::on_turn_end) is wanted.
     fn wants_turn_end(&self) -> bool;
 
     /// A turn of the loop is over.
     fn on_turn_end(&mut self, cx: &mut LoopCx);
+
+    /// When the next turn of the loop is to begin at the latest. It is asked when a run begins and after
+    /// each turn.
+    fn next_turn(&mut self, cx: &mut LoopCx) -> Option<Instant> {
+        let _ = cx;
+        None
+    }
+
+    /// The run ends because there was no request in time.
+    fn no_request(&mut self, cx: &mut LoopCx) {
+        let _ = cx;
+    }
 }
 
 /// The loop, for the deferred work of a dispatcher.

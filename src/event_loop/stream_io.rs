@@ -1,12 +1,12 @@
 //! Reading from and writing to the socket of a connection, without waiting.
 
-use std::io::{self, IoSlice, Read as _};
+use std::io::{self, Read as _};
 
 use socket2::Socket;
 
 use super::source::{LoopCx, Readiness};
-use super::write_buffer::{SLICES, WriteBuffer};
 use crate::sys;
+use crate::write_buffer::{SEND_STEP, WriteBuffer, send_segments};
 
 /// Reads from a stream, and records where a short read does not mean that the queue is empty.
 pub(super) fn read(mut socket: &Socket, buffer: &mut [u8], cx: &mut LoopCx) -> io::Result<usize> {
@@ -63,7 +63,7 @@ fn refused(
     write_buffer.get_or_insert_default().keep(&mut cx.scratch.output_buffer, input, sent);
 }
 
-/// Sends several segments, or appends to output that waits already.
+/// Sends several segments, or appends to output that waits already. Returns whether any byte was sent.
 #[inline(never)]
 fn transmit_many(
     socket: &Socket,
@@ -71,48 +71,126 @@ fn transmit_many(
     input: &[u8],
     cx: &mut LoopCx,
 ) -> io::Result<bool> {
-    let mut sent = 0;
-    if write_buffer.is_none() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = cx.scratch.output_buffer.slices(input, &mut slices);
-        let offered = slices[..filled].iter().map(|slice| slice.len()).sum();
-        sent = sys::send_vectored(socket, &slices[..filled])?;
-        cx.scratch.tally.bytes_out += sent as u64;
-        if sent < offered {
-            refused(write_buffer, input, sent, cx);
-            return Ok(sent > 0);
-        }
+    if let Some(waiting) = write_buffer {
+        // It is sent when the kernel has room, or in another turn.
+        waiting.keep(&mut cx.scratch.output_buffer, input, 0);
+        return Ok(false);
+    }
+    let (sent, all) = send_segments(socket, &mut cx.scratch.output_buffer, input)?;
+    cx.scratch.tally.bytes_out += sent as u64;
+    if !all {
+        refused(write_buffer, input, sent, cx);
+        return Ok(sent > 0);
     }
     // That one call did not take all slices says nothing about the kernel's buffer: go on trying.
-    let waiting = write_buffer.get_or_insert_default();
-    waiting.keep(&mut cx.scratch.output_buffer, input, sent);
-    let before = waiting.len();
-    if cx.call.readiness.has(Readiness::WRITABLE) {
-        flush(socket, waiting, cx)?;
+    write_buffer.get_or_insert_default().keep(&mut cx.scratch.output_buffer, input, sent);
+    Ok(sent + flush(socket, write_buffer, cx)? > 0)
+}
+
+/// Sends from the write buffer until it is empty, the kernel has no room, or [`SEND_STEP`] bytes are sent.
+/// Returns how many bytes were sent. Where output is left and the readiness still has
+/// [`WRITABLE`](Readiness::WRITABLE), the connection is to be queued again: no event of the poller comes.
+pub(super) fn flush(
+    socket: &Socket,
+    write_buffer: &mut Option<Box<WriteBuffer>>,
+    cx: &mut LoopCx,
+) -> io::Result<usize> {
+    let Some(waiting) = write_buffer else {
+        return Ok(0);
+    };
+    let mut flushed = 0;
+    while flushed < SEND_STEP && !waiting.is_empty() {
+        let sent = waiting.send(socket, SEND_STEP - flushed)?;
+        if sent == 0 {
+            cx.call.readiness.remove(Readiness::WRITABLE);
+            break;
+        }
+        cx.scratch.tally.bytes_out += sent as u64;
+        flushed += sent;
     }
-    let moved = sent > 0 || waiting.len() < before;
     if waiting.is_empty() {
         *write_buffer = None;
     }
-    Ok(moved)
+    Ok(flushed)
 }
 
-/// Sends from the write buffer until it is empty or the kernel has no room.
-pub(super) fn flush(
-    socket: &Socket,
-    write_buffer: &mut WriteBuffer,
-    cx: &mut LoopCx,
-) -> io::Result<()> {
-    while !write_buffer.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let filled = write_buffer.slices(&mut slices);
-        let sent = sys::send_vectored(socket, &slices[..filled])?;
-        if sent == 0 {
-            cx.call.readiness.remove(Readiness::WRITABLE);
-            return Ok(());
-        }
-        cx.scratch.tally.bytes_out += sent as u64;
-        write_buffer.advance(sent);
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    use super::super::source::LoopCx;
+    use super::*;
+    use crate::conversation::Output;
+    use crate::server_state::ServerState;
+
+    /// A non-blocking socket and its peer.
+    fn tcp() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours: Socket = listener.accept().unwrap().0.into();
+        ours.set_nonblocking(true).unwrap();
+        (ours, theirs)
     }
-    Ok(())
+
+    fn cx() -> LoopCx {
+        let state = Arc::new(ServerState::new().unwrap());
+        let mut cx = LoopCx::new(state.begin().stop_requester().clone());
+        cx.call.readiness.add(Readiness::WRITABLE);
+        cx
+    }
+
+    #[test]
+    fn a_flush_sends_no_more_than_its_budget_and_leaves_the_socket_writable() {
+        let (ours, _theirs) = tcp();
+        let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
+        let payload: Arc<[u8]> = vec![7; 16 << 20].into();
+        Output::sharing(&payload, &mut cx.scratch.output_buffer).put(&payload);
+        write_buffer.as_mut().unwrap().keep(&mut cx.scratch.output_buffer, &[], 0);
+        assert_eq!(flush(&ours, &mut write_buffer, &mut cx).unwrap(), SEND_STEP);
+        assert!(cx.call.readiness.has(Readiness::WRITABLE));
+        while cx.call.readiness.has(Readiness::WRITABLE) {
+            assert!(flush(&ours, &mut write_buffer, &mut cx).unwrap() <= SEND_STEP);
+        }
+        let left = write_buffer.unwrap().len();
+        assert_eq!(payload.len() - left, cx.scratch.tally.bytes_out as usize);
+    }
+
+    #[test]
+    fn a_flush_that_sends_all_with_the_last_of_its_budget_leaves_no_write_buffer() {
+        let (ours, _theirs) = tcp();
+        let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
+        Output::new(&[], &mut cx.scratch.output_buffer).put(&vec![7; SEND_STEP]);
+        write_buffer.as_mut().unwrap().keep(&mut cx.scratch.output_buffer, &[], 0);
+        assert_eq!(flush(&ours, &mut write_buffer, &mut cx).unwrap(), SEND_STEP);
+        assert!(write_buffer.is_none());
+    }
+
+    #[test]
+    fn output_behind_output_that_waits_is_appended_and_not_sent() {
+        let (ours, _theirs) = tcp();
+        let mut cx = cx();
+        let mut write_buffer = Some(Box::<WriteBuffer>::default());
+        Output::new(&[], &mut cx.scratch.output_buffer).put(b"answer");
+        assert!(!transmit(&ours, &mut write_buffer, &[], &mut cx).unwrap());
+        assert_eq!(write_buffer.unwrap().len(), 6);
+        assert_eq!(cx.scratch.tally.bytes_out, 0);
+    }
+    #[test]
+    fn a_header_and_its_short_file_are_sent_at_once_and_leave_nothing_behind() {
+        let (ours, mut theirs) = tcp();
+        let mut cx = cx();
+        let mut write_buffer = None;
+        let file = sys::unnamed_file(b"a file");
+        let mut output = Output::new(&[], &mut cx.scratch.output_buffer);
+        output.put(b"header ");
+        output.put_file(Arc::new(file), 2..6).unwrap();
+        output.put(b" trailer");
+        assert!(transmit(&ours, &mut write_buffer, &[], &mut cx).unwrap());
+        assert!(write_buffer.is_none());
+        let mut received = [0; 19];
+        theirs.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"header file trailer");
+        assert_eq!(cx.scratch.tally.bytes_out, 19);
+    }
 }

@@ -32,6 +32,20 @@ impl Timers {
         *armed = deadline;
     }
 
+    /// As [`set`](Timers::set), where the deadline that is armed stays if it comes before the other one: the
+    /// entry is then looked at too early, and its deadline is set again. So a deadline that is put off with
+    /// each message costs nothing per message.
+    pub(crate) fn set_lazily(
+        &mut self,
+        token: Token,
+        armed: &mut Option<Instant>,
+        deadline: Option<Instant>,
+    ) {
+        if armed.is_none_or(|armed| deadline.is_some_and(|deadline| deadline < armed)) {
+            self.set(token, armed, deadline);
+        }
+    }
+
     /// The earliest deadline.
     #[inline]
     pub(crate) fn next(&self) -> Option<Instant> {
@@ -55,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_come_due_in_order_and_not_before() {
+    fn timers_expire_in_order_and_not_early() {
         let (mut timers, start) = (Timers::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let (mut late, mut soon) = (None, None);
@@ -68,7 +82,22 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_entry_leaves_nothing_behind() {
+    fn a_later_deadline_leaves_the_armed_one_and_an_earlier_one_replaces_it() {
+        let (mut timers, start) = (Timers::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (token, mut armed) = (Token::new(1, 0), None);
+        timers.set_lazily(token, &mut armed, Some(at(5)));
+        for later in [Some(at(9)), None] {
+            timers.set_lazily(token, &mut armed, later);
+            assert_eq!((timers.next(), armed), (Some(at(5)), Some(at(5))));
+        }
+        timers.set_lazily(token, &mut armed, Some(at(2)));
+        assert_eq!((timers.next(), armed), (Some(at(2)), Some(at(2))));
+        assert_eq!(timers.deadlines.len(), 1);
+    }
+
+    #[test]
+    fn a_cancelled_timer_is_removed() {
         let (mut timers, start) = (Timers::default(), Instant::now());
         let mut armed = None;
         timers.set(Token::new(1, 0), &mut armed, Some(start));

@@ -33,11 +33,11 @@ impl CompletionNotifier {
     pub(crate) fn served(&self, served: Served, tally: &mut Tally) {
         self.published.add(tally);
         if served.reason.is_fault() {
-            let Served { peer, reason, .. } = served;
-            let ended = Ended { service: self.service, peer, reason, tally: Tally::default() };
+            let Served { origin, reason, .. } = served;
+            let ended = Ended { service: self.service, origin, reason, tally: Tally::default() };
             self.mailbox.post(Mail::Ended(Box::new(ended)));
         } else {
-            log::debug!("{}: {}", served.peer, *served.reason);
+            log::debug!("{}: {}", served.origin, *served.reason);
         }
     }
 

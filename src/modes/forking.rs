@@ -12,7 +12,8 @@ use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
     ServiceRunner, SessionFactory,
 };
-use crate::address::Peer;
+use crate::accepted::{Accepted, AcceptedStream};
+use crate::address::{Origin, Peer};
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
 use crate::conversation::Scratch;
 use crate::datagram::Datagram;
@@ -125,7 +126,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         let ForkRunner { start, serve, children } = runner;
         children.begin(run_cx.drain);
         Ok(ForkDispatcher {
-            make: start.start()?,
+            make: start.start(run_cx)?,
             serve,
             children,
             listener_handle: run_cx.listener_handle.clone(),
@@ -153,15 +154,21 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         hooks: &mut dyn ListenerHooks,
         access: &mut dyn LoopAccess,
     ) {
-        match fork_if_sound(self.children.threads_allowed()) {
+        let held = self.listener_handle.reply_socket.hold();
+        let forked = fork_if_sound(self.children.threads_allowed());
+        drop(held);
+        match forked {
             Ok(Forked::Child(process)) => process.run(|process| {
                 self.pending.clear();
                 // The reply to a datagram is sent on the socket of the listener.
                 let keep_listener = matches!(request, Incoming::Datagram(_));
+                if keep_listener {
+                    self.listener_handle.reply_socket.enter_child();
+                }
                 access.close_all_but(keep_listener, &mut |descriptor| process.close(descriptor));
                 let cx = access.cx();
-                self.serve_in_child(request, process, &mut |peer, reason| {
-                    hooks.fault(peer, reason, cx);
+                self.serve_in_child(request, process, &mut |origin, reason| {
+                    hooks.fault(origin, reason, cx);
                 })
             }),
             Ok(Forked::Parent(child)) => {
@@ -189,34 +196,39 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         &mut self,
         request: Incoming,
         process: &InChild,
-        fault: &mut dyn FnMut(&Peer, &CloseReason),
+        fault: &mut dyn FnMut(&Origin, &CloseReason),
     ) -> i32 {
-        let peer = match &request {
-            Incoming::Stream(_, peer) => peer.clone(),
-            Incoming::Datagram(datagram) => datagram.peer.clone(),
+        let origin = match &request {
+            Incoming::Stream(stream) => Origin { id: Some(stream.id), peer: stream.peer.clone() },
+            Incoming::Datagram(datagram) => Origin { id: None, peer: datagram.peer.clone() },
         };
         let mut connection = None;
-        let make_handler = guard::call(|| {
-            let handler = self.make.make(&peer);
+        let made = guard::call(|| {
             let session: Box<dyn Session> = match request {
-                Incoming::Stream(socket, peer) => {
+                Incoming::Stream(stream) => {
+                    let made = self.make.make(&stream.accepted());
+                    let AcceptedStream { socket, peer, id } = stream;
                     let socket = connection.insert(Arc::new(socket)).clone();
-                    Box::new(self.serve.stream(handler, &self.listener_handle, socket, peer))
+                    Box::new(self.serve.stream(made, &self.listener_handle, socket, peer, id))
                 }
-                Incoming::Datagram(datagram) => {
-                    Box::new(self.serve.datagram(handler, &self.listener_handle, datagram))
+                Incoming::Datagram(mut datagram) => {
+                    let reply_socket = &self.listener_handle.reply_socket;
+                    let accepted = Accepted::datagram(&datagram.peer, reply_socket, datagram.info);
+                    let made = self.make.make(&accepted);
+                    datagram.id = accepted.known_id();
+                    Box::new(self.serve.datagram(made, &self.listener_handle, *datagram))
                 }
             };
             session
         });
-        match make_handler {
+        match made {
             Ok(session) => {
-                let fault = |served: &Served| fault(&served.peer, &served.reason);
+                let fault = |served: &Served| fault(&served.origin, &served.reason);
                 let connection = connection.as_deref();
                 self.children.serve_in_child(session, connection, process, &self.stop, fault)
             }
             Err(message) => {
-                fault(&peer, &CloseReason::Panic(message));
+                fault(&origin, &CloseReason::Panic(message));
                 1
             }
         }
@@ -275,21 +287,22 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for ForkDispatcher<'_, T
         false
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        self.fork_for(Incoming::Stream(socket, peer), cx);
+    fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx) {
+        self.fork_for(Incoming::Stream(stream), cx);
     }
 }
 
 impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_, T, S> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        self.fork_for(Incoming::Datagram(Datagram::new(bytes, peer, received)), cx);
+        let datagram = Datagram::new(bytes, peer, None, received);
+        self.fork_for(Incoming::Datagram(Box::new(datagram)), cx);
     }
 }
 
 /// A request that is to have a process of its own.
 enum Incoming {
-    Stream(Socket, Peer),
-    Datagram(Datagram),
+    Stream(AcceptedStream),
+    Datagram(Box<Datagram>),
 }
 
 /// Forks, unless other threads make that unsound.

@@ -4,16 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
-
 use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, RunContext, ServiceRunner,
     SessionFactory, make_handler,
 };
+use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
 use crate::conversation::Scratch;
-use crate::datagram::{Datagram, ReplySocket};
+use crate::datagram::Datagram;
 use crate::error::UnsupportedError;
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, LingeringConnection, LoopCx, NewConnection, StreamDispatcher,
@@ -51,7 +50,6 @@ impl<T: 'static, S: SessionFactory<T>> ModeRunner for InlineRunner<T, S> {
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
         Ok(Box::new(InlineDispatcher::new(self, run_cx)?))
     }
 }
@@ -69,7 +67,7 @@ struct InlineDispatcher<'a, T, S> {
 impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
     fn new(runner: &'a mut InlineRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
         Ok(InlineDispatcher {
-            make: runner.start.start()?,
+            make: runner.start.start(run_cx)?,
             serve: &runner.serve,
             listener_handle: run_cx.listener_handle.clone(),
             listener: run_cx.listener,
@@ -85,7 +83,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
 
     fn serve(&mut self, session: impl Session, cx: &mut LoopCx) {
         let (served, stop_outcome) = self.driver.serve(Box::new(session), &mut cx.scratch);
-        let Served { peer, reason, lingering, .. } = served;
+        let Served { origin, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
             // On the loop, since here it would delay the next request.
             match LingeringConnection::new(lingering) {
@@ -97,7 +95,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
                 Err(_) => cx.scratch.tally.closed += 1,
             }
         }
-        cx.end(&peer, reason);
+        cx.end(origin.id, &origin.peer, reason);
         self.stop_outcome = stop_outcome;
         if self.driver.is_stopping() {
             // Nothing more is accepted, in this turn either.
@@ -121,31 +119,26 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_,
         false
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        let socket = Arc::new(socket);
-        let Some(session) = make_handler(&peer, cx, || {
-            self.serve.stream(self.make.make(&peer), &self.listener_handle, socket, peer.clone())
-        }) else {
+    fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx) {
+        let Some(made) = make_handler(&mut self.make, &stream.accepted(), cx) else {
             cx.scratch.tally.closed += 1;
             return;
         };
+        let AcceptedStream { socket, peer, id } = stream;
+        let session = self.serve.stream(made, &self.listener_handle, Arc::new(socket), peer, id);
         self.serve(session, cx);
     }
 }
 
 impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'_, T, S> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
-        let session = self.serve.datagram(
-            handler,
-            &self.listener_handle,
-            Datagram::new(bytes, peer, received),
-        );
+        let reply_socket = &self.listener_handle.reply_socket;
+        let accepted = Accepted::datagram(&peer, reply_socket, received.info);
+        let Some(made) = make_handler(&mut self.make, &accepted, cx) else { return };
+        let id = accepted.known_id();
+        let datagram = Datagram::new(bytes, peer, id, received);
+        let session = self.serve.datagram(made, &self.listener_handle, datagram);
         self.serve(session, cx);
-    }
-
-    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
-        Some(self.listener_handle.reply_socket.clone())
     }
 }
 

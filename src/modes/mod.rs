@@ -21,9 +21,9 @@ pub use mode::{BlockingMode, Mode};
 pub use offload::Offload;
 pub use pool::Pool;
 pub use reactor::Reactor;
-pub use service::{HandlerMode, RequestMode};
 pub(crate) use service::{
-    ListenerHandle, MakeFactory, ModeRunner, PerRunFactory, RunContext, ServiceConfig,
-    ServiceRunner, SharedFactory,
+    HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, PerRunFactory, RunContext,
+    ServiceConfig, ServiceRunner, SharedFactory, start_run,
 };
+pub use service::{HandlerMode, RequestMode};
 pub use threading::Threading;

@@ -2,19 +2,21 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-
-use socket2::Socket;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use super::service::{
     HandlerFactory, ModeRunner, RunContext, ServiceConfig, ServiceRunner, make_handler,
 };
+use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
-use crate::conversation::{Conversation, DatagramDriver, Framing, Handler, serve_datagram};
+use crate::conversation::{Conversation, DatagramCx, Framing, Handler, serve_datagram};
+use crate::datagram::ReplySocket;
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
-    StreamDispatcher, WaterMarks,
+    OutputLimits, StreamDispatcher,
 };
-use crate::sys::RecvMeta;
+use crate::sys::{CatchDrop, RecvMeta};
 use crate::token::Token;
 
 /// On the loop: the default. One thread serves everyone; a handler must not block.
@@ -22,30 +24,31 @@ use crate::token::Token;
 pub struct Reactor;
 
 /// What a service keeps between runs: its handlers run on the loop.
-struct ReactorRunner<H, F>(ServiceConfig<H, F>);
+struct ReactorRunner<H, F>(ServiceConfig<(F, H)>);
 
-pub(super) fn reactor<H, F>(config: ServiceConfig<H, F>) -> ServiceRunner
+pub(super) fn reactor<H, F>(config: ServiceConfig<(F, H)>) -> ServiceRunner
 where
     H: Handler + 'static,
-    F: Framing + Clone + Send + 'static,
+    F: Framing + Send + 'static,
 {
     ServiceRunner(Box::new(ReactorRunner(config)))
 }
 
-impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> ModeRunner for ReactorRunner<H, F> {
+impl<H: Handler + 'static, F: Framing + Send + 'static> ModeRunner for ReactorRunner<H, F> {
     fn stream_dispatcher<'a>(
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
-        let connections = LoopConnections::new(&mut self.0, run_cx.listener)?;
+        let connections = LoopConnections::new(&mut self.0, run_cx)?;
         Ok(Box::new(LoopStreamDispatcher { connections }))
     }
 
     fn datagram_dispatcher<'a>(
         &'a mut self,
-        _run_cx: &RunContext<'_>,
+        run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start()? }))
+        let reply_socket = run_cx.listener_handle.reply_socket.clone();
+        Ok(Box::new(LoopDatagramDispatcher { make: self.0.start.start(run_cx)?, reply_socket }))
     }
 }
 
@@ -55,56 +58,57 @@ struct LoopStreamDispatcher<'a, H, F> {
 
 impl<H, F> Dispatcher for LoopStreamDispatcher<'_, H, F> {}
 
-impl<H: Handler + 'static, F: Framing + Clone + 'static> StreamDispatcher
+impl<H: Handler + 'static, F: Framing + 'static> StreamDispatcher
     for LoopStreamDispatcher<'_, H, F>
 {
     fn nonblocking(&self) -> bool {
         true
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        self.connections.open(socket, peer, cx, |conversation| conversation);
+    fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx) {
+        self.connections.open(stream, cx, |conversation| conversation);
     }
 }
 
 /// What the connections of one listener are made of, under a mode that leaves them on the loop.
 pub(super) struct LoopConnections<'a, H, F> {
-    make: HandlerFactory<'a, H>,
-    framing: &'a F,
-    water_marks: WaterMarks,
+    make: HandlerFactory<'a, (F, H)>,
+    limits: Rc<OutputLimits>,
     listener: Token,
 }
 
-impl<'a, H: Handler, F: Framing + Clone> LoopConnections<'a, H, F> {
+impl<'a, H: Handler, F: Framing> LoopConnections<'a, H, F> {
     /// Begins a run.
     ///
     /// # Errors
     ///
     /// Where the user's function that makes the handlers panics.
-    pub(super) fn new(config: &'a mut ServiceConfig<H, F>, listener: Token) -> io::Result<Self> {
-        let ServiceConfig { start, framing, water_marks } = config;
-        let make = start.start()?;
-        Ok(LoopConnections { make, framing, water_marks: *water_marks, listener })
+    pub(super) fn new(
+        config: &'a mut ServiceConfig<(F, H)>,
+        run_cx: &RunContext<'_>,
+    ) -> io::Result<Self> {
+        let ServiceConfig { start, limits } = config;
+        let (make, listener) = (start.start(run_cx)?, run_cx.listener);
+        Ok(LoopConnections { make, limits: Rc::new(*limits), listener })
     }
 
     /// Makes a conversation, and registers its connection with the loop; `slot` says where the
     /// conversation runs.
     pub(super) fn open<T: ConversationSlot>(
         &mut self,
-        socket: Socket,
-        peer: Peer,
+        stream: AcceptedStream,
         cx: &mut LoopCx,
         slot: impl FnOnce(Conversation<H, F>) -> T,
     ) {
-        let Some(conversation) = make_handler(&peer, cx, || {
-            let handler = self.make.make(&peer);
-            Conversation::new(handler, self.framing.clone().into(), peer.clone(), crate::connection_id::ConnectionId::next())
-        }) else {
+        let Some((framing, handler)) = make_handler(&mut self.make, &stream.accepted(), cx) else {
             cx.scratch.tally.closed += 1;
             return;
         };
+        let AcceptedStream { socket, peer, id } = stream;
+        let conversation = Conversation::new(handler.into(), framing.into(), peer, id);
         let descriptor = socket.as_raw_fd();
-        let connection = Connection::new(socket, slot(conversation), self.water_marks, cx.turn.now);
+        let connection =
+            Connection::new(socket, slot(conversation), self.limits.clone(), cx.turn.now);
         cx.register(NewConnection {
             source: Box::new(connection),
             descriptor,
@@ -113,20 +117,29 @@ impl<'a, H: Handler, F: Framing + Clone> LoopConnections<'a, H, F> {
     }
 }
 
-struct LoopDatagramDispatcher<'a, H> {
-    make: HandlerFactory<'a, H>,
+struct LoopDatagramDispatcher<'a, H, F> {
+    make: HandlerFactory<'a, (F, H)>,
+    reply_socket: Arc<ReplySocket>,
 }
 
-impl<H> Dispatcher for LoopDatagramDispatcher<'_, H> {}
+impl<H, F> Dispatcher for LoopDatagramDispatcher<'_, H, F> {}
 
-impl<H: Handler> DatagramDispatcher for LoopDatagramDispatcher<'_, H> {
+impl<H: Handler, F> DatagramDispatcher for LoopDatagramDispatcher<'_, H, F> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
-        let driver = DatagramDriver(&cx.call.entry.stop);
+        let accepted = Accepted::datagram(&peer, &self.reply_socket, received.info);
+        let Some((framing, handler)) = make_handler(&mut self.make, &accepted, cx) else { return };
+        drop(CatchDrop::new(framing));
+        let (handler, id) = (handler.into(), accepted.known_id());
+        let driver = DatagramCx {
+            reply_socket: &self.reply_socket,
+            from: &received.from,
+            stop: &cx.call.entry.stop,
+        };
         let mut step_cx = cx.scratch.step_cx(&driver, usize::MAX);
-        let reason = serve_datagram(handler, peer.clone(), bytes, received.truncated, &mut step_cx);
+        let reason =
+            serve_datagram(handler, peer.clone(), id, bytes, received.truncated, &mut step_cx);
         if reason.is_fault() {
-            cx.end(&peer, reason);
+            cx.end(None, &peer, reason);
         }
     }
 }

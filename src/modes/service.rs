@@ -1,5 +1,6 @@
 //! What the modes share: how a service is made of a handler and a mode, and what a run gives it.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,52 +11,56 @@ use super::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading, forking, inline,
     offload, pool, reactor, threading,
 };
+use crate::accepted::Accepted;
 use crate::address::{Address, Peer};
 use crate::blocking::{
-    DatagramRequestSession, DatagramSession, RequestHandler, Session, StreamRequestSession,
-    StreamSession,
+    DatagramRequestSession, DatagramSession, RequestHandler, Session, SessionLimits,
+    StreamRequestSession, StreamSession,
 };
+use crate::connection_id::ConnectionId;
 use crate::conversation::{Conversation, Framing, Handler};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
-use crate::event_loop::{DatagramDispatcher, LoopCx, StreamDispatcher, WaterMarks};
+use crate::event_loop::{
+    DatagramDispatcher, ListenerHooks, LoopCx, OutputLimits, StreamDispatcher,
+};
 use crate::guard;
 use crate::server_state::{ServerState, StopRequester};
 use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
 
-/// The user's function that makes one handler for one peer.
-type MakeFn<'a, T> = Box<dyn FnMut(&Peer) -> T + 'a>;
+/// The user's function that makes what serves one connection or datagram.
+type MakeFn<'a, T> = Box<dyn FnMut(&Accepted<'_>) -> T + 'a>;
 
-/// Makes one handler for one peer.
+/// Makes what serves one connection or datagram: a framing with a handler, or a request handler.
 pub(crate) struct HandlerFactory<'a, T>(CatchDrop<MakeFn<'a, T>>);
 
 impl<'a, T> HandlerFactory<'a, T> {
-    fn new(make: impl FnMut(&Peer) -> T + 'a) -> Self {
+    pub(crate) fn new(make: impl FnMut(&Accepted<'_>) -> T + 'a) -> Self {
         HandlerFactory(CatchDrop::new(Box::new(make)))
     }
 
     /// Calls the user's function: only where a panic is caught.
-    pub(super) fn make(&mut self, peer: &Peer) -> CatchDrop<T> {
-        (self.0)(peer).into()
+    pub(super) fn make(&mut self, accepted: &Accepted<'_>) -> T {
+        (self.0)(accepted)
     }
 }
 
 /// What a service keeps between runs, and makes the handlers of a run from.
 pub(crate) trait MakeFactory<T>: Send {
-    /// Begins a run.
+    /// Begins a run. What it makes beside the handlers is left in `run_cx`.
     ///
     /// # Errors
     ///
     /// Where the user's function panics.
-    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>>;
+    fn start(&mut self, run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>>;
 }
 
 /// A function that makes the handlers of all runs, on whatever thread a run is.
 pub(crate) struct SharedFactory<M>(pub(crate) CatchDrop<M>);
 
-impl<T, M: FnMut(&Peer) -> T + Send> MakeFactory<T> for SharedFactory<M> {
-    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>> {
+impl<T, M: FnMut(&Accepted<'_>) -> T + Send> MakeFactory<T> for SharedFactory<M> {
+    fn start(&mut self, _run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>> {
         Ok(HandlerFactory::new(&mut *self.0))
     }
 }
@@ -63,18 +68,20 @@ impl<T, M: FnMut(&Peer) -> T + Send> MakeFactory<T> for SharedFactory<M> {
 /// A function that is called when a run begins, and returns the one that makes the handlers of the run.
 pub(crate) struct PerRunFactory<S>(pub(crate) CatchDrop<S>);
 
-impl<T, M: FnMut(&Peer) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
+impl<T, M: FnMut(&Accepted<'_>) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
     for PerRunFactory<S>
 {
-    fn start(&mut self) -> io::Result<HandlerFactory<'_, T>> {
-        match guard::call(|| (self.0)()) {
-            Ok(make) => Ok(HandlerFactory::new(make)),
-            Err(message) => {
-                guard::note(1);
-                Err(io::Error::other(format!("what makes the handlers panicked: {message}")))
-            }
-        }
+    fn start(&mut self, _run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>> {
+        start_run(&mut *self.0).map(HandlerFactory::new)
     }
+}
+
+/// Calls the user's function that begins a run.
+pub(crate) fn start_run<R>(start: impl FnOnce() -> R) -> io::Result<R> {
+    guard::call(start).map_err(|message| {
+        guard::note(1);
+        io::Error::other(format!("what makes the handlers panicked: {message}"))
+    })
 }
 
 /// Implemented by this crate's modes alone, so that no others can be written.
@@ -98,14 +105,13 @@ pub(crate) struct Requirements {
     pub(crate) one_thread: bool,
 }
 
-/// What a mode makes a service of.
-pub struct ServiceConfig<H, F> {
-    pub(crate) start: Box<dyn MakeFactory<H>>,
-    pub(crate) framing: CatchDrop<F>,
-    pub(crate) water_marks: WaterMarks,
+/// What a mode makes a service of: `T` is a framing with a handler, or a request handler.
+pub struct ServiceConfig<T> {
+    pub(crate) start: Box<dyn MakeFactory<T>>,
+    pub(crate) limits: OutputLimits,
 }
 
-impl<H, F> std::fmt::Debug for ServiceConfig<H, F> {
+impl<T> std::fmt::Debug for ServiceConfig<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ServiceConfig")
     }
@@ -154,6 +160,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) stop: &'a StopRequester,
     pub(crate) signals: Option<SignalWatch>,
     pub(crate) drain: Duration,
+    /// The hooks of this run, where they are made together with what makes its handlers.
+    pub(crate) hooks: Cell<Option<Box<dyn ListenerHooks>>>,
 }
 
 /// The modes that can run this [`Handler`]: all of them, as far as it is `Send` where the mode
@@ -165,73 +173,69 @@ pub(crate) struct RunContext<'a> {
 )]
 pub trait HandlerMode<H: Handler>: Sealed {
     #[doc(hidden)]
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static;
+        F: Framing + Send + 'static;
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Reactor {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
         reactor::reactor(config)
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Offload {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
         offload::offload(self, config)
     }
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Inline {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
-        let (start, serve) = message_sessions(config);
-        inline::inline(start, serve)
+        inline::inline(config.start, MessageSessions(config.limits))
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Threading {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
-        let (start, serve) = message_sessions(config);
-        threading::threading(self, start, serve)
+        threading::threading(self, config.start, MessageSessions(config.limits))
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Pool {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
-        let (start, serve) = message_sessions(config);
-        pool::pool(self, start, serve)
+        pool::pool(self, config.start, MessageSessions(config.limits))
     }
 }
 
 impl<H: Handler + 'static> HandlerMode<H> for Forking {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
-        let (start, serve) = message_sessions(config);
-        forking::forking(self, start, serve)
+        forking::forking(self, config.start, MessageSessions(config.limits))
     }
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for Mode {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
         match self {
             Mode::Reactor(mode) => mode.build(config),
@@ -245,9 +249,9 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for Mode {
 }
 
 impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
-    fn build<F>(self, config: ServiceConfig<H, F>) -> ServiceRunner
+    fn build<F>(self, config: ServiceConfig<(F, H)>) -> ServiceRunner
     where
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
     {
         Mode::from(self).build(config)
     }
@@ -262,35 +266,35 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
 )]
 pub trait RequestMode<R: RequestHandler>: Sealed {
     #[doc(hidden)]
-    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner;
+    fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner;
 }
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Inline {
-    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+    fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
         inline::inline(config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Threading {
-    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+    fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
         threading::threading(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Pool {
-    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+    fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
         pool::pool(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Forking {
-    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+    fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
         forking::forking(self, config.start, RequestSessions)
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for BlockingMode {
-    fn build_requests(self, config: ServiceConfig<R, ()>) -> ServiceRunner {
+    fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
         match self {
             BlockingMode::Inline(mode) => mode.build_requests(config),
             BlockingMode::Threading(mode) => mode.build_requests(config),
@@ -305,18 +309,18 @@ pub(crate) trait SessionFactory<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
 
-    /// Makes the session of a connection. It may run the user's code, so it is called only where a panic
-    /// is caught.
     fn stream(
         &self,
-        handler: CatchDrop<T>,
+        made: T,
         listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
+        id: ConnectionId,
     ) -> Self::Stream;
+
     fn datagram(
         &self,
-        handler: CatchDrop<T>,
+        made: T,
         listener_handle: &ListenerHandle,
         datagram: Datagram,
     ) -> Self::Datagram;
@@ -329,49 +333,35 @@ pub(crate) struct ListenerHandle {
     pub(crate) address: Arc<Address>,
 }
 
-impl ListenerHandle {
-    pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
-        ListenerHandle { reply_socket: Arc::new(ReplySocket::new(socket)), address }
-    }
-}
-
 /// A [`Handler`] is served message by message.
-pub(crate) struct MessageSessions<F> {
-    framing: CatchDrop<F>,
-    water_marks: WaterMarks,
-}
+pub(crate) struct MessageSessions(OutputLimits);
 
-fn message_sessions<H, F>(
-    config: ServiceConfig<H, F>,
-) -> (Box<dyn MakeFactory<H>>, MessageSessions<F>) {
-    let ServiceConfig { start, framing, water_marks } = config;
-    (start, MessageSessions { framing, water_marks })
-}
-
-impl<H: Handler + 'static, F: Framing + Clone + Send + 'static> SessionFactory<H>
-    for MessageSessions<F>
-{
+impl<H: Handler + 'static, F: Framing + Send + 'static> SessionFactory<(F, H)> for MessageSessions {
     type Stream = StreamSession<H, F>;
     type Datagram = DatagramSession<H>;
 
     fn stream(
         &self,
-        handler: CatchDrop<H>,
+        (framing, handler): (F, H),
         _listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
+        id: ConnectionId,
     ) -> StreamSession<H, F> {
-        let conversation = Conversation::new(handler, F::clone(&self.framing).into(), peer, crate::connection_id::ConnectionId::next());
-        StreamSession { socket, conversation, room: self.water_marks.high() }
+        let conversation = Conversation::new(handler.into(), framing.into(), peer, id);
+        let OutputLimits { marks, sender } = self.0;
+        StreamSession { socket, conversation, limits: SessionLimits { room: marks.room(), sender } }
     }
 
     fn datagram(
         &self,
-        handler: CatchDrop<H>,
+        (framing, handler): (F, H),
         listener_handle: &ListenerHandle,
         datagram: Datagram,
     ) -> DatagramSession<H> {
-        DatagramSession { reply_socket: listener_handle.reply_socket.clone(), datagram, handler }
+        drop(CatchDrop::new(framing));
+        let reply_socket = listener_handle.reply_socket.clone();
+        DatagramSession { reply_socket, datagram, handler: handler.into() }
     }
 }
 
@@ -384,33 +374,40 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
 
     fn stream(
         &self,
-        handler: CatchDrop<R>,
+        handler: R,
         listener_handle: &ListenerHandle,
         socket: Arc<Socket>,
         peer: Peer,
+        id: ConnectionId,
     ) -> Self::Stream {
-        let server_address = listener_handle.address.clone();
-        StreamRequestSession { socket, peer, handler, server_address }
+        let (handler, server_address) = (handler.into(), listener_handle.address.clone());
+        StreamRequestSession { socket, peer, id, handler, server_address }
     }
 
     fn datagram(
         &self,
-        handler: CatchDrop<R>,
+        handler: R,
         listener_handle: &ListenerHandle,
         datagram: Datagram,
     ) -> Self::Datagram {
+        let handler = handler.into();
         let ListenerHandle { reply_socket, address: server_address } = listener_handle.clone();
         DatagramRequestSession { reply_socket, datagram, handler, server_address }
     }
 }
 
-/// Makes a handler by the user's code; a panic there ends its own request and nothing else.
-pub(super) fn make_handler<T>(peer: &Peer, cx: &mut LoopCx, make: impl FnOnce() -> T) -> Option<T> {
-    match guard::call(make) {
-        Ok(handler) => Some(handler),
+/// Makes what serves a connection or a datagram, by the user's function; a panic there ends its own
+/// request and nothing else.
+pub(super) fn make_handler<T>(
+    make: &mut HandlerFactory<'_, T>,
+    accepted: &Accepted<'_>,
+    cx: &mut LoopCx,
+) -> Option<T> {
+    match guard::call(|| make.make(accepted)) {
+        Ok(made) => Some(made),
         Err(message) => {
             cx.scratch.tally.panics += 1;
-            cx.end(peer, CloseReason::Panic(message));
+            cx.end(accepted.known_id(), accepted.peer(), CloseReason::Panic(message));
             None
         }
     }

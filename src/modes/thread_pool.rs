@@ -286,7 +286,7 @@ mod tests {
 
         fn after(&self, (): ()) {}
 
-        /// Done as well, by whoever refuses it.
+        /// Runs the job on the calling thread.
         fn refuse(&self, job: J) {
             (self.0)(job);
         }
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_refused_where_no_thread_can_be_started() {
+    fn a_job_is_refused_if_no_thread_can_be_started() {
         for stack_size in [usize::MAX, usize::MAX / 8] {
             for waits in [true, false] {
                 let (done, results) = mpsc::channel();
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_jobs_run_at_a_time_as_there_may_be_threads() {
+    fn as_many_jobs_run_at_a_time_as_the_thread_limit_allows() {
         let (started, starts) = mpsc::channel();
         let (release, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_used_again_before_another_is_started() {
+    fn an_idle_thread_is_reused_before_another_is_started() {
         let (done, results) = mpsc::channel();
         let pool = ThreadPool::new(
             config(8),
@@ -365,7 +365,7 @@ mod tests {
         pool.push(());
         pool.call();
         let first = results.recv_timeout(PATIENCE).unwrap();
-        // It is idle again when its load says so.
+        // Wait until the thread sleeps.
         while lock(&pool.shared.queue).asleep == 0 {
             thread::yield_now();
         }

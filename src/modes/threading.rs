@@ -5,19 +5,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
-
 use super::completion::CompletionNotifier;
 use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
     ServiceRunner, SessionFactory, make_handler,
 };
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
+use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
 use crate::blocking::{ActiveConnections, Registration, Session, SessionCx, WaitStrategy};
 use crate::conversation::Scratch;
 use crate::counters::{Published, Tally};
-use crate::datagram::{Datagram, ReplySocket};
+use crate::datagram::Datagram;
 use crate::error::UnsupportedError;
 use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher};
 use crate::server_state::StopRequester;
@@ -132,7 +131,6 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        run_cx.listener_handle.reply_socket.retried_by(&run_cx.control.mailbox, run_cx.listener);
         Ok(Box::new(ThreadDispatcher::new(self, run_cx)?))
     }
 
@@ -164,7 +162,7 @@ where
         threads.count_into(&run_cx.control.published);
         let listener_handle = run_cx.listener_handle.clone();
         Ok(ThreadDispatcher {
-            make: start.start()?,
+            make: start.start(run_cx)?,
             serve,
             threads,
             listener_handle,
@@ -226,23 +224,18 @@ where
         false
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+    fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx) {
         if self.rejects(cx) {
             cx.scratch.tally.closed += 1;
             return;
         }
-        let socket = Arc::new(socket);
-        let Some(session) = make_handler(&peer, cx, || {
-            self.serve.stream(
-                self.make.make(&peer),
-                &self.listener_handle,
-                socket.clone(),
-                peer.clone(),
-            )
-        }) else {
+        let Some(made) = make_handler(&mut self.make, &stream.accepted(), cx) else {
             cx.scratch.tally.closed += 1;
             return;
         };
+        let AcceptedStream { socket, peer, id } = stream;
+        let socket = Arc::new(socket);
+        let session = self.serve.stream(made, &self.listener_handle, socket.clone(), peer, id);
         let registration = Some(self.threads.active.register(socket));
         let session = Box::new(session);
         self.threads.assign(SessionJob {
@@ -263,15 +256,14 @@ where
         if self.rejects(cx) {
             return;
         }
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
-        let datagram = Datagram::new(bytes, peer, received);
-        let session = Box::new(self.serve.datagram(handler, &self.listener_handle, datagram));
+        let reply_socket = &self.listener_handle.reply_socket;
+        let accepted = Accepted::datagram(&peer, reply_socket, received.info);
+        let Some(made) = make_handler(&mut self.make, &accepted, cx) else { return };
+        let id = accepted.known_id();
+        let datagram = Datagram::new(bytes, peer, id, received);
+        let session = Box::new(self.serve.datagram(made, &self.listener_handle, datagram));
         let (notifier, stop) = (self.notifier.clone(), self.stop.clone());
         self.threads.assign(SessionJob { session, registration: None, notifier, stop });
-    }
-
-    fn reply_socket(&self) -> Option<Arc<ReplySocket>> {
-        Some(self.listener_handle.reply_socket.clone())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,18 +13,23 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::Server;
-use super::hooks::{Hooks, NoHooks};
-use crate::address::{Address, Endpoint, Peer};
+use super::hooks::{ActionPlan, Hooks, NoHooks};
+use crate::accepted::Accepted;
+use crate::address::{Address, Endpoint};
 use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
+use crate::datagram::ReplySocket;
 use crate::error::Error;
-use crate::event_loop::WaterMarks;
+use crate::event_loop::{OutputLimits, WaterMarks};
 use crate::modes::{
     HandlerMode, MakeFactory, ModeRunner, PerRunFactory, Reactor, RequestMode, ServiceConfig,
     ServiceRunner, SharedFactory,
 };
+use crate::sender::SenderLimit;
 use crate::sys::{Batch, CatchDrop};
-use crate::transport::{self, BindOptions, Bound, Family, Kind, Target};
+use crate::transport::{self, BindOptions, Bound, Family, Kind, SocketOption, Target};
+
+mod options;
 
 /// Python's default, for those who ask for `service_actions`.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -36,11 +42,13 @@ const UNIX_PACKET_SIZE: usize = 256 * 1024;
 /// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
 #[must_use = "a service is served by the server that it is added to"]
 pub struct Service {
+    /// The socket, as replies to datagrams are sent on it.
+    pub(super) reply_socket: Arc<ReplySocket>,
     // Dropped first: nobody connects any more to what waits for its last requests.
     pub(super) bound: Bound,
     pub(super) runner: Box<dyn ModeRunner>,
     pub(super) hooks: CatchDrop<Box<dyn Hooks + Send>>,
-    pub(super) poll_interval: Duration,
+    pub(super) action_plan: ActionPlan,
     /// What datagrams are received into.
     pub(super) batch: Option<Batch>,
     /// Connections that were handed over and not yet taken.
@@ -50,6 +58,12 @@ pub struct Service {
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").field("address", &self.bound.address).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.reply_socket.close();
     }
 }
 
@@ -91,12 +105,23 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
 
 /// What does not depend on who answers.
 #[derive(Debug)]
-struct Plan {
+pub(super) struct Plan {
     socket: Source,
     bind: BindOptions,
-    water_marks: WaterMarks,
+    /// Options of the socket that are not set yet.
+    options: Vec<SocketOption>,
+    backlog: i32,
+    water_marks: Option<WaterMarks>,
+    sender_limit: SenderLimit,
     poll_interval: Duration,
     max_packet_size: Option<usize>,
+}
+
+impl Plan {
+    /// How much output may wait in the connections of the service.
+    fn limits(&self) -> OutputLimits {
+        OutputLimits { marks: self.water_marks.unwrap_or_default(), sender: self.sender_limit }
+    }
 }
 
 /// Where the socket comes from.
@@ -104,6 +129,33 @@ struct Plan {
 enum Source {
     Planned(Family, Target),
     Bound(Bound),
+}
+
+impl Source {
+    /// Binds the socket, if it is not bound yet, and sets the options.
+    fn bind(self, bind: &BindOptions, options: &[SocketOption]) -> Result<Bound, Error> {
+        let url = self.url();
+        match self {
+            Source::Planned(family, target) => {
+                transport::check_options(bind, options, family, false, &url)?;
+                transport::bind(family, &target, bind, options)
+            }
+            Source::Bound(bound) => {
+                let family = Family::from(&*bound.address);
+                transport::check_options(bind, options, family, true, &url)?;
+                transport::set_options(options, &bound.socket, family, &url)?;
+                Ok(bound)
+            }
+        }
+    }
+
+    /// Where it is or will be bound.
+    fn url(&self) -> String {
+        match self {
+            Source::Planned(family, target) => target.url(*family),
+            Source::Bound(bound) => bound.address.to_string(),
+        }
+    }
 }
 
 impl Builder {
@@ -150,7 +202,10 @@ impl Builder {
         let plan = Plan {
             socket,
             bind: BindOptions::default(),
-            water_marks: WaterMarks::default(),
+            options: Vec::new(),
+            backlog: transport::all_the_system_allows(),
+            water_marks: None,
+            sender_limit: SenderLimit::default(),
             poll_interval: POLL_INTERVAL,
             max_packet_size: None,
         };
@@ -187,10 +242,10 @@ impl<F, D, K> Builder<F, D, K> {
     /// [`Error::Bind`] when the address cannot be bound.
     #[doc(alias = "server_bind")]
     pub fn bind(mut self) -> Result<Self, Error> {
-        if let Source::Planned(family, target) = &self.plan.socket {
-            let bound = transport::bind(*family, target, &self.plan.bind)?;
-            self.plan.socket = Source::Bound(bound);
-        }
+        let Plan { socket, bind, options, .. } = self.plan;
+        let socket = Source::Bound(socket.bind(&bind, &options)?);
+        let (bind, options) = (BindOptions::default(), Vec::new());
+        self.plan = Plan { socket, bind, options, ..self.plan };
         Ok(self)
     }
 
@@ -215,62 +270,53 @@ impl<F, D, K> Builder<F, D, K> {
     /// default as many as the system allows (`net.core.somaxconn`).
     #[doc(alias = "backlog")]
     pub fn request_queue_size(mut self, connections: u16) -> Self {
-        self.plan.bind.backlog = connections.into();
+        self.plan.backlog = connections.into();
         self
     }
 
-    /// Python's `allow_reuse_address`: binds although connections of an earlier run linger. On by
-    /// default for TCP, off for UDP, where it would let two servers share a port in silence.
-    #[doc(alias = "allow_reuse_address")]
-    pub fn reuse_address(mut self, reuse: bool) -> Self {
-        self.plan.bind.reuse_address = Some(reuse);
-        self
+    /// What is said of the actions of hooks `L`.
+    pub(super) fn action_plan<L: Hooks + 'static>(&self) -> ActionPlan {
+        ActionPlan::of::<L>(self.plan.poll_interval)
     }
 
-    /// Python's `allow_reuse_port`: lets several sockets that all ask for it share the port, and the
-    /// kernel spread requests over them. Off by default.
-    #[doc(alias = "allow_reuse_port")]
-    pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.plan.bind.reuse_port = reuse;
-        self
-    }
-
-    /// Lets an IPv6 listener take IPv4 clients too; they are shown as IPv4. Off by default.
-    pub fn dual_stack(mut self, dual: bool) -> Self {
-        self.plan.bind.dual_stack = dual;
-        self
-    }
-
-    /// Sends small messages at once (`TCP_NODELAY`), and not when a full segment has gathered. On by
-    /// default; Python's `disable_nagle_algorithm` is off.
-    pub fn nodelay(mut self, nodelay: bool) -> Self {
-        self.plan.bind.nodelay = nodelay;
-        self
-    }
-
-    /// Sets the permissions of a Unix socket's file, as `0o660`, before anyone can connect.
-    pub fn unix_mode(mut self, mode: u32) -> Self {
-        self.plan.bind.unix_mode = Some(mode);
-        self
+    /// What is said of all but the hooks.
+    pub(super) fn without_hooks(self) -> (Plan, F, D) {
+        (self.plan, self.framing, self.mode)
     }
 
     /// Sets how much output, in bytes, may wait for a peer before its input is no longer read, and
     /// how little must be left before it is read again. By default 64 KiB and 16 KiB.
     ///
-    /// The most that a connection keeps is `high` and what the handler sends for one message; a
-    /// [`Sender`](crate::Sender) may have as much again on its way. More than 4 GiB count as 4 GiB.
+    /// The most that a connection keeps is `high` and what the handler sends for one message; what its
+    /// [`Sender`](crate::Sender)s queue comes beside it, see [`sender_limit`](Builder::sender_limit).
+    /// More than 4 GiB count as 4 GiB.
     ///
     /// # Panics
     ///
     /// If `high` is 0 or `low` is not below `high`.
     pub fn write_watermarks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.plan.water_marks = WaterMarks::new(high, low);
+        self.plan.water_marks = Some(WaterMarks::new(high, low));
         self
     }
 
-    /// Sets how often [`Hooks::service_actions`] is called at least; every 0.5 s by default.
-    /// Without such a hook the loop does not poll.
+    /// Sets how much the [`Sender`](crate::Sender)s of one connection may queue together before they
+    /// are told [`SendError::Full`](crate::SendError::Full), in bytes; 256 KiB by default. More than
+    /// 4 GiB count as 4 GiB.
+    ///
+    /// Each message counts as its bytes and 64 more, and one message always fits. The queue is apart
+    /// from the output that waits for the peer: it is emptied into that as far as the high mark of
+    /// [`write_watermarks`](Builder::write_watermarks) allows. So it holds what comes faster than the
+    /// connection's loop or thread takes it, and what a peer that reads slowly is behind. Events are
+    /// bounded by their number, see [`Sender::post`](crate::Sender::post).
+    pub fn sender_limit(mut self, bytes: usize) -> Self {
+        self.plan.sender_limit = SenderLimit::new(bytes);
+        self
+    }
+
+    /// Sets how often [`Hooks::service_actions`] is called at least where
+    /// [`Hooks::wants_service_actions`] says so; every 0.5 s by default. Without such a hook the loop
+    /// does not poll.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.plan.poll_interval = interval;
         self
@@ -284,15 +330,6 @@ impl<F, D, K> Builder<F, D, K> {
         self
     }
 
-    /// Sends a datagram's reply from the address of this host that was asked, and not from the one
-    /// that the route would give it: for hosts with several addresses, on a socket bound to all of
-    /// them. Off by default; Linux alone has it, see `IP_PKTINFO` in
-    /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html).
-    pub fn reply_from_destination(mut self, asked: bool) -> Self {
-        self.plan.bind.pktinfo = asked;
-        self
-    }
-
     /// Makes the service, and binds it: a new handler for each request is made by `make`, on the
     /// loop's thread.
     ///
@@ -300,26 +337,33 @@ impl<F, D, K> Builder<F, D, K> {
     ///
     /// [`Error::Bind`] when the address cannot be bound, [`Error::Mode`] when the mode cannot be
     /// used as asked.
-    pub fn service<H>(self, make: impl FnMut(&Peer) -> H + Send + 'static) -> Result<Service, Error>
+    pub fn service<H>(
+        self,
+        make: impl FnMut(&Accepted<'_>) -> H + Send + 'static,
+    ) -> Result<Service, Error>
     where
         H: Handler + 'static,
         F: Framing + Clone + Send + 'static,
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        self.finish(SharedFactory(make.into()))
+        let Builder { plan, framing, mode, hooks } = self;
+        let (framing, mut make) = (CatchDrop::new(framing), make);
+        let make = move |accepted: &Accepted<'_>| (F::clone(&framing), make(accepted));
+        finish(plan, mode, hooks, SharedFactory(make.into()))
     }
 
     /// As [`service`](Builder::service), for handlers that share state of one thread: `start` runs
-    /// on the loop's thread when a run begins, and what it returns makes the handlers of that run.
+    /// on the loop's thread when a run begins, and what it returns makes the handlers of that run. For
+    /// hooks that share it too, see [`service_local_with_hooks`](Builder::service_local_with_hooks).
     ///
     /// ```
     /// use std::{cell::Cell, rc::Rc};
-    /// use socketserver::{Server, handler_fn};
+    /// use socketserver::{Accepted, Server, handler_fn};
     ///
     /// let server = Server::tcp("127.0.0.1:0")?.serve_local(|| {
     ///     let count = Rc::new(Cell::new(0));
-    ///     move |_peer: &_| {
+    ///     move |_: &Accepted<'_>| {
     ///         let count = count.clone();
     ///         handler_fn(move |_message, cx| {
     ///             count.set(count.get() + 1);
@@ -339,13 +383,19 @@ impl<F, D, K> Builder<F, D, K> {
         start: impl FnMut() -> M + Send + 'static,
     ) -> Result<Service, Error>
     where
-        M: FnMut(&Peer) -> H + 'static,
+        M: FnMut(&Accepted<'_>) -> H + 'static,
         H: Handler + 'static,
         F: Framing + Clone + Send + 'static,
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        self.finish(PerRunFactory(start.into()))
+        let Builder { plan, framing, mode, hooks } = self;
+        let (framing, mut start) = (CatchDrop::new(framing), start);
+        let start = move || {
+            let (framing, mut make) = (CatchDrop::new(F::clone(&framing)), start());
+            move |accepted: &Accepted<'_>| (F::clone(&framing), make(accepted))
+        };
+        finish(plan, mode, hooks, PerRunFactory(start.into()))
     }
 
     /// A server of this one service: [`service`](Builder::service) and [`Server::add`] in one.
@@ -353,7 +403,10 @@ impl<F, D, K> Builder<F, D, K> {
     /// # Errors
     ///
     /// As for both.
-    pub fn serve<H>(self, make: impl FnMut(&Peer) -> H + Send + 'static) -> Result<Server, Error>
+    pub fn serve<H>(
+        self,
+        make: impl FnMut(&Accepted<'_>) -> H + Send + 'static,
+    ) -> Result<Server, Error>
     where
         H: Handler + 'static,
         F: Framing + Clone + Send + 'static,
@@ -374,7 +427,7 @@ impl<F, D, K> Builder<F, D, K> {
         start: impl FnMut() -> M + Send + 'static,
     ) -> Result<Server, Error>
     where
-        M: FnMut(&Peer) -> H + 'static,
+        M: FnMut(&Accepted<'_>) -> H + 'static,
         H: Handler + 'static,
         F: Framing + Clone + Send + 'static,
         D: HandlerMode<H>,
@@ -391,7 +444,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// As for [`service`](Builder::service).
     pub fn service_blocking<R>(
         self,
-        make: impl FnMut(&Peer) -> R + Send + 'static,
+        make: impl FnMut(&Accepted<'_>) -> R + Send + 'static,
     ) -> Result<Service, Error>
     where
         R: RequestHandler + 'static,
@@ -399,11 +452,18 @@ impl<F, D, K> Builder<F, D, K> {
         K: Hooks + Send + 'static,
     {
         let Builder { plan, mode, hooks, .. } = self;
-        let config = ServiceConfig {
-            start: Box::new(SharedFactory(make.into())),
-            framing: ().into(),
-            water_marks: plan.water_marks,
-        };
+        if plan.water_marks.is_some() {
+            return Err(Error::Option {
+                option: "write_watermarks",
+                address: plan.socket.url(),
+                source: io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "a RequestHandler waits until its output is sent",
+                ),
+            });
+        }
+        let limits = plan.limits();
+        let config = ServiceConfig { start: Box::new(SharedFactory(make.into())), limits };
         bound(plan, hooks, || mode.build_requests(config))
     }
 
@@ -415,7 +475,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// As for both.
     pub fn serve_blocking<R>(
         self,
-        make: impl FnMut(&Peer) -> R + Send + 'static,
+        make: impl FnMut(&Accepted<'_>) -> R + Send + 'static,
     ) -> Result<Server, Error>
     where
         R: RequestHandler + 'static,
@@ -424,22 +484,81 @@ impl<F, D, K> Builder<F, D, K> {
     {
         alone(self.service_blocking(make)?)
     }
+}
 
-    fn finish<H>(self, start: impl MakeFactory<H> + 'static) -> Result<Service, Error>
+impl<D, K> Builder<Raw, D, K> {
+    /// As [`service`](Builder::service), with a framing of its own for each connection: `make` returns
+    /// both. So framing and handler of a connection can share what `make` gives them, and a framing that
+    /// is chosen at run time, a `Box<dyn Framing + Send>`, need not be `Clone`. A datagram is its own
+    /// message, and its framing is not used.
+    ///
+    /// ```
+    /// use socketserver::{Framing, LengthPrefixed, Lines, Server, handler_fn};
+    ///
+    /// // Local clients send lines, all others messages with their length.
+    /// let server = Server::tcp("127.0.0.1:0")?.serve_with(|accepted| {
+    ///     let is_local = accepted.peer().inet().is_some_and(|peer| peer.ip().is_loopback());
+    ///     let framing: Box<dyn Framing + Send> = if is_local {
+    ///         Box::new(Lines::default())
+    ///     } else {
+    ///         Box::new(LengthPrefixed::default())
+    ///     };
+    ///     (framing, handler_fn(|message, cx| cx.send(message)))
+    /// })?;
+    /// # drop(server);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`service`](Builder::service).
+    pub fn service_with<F, H>(
+        self,
+        make: impl FnMut(&Accepted<'_>) -> (F, H) + Send + 'static,
+    ) -> Result<Service, Error>
     where
         H: Handler + 'static,
-        F: Framing + Clone + Send + 'static,
+        F: Framing + Send + 'static,
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        let Builder { plan, framing, mode, hooks } = self;
-        let config = ServiceConfig {
-            start: Box::new(start),
-            framing: framing.into(),
-            water_marks: plan.water_marks,
-        };
-        bound(plan, hooks, || mode.build(config))
+        let Builder { plan, mode, hooks, .. } = self;
+        finish(plan, mode, hooks, SharedFactory(make.into()))
     }
+
+    /// A server of this one service: [`service_with`](Builder::service_with) and [`Server::add`] in one.
+    ///
+    /// # Errors
+    ///
+    /// As for both.
+    pub fn serve_with<F, H>(
+        self,
+        make: impl FnMut(&Accepted<'_>) -> (F, H) + Send + 'static,
+    ) -> Result<Server, Error>
+    where
+        H: Handler + 'static,
+        F: Framing + Send + 'static,
+        D: HandlerMode<H>,
+        K: Hooks + Send + 'static,
+    {
+        alone(self.service_with(make)?)
+    }
+}
+
+pub(super) fn finish<F, H, D, K>(
+    plan: Plan,
+    mode: D,
+    hooks: K,
+    start: impl MakeFactory<(F, H)> + 'static,
+) -> Result<Service, Error>
+where
+    H: Handler + 'static,
+    F: Framing + Send + 'static,
+    D: HandlerMode<H>,
+    K: Hooks + Send + 'static,
+{
+    let config = ServiceConfig { start: Box::new(start), limits: plan.limits() };
+    bound(plan, hooks, || mode.build(config))
 }
 
 /// Binds the socket, and then makes the rest of the service.
@@ -447,27 +566,26 @@ fn bound<K>(plan: Plan, hooks: K, build: impl FnOnce() -> ServiceRunner) -> Resu
 where
     K: Hooks + Send + 'static,
 {
-    let mut bound = match plan.socket {
-        Source::Bound(bound) => bound,
-        Source::Planned(family, target) => transport::bind(family, &target, &plan.bind)?,
-    };
-    bound.activate(plan.bind.backlog)?;
+    let mut bound = plan.socket.bind(&plan.bind, &plan.options)?;
+    bound.activate(plan.backlog)?;
     let ServiceRunner(runner) = build();
     let most = plan.max_packet_size.unwrap_or(match *bound.address {
         Address::UnixDatagram(_) => UNIX_PACKET_SIZE,
         _ => UDP_PACKET_SIZE,
     });
+    let (socket, address) = (bound.socket.clone(), bound.address.clone());
     Ok(Service {
+        reply_socket: Arc::new(ReplySocket::new(socket, address)),
         runner,
         hooks: CatchDrop::new(Box::new(hooks)),
-        poll_interval: plan.poll_interval,
+        action_plan: ActionPlan::of::<K>(plan.poll_interval),
         batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
         bound,
         handed: VecDeque::new(),
     })
 }
 
-fn alone(service: Service) -> Result<Server, Error> {
+pub(super) fn alone(service: Service) -> Result<Server, Error> {
     let mut server = Server::new()?;
     server.add(service)?;
     Ok(server)

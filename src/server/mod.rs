@@ -1,6 +1,7 @@
 //! The server: any number of listeners, each with its own handler, framing and mode, in one loop.
 //! The only place that knows all axes.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,19 +14,23 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
-use crate::counters::{Counters, Tally};
+use crate::counters::Counters;
+use crate::datagram::DatagramSender;
 use crate::error::Error;
-use crate::event_loop::{Datagrams, EVENTS, EventLoop, EventSource, Listener, LoopResources};
+use crate::event_loop::{
+    Datagrams, EVENTS, EventLoop, EventSource, Listener, ListenerHooks, LoopResources,
+};
 use crate::guard::log;
-use crate::guard::{guard, panic_message};
+use crate::guard::panic_message;
 use crate::modes::{ListenerHandle, RunContext};
 use crate::server_state::{ServerState, StopOutcome, StopRequester};
-use crate::sys::{self, SignalWatch, Wakeup};
+use crate::sys::{self, CatchDrop, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
 
 mod builder;
 mod hooks;
+mod local_hooks;
 mod python;
 mod shutdown;
 
@@ -34,7 +39,7 @@ pub use hooks::{Hooks, NoHooks};
 pub use python::*;
 pub use shutdown::{ShutdownHandle, StopReport};
 
-use hooks::{GuardedHooks, wants_service_actions};
+use hooks::{ActionPlan, GuardedHooks};
 
 /// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -151,7 +156,8 @@ impl Server {
     /// of all clients together, and what is over that is lost at once. Whoever has answered does not
     /// wait: the loop tries the replies again, under every mode but `forking`, so other clients notice
     /// nothing. Under `forking` the child that has answered waits, and is one of
-    /// [`max_children`](crate::Forking::max_children) meanwhile.
+    /// [`max_children`](crate::Forking::max_children) meanwhile; where it sends to several clients that
+    /// do not read, it waits less for each further one.
     ///
     /// A stop, and [`handle_request`](Server::handle_request), end only when such replies are sent or
     /// lost; a stop no later than [`drain`](Server::drain_timeout) allows.
@@ -250,6 +256,7 @@ impl Server {
                 .map_err(Error::Loop)?;
             self.control.set_child_stop_request(asked);
         }
+        service.reply_socket.count_into(&self.control.published);
         self.services.push(service);
         Ok(ListenerId(self.services.len() - 1))
     }
@@ -282,15 +289,7 @@ impl Server {
     /// As for [`serve_forever`](Server::serve_forever).
     pub fn handle_request(&mut self) -> Result<bool, Error> {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let (_, served) = self.run(1, deadline)?;
-        if !served && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            let mut tally = Tally::default();
-            for service in &mut self.services {
-                guard("handle_timeout", &mut tally.panics, || service.hooks.handle_timeout());
-            }
-            self.control.published.add(&mut tally);
-        }
-        Ok(served)
+        self.run(1, deadline).map(|(_, served)| served)
     }
 
     fn run(
@@ -300,12 +299,6 @@ impl Server {
     ) -> Result<(StopReport, bool), Error> {
         let running = self.control.begin();
         let stop_requester = running.stop_requester();
-        let interval = self
-            .services
-            .iter()
-            .filter(|service| wants_service_actions(&**service.hooks))
-            .map(|service| service.poll_interval)
-            .min();
         let drain = self.drain;
         let control = self.control.clone();
         let signals = &mut self.signals;
@@ -330,10 +323,13 @@ impl Server {
                 .add_listener(descriptor, |token| service.begin(&run_cx, number, token))
                 .map_err(Error::Loop)?;
         }
-        let mut run =
-            ServerRun { event_loop, control: &control, requests, deadline, interval, drain };
+        let mut run = ServerRun { event_loop, control: &control, requests, deadline, drain };
         let served = match run.until_stop(signals.as_mut())? {
-            RunEnd::Served(served) => return Ok((StopReport::default(), served)),
+            RunEnd::Served => return Ok((StopReport::default(), true)),
+            RunEnd::TimedOut => {
+                run.event_loop.no_request();
+                return Ok((StopReport::default(), false));
+            }
             RunEnd::Stopped { served } => served,
         };
         let report = stop(&mut run.event_loop, drain)?;
@@ -440,6 +436,19 @@ impl Server {
         self.services.first().map(Service::address).expect("a server with a listener")
     }
 
+    /// A handle to the socket of a datagram service, with which other threads send datagrams to any
+    /// peer: see [`DatagramSender`]. It works from now on until the server is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mode`] when there is no such datagram service.
+    pub fn datagram_sender(&self, id: ListenerId) -> Result<DatagramSender, Error> {
+        match self.services.get(id.0).filter(|service| service.batch.is_some()) {
+            Some(service) => Ok(service.reply_socket.sender()),
+            None => Err(Error::Mode("datagrams are sent by a datagram service".to_owned())),
+        }
+    }
+
     /// Closes the listeners, as dropping does: clients that were never accepted see the end, and no
     /// reset. Python's `server_close`.
     pub fn server_close(self) {}
@@ -511,15 +520,15 @@ struct ServerRun<'a> {
     requests: usize,
     /// Until when it waits for a request.
     deadline: Option<Instant>,
-    /// How often a hook wants to be called at least.
-    interval: Option<Duration>,
     drain: Duration,
 }
 
 /// Why a run has ended.
 enum RunEnd {
-    /// All requests were served (true), or there was none until the deadline.
-    Served(bool),
+    /// All requests were served.
+    Served,
+    /// There was no request until the deadline.
+    TimedOut,
     /// A stop was asked for; whether all requests had been accepted by then.
     Stopped { served: bool },
 }
@@ -536,7 +545,7 @@ impl ServerRun<'_> {
             if served && self.is_quiet() {
                 // Takes the mail that workers have left.
                 self.event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-                return Ok(RunEnd::Served(true));
+                return Ok(RunEnd::Served);
             }
             let left = self
                 .deadline
@@ -544,10 +553,9 @@ impl ServerRun<'_> {
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
             // A client that waits already is served, however little time there is.
             if looked && left == Some(Duration::ZERO) {
-                return Ok(RunEnd::Served(false));
+                return Ok(RunEnd::TimedOut);
             }
-            let patience = left.into_iter().chain(self.interval).min();
-            self.event_loop.run_turn(patience, signals.as_deref()).map_err(Error::Loop)?;
+            self.event_loop.run_turn(left, signals.as_deref()).map_err(Error::Loop)?;
             looked = true;
             if let Some(error) = self.event_loop.cx().run.failed.take() {
                 stop(&mut self.event_loop, self.drain)?;
@@ -568,8 +576,6 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
     let deadline = Instant::now() + drain;
     let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
     event_loop.stop();
-    // Those on the loop: what is served elsewhere may end at any moment, for whatever reason.
-    let idle = requests.saturating_sub(event_loop.requests());
     while event_loop.connections() + event_loop.in_flight() + event_loop.undelivered() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -577,7 +583,6 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
         }
         event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
-    // Elsewhere it shows only at its end that a request was idle.
     let ended_idle = event_loop.ended_idle();
     let cut = event_loop.abort_all();
     // Those who have ended and are still being told so, by workers.
@@ -590,10 +595,10 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
     }
     // What they have left in the mailbox.
     event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
-    let ended = (requests + in_flight).saturating_sub(idle + cut);
+    let ended = (requests + in_flight).saturating_sub(cut);
     let ended_idle = ended_idle.min(ended);
     Ok(StopReport {
-        idle: idle + ended_idle + event_loop.overtaken(StopOutcome::Idle),
+        idle: ended_idle + event_loop.overtaken(StopOutcome::Idle),
         finished: ended - ended_idle + event_loop.overtaken(StopOutcome::Finished),
         aborted: cut + event_loop.overtaken(StopOutcome::Cut),
     })
@@ -677,29 +682,47 @@ impl Service {
         number: usize,
         token: Token,
     ) -> io::Result<Box<dyn EventSource + 'a>> {
-        let Service { runner, hooks, bound, batch, handed, .. } = self;
+        let Service { runner, hooks, action_plan, bound, batch, handed, reply_socket } = self;
         let closed = bound.kind == Kind::WithoutListener;
-        let hooks = Box::new(GuardedHooks::new(&mut ***hooks));
         let run_cx = RunContext {
             listener: token,
             service: number,
-            listener_handle: ListenerHandle::new(bound.socket.clone(), bound.address.clone()),
+            listener_handle: ListenerHandle {
+                reply_socket: reply_socket.clone(),
+                address: bound.address.clone(),
+            },
             control: run_cx.control,
             stop: run_cx.stop,
             signals: run_cx.signals.clone(),
             drain: run_cx.drain,
+            hooks: Cell::new(None),
         };
         Ok(match batch {
             None => {
                 let dispatcher = runner.stream_dispatcher(&run_cx)?;
+                let hooks = hooks_of_run(&run_cx, hooks, *action_plan);
                 let (socket, address) = (&bound.socket, &bound.address);
                 Box::new(Listener::new(socket, address, dispatcher, hooks, handed, closed))
             }
             Some(batch) => {
                 let dispatcher = runner.datagram_dispatcher(&run_cx)?;
-                Box::new(Datagrams::new(&bound.socket, &bound.address, batch, dispatcher, hooks))
+                reply_socket.begin_run(&run_cx.control.mailbox, token);
+                let hooks = hooks_of_run(&run_cx, hooks, *action_plan);
+                Box::new(Datagrams::new(reply_socket, batch, dispatcher, hooks))
             }
         })
+    }
+}
+
+/// The hooks of a run: its own, where some were made when it began, or those of the service.
+fn hooks_of_run<'a>(
+    run_cx: &RunContext<'_>,
+    hooks: &'a mut CatchDrop<Box<dyn Hooks + Send>>,
+    action_plan: ActionPlan,
+) -> Box<dyn ListenerHooks + 'a> {
+    match run_cx.hooks.take() {
+        Some(own) => own,
+        None => Box::new(GuardedHooks::new(&mut ***hooks, action_plan)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use super::{Builder, Server};
-use crate::address::Peer;
+use crate::accepted::Accepted;
 use crate::blocking::RequestHandler;
 use crate::conversation::Raw;
 use crate::error::Error;
@@ -27,7 +27,7 @@ macro_rules! classes {
             /// As for the [`Server`]'s constructor and [`Builder::serve_blocking`].
             pub fn bind<R>(
                 $address: $($bound)+,
-                make: impl FnMut(&Peer) -> R + Send + 'static,
+                make: impl FnMut(&Accepted<'_>) -> R + Send + 'static,
             ) -> Result<Server, Error>
             where
                 R: RequestHandler $(+ $send)? + 'static,

@@ -3,6 +3,7 @@
 //! Android; elsewhere one system call for each datagram, with the same results.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
@@ -12,9 +13,7 @@ use linux as imp;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use portable as imp;
 
-pub(crate) use imp::{
-    enable_pktinfo, is_send_buffer_full, send_batch, supports_gso, wait_for_room,
-};
+pub(crate) use imp::{is_send_buffer_full, send_batch, set_pktinfo, supports_gso, wait_for_room};
 
 /// The maximum number of datagrams that one call sends or receives.
 const MOST: usize = 32;
@@ -29,6 +28,17 @@ pub(crate) struct RecvMeta {
     /// The datagram was longer than the buffer and was truncated.
     pub(crate) truncated: bool,
     pub(crate) from: Destination,
+    /// Where the datagram was sent to, if `IP_PKTINFO` is enabled.
+    pub(crate) info: Option<PacketInfo>,
+}
+
+/// The local address that a datagram was sent to, which may be one of a group, and the interface
+/// that it came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PacketInfo {
+    pub(crate) to: IpAddr,
+    /// The index of the interface; 0 if the system does not tell.
+    pub(crate) interface: u32,
 }
 
 /// Where a reply goes, and, if `IP_PKTINFO` is enabled, the local address that it is sent from: the
@@ -37,6 +47,13 @@ pub(crate) struct RecvMeta {
 pub(crate) struct Destination {
     pub(crate) address: SockAddr,
     local: Option<imp::SourceAddress>,
+}
+
+impl Destination {
+    /// Sends to this address, from the local address that the route gives.
+    pub(crate) fn new(address: SockAddr) -> Self {
+        Destination { address, local: None }
+    }
 }
 
 impl PartialEq for Destination {
@@ -97,7 +114,7 @@ pub(crate) fn send_datagram(socket: &Socket, to: &Destination, bytes: &[u8]) -> 
 mod linux {
     use std::io;
     use std::mem::{self, MaybeUninit};
-    use std::net::Ipv6Addr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     use std::os::fd::{AsFd, AsRawFd};
     use std::slice::ChunksMut;
     use std::time::Duration;
@@ -106,7 +123,7 @@ mod linux {
 
     use super::super::checked;
     use super::super::socket::{PollInterest, wait_for};
-    use super::{Destination, LOOK_AGAIN, MOST, RecvMeta, Transmit};
+    use super::{Destination, LOOK_AGAIN, MOST, PacketInfo, RecvMeta, Transmit};
 
     /// A local address, as in the control messages of ip(7) and ipv6(7).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,22 +150,30 @@ mod linux {
     #[repr(C, align(8))]
     struct ReceivedControl(MaybeUninit<[u8; 256]>);
 
-    /// Enables the control message with the local address that a datagram was sent to
+    /// Enables or disables the control message with the local address that a datagram was sent to
     /// (`IP_PKTINFO`).
-    pub(crate) fn enable_pktinfo(socket: &Socket, ipv6: bool) -> io::Result<()> {
-        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO).or_else(|error| {
+    pub(crate) fn set_pktinfo(socket: &Socket, ipv6: bool, enabled: bool) -> io::Result<()> {
+        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, enabled).or_else(|error| {
             // A socket that is only IPv6 may not have the options of IPv4.
             if ipv6 { Ok(()) } else { Err(error) }
         })?;
-        if ipv6 { set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { Ok(()) }
+        if !ipv6 {
+            return Ok(());
+        }
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, enabled)
     }
 
-    fn set(socket: &Socket, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
-        let on: libc::c_int = 1;
-        let size = size_of_val(&on) as libc::socklen_t;
+    fn set(
+        socket: &Socket,
+        level: libc::c_int,
+        name: libc::c_int,
+        enabled: bool,
+    ) -> io::Result<()> {
+        let value = libc::c_int::from(enabled);
+        let size = size_of_val(&value) as libc::socklen_t;
         // SAFETY: setsockopt reads one integer.
         checked(unsafe {
-            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), size)
+            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size)
         })
         .map(drop)
     }
@@ -242,28 +267,31 @@ mod linux {
         for (header, name) in headers.iter().zip(names).take(received) {
             // SAFETY: the kernel has written an address of `len` bytes, which is at most the size
             // of the storage, and control messages of the stated length into an aligned buffer.
-            let (address, local) = unsafe {
+            let (address, pktinfo) = unsafe {
                 let len = header.msg_hdr.msg_namelen.min(name.size_of());
-                (SockAddr::new(name, len), local_addr_of(&header.msg_hdr))
+                (SockAddr::new(name, len), pktinfo_of(&header.msg_hdr))
             };
+            let (local, info) = pktinfo.unzip();
             into.push(RecvMeta {
                 len: header.msg_len as usize,
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-                from: Destination { address, local },
+                from: Destination { address, local: local.flatten() },
+                info,
             });
         }
         Ok(received < count as usize)
     }
 
-    /// Finds the local address among the control messages. `IP_PKTINFO` is preferred: a dual-stack
-    /// socket reports the address of an IPv4 datagram also as `IPV6_PKTINFO`.
+    /// Finds among the control messages the local address that a reply is sent from, and what the
+    /// datagram was sent to. `IP_PKTINFO` is preferred: a dual-stack socket reports an IPv4 datagram
+    /// also as `IPV6_PKTINFO`.
     ///
     /// # Safety
     ///
     /// The control messages of the header are as the kernel has written them; the last one may be
     /// truncated.
-    unsafe fn local_addr_of(header: &libc::msghdr) -> Option<SourceAddress> {
-        let mut local = None;
+    unsafe fn pktinfo_of(header: &libc::msghdr) -> Option<(Option<SourceAddress>, PacketInfo)> {
+        let mut found = None;
         // SAFETY: the caller guarantees that the messages are valid; the macros stay within them.
         let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !message.is_null() {
@@ -273,14 +301,20 @@ mod linux {
                     // SAFETY: as above; the structure holds only numbers.
                     if let Some(info) = unsafe { content::<libc::in_pktinfo>(message) } {
                         // For a broadcast or multicast datagram, the kernel puts a local address
-                        // here.
-                        return Some(SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
+                        // into the second field, and the address of the group into the third.
+                        let source = SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                        let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into();
+                        let info = PacketInfo { to, interface: info.ipi_ifindex as u32 };
+                        return Some((Some(source), info));
                     }
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     // SAFETY: as above.
                     if let Some(info) = unsafe { content::<libc::in6_pktinfo>(message) } {
-                        local = source(info.ipi6_addr.s6_addr.into(), info.ipi6_ifindex);
+                        let (to, interface) =
+                            (Ipv6Addr::from(info.ipi6_addr.s6_addr), info.ipi6_ifindex);
+                        let info = PacketInfo { to: IpAddr::V6(to).to_canonical(), interface };
+                        found = Some((source(to, interface), info));
                     }
                 }
                 _ => {}
@@ -289,7 +323,7 @@ mod linux {
             // of the control messages.
             message = unsafe { libc::CMSG_NXTHDR(header, message) };
         }
-        local
+        found
     }
 
     /// The source address of a reply to a datagram that was sent to `asked`. A multicast address
@@ -426,8 +460,8 @@ mod portable {
     /// Not supported here: this system is not asked which local address a datagram was sent to.
     pub(crate) type SourceAddress = std::convert::Infallible;
 
-    pub(crate) fn enable_pktinfo(_socket: &Socket, _ipv6: bool) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub(crate) fn set_pktinfo(_socket: &Socket, _ipv6: bool, enabled: bool) -> io::Result<()> {
+        if enabled { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
     }
 
     pub(crate) fn supports_gso(_socket: &Socket) -> bool {
@@ -469,6 +503,7 @@ mod portable {
                     len,
                     truncated: flags.is_truncated(),
                     from: Destination { address, local: None },
+                    info: None,
                 }),
                 Err(error) if number == 0 => return Err(error),
                 // The next call returns this error.

@@ -9,7 +9,9 @@ mod bytes;
 mod catch_drop;
 mod datagrams;
 mod limits;
+mod options;
 mod process;
+mod send_file;
 mod signals;
 mod socket;
 mod wakeup;
@@ -17,18 +19,25 @@ mod wakeup;
 pub(crate) use bytes::find_byte;
 pub(crate) use catch_drop::CatchDrop;
 pub(crate) use datagrams::{
-    Batch, Destination, RecvMeta, Transmit, enable_pktinfo, is_send_buffer_full, send_batch,
-    send_datagram, supports_gso, wait_for_room,
+    Batch, Destination, PacketInfo, RecvMeta, Transmit, is_send_buffer_full, send_batch,
+    send_datagram, set_pktinfo, supports_gso, wait_for_room,
 };
 pub use limits::raise_descriptor_limit;
-pub(crate) use process::{Child, Forked, InChild, fork, is_only_thread};
+pub(crate) use options::{
+    interface_index, join_multicast_v4, receive_only_joined_groups, set_keepalive,
+    set_multicast_interface_v4,
+};
+pub(crate) use process::{Child, Forked, InChild, fork, is_forked_child, is_only_thread};
+#[cfg(test)]
+pub(crate) use send_file::unnamed_file;
+pub(crate) use send_file::{is_file_error, send_file};
 pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };
 pub(crate) use socket::{
-    PollInterest, accept, disconnect, has_input, is_at_end, may_be_urgent, receive, receive_now,
-    reset_on_close, restrict_socket_file, send, send_now, send_vectored, stream_interest, unsent,
-    wait_for, waiting_connections,
+    PollInterest, accept, disconnect, has_input, is_at_end, may_be_urgent, peer_credentials,
+    receive, receive_now, reset_on_close, restrict_socket_file, send, send_now, send_vectored,
+    stream_interest, unsent, wait_for, waiting_connections,
 };
 pub(crate) use wakeup::Wakeup;
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::checked;
@@ -16,6 +17,14 @@ use crate::guard::log;
 pub(crate) enum Forked {
     Parent(Child),
     Child(InChild),
+}
+
+/// Whether this process is a child of [`fork`].
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a child that [`fork`] has made.
+pub(crate) fn is_forked_child() -> bool {
+    IS_CHILD.load(Relaxed)
 }
 
 /// Proof that this process is a forked child. It [runs](InChild::run) one function and then exits;
@@ -61,6 +70,7 @@ pub(crate) fn fork() -> io::Result<Forked> {
     // copy of the memory, and uses nothing of other threads; `InChild` ensures that it exits.
     let forked = checked(unsafe { libc::fork() });
     if let Ok(0) = forked {
+        IS_CHILD.store(true, Relaxed);
         drop(exit);
         // Only this process holds it, and keeps it open until it ends.
         std::mem::forget(held);

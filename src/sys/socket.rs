@@ -12,6 +12,7 @@ use mio::event::Event;
 use socket2::{SockAddr, Socket};
 
 use super::checked;
+use crate::address::Credentials;
 
 /// Accepts one connection, close-on-exec, and non-blocking if `nonblocking`; accept4(2) sets both
 /// flags.
@@ -84,14 +85,22 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     taken(|| socket.send_with_flags(bytes, SEND_FLAGS))
 }
 
-/// As [`send`], with several slices.
-pub(crate) fn send_vectored(socket: &Socket, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    taken(|| socket.send_vectored_with_flags(slices, SEND_FLAGS))
+/// As [`send`], with several slices, and for a blocking socket too: it does not wait (MSG_DONTWAIT).
+/// Where `more` output follows at once, TCP may put the end of these bytes into one packet with it
+/// (MSG_MORE, on Linux).
+pub(crate) fn send_vectored(
+    socket: &Socket,
+    slices: &[IoSlice<'_>],
+    more: bool,
+) -> io::Result<usize> {
+    let flags = SEND_FLAGS | libc::MSG_DONTWAIT | more_flag(more);
+    taken(|| socket.send_vectored_with_flags(slices, flags))
 }
 
-/// As [`send`], for a blocking socket: it does not wait (MSG_DONTWAIT).
-pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
-    taken(|| socket.send_with_flags(bytes, SEND_FLAGS | libc::MSG_DONTWAIT))
+/// As [`send_vectored`], with one slice.
+pub(crate) fn send_now(socket: &Socket, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let flags = SEND_FLAGS | libc::MSG_DONTWAIT | more_flag(more);
+    taken(|| socket.send_with_flags(bytes, flags))
 }
 
 /// Receives from a blocking socket without waiting (MSG_DONTWAIT).
@@ -187,6 +196,48 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, 
     Ok((count, message.msg_flags & libc::MSG_CTRUNC != 0))
 }
 
+/// The credentials of the process at the other end of a Unix stream, as they were when it connected:
+/// `SO_PEERCRED`, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html). Other sockets have
+/// none.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn peer_credentials(socket: &Socket) -> io::Result<Credentials> {
+    let mut found = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+    let mut length = size_of_val(&found) as libc::socklen_t;
+    // SAFETY: getsockopt writes at most `length` bytes into `found`, and their number into `length`.
+    checked(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &mut length,
+        )
+    })?;
+    if found.uid == libc::uid_t::MAX {
+        return Err(no_credentials());
+    }
+    // A process that this one cannot see, in another pid namespace, has the number 0.
+    let pid = (found.pid != 0).then_some(found.pid);
+    Ok(Credentials { pid, uid: found.uid, gid: found.gid })
+}
+
+/// The same by getpeereid(3), which does not tell the pid.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn peer_credentials(socket: &Socket) -> io::Result<Credentials> {
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: getpeereid writes two numbers.
+    let result = checked(unsafe { libc::getpeereid(socket.as_raw_fd(), &mut uid, &mut gid) });
+    result.map_err(|_| no_credentials())?;
+    Ok(Credentials { pid: None, uid, gid })
+}
+
+fn no_credentials() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "only the peer of a Unix stream socket has credentials",
+    )
+}
+
 /// The readiness that a stream is watched for: readable, writable, and, where the poller reports
 /// it, urgent data.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -211,6 +262,18 @@ pub(crate) fn may_be_urgent(event: &Event) -> bool {
 /// process.
 const SEND_FLAGS: libc::c_int =
     if cfg!(any(target_os = "macos", target_os = "ios")) { 0 } else { libc::MSG_NOSIGNAL };
+
+/// The flag for bytes that `more` output follows at once.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn more_flag(more: bool) -> libc::c_int {
+    if more { libc::MSG_MORE } else { 0 }
+}
+
+/// Not known on this system.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn more_flag(_more: bool) -> libc::c_int {
+    0
+}
 
 #[inline(always)]
 fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
@@ -281,6 +344,39 @@ pub(crate) fn wait_for<'a>(
                 let ready = polled.iter().enumerate().filter(|(_, entry)| entry.revents != 0);
                 return Ok(ready.fold(0, |mask, (number, _)| mask | 1 << number));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn the_peer_of_a_unix_stream_has_the_credentials_of_its_process() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let credentials = peer_credentials(&OwnedFd::from(ours).into()).unwrap();
+        // SAFETY: these take nothing and always succeed.
+        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        assert_eq!((credentials.uid, credentials.gid), (uid, gid));
+        if cfg!(target_os = "linux") {
+            assert_eq!(credentials.pid, Some(std::process::id() as i32));
+        }
+    }
+
+    #[test]
+    fn the_peer_of_another_socket_has_no_credentials() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let unbound = UnixDatagram::unbound().unwrap();
+        for socket in [stream.into(), udp.into(), OwnedFd::from(unbound).into()] {
+            let error = peer_credentials(&socket).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         }
     }
 }

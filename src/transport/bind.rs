@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::options::{SocketOption, set_options};
 use super::unix_file::{self, Lock, OwnFile};
 use crate::address::{Address, Endpoint, checked_path, host_and_port};
 use crate::error::Error;
@@ -35,6 +36,21 @@ impl Family {
             Family::UnixDatagram => "unixgram",
         }
     }
+
+    fn url(self, address: impl std::fmt::Display) -> String {
+        format!("{}://{address}", self.scheme())
+    }
+}
+
+impl From<&Address> for Family {
+    fn from(address: &Address) -> Self {
+        match address {
+            Address::Tcp(_) => Family::Tcp,
+            Address::Udp(_) => Family::Udp,
+            Address::Unix(_) => Family::Unix,
+            Address::UnixDatagram(_) => Family::UnixDatagram,
+        }
+    }
 }
 
 /// Where to bind, resolved.
@@ -46,6 +62,14 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// The first of its addresses, as a URL.
+    pub(crate) fn url(&self, family: Family) -> String {
+        match self {
+            Target::Inet(addresses) => family.url(addresses[0]),
+            Target::Path(path) => family.url(path.display()),
+        }
+    }
+
     pub(crate) fn resolve(
         family: Family,
         address: impl ToSocketAddrs,
@@ -119,33 +143,30 @@ impl std::fmt::Display for SocketAddrText<'_> {
 }
 
 /// What is settled before a socket is bound.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct BindOptions {
-    pub(crate) backlog: i32,
     pub(crate) reuse_address: Option<bool>,
     pub(crate) reuse_port: bool,
     pub(crate) dual_stack: bool,
-    pub(crate) nodelay: bool,
     pub(crate) unix_mode: Option<u32>,
-    pub(crate) pktinfo: bool,
 }
 
-impl Default for BindOptions {
-    fn default() -> Self {
-        BindOptions {
-            backlog: all_the_system_allows(),
-            reuse_address: None,
-            reuse_port: false,
-            dual_stack: false,
-            nodelay: true,
-            unix_mode: None,
-            pktinfo: false,
-        }
+impl BindOptions {
+    /// The name of an option that is not as by default, if any is.
+    pub(crate) fn first_set(&self) -> Option<&'static str> {
+        [
+            (self.reuse_address.is_some(), "reuse_address"),
+            (self.reuse_port, "reuse_port"),
+            (self.dual_stack, "dual_stack"),
+            (self.unix_mode.is_some(), "unix_mode"),
+        ]
+        .into_iter()
+        .find_map(|(set, option)| set.then_some(option))
     }
 }
 
-/// The kernel cuts what is too much to what it allows: `net.core.somaxconn` on Linux.
-fn all_the_system_allows() -> i32 {
+/// How many connections may wait to be accepted: the kernel cuts what is too much to what it allows: `net.core.somaxconn` on Linux.
+pub(crate) fn all_the_system_allows() -> i32 {
     i32::from(u16::MAX)
 }
 
@@ -270,27 +291,45 @@ impl Drop for Bound {
 }
 
 /// Binds; whatever fails leaves nothing behind.
-pub(crate) fn bind(family: Family, target: &Target, options: &BindOptions) -> Result<Bound, Error> {
+pub(crate) fn bind(
+    family: Family,
+    target: &Target,
+    bind: &BindOptions,
+    options: &[SocketOption],
+) -> Result<Bound, Error> {
     match target {
         Target::Inet(addresses) => {
             let mut refused = None;
             for address in addresses {
-                match bind_inet(family, *address, options) {
+                match bind_inet(family, *address, bind, options) {
                     Ok(bound) => return Ok(bound),
-                    Err(source) => refused = Some((address, source)),
+                    Err(error) => refused = Some(error),
                 }
             }
-            let (address, source) = refused.expect("a target has at least one address");
-            Err(Error::Bind { address: format!("{}://{address}", family.scheme()), source })
+            Err(refused.expect("a target has at least one address"))
         }
-        Target::Path(path) => bind_path(family, path.clone(), options).map_err(|source| {
-            let address = format!("{}://{}", family.scheme(), path.display());
-            Error::Bind { address, source }
-        }),
+        Target::Path(path) => bind_path(family, path, bind, options),
     }
 }
 
-fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::Result<Bound> {
+fn bind_inet(
+    family: Family,
+    address: SocketAddr,
+    bind: &BindOptions,
+    options: &[SocketOption],
+) -> Result<Bound, Error> {
+    let url = family.url(address);
+    let unbound = |source| Error::Bind { address: url.clone(), source };
+    let socket = inet_socket(family, address, bind).map_err(unbound)?;
+    set_options(options, &socket, family, &url)?;
+    socket.bind(&address.into()).map_err(unbound)?;
+    let bound = socket.local_addr().map_err(unbound)?.as_socket().unwrap_or(address);
+    let address = if family.is_datagram() { Address::Udp(bound) } else { Address::Tcp(bound) };
+    Ok(Bound::new(address, socket))
+}
+
+/// A socket with what must be set before it is bound, and the defaults of this crate.
+fn inet_socket(family: Family, address: SocketAddr, bind: &BindOptions) -> io::Result<Socket> {
     let (kind, protocol) = match family.is_datagram() {
         false => (Type::STREAM, Protocol::TCP),
         true => (Type::DGRAM, Protocol::UDP),
@@ -299,34 +338,36 @@ fn bind_inet(family: Family, address: SocketAddr, options: &BindOptions) -> io::
     socket.set_nonblocking(true)?;
     // For a listener it only skips the wait after an earlier run; for a UDP socket it would let two
     // servers share a port in silence, so there it must be asked for.
-    socket.set_reuse_address(options.reuse_address.unwrap_or(!family.is_datagram()))?;
-    if options.reuse_port {
+    socket.set_reuse_address(bind.reuse_address.unwrap_or(!family.is_datagram()))?;
+    if bind.reuse_port {
         socket.set_reuse_port(true)?;
     }
     if address.is_ipv6() {
-        socket.set_only_v6(!options.dual_stack)?;
+        socket.set_only_v6(!bind.dual_stack)?;
     }
-    if family == Family::Tcp && options.nodelay {
-        // Accepted connections inherit it on Linux and the BSDs.
+    if family == Family::Tcp {
+        // Accepted connections inherit it on Linux and the BSDs, unless an option says otherwise.
         socket.set_tcp_nodelay(true)?;
     }
-    if family == Family::Udp && options.pktinfo {
-        sys::enable_pktinfo(&socket, address.is_ipv6())?;
-    }
-    socket.bind(&address.into())?;
-    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-    let address = if family.is_datagram() { Address::Udp(bound) } else { Address::Tcp(bound) };
-    Ok(Bound::new(address, socket))
+    Ok(socket)
 }
 
-fn bind_path(family: Family, path: PathBuf, options: &BindOptions) -> io::Result<Bound> {
+fn bind_path(
+    family: Family,
+    path: &Path,
+    bind: &BindOptions,
+    options: &[SocketOption],
+) -> Result<Bound, Error> {
+    let url = family.url(path.display());
+    let unbound = |source| Error::Bind { address: url.clone(), source };
     let kind = if family.is_datagram() { Type::DGRAM } else { Type::STREAM };
-    let socket = Socket::new(Domain::UNIX, kind, None)?;
-    socket.set_nonblocking(true)?;
-    let (file, lock) = unix_file::bind(&socket, &path, kind, options.unix_mode)?;
+    let socket = Socket::new(Domain::UNIX, kind, None).map_err(unbound)?;
+    socket.set_nonblocking(true).map_err(unbound)?;
+    set_options(options, &socket, family, &url)?;
+    let (file, lock) = unix_file::bind(&socket, path, kind, bind.unix_mode).map_err(unbound)?;
     let address = match family.is_datagram() {
-        false => Address::Unix(Some(path)),
-        true => Address::UnixDatagram(Some(path)),
+        false => Address::Unix(Some(path.into())),
+        true => Address::UnixDatagram(Some(path.into())),
     };
     // A datagram socket answers as soon as it is bound.
     let lock = lock.filter(|_| !family.is_datagram());
@@ -344,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_tried_as_ipv4_first_and_everything_else_in_its_own_order() {
+    fn for_localhost_ipv4_is_tried_first_and_other_names_keep_their_order() {
         let resolved = addresses(["[::1]:80", "127.0.0.1:80", "127.0.0.2:80"]);
         let ipv4_first = addresses(["127.0.0.1:80", "127.0.0.2:80", "[::1]:80"]);
         let tcp = |address: &dyn std::fmt::Debug| format!("{address:?}");
@@ -360,7 +401,7 @@ mod tests {
     fn of_several_addresses_the_first_one_that_binds_is_used() {
         // One of the addresses that are for documentation, which no host has.
         let target = Target::Inet(addresses(["192.0.2.1:0", "127.0.0.1:0", "127.0.0.2:0"]));
-        let bound = bind(Family::Tcp, &target, &BindOptions::default()).unwrap();
+        let bound = bind(Family::Tcp, &target, &BindOptions::default(), &[]).unwrap();
         assert_eq!(bound.address.inet().unwrap().ip().to_string(), "127.0.0.1");
     }
 }

@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_socket_that_is_restricted_makes_a_file_of_no_more_than_its_mode() {
+    fn a_socket_file_is_created_with_no_more_than_the_restricted_mode() {
         let directory = std::env::temp_dir().join(format!("restricted-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         for (kind, name) in [(Type::STREAM, "stream"), (Type::DGRAM, "datagram")] {

@@ -1,12 +1,11 @@
-"""Runs a tutorial's program as it is printed, at a port of the test's choice.
+"""Runs a tutorial's program as printed, at a port of the test's choice.
 
-    run.py PROGRAM 0            a server, at whatever port is free
+run.py PROGRAM 0            a server, at a free port
     run.py PROGRAM PORT         a client of the server at PORT
     run.py PROGRAM PORT CALL    calls one of the program's functions, and not its main part
 
-The programs have their ports written in them. So that they can stay as they are, it is done here:
-whatever a server binds is port 0 of the same host, and it tells where it listens, as the examples
-do; whatever a client connects or sends to is PORT of the same host.
+The programs contain fixed ports. This script replaces them: a server binds port 0 of the same host
+and prints its address, as the examples do; a client connects or sends to PORT of the same host.
 """
 
 import runpy
@@ -17,7 +16,7 @@ import sys
 
 program, port, *call = sys.argv[1:]
 
-# Should the test be killed, no program outlives it for long.
+# A program that outlives a killed test ends after two minutes.
 signal.alarm(120)
 
 

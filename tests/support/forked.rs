@@ -1,10 +1,10 @@
-//! A test's own program, started again as a process of one thread: what a forking server asks for.
+//! Starts the test program again as a process with one thread, as a forking server needs it.
 //!
-//! The runner of Rust's tests has a thread of its own, so the process that is started forks before it
-//! plays its role: the copy has one thread, and nobody else's locks.
+//! The test harness of Rust runs each test on a thread of its own, so the started process forks
+//! before it runs its role: the child has one thread, and no other thread holds a lock.
 
 #![allow(dead_code)] // each test file uses a part of it
-#![allow(unreachable_pub)] // a module of a test is public to nobody
+#![allow(unreachable_pub)] // nothing outside the test file can use a module of it
 #![allow(unsafe_code)] // no crate of the tests can fork or send signals
 
 use std::io::{BufRead, BufReader, Write};
@@ -14,25 +14,25 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-/// Set where this program is to play a role.
+/// The environment variable that holds the role that this program shall run.
 const ROLE: &str = "SOCKETSERVER_TEST_ROLE";
 
-/// How long anything may take that is bound to happen.
+/// The longest that a test waits for something that must happen.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What each line begins with that a role tells, so that it is told from the runner's.
-const MARK: &str = "told: ";
+/// The prefix of the lines that a role prints, which distinguishes them from the harness's lines.
+const MARK: &str = "role: ";
 
-/// A process that plays a role. Dropped, it is killed with all its children.
+/// A process that runs a role. Dropping it kills the process and all its children.
 pub struct Process {
     child: Child,
-    told: Receiver<String>,
+    lines: Receiver<String>,
 }
 
 /// Starts this program in a role.
 pub fn start(role: &str) -> Process {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "be_a_process", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "entry_point_of_child_processes", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
@@ -40,73 +40,73 @@ pub fn start(role: &str) -> Process {
         .process_group(0)
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let (tell, told) = mpsc::channel();
+    let printed = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
-        for line in lines {
-            if let Some((_, told)) = line.split_once(MARK) {
-                // A test that has heard enough no longer listens.
-                let _ = tell.send(told.to_owned());
+        for line in printed {
+            if let Some((_, text)) = line.split_once(MARK) {
+                // The test may have dropped the receiver.
+                let _ = sender.send(text.to_owned());
             }
         }
     });
-    Process { child, told }
+    Process { child, lines }
 }
 
 impl Process {
-    /// The next thing that it tells.
-    pub fn told(&self) -> String {
-        self.told.recv_timeout(DEADLINE).expect("told in time")
+    /// The next line that the role prints.
+    pub fn line(&self) -> String {
+        self.lines.recv_timeout(DEADLINE).expect("a line within the deadline")
     }
 
-    /// The next thing that it tells, which begins with `name`: what follows that.
-    pub fn told_of(&self, name: &str) -> String {
-        let told = self.told();
-        let rest = told.strip_prefix(name).unwrap_or_else(|| panic!("{name}, and not {told}"));
+    /// The next line that the role prints, without the `name` that it begins with.
+    pub fn line_after(&self, name: &str) -> String {
+        let line = self.line();
+        let rest = line.strip_prefix(name).unwrap_or_else(|| panic!("expected {name}, got {line}"));
         rest.trim_start().to_owned()
     }
 
-    /// It tells nothing more, and has ended well.
+    /// The role prints nothing more, and its process exits with success.
     pub fn expect_end(mut self) {
-        assert_eq!(self.told.recv_timeout(DEADLINE), Err(mpsc::RecvTimeoutError::Disconnected));
+        assert_eq!(self.lines.recv_timeout(DEADLINE), Err(mpsc::RecvTimeoutError::Disconnected));
         assert!(self.child.wait().unwrap().success());
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // SAFETY: kill takes two numbers; the group is that of our child, which is not reaped or was
-        // the last of it.
+        // SAFETY: kill takes two numbers; the group is that of our child, which is either not yet
+        // reaped or was its last member.
         unsafe { libc::kill(-(self.child.id() as i32), libc::SIGKILL) };
         let _ = self.child.wait();
     }
 }
 
-/// Asks a process to stop.
+/// Sends SIGTERM to a process.
 pub fn terminate(pid: &str) {
     // SAFETY: kill takes two numbers.
     unsafe { libc::kill(pid.parse().unwrap(), libc::SIGTERM) };
 }
 
-/// Tells the test something.
-pub fn tell(text: impl std::fmt::Display) {
+/// Prints a line for the test; called by a role.
+pub fn print_line(text: impl std::fmt::Display) {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{MARK}{text}").unwrap();
     stdout.flush().unwrap();
 }
 
-/// Where this program was started to play a role, plays it, and goes no further.
-pub fn play(roles: fn(&str)) {
+/// If this program was started with a role, runs it and exits; otherwise does nothing.
+pub fn run_role(roles: fn(&str)) {
     let Ok(role) = std::env::var(ROLE) else {
         return;
     };
-    // SAFETY: fork takes nothing. The other thread, the runner's, waits for this one and holds no
-    // lock.
+    // SAFETY: fork takes no arguments. The other thread, that of the harness, waits for this one
+    // and holds no lock.
     match unsafe { libc::fork() } {
         0 => {
-            let played = catch_unwind(|| roles(&role));
+            let result = catch_unwind(|| roles(&role));
             // SAFETY: _exit does not return and touches no memory.
-            unsafe { libc::_exit(if played.is_ok() { 0 } else { 101 }) }
+            unsafe { libc::_exit(if result.is_ok() { 0 } else { 101 }) }
         }
         pid => {
             let mut status = 0;
@@ -117,9 +117,9 @@ pub fn play(roles: fn(&str)) {
     }
 }
 
-/// How many descriptors this process has.
+/// The number of descriptors that this process has open.
 pub fn descriptors() -> usize {
-    // One of them is the directory's.
+    // One of them belongs to the open directory.
     std::fs::read_dir("/proc/self/fd").unwrap().count() - 1
 }
 

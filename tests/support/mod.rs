@@ -1,8 +1,8 @@
-//! What the tests with real sockets have in common: servers to start, clients that wait no longer
-//! than a deadline, and handlers that tell what they are told.
+//! Helpers of the tests with real sockets: servers on a thread of their own, clients with a
+//! deadline, and handlers that record their calls.
 
 #![allow(dead_code)] // each test file uses a part of it
-#![allow(unreachable_pub)] // a module of a test is public to nobody
+#![allow(unreachable_pub)] // nothing outside the test file can use a module of it
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -12,24 +12,24 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use socketserver::{
-    CloseReason, Context, Counters, Handler, HandlerResult, Peer, Running, Server, ShutdownHandle,
-    StopReport,
+    Accepted, CloseReason, Context, Counters, Handler, HandlerResult, Running, Server,
+    ShutdownHandle, StopReport,
 };
 
-/// How long anything may take that is bound to happen.
+/// The longest that a test waits for something that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long one watches for what must not happen.
+/// How long a test watches for something that must not happen.
 pub const A_WHILE: Duration = Duration::from_millis(300);
 
-/// A server on a thread of its own. Dropped, it is stopped; by a test that fails, it is left alone,
-/// since it may be what hangs.
+/// A server on a thread of its own. Dropping it stops the server, except in a test that panics:
+/// there the server may be what hangs.
 pub struct TestServer {
     running: Option<Running>,
     handle: ShutdownHandle,
 }
 
-/// Starts a server that is ready to serve.
+/// Starts a server on a thread of its own.
 pub fn start_server(server: Server) -> TestServer {
     let handle = server.shutdown_handle();
     TestServer { running: Some(server.spawn().unwrap()), handle }
@@ -40,7 +40,7 @@ impl TestServer {
         self.running.as_ref().unwrap()
     }
 
-    /// Where its listeners listen.
+    /// The addresses of its listeners.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let addresses = self.running().addresses().iter();
         addresses.map(|address| address.inet().unwrap()).collect()
@@ -63,26 +63,26 @@ impl TestServer {
         self.handle.counters()
     }
 
-    /// Waits until `holds` of its counters.
+    /// Waits until its counters fulfil `holds`.
     pub fn wait_for(&self, what: &str, holds: impl Fn(&Counters) -> bool) {
         let handle = self.handle();
         wait_until(what, || holds(&handle.counters()));
     }
 
-    /// Waits until everyone who came has gone.
+    /// Waits until every accepted connection is closed.
     pub fn wait_for_no_connection(&self) {
         self.wait_for("every connection is closed", |counters| {
             counters.accepted == counters.closed
         });
     }
 
-    /// Stops it; the server and how its stop went.
+    /// Stops it; returns the server and the report of the stop.
     pub fn stop(mut self) -> (Server, StopReport) {
         let running = self.running.take().unwrap();
         in_time("the server stops", move || running.stop().unwrap())
     }
 
-    /// Waits until it has been stopped by other means.
+    /// Waits until something else has stopped it.
     pub fn join(mut self) -> (Server, StopReport) {
         let running = self.running.take().unwrap();
         in_time("the server ends", move || running.join().unwrap())
@@ -102,7 +102,7 @@ impl Drop for TestServer {
     }
 }
 
-/// Does what must come to an end, and fails where it does not.
+/// Runs `work` on a thread, and panics if it has not returned after the deadline.
 pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, waiting) = mpsc::channel();
     let thread = thread::spawn(move || {
@@ -110,7 +110,7 @@ pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 
     });
     match waiting.recv_timeout(DEADLINE) {
         Ok(value) => value,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("in time: {what}"),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("not within the deadline: {what}"),
         Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),
             Ok(()) => unreachable!("it has sent its value"),
@@ -118,16 +118,16 @@ pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 
     }
 }
 
-/// Waits for what no event tells of.
+/// Polls a condition for which there is no event to wait for.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "not within the deadline: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// A client that never waits longer than the deadline.
+/// A client whose reads and writes fail after the deadline.
 #[derive(Debug)]
 pub struct Client {
     pub stream: TcpStream,
@@ -148,7 +148,7 @@ impl Client {
         self
     }
 
-    /// Sends until nobody has taken anything for a while; how much was taken.
+    /// Sends until the kernel has taken no byte for [`A_WHILE`]; returns the number of bytes sent.
     pub fn send_until_stalled(&mut self, chunk: &[u8], most: usize) -> usize {
         self.stream.set_write_timeout(Some(A_WHILE)).unwrap();
         let mut sent = 0;
@@ -163,7 +163,7 @@ impl Client {
         sent
     }
 
-    /// Says that it will send no more.
+    /// Shuts down its sending direction.
     pub fn end(&mut self) -> &mut Self {
         self.stream.shutdown(Shutdown::Write).unwrap();
         self
@@ -182,26 +182,28 @@ impl Client {
         self
     }
 
-    /// Reads until the server has closed in order.
+    /// Reads until the server has closed the connection without a reset.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut reply = Vec::new();
         self.stream.read_to_end(&mut reply).unwrap();
         reply
     }
 
-    /// The server has closed in order, and sent nothing more.
+    /// The server has closed the connection without a reset, and has sent nothing more.
     pub fn expect_closed(&mut self) {
         assert_eq!(self.read_to_end().escape_ascii().to_string(), "");
     }
 
-    /// The server has let go, in order or not.
+    /// The server has closed the connection, with a reset or without.
     pub fn expect_gone(&mut self) {
         let mut rest = [0; 1024];
         loop {
             match self.stream.read(&mut rest) {
                 Ok(0) => return,
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("it is still there"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    panic!("the connection is still open")
+                }
                 Err(_) => return,
             }
         }
@@ -212,13 +214,13 @@ impl Client {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 
-    /// Nothing comes for a while.
+    /// Nothing arrives for [`A_WHILE`].
     pub fn expect_silence(&mut self) {
         self.stream.set_read_timeout(Some(A_WHILE)).unwrap();
         loop {
             let read: io::Result<usize> = self.stream.read(&mut [0; 16]);
             match read.unwrap_err().kind() {
-                // A process that was stopped and goes on has been interrupted.
+                // SIGSTOP and SIGCONT interrupt a read.
                 ErrorKind::Interrupted => {}
                 kind => break assert_eq!(kind, ErrorKind::WouldBlock),
             }
@@ -226,15 +228,15 @@ impl Client {
         self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
     }
 
-    /// Goes away by a reset.
+    /// Closes the connection with a reset.
     pub fn reset(self) {
         SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 
-/// What a handler was told.
+/// A call of one of a handler's methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
+pub enum Call {
     Open,
     Message(Vec<u8>),
     Eof,
@@ -242,89 +244,91 @@ pub enum Told {
     Close(String),
 }
 
-/// A handler that does what `act` says and then tells the test what it was told.
-pub struct Teller<A> {
-    tell: mpsc::Sender<Told>,
+/// A handler that runs `act` in each call and then sends the call to the test.
+pub struct Recorder<A> {
+    calls: mpsc::Sender<Call>,
     act: A,
 }
 
-/// What makes such handlers, and what they tell.
-pub fn tellers<A>(act: A) -> (impl FnMut(&Peer) -> Teller<A> + Send + 'static, Receiver<Told>)
+/// A factory of [`Recorder`]s, and the channel that receives their calls.
+pub fn recorders<A>(
+    act: A,
+) -> (impl FnMut(&Accepted<'_>) -> Recorder<A> + Send + 'static, Receiver<Call>)
 where
-    A: FnMut(&Told, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static,
+    A: FnMut(&Call, &mut Context<'_>) -> HandlerResult + Clone + Send + 'static,
 {
-    let (tell, told) = mpsc::channel();
-    let make = move |_: &Peer| Teller { tell: tell.clone(), act: act.clone() };
-    (make, told)
+    let (sender, calls) = mpsc::channel();
+    let make = move |_: &Accepted<'_>| Recorder { calls: sender.clone(), act: act.clone() };
+    (make, calls)
 }
 
-impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Teller<A> {
-    fn tell(&mut self, told: Told, cx: &mut Context<'_>) -> HandlerResult {
-        let done = (self.act)(&told, cx);
-        // A test that has heard enough no longer listens.
-        let _ = self.tell.send(told);
-        done
+impl<A: FnMut(&Call, &mut Context<'_>) -> HandlerResult> Recorder<A> {
+    fn record(&mut self, call: Call, cx: &mut Context<'_>) -> HandlerResult {
+        let result = (self.act)(&call, cx);
+        // The test may have dropped the receiver.
+        let _ = self.calls.send(call);
+        result
     }
 }
 
-impl<A: FnMut(&Told, &mut Context<'_>) -> HandlerResult> Handler for Teller<A> {
+impl<A: FnMut(&Call, &mut Context<'_>) -> HandlerResult> Handler for Recorder<A> {
     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.tell(Told::Open, cx)
+        self.record(Call::Open, cx)
     }
 
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-        self.tell(Told::Message(message.to_vec()), cx)
+        self.record(Call::Message(message.to_vec()), cx)
     }
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.tell(Told::Eof, cx)
+        self.record(Call::Eof, cx)
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        self.tell(Told::Timeout, cx)
+        self.record(Call::Timeout, cx)
     }
 
     fn on_close(&mut self, reason: &CloseReason) {
-        let _ = self.tell.send(Told::Close(reason.to_string()));
+        let _ = self.calls.send(Call::Close(reason.to_string()));
     }
 }
 
-/// Sends each message back, and closes when the peer has ended or is late.
-pub fn echo(told: &Told, cx: &mut Context<'_>) -> HandlerResult {
-    match told {
-        Told::Message(message) => cx.send(message),
-        Told::Eof | Told::Timeout => {
+/// Sends each message back, and closes at the end of input and after an idle timeout.
+pub fn echo(call: &Call, cx: &mut Context<'_>) -> HandlerResult {
+    match call {
+        Call::Message(message) => cx.send(message),
+        Call::Eof | Call::Timeout => {
             cx.close();
             Ok(())
         }
-        Told::Open | Told::Close(_) => Ok(()),
+        Call::Open | Call::Close(_) => Ok(()),
     }
 }
 
-pub fn message(bytes: impl AsRef<[u8]>) -> Told {
-    Told::Message(bytes.as_ref().to_vec())
+pub fn message(bytes: impl AsRef<[u8]>) -> Call {
+    Call::Message(bytes.as_ref().to_vec())
 }
 
-/// Waits for the next thing that any handler tells.
-pub fn expect_told<T>(told: &Receiver<T>) -> T {
-    told.recv_timeout(DEADLINE).expect("told in time")
+/// Waits for the next value of a channel.
+pub fn expect_next<T>(values: &Receiver<T>) -> T {
+    values.recv_timeout(DEADLINE).expect("a value within the deadline")
 }
 
-/// Waits until some handler tells that it is closed, and why.
-pub fn expect_close(told: &Receiver<Told>) -> String {
+/// Waits until `on_close` of some handler is called; returns the reason.
+pub fn expect_close(calls: &Receiver<Call>) -> String {
     loop {
-        if let Told::Close(reason) = expect_told(told) {
+        if let Call::Close(reason) = expect_next(calls) {
             return reason;
         }
     }
 }
 
-/// Bytes in which each is told from its neighbours.
+/// Bytes each of which differs from its neighbours.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
 
-/// Lets this process have as many descriptors as it may.
+/// Raises this process's soft limit of descriptors to its hard limit.
 #[allow(unsafe_code)] // no crate of the tests can do it
 pub fn raise_descriptor_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

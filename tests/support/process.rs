@@ -1,8 +1,8 @@
-//! Servers that are processes of their own, and clients of any transport that never wait longer
-//! than a deadline.
+//! Servers that run in processes of their own, and clients of every transport whose reads and
+//! writes have a deadline.
 
 #![allow(dead_code)] // each test file uses a part of it
-#![allow(unreachable_pub)] // a module of a test is public to nobody
+#![allow(unreachable_pub)] // nothing outside the test file can use a module of it
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -18,19 +18,19 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 use socketserver::{Address, Endpoint};
 
-/// How long anything may take that is bound to happen.
+/// The longest that a test waits for something that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Waits for what no event tells of.
+/// Polls a condition for which there is no event to wait for.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "not within the deadline: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// A directory that goes with the test, on a path short enough for sockets.
+/// A temporary directory whose path is short enough for Unix sockets. Dropping it removes it.
 #[derive(Debug)]
 pub struct Directory(PathBuf);
 
@@ -58,13 +58,13 @@ impl Drop for Directory {
     }
 }
 
-/// A server in a process of its own, which leads a process group of its own. Dropped, it is killed
-/// with all its children.
+/// A server in a process of its own, which leads its own process group. Dropping it kills the
+/// process and all its children.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     lines: Receiver<String>,
-    /// Where it said it listens.
+    /// The addresses that it has printed.
     pub urls: Vec<String>,
     errors: PathBuf,
     status: Option<ExitStatus>,
@@ -73,7 +73,7 @@ pub struct Process {
 
 impl Process {
     /// Starts this test binary again with `arguments`, and waits until it listens at `listeners`
-    /// addresses. `{dir}` in an argument stands for its directory.
+    /// addresses. `{dir}` in an argument is replaced by the path of its directory.
     pub fn start(listeners: usize, arguments: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg("--serve");
@@ -97,7 +97,7 @@ impl Process {
             Process { child, lines, urls: Vec::new(), errors, status: None, directory };
         for _ in 0..listeners {
             let line = process.line();
-            let url = line.strip_prefix("listening on ").expect("where it listens");
+            let url = line.strip_prefix("listening on ").expect("a line with its address");
             process.urls.push(url.to_owned());
         }
         process
@@ -107,11 +107,11 @@ impl Process {
     pub fn line(&mut self) -> String {
         match self.lines.recv_timeout(DEADLINE) {
             Ok(line) => line,
-            Err(error) => panic!("no line of the server: {error}\n{}", self.errors()),
+            Err(error) => panic!("the server printed no line: {error}\n{}", self.errors()),
         }
     }
 
-    /// What it prints until its end.
+    /// All further lines that it prints before it exits.
     pub fn rest(&mut self) -> Vec<String> {
         let mut rest = Vec::new();
         let deadline = Instant::now() + DEADLINE;
@@ -121,7 +121,7 @@ impl Process {
         rest
     }
 
-    /// What it has said on its standard error.
+    /// What it has written to its standard error.
     pub fn errors(&self) -> String {
         fs::read_to_string(&self.errors).unwrap_or_default()
     }
@@ -138,7 +138,7 @@ impl Process {
         send_signal(self.pid(), signal);
     }
 
-    /// A signal to it and all its children, as a terminal sends it.
+    /// Sends a signal to it and all its children, as a terminal does.
     pub fn signal_group(&self, signal: i32) {
         send_signal(-self.pid(), signal);
     }
@@ -147,7 +147,7 @@ impl Process {
         self.signal(libc::SIGTERM);
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has exited.
     pub fn wait(&mut self) -> ExitStatus {
         if let Some(status) = self.status {
             return status;
@@ -159,27 +159,31 @@ impl Process {
                 return status;
             }
             if Instant::now() >= deadline {
-                panic!("the server does not end; {}\n{}", told_of(self.pid()), self.errors());
+                panic!(
+                    "the server does not exit; {}\n{}",
+                    threads_and_children(self.pid()),
+                    self.errors()
+                );
             }
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    pub fn has_ended(&mut self) -> bool {
+    pub fn has_exited(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.child.try_wait().unwrap();
         }
         self.status.is_some()
     }
 
-    /// It ends with success, and none of its children lives.
+    /// It exits with success, and none of its children is left.
     pub fn expect_success(&mut self) {
         let status = self.wait();
         assert!(status.success(), "{status}\n{}", self.errors());
         self.expect_no_descendant();
     }
 
-    /// None of its children lives.
+    /// None of its children is left.
     pub fn expect_no_descendant(&self) {
         eventually("no process of its group is left", || !group_lives(self.pid()));
     }
@@ -193,7 +197,7 @@ impl Process {
         connect(self.url())
     }
 
-    /// A client of its first listener, which is a datagram socket.
+    /// A client of its first listener, a datagram socket.
     pub fn datagrams(&self) -> Datagrams {
         Datagrams::new(self.url(), &self.directory)
     }
@@ -202,7 +206,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("the server said:\n{}", self.errors());
+            eprintln!("standard error of the server:\n{}", self.errors());
         }
         send_signal(-self.pid(), libc::SIGKILL);
         if self.status.is_none() {
@@ -231,12 +235,13 @@ pub fn send_signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Whether a process of this group runs. Orphans are reaped by whoever has adopted them, in time.
+/// Whether a process of this group runs. Zombies do not count: the process that adopts an orphan
+/// reaps it.
 fn group_lives(group: i32) -> bool {
     processes().any(|(_, state, _, of)| of == group && state != 'Z' && state != 'X')
 }
 
-/// All processes, as `/proc` tells: pid, state, parent, group.
+/// All processes, read from `/proc`: pid, state, parent, group.
 fn processes() -> impl Iterator<Item = (i32, char, i32, i32)> {
     fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -252,21 +257,22 @@ pub fn children_of(parent: i32) -> Vec<i32> {
     processes().filter(|&(_, _, of, _)| of == parent).map(|(pid, ..)| pid).collect()
 }
 
-/// Whether a process runs, and is no zombie.
+/// Whether a process runs and is not a zombie.
 pub fn is_running(pid: i32) -> bool {
     processes().any(|(each, state, ..)| each == pid && state != 'Z' && state != 'X')
 }
 
-fn told_of(pid: i32) -> String {
+/// The threads of a process, each with the kernel function that it waits in, and its children.
+fn threads_and_children(pid: i32) -> String {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let told = tasks.map(|task| {
+    let threads = tasks.map(|task| {
         let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
         format!("{} waits in {}", read("comm").trim(), read("wchan"))
     });
-    format!("{}; children {:?}", told.collect::<Vec<_>>().join(", "), children_of(pid))
+    format!("{}; children {:?}", threads.collect::<Vec<_>>().join(", "), children_of(pid))
 }
 
-/// The open descriptors of a process, and what they are.
+/// The open descriptors of a process, each with the target of its link in `/proc`.
 pub fn descriptors_of(pid: i32) -> Vec<(i32, String)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let mut found: Vec<_> = entries
@@ -298,7 +304,7 @@ fn address_of(url: &str) -> (Domain, SockAddr) {
     }
 }
 
-/// A client on a stream, of any family.
+/// A client of a TCP or Unix stream listener.
 #[derive(Debug)]
 pub struct Stream {
     pub socket: Socket,
@@ -317,7 +323,7 @@ pub fn try_connect(url: &str) -> io::Result<Stream> {
     if domain != Domain::UNIX {
         socket.set_tcp_nodelay(true)?;
     }
-    // A Unix listener with a full queue lets its clients wait here.
+    // With a full queue of a Unix listener, this call blocks.
     socket.connect(&address)?;
     Ok(Stream { socket })
 }
@@ -328,7 +334,7 @@ impl Stream {
         self
     }
 
-    /// Says that it will send no more.
+    /// Shuts down its sending direction.
     pub fn end(&mut self) -> &mut Self {
         self.socket.shutdown(Shutdown::Write).unwrap();
         self
@@ -338,39 +344,41 @@ impl Stream {
         let expected = expected.as_ref();
         let mut reply = vec![0; expected.len()];
         if let Err(error) = self.socket.read_exact(&mut reply) {
-            panic!("instead of {}: {error}", shown(expected));
+            panic!("expected {}: {error}", shown(expected));
         }
-        assert!(reply == expected, "{} is not {}", shown(&reply), shown(expected));
+        assert!(reply == expected, "received {}, expected {}", shown(&reply), shown(expected));
         self
     }
 
-    /// Reads until the server has closed in order.
+    /// Reads until the server has closed the connection without a reset.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut reply = Vec::new();
         self.socket.read_to_end(&mut reply).unwrap();
         reply
     }
 
-    /// The server has closed in order, and sent nothing more.
+    /// The server has closed the connection without a reset, and has sent nothing more.
     pub fn expect_end(&mut self) {
         let rest = self.read_to_end();
-        assert!(rest.is_empty(), "{} is more than nothing", shown(&rest));
+        assert!(rest.is_empty(), "expected the end of the stream, received {}", shown(&rest));
     }
 
-    /// The server has let go, in order or not.
+    /// The server has closed the connection, with a reset or without.
     pub fn expect_gone(&mut self) {
         let mut rest = [0; 4096];
         loop {
             match self.socket.read(&mut rest) {
                 Ok(0) => return,
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("still there"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    panic!("the connection is still open")
+                }
                 Err(_) => return,
             }
         }
     }
 
-    /// Sends `bytes` from a thread, and expects them back.
+    /// Sends `bytes` on a second thread, and expects them back.
     pub fn expect_echo(&mut self, bytes: &[u8]) -> &mut Self {
         let mut writer = self.socket.try_clone().unwrap();
         thread::scope(|scope| {
@@ -380,24 +388,24 @@ impl Stream {
         self
     }
 
-    /// Goes away by a reset, where the transport has one.
+    /// Closes the connection, with a reset if the transport has one.
     pub fn reset(self) {
         let _ = self.socket.set_linger(Some(Duration::ZERO));
     }
 }
 
-/// The beginning of some bytes, to be read by people.
+/// The length and the first 100 bytes, escaped, for a message.
 pub fn shown(bytes: &[u8]) -> String {
     let end = if bytes.len() > 100 { "…" } else { "" };
     format!("{} bytes {}{end}", bytes.len(), bytes[..bytes.len().min(100)].escape_ascii())
 }
 
-/// A client on a datagram socket, of any family, that can be answered.
+/// A client on a UDP or Unix datagram socket that has an address to reply to.
 #[derive(Debug)]
 pub struct Datagrams {
     pub socket: Socket,
     server: SockAddr,
-    /// Where a Unix client is bound.
+    /// The path that a Unix client is bound to.
     pub path: Option<PathBuf>,
 }
 
@@ -413,7 +421,7 @@ impl Datagrams {
         client
     }
 
-    /// A client without an address of its own, as far as its family knows such.
+    /// A client without an address of its own; UDP binds one at the first send.
     pub fn unbound(url: &str) -> Self {
         let (domain, server) = address_of(url);
         let socket = Socket::new(domain, Type::DGRAM, None).unwrap();
@@ -440,11 +448,11 @@ impl Datagrams {
     pub fn expect(&self, expected: impl AsRef<[u8]>) -> &Self {
         let reply = self.receive();
         let expected = expected.as_ref();
-        assert!(reply == expected, "{} is not {}", shown(&reply), shown(expected));
+        assert!(reply == expected, "received {}, expected {}", shown(&reply), shown(expected));
         self
     }
 
-    /// What has come is the reply to the last of its requests: nothing else did.
+    /// No datagram waits to be received.
     pub fn expect_nothing_else(&self) {
         self.socket.set_nonblocking(true).unwrap();
         let error = (&self.socket).read(&mut [0; 64]).unwrap_err();
@@ -453,42 +461,42 @@ impl Datagrams {
     }
 }
 
-/// A place where a handler, in whatever process, waits until the test lets it go on: a handler
-/// calls [`wait_at_gate`], the test [`Gate::expect_arrival`].
+/// A Unix socket at which a handler in any process waits until the test releases it: the handler
+/// calls [`wait_at_gate`], the test calls [`Gate::expect_arrival`].
 #[derive(Debug)]
 pub struct Gate {
     listener: Socket,
 }
 
-/// Somebody who waits at a gate; dropped, they go on.
+/// A process that waits at a gate. Dropping this releases it.
 #[derive(Debug)]
 pub struct Arrival {
     stream: Socket,
-    /// Who says to have arrived.
+    /// The process's own pid, as it reported it.
     pub pid: i32,
 }
 
 impl Gate {
-    /// A gate at `gate` in a server's directory.
+    /// Binds a gate at a path.
     pub fn at(path: &Path) -> Self {
         let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         listener.bind(&SockAddr::unix(path).unwrap()).unwrap();
         listener.listen(1024).unwrap();
-        // An accept waits no longer than a read.
+        // This limits accept, too.
         listener.set_read_timeout(Some(DEADLINE)).unwrap();
         Gate { listener }
     }
 
     pub fn expect_arrival(&self) -> Arrival {
-        let (mut stream, _) = self.listener.accept().expect("somebody arrives in time");
+        let (mut stream, _) = self.listener.accept().expect("an arrival within the deadline");
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut pid = [0; 4];
         stream.read_exact(&mut pid).unwrap();
         Arrival { stream, pid: i32::from_ne_bytes(pid) }
     }
 
-    /// Nobody is waiting to be let through.
-    pub fn expect_nobody(&self) {
+    /// No process waits at the gate.
+    pub fn expect_no_arrival(&self) {
         self.listener.set_nonblocking(true).unwrap();
         assert_eq!(self.listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
         self.listener.set_nonblocking(false).unwrap();
@@ -496,28 +504,29 @@ impl Gate {
 }
 
 impl Arrival {
-    pub fn let_go(self) {}
+    /// Lets the process continue.
+    pub fn release(self) {}
 
-    /// Whether they are gone, process and all.
+    /// The process has exited.
     pub fn expect_gone(mut self) {
         match self.stream.read(&mut [0]) {
             Ok(0) => {}
             Err(error) if error.kind() != ErrorKind::WouldBlock => {}
-            other => panic!("process {} is still there: {other:?}", self.pid),
+            other => panic!("process {} still runs: {other:?}", self.pid),
         }
     }
 }
 
-/// Waits, for a minute at the most, until the test opens the gate.
+/// Waits, for at most a minute, until the test releases this process.
 pub fn wait_at_gate(path: &Path) {
     let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(2 * DEADLINE)).unwrap();
     stream.write_all(&(std::process::id() as i32).to_ne_bytes()).unwrap();
-    // A signal is no reason to go on.
+    // A signal does not release it.
     while stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::Interrupted) {}
 }
 
-/// Prints where a server listens, as the examples do.
+/// Prints the addresses of a server, as the examples do.
 pub fn announce(addresses: &[Address]) {
     let mut stdout = io::stdout().lock();
     for address in addresses {
@@ -526,35 +535,35 @@ pub fn announce(addresses: &[Address]) {
     stdout.flush().unwrap();
 }
 
-/// What a process has open and running, and must not leave behind.
+/// The descriptors, threads and children of a process, which a server must release.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Belongings {
+pub struct Resources {
     descriptors: usize,
     threads: usize,
     children: Vec<i32>,
 }
 
-impl Belongings {
+impl Resources {
     pub fn of_this_process() -> Self {
         let pid = std::process::id() as i32;
-        Belongings {
+        Resources {
             descriptors: descriptors_of(pid).len(),
             threads: threads_of(pid),
             children: children_of(pid),
         }
     }
 
-    /// Waits until this process has as much again, and no more.
-    pub fn wait_for_them(&self) {
+    /// Waits until this process has exactly these again.
+    pub fn wait_until_restored(&self) {
         let deadline = Instant::now() + DEADLINE / 2;
         loop {
-            let now = Belongings::of_this_process();
+            let now = Resources::of_this_process();
             if now == *self {
                 return;
             }
             if Instant::now() >= deadline {
                 let open = descriptors_of(std::process::id() as i32);
-                panic!("left behind: {now:?} instead of {self:?}: {open:?}");
+                panic!("resources leak: {now:?} instead of {self:?}: {open:?}");
             }
             thread::sleep(Duration::from_millis(1));
         }

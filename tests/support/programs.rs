@@ -1,8 +1,8 @@
-//! Programs under test as processes, and clients of whatever they listen on; nothing here waits
-//! longer than the deadline.
+//! Programs under test as processes, and clients of their listeners; nothing here waits longer than
+//! the deadline.
 
 #![allow(dead_code)] // each test file uses a part of it
-#![allow(unreachable_pub)] // a module of a test is public to nobody
+#![allow(unreachable_pub)] // nothing outside the test file can use a module of it
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -20,17 +20,17 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// How long anything may take that is bound to happen.
+/// The longest that a test waits for something that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long one watches for what must not happen.
+/// How long a test watches for something that must not happen.
 pub const A_WHILE: Duration = Duration::from_millis(150);
 
-/// Where this example has been built to; it is built first, should it be out of date.
+/// The path of the built example. The first call builds the examples if they are out of date.
 pub fn example(name: &str) -> PathBuf {
     static EXAMPLES: OnceLock<PathBuf> = OnceLock::new();
     let examples = EXAMPLES.get_or_init(|| {
-        // This test is target/PROFILE/deps/NAME.
+        // The test binary is target/PROFILE/deps/NAME.
         let test = std::env::current_exe().unwrap();
         let directory = test.parent().and_then(Path::parent).unwrap();
         let profile = directory.file_name().unwrap().to_str().unwrap();
@@ -47,15 +47,15 @@ pub fn example(name: &str) -> PathBuf {
     examples.join(name)
 }
 
-/// What a program said on one of its pipes, line by line as it comes.
+/// The lines that a program writes to one of its pipes.
 struct Lines {
-    coming: Mutex<Receiver<String>>,
+    incoming: Mutex<Receiver<String>>,
     seen: Mutex<Vec<String>>,
 }
 
 impl Lines {
     fn of(pipe: impl std::io::Read + Send + 'static) -> Self {
-        let (sender, coming) = mpsc::channel();
+        let (sender, incoming) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
                 if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
@@ -63,19 +63,19 @@ impl Lines {
                 }
             }
         });
-        Lines { coming: Mutex::new(coming), seen: Mutex::default() }
+        Lines { incoming: Mutex::new(incoming), seen: Mutex::default() }
     }
 
-    /// The next line; `None` at the end.
+    /// The next line; `None` at the end of the pipe.
     fn next(&self) -> Option<String> {
-        match self.coming.lock().unwrap().recv_timeout(DEADLINE) {
+        match self.incoming.lock().unwrap().recv_timeout(DEADLINE) {
             Ok(line) => {
                 self.seen.lock().unwrap().push(line.clone());
                 Some(line)
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => None,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                panic!("in time: a line after {:?}", self.seen.lock().unwrap())
+                panic!("no line within the deadline after {:?}", self.seen.lock().unwrap())
             }
         }
     }
@@ -87,7 +87,7 @@ impl Lines {
     }
 }
 
-/// A program that runs. Dropped, it is killed.
+/// A running program. Dropping it kills it.
 pub struct Program {
     process: Child,
     stdout: Lines,
@@ -110,16 +110,17 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Checks that it ended with this code, saying one line about it and nothing else.
+    /// Checks that it exited with this code, with one line on stderr, which is returned, and
+    /// nothing on stdout.
     #[track_caller]
-    pub fn refuses(&self, code: i32) -> &str {
+    pub fn expect_failure(&self, code: i32) -> &str {
         assert_eq!(self.status.code(), Some(code), "{self:?}");
         assert_eq!(self.stdout, [""; 0], "{self:?}");
         assert_eq!(self.stderr.len(), 1, "{self:?}");
         &self.stderr[0]
     }
 
-    /// Checks that it ended well.
+    /// Checks that it exited with code 0.
     #[track_caller]
     pub fn succeeds(&self) -> &Self {
         assert_eq!(self.status.code(), Some(0), "{self:?}");
@@ -127,14 +128,14 @@ impl Ended {
     }
 }
 
-/// Starts a program with pipes on its outputs and nothing to read.
+/// Starts a program with pipes on its outputs and `/dev/null` as its input.
 pub fn spawn(command: &mut Command) -> Program {
     spawn_reading(command, Stdio::null())
 }
 
-/// Starts a program with pipes on its outputs and this to read.
+/// Starts a program with pipes on its outputs and this input.
 pub fn spawn_reading(command: &mut Command, input: impl Into<Stdio>) -> Program {
-    listen_to_interrupts();
+    restore_sigint();
     let mut process = command
         .stdin(input)
         .stdout(Stdio::piped())
@@ -146,9 +147,10 @@ pub fn spawn_reading(command: &mut Command, input: impl Into<Stdio>) -> Program 
     Program { process, stdout, stderr, urls: Vec::new() }
 }
 
-/// A shell starts its background jobs with SIGINT ignored, which programs would inherit and keep.
+/// Restores the default action of SIGINT: a shell starts its background jobs with SIGINT ignored,
+/// which the programs would inherit.
 #[allow(unsafe_code)] // the standard library handles no signals
-fn listen_to_interrupts() {
+fn restore_sigint() {
     // SAFETY: signal takes a number and a constant.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
 }
@@ -158,7 +160,8 @@ pub fn run(name: &str, arguments: &[impl AsRef<OsStr>]) -> Ended {
     spawn(Command::new(example(name)).args(arguments)).end()
 }
 
-/// Starts an example with these arguments, and waits until it listens at `--listen` each of `urls`.
+/// Starts an example with these arguments and `--listen` for each of `urls`, and waits until it
+/// listens at all of them.
 pub fn serve(name: &str, urls: &[&str], arguments: &[&str]) -> Program {
     let mut command = Command::new(example(name));
     for url in urls {
@@ -181,7 +184,7 @@ pub fn serve_tcp(name: &str, mode: &str) -> Program {
 }
 
 impl Program {
-    /// Where it listens, as it says.
+    /// The addresses that it has printed.
     pub fn urls(&self) -> &[String] {
         &self.urls
     }
@@ -195,32 +198,32 @@ impl Program {
         connect(&self.urls[0])
     }
 
-    /// The next line that it says on stdout, where a program says more than where it listens.
+    /// The next line on stdout after the lines with its addresses.
     pub fn next_line(&self) -> Option<String> {
         self.stdout.next()
     }
 
-    /// The next line that it says on stderr.
-    pub fn next_complaint(&self) -> Option<String> {
+    /// The next line on stderr.
+    pub fn next_error_line(&self) -> Option<String> {
         self.stderr.next()
     }
 
     /// Sends it a signal: TERM, INT.
     pub fn signal(&self, signal: &str) {
-        // The shell's own kill: the program of that name is not everywhere.
+        // The shell's own `kill`: not every system has the program.
         let kill = format!("kill -{signal} {}", self.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Asks it to stop, and checks that it does so in peace, having said where it listened and
-    /// nothing else on stdout.
+    /// Sends SIGTERM, and checks that it exits with code 0 and has printed nothing but its
+    /// addresses on stdout.
     #[track_caller]
     pub fn stop(self) -> Ended {
         self.signal("TERM");
         self.stopped()
     }
 
-    /// Waits until it has stopped in peace.
+    /// Waits until it has exited, and checks the same.
     #[track_caller]
     pub fn stopped(self) -> Ended {
         let expected: Vec<_> = self.urls.iter().map(|url| format!("listening on {url}")).collect();
@@ -229,26 +232,27 @@ impl Program {
         ended
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has exited.
     #[track_caller]
     pub fn end(mut self) -> Ended {
         let mut status = None;
-        wait_until("the program ends", || {
+        wait_until("the program exits", || {
             status = self.process.try_wait().unwrap();
             status.is_some()
         });
         Ended { status: status.unwrap(), stdout: self.stdout.all(), stderr: self.stderr.all() }
     }
 
-    /// How many threads it has, where the system tells.
+    /// The number of its threads, on systems with `/proc`.
     pub fn threads(&self) -> Option<usize> {
         Some(fs::read_dir(format!("/proc/{}/task", self.id())).ok()?.count())
     }
 
-    /// How much processor time it has used up, where the system tells.
+    /// The processor time that it has used, on systems with `/proc`.
     pub fn cpu_time(&self) -> Option<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
-        // Behind the name, which may hold anything: the state, and 10 more before utime and stime.
+        // After the name, which may contain anything: the state, and 10 more fields before utime
+        // and stime.
         let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
         let ticks: u64 =
             fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
@@ -268,12 +272,12 @@ pub fn signal_of(status: ExitStatus) -> Option<i32> {
     status.signal()
 }
 
-/// Waits for what no event tells of.
+/// Polls a condition for which there is no event to wait for.
 #[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "not within the deadline: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -282,11 +286,11 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 #[derive(Debug)]
 pub struct Client {
     pub socket: Socket,
-    /// A datagram client is answered at a path of its own.
+    /// The path that a Unix datagram client is bound to.
     own: Option<PathBuf>,
 }
 
-/// Connects to a URL as a server prints it.
+/// Connects to a URL in the form that a server prints.
 #[track_caller]
 pub fn connect(url: &str) -> Client {
     let (scheme, rest) = url.split_once("://").unwrap();
@@ -334,7 +338,7 @@ impl Client {
         self
     }
 
-    /// Says that it will send no more.
+    /// Shuts down its sending direction.
     pub fn half_close(&mut self) -> &mut Self {
         self.socket.shutdown(Shutdown::Write).unwrap();
         self
@@ -359,7 +363,7 @@ impl Client {
             read.truncate(filled);
             read
         };
-        assert!(read == expected, "{:?}, not {:?}", text(&read), text(expected));
+        assert!(read == expected, "received {:?}, expected {:?}", text(&read), text(expected));
         self
     }
 
@@ -383,13 +387,13 @@ impl Client {
         text(&line)
     }
 
-    /// Reads the peer's end, and nothing before it.
+    /// The server has closed the connection, and has sent nothing more.
     #[track_caller]
     pub fn expect_end(&mut self) {
         assert_eq!(text(&self.rest()), "");
     }
 
-    /// Reads up to the peer's end.
+    /// Reads until the server has closed the connection.
     #[track_caller]
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
@@ -397,15 +401,15 @@ impl Client {
         rest
     }
 
-    /// Checks that nothing comes for a while.
+    /// Nothing arrives for [`A_WHILE`].
     #[track_caller]
     pub fn expect_silence(&mut self) -> &mut Self {
         self.socket.set_read_timeout(Some(A_WHILE)).unwrap();
         let mut buffer = [0; 1024];
         loop {
             match self.socket.read(&mut buffer) {
-                Ok(count) => panic!("silence, not {:?}", text(&buffer[..count])),
-                // A process that was stopped and goes on has been interrupted.
+                Ok(count) => panic!("expected nothing, received {:?}", text(&buffer[..count])),
+                // SIGSTOP and SIGCONT interrupt a read.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => break assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
@@ -415,7 +419,7 @@ impl Client {
     }
 }
 
-/// Bytes for people to read.
+/// Bytes as text, for messages.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -426,7 +430,7 @@ fn unique(what: &str) -> String {
     format!("socketserver-{}-{}-{what}", std::process::id(), COUNT.fetch_add(1, Relaxed))
 }
 
-/// A directory of a test's own. Dropped, it is removed.
+/// A directory for one test. Dropping it removes it.
 #[derive(Debug)]
 pub struct Directory(PathBuf);
 

@@ -1,9 +1,9 @@
-//! A small test runner, for tests whose servers are processes of their own: the test binary starts
-//! itself again as the server, before any thread exists, so that forking is sound there. It takes
-//! the usual arguments of `cargo test` and answers in the usual words.
+//! A small test harness for tests whose servers run in processes of their own: the test binary
+//! starts itself again as the server, before any thread exists, so that forking is safe there. It
+//! accepts the arguments of Rust's own harness and prints the same lines.
 
 #![allow(dead_code)] // each test file uses a part of it
-#![allow(unreachable_pub)] // a module of a test is public to nobody
+#![allow(unreachable_pub)] // nothing outside the test file can use a module of it
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,18 +13,18 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Instant;
 
-/// A test, and what it is called.
+/// A test and its name.
 pub struct Test {
     pub name: String,
     run: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Makes a test of a function.
+/// Makes a test from a function.
 pub fn test(name: impl Into<String>, run: impl Fn() + Send + Sync + 'static) -> Test {
     Test { name: name.into(), run: Box::new(run) }
 }
 
-/// Makes tests of functions, called as they are.
+/// Makes tests from functions; each test has the name of its function.
 #[macro_export]
 macro_rules! tests {
     ($($name:ident),+ $(,)?) => {
@@ -32,7 +32,7 @@ macro_rules! tests {
     };
 }
 
-/// The command line, unless it asks this program to be a server: then it has been one.
+/// The command line. If it begins with `--serve`, runs `serve` and returns `None`.
 pub fn arguments_unless_serving(serve: impl FnOnce(&[String])) -> Option<Vec<String>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "--serve") {
@@ -42,9 +42,9 @@ pub fn arguments_unless_serving(serve: impl FnOnce(&[String])) -> Option<Vec<Str
     Some(arguments)
 }
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(Debug, Default)]
-struct Wanted {
+struct Options {
     filters: Vec<String>,
     skip: Vec<String>,
     exact: bool,
@@ -53,9 +53,9 @@ struct Wanted {
     threads: Option<usize>,
 }
 
-impl Wanted {
+impl Options {
     fn read(arguments: impl Iterator<Item = String>) -> Self {
-        let mut wanted = Wanted::default();
+        let mut options = Options::default();
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
             let (name, value) = match argument.split_once('=') {
@@ -64,55 +64,55 @@ impl Wanted {
             };
             let mut value = || value.clone().or_else(|| arguments.next());
             match name {
-                "--exact" => wanted.exact = true,
-                "--list" => wanted.list = true,
-                "--ignored" => wanted.ignored = true,
-                "--skip" => wanted.skip.extend(value()),
-                "--test-threads" => wanted.threads = value().and_then(|count| count.parse().ok()),
+                "--exact" => options.exact = true,
+                "--list" => options.list = true,
+                "--ignored" => options.ignored = true,
+                "--skip" => options.skip.extend(value()),
+                "--test-threads" => options.threads = value().and_then(|count| count.parse().ok()),
                 "--format" | "--color" | "--logfile" | "-Z" => drop(value()),
                 name if name.starts_with('-') => {}
-                _ => wanted.filters.push(argument),
+                _ => options.filters.push(argument),
             }
         }
-        wanted
+        options
     }
 
-    fn is_named(&self, name: &str, filter: &str) -> bool {
+    fn matches(&self, name: &str, filter: &str) -> bool {
         if self.exact { name == filter } else { name.contains(filter) }
     }
 
-    fn wants(&self, name: &str) -> bool {
-        let is_named = |filter: &String| self.is_named(name, filter);
+    fn selects(&self, name: &str) -> bool {
+        let matches = |filter: &String| self.matches(name, filter);
         !self.ignored
-            && (self.filters.is_empty() || self.filters.iter().any(is_named))
-            && !self.skip.iter().any(is_named)
+            && (self.filters.is_empty() || self.filters.iter().any(matches))
+            && !self.skip.iter().any(matches)
     }
 }
 
-/// Runs the tests that the command line asks for, as many at a time as there are processors; which
-/// of them have failed, by name, and what has run.
+/// Runs the tests that the command line selects, as many at a time as there are processors. Returns
+/// the exit code and the names of the tests that passed and failed.
 pub fn run(tests: Vec<Test>, arguments: impl Iterator<Item = String>) -> (ExitCode, Outcome) {
-    let wanted = Wanted::read(arguments);
+    let options = Options::read(arguments);
     let all = tests.len();
-    let tests: Vec<_> = tests.into_iter().filter(|test| wanted.wants(&test.name)).collect();
+    let tests: Vec<_> = tests.into_iter().filter(|test| options.selects(&test.name)).collect();
     let mut outcome = Outcome::default();
-    if wanted.list {
+    if options.list {
         tests.iter().for_each(|test| println!("{}: test", test.name));
         return (ExitCode::SUCCESS, outcome);
     }
-    listen_to_interrupts();
+    restore_sigint();
     println!("\nrunning {} tests", tests.len());
     let begun = Instant::now();
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
-    let threads = wanted
+    let threads = options
         .threads
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get));
     thread::scope(|scope| {
         for _ in 0..threads.clamp(1, tests.len().max(1)) {
             scope.spawn(|| {
                 while let Some(test) = tests.get(next.fetch_add(1, SeqCst)) {
-                    let result = catch_unwind(AssertUnwindSafe(|| (test.run)())).map_err(told);
+                    let result = catch_unwind(AssertUnwindSafe(|| (test.run)())).map_err(message);
                     let word = if result.is_ok() { "ok" } else { "FAILED" };
                     println!("test {} ... {word}", test.name);
                     results.lock().unwrap().push((test.name.clone(), result));
@@ -123,13 +123,13 @@ pub fn run(tests: Vec<Test>, arguments: impl Iterator<Item = String>) -> (ExitCo
     for (name, result) in results.into_inner().unwrap() {
         match result {
             Ok(()) => outcome.passed.push(name),
-            Err(told) => outcome.failed.push((name, told)),
+            Err(message) => outcome.failed.push((name, message)),
         }
     }
     let Outcome { passed, failed } = &outcome;
     if !failed.is_empty() {
         println!("\nfailures:\n");
-        failed.iter().for_each(|(name, told)| println!("---- {name} ----\n{told}\n"));
+        failed.iter().for_each(|(name, message)| println!("---- {name} ----\n{message}\n"));
         println!("\nfailures:");
         failed.iter().for_each(|(name, _)| println!("    {name}"));
     }
@@ -146,22 +146,24 @@ pub fn run(tests: Vec<Test>, arguments: impl Iterator<Item = String>) -> (ExitCo
     (code, outcome)
 }
 
-/// A shell starts its background jobs with SIGINT ignored, which servers would inherit and keep.
+/// Restores the default action of SIGINT: a shell starts its background jobs with SIGINT ignored,
+/// which the servers would inherit.
 #[allow(unsafe_code)] // the standard library handles no signals
-fn listen_to_interrupts() {
+fn restore_sigint() {
     // SAFETY: signal takes a number and a constant.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub passed: Vec<String>,
-    /// With what each panicked.
+    /// The name and the panic message of each failed test.
     pub failed: Vec<(String, String)>,
 }
 
-fn told(panic: Box<dyn Any + Send>) -> String {
+/// The text of a panic.
+fn message(panic: Box<dyn Any + Send>) -> String {
     match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => panic.downcast_ref::<&str>().copied().unwrap_or("a panic").to_owned(),

@@ -1,4 +1,4 @@
-//! A handler that holds an `Rc` cannot be lent to a worker.
+//! A handler that holds an `Rc` cannot be sent to a worker.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! The two kinds of handler have a method each.
+//! `serve` takes a `Handler`, and `serve_blocking` a `RequestHandler`.
 
 use socketserver::{HandlerResult, Request, RequestHandler, Server, Threading};
 

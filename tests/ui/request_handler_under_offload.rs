@@ -1,4 +1,4 @@
-//! Workers are lent messages, not connections to wait for.
+//! Workers receive messages, and do not wait for connections.
 
 use socketserver::{HandlerResult, Offload, Request, RequestHandler, Server};
 

@@ -1,9 +1,9 @@
-//! What single parts cost: telling messages apart, putting them on the wire, a message's way through
-//! the loop, timers, one connection among many, a message from another thread, one message to many
+//! The cost of single parts: decoding and encoding messages, a message's way through the loop,
+//! timers, one connection among many, a message from another thread, one message to many
 //! connections.
 //!
-//! All through the public API. What has a socket in it is mostly the kernel's time: compare the rows
-//! of a group, which differ in one thing alone.
+//! All use the public API. Most of the time of a benchmark with sockets is spent in the kernel:
+//! compare the rows of a group, which differ in one property only.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -15,8 +15,8 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use socketserver::{
-    Context, Delimited, Endian, FixedSize, Framing, Handler, HandlerResult, LengthPrefixed, Lines,
-    Raw, Running, Sender, Server, Decoded, Width, broadcast, handler_fn,
+    Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerResult,
+    LengthPrefixed, Lines, Raw, Running, Sender, Server, Width, broadcast, handler_fn,
 };
 
 fn main() {
@@ -26,7 +26,7 @@ fn main() {
 /// Messages in one buffer, as a pipelining client sends them.
 const PIPELINED: usize = 64;
 
-/// Bytes of one message on the wire.
+/// The size of one encoded message, in bytes.
 const SIZE: usize = 64;
 
 fn line() -> [u8; SIZE] {
@@ -47,7 +47,7 @@ fn prefixed() -> [u8; SIZE] {
     message
 }
 
-/// A benchmark per framing, each of which calls the `run` beside it.
+/// One benchmark per framing, which calls `run`.
 macro_rules! each_framing {
     () => {
         #[divan::bench]
@@ -77,7 +77,7 @@ macro_rules! each_framing {
     };
 }
 
-/// 64 messages of 64 bytes in one buffer, told apart; to `Raw` they are one.
+/// Decodes 64 messages of 64 bytes in one buffer; with `Raw` they are one message.
 mod decode {
     use super::*;
 
@@ -102,7 +102,7 @@ mod decode {
     }
 }
 
-/// One reactor with a handler of this kind, and streams to it that are connected already.
+/// A server under `reactor` with a handler of this kind, and connected streams.
 struct Site {
     clients: Vec<UnixStream>,
     running: Running,
@@ -163,13 +163,13 @@ mod round_trip {
     }
 }
 
-/// 64 messages of 64 bytes that a handler sends in answer to one: framing them, and one write.
+/// A handler answers one message with 64 messages of 64 bytes: encoding them, and one write.
 mod encode {
     use super::*;
 
     each_framing!();
 
-    /// What it sends is not what it got, which would be sent from where it was read.
+    /// The answer differs from the input: equal bytes would be sent from the read buffer.
     struct Repeats;
 
     impl Handler for Repeats {
@@ -197,8 +197,8 @@ mod encode {
     }
 }
 
-/// One message to each of so many connections, and back: without a timer, with one that is set, set
-/// anew, or set and taken back by each message, and answered only when its timer has run out.
+/// One message to each of many connections and back: without a timer, with a timer, with one that
+/// each message sets again or sets and cancels, and with an answer at the end of the timer.
 mod timers {
     use super::*;
 
@@ -230,7 +230,7 @@ mod timers {
         run(bencher, connections, || RunsOut);
     }
 
-    /// Does something with its timer, and echoes.
+    /// Changes its timer, and echoes.
     struct Clocked(fn(&mut Context<'_>) -> HandlerResult);
 
     impl Handler for Clocked {
@@ -240,7 +240,7 @@ mod timers {
         }
     }
 
-    /// Sets a timer, and answers when it has run out.
+    /// Sets a timer, and answers when it expires.
     struct RunsOut;
 
     impl Handler for RunsOut {
@@ -249,7 +249,7 @@ mod timers {
         }
 
         fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-            cx.set_idle_timeout(None)?; // or it would run out again
+            cx.set_idle_timeout(None)?; // or it would expire again
             cx.send(&line())
         }
     }
@@ -270,13 +270,13 @@ mod timers {
     }
 }
 
-/// One message to the reactor and back, on one connection among so many that are idle.
+/// One message and its echo, on one connection among many idle ones.
 mod among {
     use super::*;
 
     #[divan::bench(args = crowds())]
     fn idle_connections(bencher: Bencher<'_, '_>, count: usize) {
-        let echo = |_: &_| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
+        let echo = |_: &socketserver::Accepted<'_>| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
         let running = Server::tcp("127.0.0.1:0").unwrap().serve(echo).unwrap().spawn().unwrap();
         let crowd = Crowd::join(running.local_addr().to_string(), count);
         let mut client = TcpStream::connect(running.local_addr().inet().unwrap()).unwrap();
@@ -291,7 +291,7 @@ mod among {
         running.stop().unwrap();
     }
 
-    /// As many as a process may have descriptors for.
+    /// As many as the limit of descriptors allows.
     fn crowds() -> Vec<usize> {
         const OTHERS: u64 = 100;
         let limit = socketserver::raise_descriptor_limit().unwrap();
@@ -299,7 +299,7 @@ mod among {
         all.filter(|count| *count as u64 + OTHERS < limit).collect()
     }
 
-    /// Idle clients, in a process of their own: it takes two descriptors to hold both ends.
+    /// Idle clients, in a separate process: one process would need two descriptors per connection.
     struct Crowd(Child);
 
     impl Crowd {
@@ -319,17 +319,17 @@ mod among {
 
     impl Drop for Crowd {
         fn drop(&mut self) {
-            drop(self.0.stdin.take()); // which ends it
+            drop(self.0.stdin.take()); // ends the process
             self.0.wait().unwrap();
         }
     }
 }
 
-/// Messages that another thread sends: the mailbox, the wake-up, and the walk to the connections.
+/// Messages of another thread: the mailbox, the wake-up, and the way to the connections.
 mod from_elsewhere {
     use super::*;
 
-    /// One message to each of so many connections, until the last has it.
+    /// One message to each of many connections, until the last has received it.
     #[divan::bench(args = [1, 64, 1000])]
     fn broadcast_to(bencher: Bencher<'_, '_>, connections: usize) {
         let crowd = Crowd::gather(connections);
@@ -344,8 +344,8 @@ mod from_elsewhere {
         crowd.leave();
     }
 
-    /// So many messages to one connection: the first wakes the loop, the others are posted while it
-    /// may be awake already.
+    /// Many messages to one connection: the first wakes the loop, and the others are posted while
+    /// it may already run.
     #[divan::bench(args = [1, 64])]
     fn send_to_one(bencher: Bencher<'_, '_>, messages: usize) {
         let crowd = Crowd::gather(1);

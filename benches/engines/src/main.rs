@@ -2,18 +2,18 @@
 //!
 //! ```text
 //!   main.rs         the command line; server and load are this program, started again
-//!   run.rs          the rounds, the progress bar, and what is left behind
-//!   plan.rs         the cells: which loads, in which setting, and who cannot take part
-//!   measure.rs      one cell, one mode, once
+//!   run.rs          the rounds, the progress bar, and the result files
+//!   plan.rs         the cells: which loads, in which setting, and which modes cannot take part
+//!   measure.rs      one measurement of one mode in one cell
 //!   outcome.rs      figures of all rounds
 //!   report.rs       tables, Markdown and HTML
 //!   plots.rs        SVG
-//!   serve.rs        the server that is measured
-//!   bin/allocations.rs  a program of its own, whose allocator counts
-//!   bin/shutdown.rs     another one, which stops servers
+//!   serve.rs        the measured server
+//!   bin/allocations.rs  a separate program, whose allocator counts
+//!   bin/shutdown.rs     a separate program, which stops servers
 //! ```
 //!
-//! The load generator, the statistics and the keeping of child processes are those of
+//! The load generator, the statistics and the handling of child processes are those of
 //! `benches/peers`. Linux only.
 
 mod measure;
@@ -33,9 +33,9 @@ use peers::load::LoadArgs;
 use run::RunArgs;
 use serve::ServeArgs;
 
-/// The same echo handler under all six modes of socketserver: which is best for what?
+/// Measures the same echo handler under all six modes of socketserver.
 ///
-/// Without a command: measure, print tables, and leave JSON, plots and one HTML page behind.
+/// Without a command: measures, prints tables, and writes JSON, plots and one HTML page.
 #[derive(Debug, Parser)]
 #[command(name = "engines", args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -47,7 +47,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server that is measured
+    /// Run the measured server
     Serve(ServeArgs),
     /// Make load on a server
     Load(LoadArgs),

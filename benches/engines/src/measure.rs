@@ -1,4 +1,4 @@
-//! One cell, one mode, once: a fresh server, and a load generator beside it.
+//! One measurement of one mode in one cell: a new server and a load generator.
 
 use std::env;
 use std::fs;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::plan::{BLOCKING_WORKERS, Cell, Kind, POOL};
 
-/// What one measurement found.
+/// The result of one measurement.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Sample {
@@ -23,20 +23,20 @@ pub(crate) enum Sample {
     Load(Report),
     /// Idle connections.
     Idle {
-        /// Growth of the server's anonymous memory per connection.
+        /// The growth of the server's anonymous memory per connection.
         kib: f64,
-        /// Threads of all its processes.
+        /// The number of threads of all its processes.
         threads: usize,
     },
     /// System calls per request.
     Calls(f64),
 }
 
-/// Over this share of one CPU, it is also what else ran that was measured.
+/// Above this share of one CPU, other processes have influenced the measurement.
 const MOST_OTHERS: f64 = 0.1;
 
 impl Sample {
-    /// How much of one CPU everything else on the machine had.
+    /// The share of one CPU that all other processes have used.
     fn others(&self) -> f64 {
         match self {
             Sample::Load(report) => report.others_ns as f64 / 1e9 / report.seconds,
@@ -44,42 +44,43 @@ impl Sample {
         }
     }
 
-    /// Whether something else ran on the machine meanwhile.
+    /// Whether other processes have influenced the measurement.
     pub(crate) fn is_disturbed(&self) -> bool {
         self.others() > MOST_OTHERS
     }
 
-    /// The one that was less disturbed.
+    /// The one of two measurements with less influence from other processes.
     pub(crate) fn quieter(self, other: Sample) -> Sample {
         if other.others() < self.others() { other } else { self }
     }
 }
 
-/// With more connections than this, a server may have too many threads to ask each for its context
-/// switches at both ends of a window.
+/// With more connections than this, a server may have too many threads to read the context switches
+/// of each at both ends of a window.
 const MOST_ASKED: usize = 256;
 
-/// How long a load may take beside its window.
+/// The time that a load may take in addition to its window.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Starts servers and loads.
 pub(crate) struct Bench {
     itself: PathBuf,
     load_pin: Pin,
-    /// Workers of `offload`, instead of those that it has by default or where the handler blocks.
+    /// The number of workers of `offload`, in place of the default and of that for blocking
+    /// handlers.
     workers: Option<usize>,
-    /// Where each side runs, in words.
+    /// A description of the CPUs of both sides.
     pub(crate) placement: String,
 }
 
 impl Bench {
-    /// With `pinned`, the load generator has the last CPU for itself, and every server all the
-    /// others: the same for all modes.
+    /// With `pinned`, the load generator has the last CPU for itself, and the servers of all modes
+    /// share the other CPUs.
     pub(crate) fn new(pinned: bool, workers: Option<usize>) -> Result<Self> {
         let cpus = sys::cpus()?;
         let (load_pin, placement) = match cpus.split_last() {
             Some((last, others)) if pinned && !others.is_empty() => {
-                sys::pin_to_any(others)?; // which the servers inherit
+                sys::pin_to_any(others)?; // the servers inherit it
                 let count = match others.len() {
                     1 => "one CPU".to_owned(),
                     more => format!("{more} CPUs"),
@@ -132,7 +133,8 @@ impl Bench {
         load(&self.itself, server, &options, self.load_pin, limit)
     }
 
-    /// What the first requests of a server touch is no part of the memory that a connection takes.
+    /// The memory that a server allocates for its first requests does not count as that of a
+    /// connection.
     fn touch(&self, server: &ServerProcess) -> Result<()> {
         self.load(server, "--conns 1 --requests 100 --secs 10", PATIENCE)?;
         Ok(())
@@ -146,7 +148,7 @@ impl Bench {
             Kind::Slow { beside } => format!("--mode slow --beside {beside}"),
             _ => "--mode echo".to_owned(),
         };
-        // The switches of a process that has ended are not told.
+        // The context switches of a process that has exited are not available.
         let is_asked = cell.connections() <= MOST_ASKED
             && !(mode == "forking"
                 && (cell.kind == Kind::Churn || cell.transport == Transport::Udp));
@@ -178,7 +180,7 @@ impl Bench {
         Ok(Sample::Idle { kib: (after as f64 - before as f64) / cell.clients as f64, threads })
     }
 
-    /// The difference of two runs that differ in their number of requests alone.
+    /// The difference of two runs that differ only in their number of requests.
     fn calls(&self, cell: &Cell, mode: &str) -> Result<Sample> {
         const FEWER: u64 = 50;
         const MORE: u64 = 150;

@@ -1,4 +1,4 @@
-//! Figures of all rounds: of each cell, of each mode.
+//! The figures of all rounds, per cell and mode.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::measure::Sample;
 use crate::plan::{Cell, Kind};
 
-/// What is told of a mode in a cell.
+/// A figure of a mode in a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Figure {
@@ -39,7 +39,7 @@ impl Figure {
         Figure::LoadBusy,
     ];
 
-    /// What one measurement says of it.
+    /// The value of this figure in one measurement.
     fn of(self, sample: &Sample, cell: &Cell) -> Option<f64> {
         match (self, sample) {
             (Figure::SystemCallsPerRequest, Sample::Calls(calls)) => Some(*calls),
@@ -59,7 +59,7 @@ impl Figure {
             Figure::ServerCpuUsPerRequest => {
                 Some(per_request(report, report.server_cpu_ns) / 1000.0)
             }
-            // A crowd's bytes are no requests, and cost as much.
+            // The bytes of the slow clients do not count as requests, but cost as much.
             Figure::SwitchesPerRequest if matches!(cell.kind, Kind::Slow { .. }) => None,
             Figure::SwitchesPerRequest => {
                 report.server_switches.map(|switches| per_request(report, switches))
@@ -73,22 +73,22 @@ impl Figure {
     }
 }
 
-/// Over this share of its CPU, the load generator is what was measured.
+/// Above this share of its CPU, the load generator limits the result.
 const MOST_BUSY: f64 = 0.95;
 
 /// One mode in one cell.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) mode: &'static str,
-    /// Why there is nothing.
+    /// Why there is no result.
     pub(crate) absent: Option<String>,
     pub(crate) figures: BTreeMap<Figure, Estimate>,
-    /// Wrong bytes, failed connections, lost datagrams.
+    /// The number of wrong bytes, failed connections and lost datagrams.
     pub(crate) errors: u64,
     pub(crate) samples: Vec<Sample>,
 }
 
-/// One cell, all modes.
+/// The results of all modes in one cell.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) name: String,
@@ -97,12 +97,12 @@ pub(crate) struct Row {
 }
 
 impl Outcome {
-    /// One that may yet be measured.
+    /// A mode that takes part, without results so far.
     pub(crate) fn new(mode: &'static str, absent: Option<String>) -> Self {
         Self { mode, absent, figures: BTreeMap::new(), errors: 0, samples: Vec::new() }
     }
 
-    /// Makes the figures of the samples.
+    /// Computes the figures from the samples.
     pub(crate) fn conclude(&mut self, cell: &Cell) {
         self.figures = Figure::ALL
             .into_iter()
@@ -118,7 +118,7 @@ impl Outcome {
         self.errors = reports.sum();
     }
 
-    /// This mode's figure over the other's, round by round.
+    /// This mode's figure divided by the other's, for each round.
     pub(crate) fn ratio_to(
         &self,
         other: &Outcome,
@@ -135,13 +135,13 @@ impl Outcome {
         self.figures.get(&figure).map(|estimate| estimate.median)
     }
 
-    /// Whether it was the load generator that could do no more.
+    /// Whether the load generator limited the result.
     pub(crate) fn is_load_limited(&self) -> bool {
         self.median(Figure::LoadBusy).is_some_and(|busy| busy > MOST_BUSY)
     }
 }
 
-/// Over all messages that were answered in the window.
+/// Per message answered in the window.
 fn per_request(report: &Report, count: u64) -> f64 {
     count as f64 / (report.requests + report.beside).max(1) as f64
 }

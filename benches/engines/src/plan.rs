@@ -1,4 +1,4 @@
-//! The cells: which loads are made, in which setting, and which modes cannot take part.
+//! The cells: which loads are measured, in which setting, and which modes cannot take part.
 
 use peers::endpoint::Transport;
 use serde::Serialize;
@@ -7,56 +7,56 @@ use serde::Serialize;
 pub(crate) const MODES: [&str; 6] =
     ["reactor", "offload", "inline", "threading", "pool", "forking"];
 
-/// Threads of `pool`, in every cell.
+/// The number of threads of `pool` in every cell.
 pub(crate) const POOL: usize = 64;
 
-/// Workers of `offload` where the handler blocks; elsewhere its default.
+/// The number of workers of `offload` if the handler blocks; otherwise it is the default.
 pub(crate) const BLOCKING_WORKERS: usize = 64;
 
-/// How many children `forking` has at most by default, as in Python.
+/// The default limit of children of `forking`, as in Python.
 const CHILDREN: usize = 40;
 
-/// Descriptors that a process has beside those of its connections.
+/// The number of descriptors of a process that do not belong to connections.
 const OTHER_DESCRIPTORS: usize = 100;
 
-/// The quick clients beside a crowd.
+/// The number of measured clients beside slow ones.
 const QUICK: usize = 16;
 
-/// What kind of load a cell is.
+/// The kind of load of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    /// Clients stay connected and send when they have their answer.
+    /// Clients stay connected and send the next message when an answer arrives.
     Closed,
-    /// Clients stay connected and send when a message is due.
+    /// Clients stay connected and send at a fixed rate.
     Open { rate: u64 },
-    /// Clients connect, ask once and go.
+    /// Clients connect, send one request and close.
     Churn,
-    /// Quick clients, measured, beside slow ones.
+    /// Measured clients beside slow ones.
     Slow { beside: usize },
-    /// As `Closed`, and the handler blocks.
+    /// The same as `Closed`, with a handler that blocks.
     Blocking { microseconds: u64 },
-    /// Clients connect, ask once and stay: memory and threads.
+    /// Clients connect, send one request and stay connected: memory and threads.
     Idle,
-    /// System calls, counted.
+    /// Counted system calls.
     Calls,
 }
 
-/// One load, made on each mode that can take it.
+/// One load, which is measured with each mode that supports it.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Cell {
     pub(crate) kind: Kind,
     pub(crate) transport: Transport,
     pub(crate) clients: usize,
-    /// Messages under way per client.
+    /// Messages in flight per client.
     pub(crate) depth: usize,
 }
 
-/// How much is measured.
+/// The extent of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Setting {
-    /// Whether it works at all.
+    /// A few seconds, to check that it works.
     Smoke,
     /// The default.
     Quick,
@@ -65,7 +65,7 @@ pub(crate) enum Setting {
 }
 
 impl Setting {
-    /// Rounds, and the length of a window in seconds.
+    /// The number of rounds, and the length of a window in seconds.
     pub(crate) fn effort(self) -> (usize, f64) {
         match self {
             Setting::Smoke => (1, 0.05),
@@ -74,7 +74,7 @@ impl Setting {
         }
     }
 
-    /// What is measured.
+    /// The measured cells.
     pub(crate) fn cells(self) -> Vec<Cell> {
         use Transport::{Tcp, Udp, Unix};
         let on = |transport| move |kind, clients, depth| Cell { kind, transport, clients, depth };
@@ -140,7 +140,7 @@ impl Setting {
 }
 
 impl Cell {
-    /// How often it is measured: memory and counted calls hardly vary.
+    /// The number of rounds: memory and counted calls hardly vary.
     pub(crate) fn rounds(&self, rounds: usize) -> usize {
         match self.kind {
             Kind::Idle | Kind::Calls => 1,
@@ -148,7 +148,7 @@ impl Cell {
         }
     }
 
-    /// What the tables call it.
+    /// Its name in the tables.
     pub(crate) fn name(&self) -> String {
         let clients = thousands(self.clients as f64);
         let transport = match self.transport {
@@ -180,7 +180,7 @@ impl Cell {
         }
     }
 
-    /// Connections that are there all the time.
+    /// The number of connections that are open all the time.
     pub(crate) fn connections(&self) -> usize {
         match (self.transport, self.kind) {
             (Transport::Udp, _) | (_, Kind::Churn) => 0,
@@ -189,7 +189,7 @@ impl Cell {
         }
     }
 
-    /// Why a mode cannot take part, if so.
+    /// The reason why a mode cannot take part, if there is one.
     pub(crate) fn refuses(&self, mode: &str, descriptors: u64) -> Option<String> {
         let connections = self.connections();
         if connections + OTHER_DESCRIPTORS > descriptors as usize {
@@ -210,7 +210,7 @@ impl Cell {
     }
 }
 
-/// A whole number, with commas.
+/// A whole number with commas between groups of three digits.
 pub(crate) fn thousands(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut grouped = String::new();
@@ -228,13 +228,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_grouped() {
+    fn thousands_are_separated_by_commas() {
         assert_eq!(thousands(999.0), "999");
         assert_eq!(thousands(1_234_567.4), "1,234,567");
     }
 
     #[test]
-    fn no_cell_is_measured_twice_and_each_has_a_mode() {
+    fn every_cell_is_unique_and_has_a_mode_that_supports_it() {
         for setting in [Setting::Smoke, Setting::Quick, Setting::Full] {
             let cells = setting.cells();
             let names: std::collections::BTreeSet<_> =

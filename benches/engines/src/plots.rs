@@ -1,4 +1,4 @@
-//! Plots: a figure against the number of connections, one line per mode.
+//! Plots of a figure over the number of connections, one line per mode.
 
 use anyhow::{Result, anyhow};
 use peers::endpoint::Transport;
@@ -8,14 +8,14 @@ use plotters::prelude::*;
 use crate::outcome::{Figure, Row};
 use crate::plan::{Kind, MODES};
 
-/// One picture.
+/// One image.
 pub(crate) struct Plot {
     pub(crate) title: &'static str,
     pub(crate) file: &'static str,
     pub(crate) svg: String,
 }
 
-/// How a mode is drawn. Where modes coincide, each is still to be seen beneath those after it.
+/// The line style of a mode. The widths differ, so that coinciding lines stay visible.
 struct Style {
     colour: RGBColor,
     radius: i32,
@@ -26,7 +26,7 @@ const fn style(red: u8, green: u8, blue: u8, radius: i32, width: u32) -> Style {
     Style { colour: RGBColor(red, green, blue), radius, width }
 }
 
-/// Told apart by those who see fewer colours, too.
+/// Colours that colour-blind readers can distinguish.
 const STYLES: [Style; 6] = [
     style(0, 114, 178, 12, 8),
     style(230, 159, 0, 10, 4),
@@ -36,7 +36,7 @@ const STYLES: [Style; 6] = [
     style(204, 121, 167, 5, 4),
 ];
 
-/// What a panel shows.
+/// The figure in a panel.
 #[derive(Clone, Copy)]
 struct Panel {
     title: &'static str,
@@ -72,10 +72,10 @@ const PANELS: [Panel; 4] = [
     },
 ];
 
-/// A mode's points: connections, and the figure.
+/// The points of a mode: number of connections and figure.
 type Line = (usize, Vec<(f64, f64)>);
 
-/// All beside each other, and each by itself.
+/// All panels in one image, and each panel in an image of its own.
 pub(crate) fn draw(rows: &[Row]) -> Result<Vec<Plot>> {
     let together = picture((1800, 1280), (2, 2), &PANELS, rows)?;
     let mut plots = vec![Plot {
@@ -90,7 +90,7 @@ pub(crate) fn draw(rows: &[Row]) -> Result<Vec<Plot>> {
     Ok(plots)
 }
 
-/// Panels in rows and columns, and above them which colour is which mode.
+/// Panels in rows and columns, with the legend above them.
 fn picture(
     size: (u32, u32),
     grid: (usize, usize),
@@ -129,7 +129,7 @@ fn lines(panel: &Panel, rows: &[Row]) -> Vec<Line> {
             .filter(is_shown)
             .filter_map(|row| {
                 let outcome = row.outcomes.iter().find(|outcome| outcome.mode == mode)?;
-                // What was hardly there at all is drawn at the lower edge.
+                // Values below the axis are drawn at its lower edge.
                 let value = outcome.median(panel.figure)?.max(0.01);
                 Some((row.cell.clients as f64, value))
             })
@@ -155,7 +155,7 @@ fn draw_panel(
     let bottom = if is_linear { 0.0 } else { lowest / 1.5 };
     let top = match is_linear {
         true => highest * 1.1,
-        false => (highest * 1.5).max(bottom * 11.0), // there is a power of ten to be labelled
+        false => (highest * 1.5).max(bottom * 11.0), // so that the axis contains a power of ten
     };
     let mut counts: Vec<f64> = points().map(|(clients, _)| *clients).collect();
     counts.sort_unstable_by(f64::total_cmp);
@@ -172,7 +172,7 @@ fn draw_panel(
         .y_label_area_size(112);
     let first = counts[0];
     let across = (first / 1.15..(last * 1.2).max(2.0)).log_scale().with_key_points(counts);
-    // The two axes are of different types, so that the same is said twice.
+    // The two axes have different types, so the code is repeated.
     macro_rules! chart {
         ($up:expr) => {{
             let mut chart = builder.build_cartesian_2d(across, $up).map_err(refused)?;
@@ -204,7 +204,7 @@ fn draw_panel(
     Ok(())
 }
 
-/// A number as an axis has it.
+/// A number in the format of an axis.
 fn short(number: f64) -> String {
     match number {
         n if n >= 1e6 => format!("{}M", trimmed(n / 1e6)),
@@ -213,7 +213,7 @@ fn short(number: f64) -> String {
     }
 }
 
-/// A time of so many microseconds as an axis has it.
+/// A time in microseconds in the format of an axis.
 fn time(micros: f64) -> String {
     match micros {
         n if n >= 1e6 => format!("{} s", trimmed(n / 1e6)),
@@ -236,7 +236,7 @@ mod tests {
     use super::{short, time};
 
     #[test]
-    fn axes_are_short() {
+    fn the_labels_of_an_axis_are_abbreviated() {
         assert_eq!(short(150_000.0), "150k");
         assert_eq!(short(0.01), "0.01");
         assert_eq!(short(2_500_000.0), "2.5M");

@@ -1,4 +1,4 @@
-//! Tables, in Markdown for the terminal and in HTML for the page.
+//! Tables in Markdown for the terminal and in HTML for the page.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,11 +11,11 @@ use crate::plan::{BLOCKING_WORKERS, Kind, POOL, thousands};
 use crate::plots::Plot;
 use crate::run::Conditions;
 
-/// A table: one figure, cells against modes.
+/// A table of one figure: a row per cell, a column per mode.
 struct Matrix {
     title: &'static str,
     figure: Figure,
-    /// The spread of the rounds, too.
+    /// Whether it also shows the spread of the rounds.
     with_spread: bool,
 }
 
@@ -49,7 +49,7 @@ const MATRICES: [Matrix; 7] = [
     Matrix { title: "Threads of the server", figure: Figure::Threads, with_spread: false },
 ];
 
-/// Reasons, each under a letter.
+/// Reasons for missing figures, each with a letter.
 #[derive(Default)]
 struct Notes {
     letters: BTreeMap<String, char>,
@@ -69,8 +69,7 @@ impl Notes {
     }
 }
 
-/// All of it for a terminal, and for whoever pastes it somewhere; load by load, if there are but a
-/// few of them.
+/// All tables in Markdown; if there are only a few loads, one table per load.
 pub(crate) fn markdown(conditions: &Conditions, rows: &[Row], by_load: bool) -> String {
     let mut text = format!("# The same handler under all modes\n\n{}\n", about(conditions));
     let mut notes = Notes::default();
@@ -128,7 +127,7 @@ fn cell(matrix: &Matrix, row: &Row, outcome: &Outcome, notes: &mut Notes) -> Str
     }
     let is_open = matches!(row.cell.kind, Kind::Open { .. });
     if matrix.figure == Figure::RequestsPerSecond && outcome.is_load_limited() && !is_open {
-        text.push_str(" >"); // more than the load generator can make
+        text.push_str(" >"); // limited by the load generator
     }
     if outcome.errors > 0 {
         text.push_str(" !");
@@ -136,7 +135,7 @@ fn cell(matrix: &Matrix, row: &Row, outcome: &Outcome, notes: &mut Notes) -> Str
     text
 }
 
-/// All figures of one load: against modes, and of two modes their ratio, too.
+/// All figures of one load, a column per mode; with two modes, also their ratio.
 fn by_mode(row: &Row, notes: &mut Notes) -> Table {
     let modes = row.outcomes.iter().map(|outcome| outcome.mode.to_owned());
     let ratio = match &row.outcomes[..] {
@@ -165,7 +164,7 @@ fn interval(Estimate { median, low, high }: Estimate) -> String {
     if low == high { format!("{median:.2}") } else { format!("{median:.2} [{low:.2}..{high:.2}]") }
 }
 
-/// Half the width of the interval, in percent of the median.
+/// Half the width of the interval in percent of the median.
 fn spread(estimate: &Estimate) -> f64 {
     50.0 * (estimate.high - estimate.low) / estimate.median.max(f64::MIN_POSITIVE)
 }
@@ -245,7 +244,7 @@ fn remarks(conditions: &Conditions, rows: &[Row]) -> Vec<String> {
     remarks
 }
 
-/// Everything on one page that needs no other file.
+/// One HTML page that needs no other file.
 pub(crate) fn html(conditions: &Conditions, rows: &[Row], plots: &[Plot], json: &str) -> String {
     let mut page = String::from(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -304,7 +303,7 @@ fn details(row: &Row) -> Option<Table> {
         ("load busy", Figure::LoadBusy),
     ];
     if matches!(row.cell.kind, Kind::Idle | Kind::Calls) {
-        return None; // one figure each, told above
+        return None; // one figure each, shown above
     }
     let mut table =
         Table::new(["mode"].into_iter().chain(COLUMNS.map(|(name, _)| name)).chain(["errors"]));
@@ -325,7 +324,7 @@ fn details(row: &Row) -> Option<Table> {
     Some(table)
 }
 
-/// The same table, for a browser.
+/// The same table in HTML.
 fn html_table(table: &Table) -> String {
     let mut html = String::from("<table>");
     for (number, row) in table.rows().iter().enumerate() {

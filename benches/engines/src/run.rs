@@ -1,4 +1,4 @@
-//! The rounds, the progress bar, and what is left behind.
+//! The rounds, the progress bar, and the result files.
 
 use std::fs;
 use std::io::{self, Write};
@@ -21,17 +21,17 @@ pub(crate) struct RunArgs {
     /// Everything, with more rounds: about 25 minutes
     #[arg(long, conflicts_with = "smoke")]
     full: bool,
-    /// A few seconds, to see whether it works
+    /// A few seconds, to check that it works
     #[arg(long)]
     smoke: bool,
     /// Only these modes
     #[arg(long, value_delimiter = ',', value_name = "MODES", value_parser = MODES)]
     modes: Vec<String>,
-    /// Only the loads whose names hold this text, such as "handler blocks"; may be given several
+    /// Only the loads whose names contain this text, such as "handler blocks"; may be given several
     /// times
     #[arg(long, value_name = "TEXT")]
     load: Vec<String>,
-    /// Threads of `offload`, instead of 16, and 64 where the handler blocks
+    /// Threads of `offload`, instead of 16, and 64 if the handler blocks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
     /// Rounds, instead of the setting's
@@ -78,7 +78,7 @@ impl RunArgs {
         Ok(cells)
     }
 
-    /// `target/engines` of the crate that is measured.
+    /// `target/engines` of the measured crate.
     fn out(&self) -> PathBuf {
         let target = || {
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -88,13 +88,13 @@ impl RunArgs {
     }
 }
 
-/// What was done, for the head of the report.
+/// The parameters of the run, for the head of the report.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Conditions {
     pub(crate) setting: Setting,
     pub(crate) rounds: usize,
     pub(crate) seconds: f64,
-    /// Workers of `offload`, if not as usual.
+    /// The number of workers of `offload`, if given.
     pub(crate) workers: Option<u16>,
     pub(crate) placement: String,
     pub(crate) kernel: String,
@@ -137,7 +137,7 @@ pub(crate) fn run(args: &RunArgs, descriptors: u64) -> Result<()> {
 
     let markdown = report::markdown(&conditions, &rows, !args.load.is_empty());
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{markdown}"); // a reader that has gone wants no more
+    let _ = writeln!(stdout, "{markdown}"); // the reader of a pipe may have closed it
     let write = |name: &str, text: &str| {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -156,8 +156,8 @@ pub(crate) fn run(args: &RunArgs, descriptors: u64) -> Result<()> {
     Ok(())
 }
 
-/// Cell by cell, round by round, so that the modes stand close to each other in time; every other
-/// round runs backwards.
+/// Measures cell by cell and round by round, so that the modes of a round follow each other
+/// closely; every second round runs in reverse order.
 fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
     let price = |cell: &Cell| price(cell, seconds);
     let all = rows.iter().map(|row| {
@@ -167,7 +167,7 @@ fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
     let bar = ProgressBar::new(all.sum());
     let style = ProgressStyle::with_template("{bar:30} {percent:>3} %, {eta} left  {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let mut spare = rows.len(); // so that a busy machine makes a run longer, but not much
+    let mut spare = rows.len(); // limits how much a busy machine prolongs the run
     bar.enable_steady_tick(Duration::from_secs(1));
     for Row { name, cell, outcomes } in rows {
         if bar.is_hidden() {
@@ -199,8 +199,7 @@ fn measure(bench: &Bench, rows: &mut [Row], rounds: usize, seconds: f64) {
     bar.finish_and_clear();
 }
 
-/// Measures, and once more where something else ran on the machine meanwhile, as long as there are
-/// `spare` measurements.
+/// Measures, and repeats a disturbed measurement while `spare` measurements are left.
 fn quiet(measure: impl Fn() -> Result<Sample>, spare: &mut usize) -> Result<Sample> {
     let first = measure()?;
     if !first.is_disturbed() || *spare == 0 {
@@ -210,7 +209,7 @@ fn quiet(measure: impl Fn() -> Result<Sample>, spare: &mut usize) -> Result<Samp
     Ok(first.quieter(measure()?))
 }
 
-/// About how long a measurement takes, in milliseconds.
+/// The approximate duration of a measurement, in milliseconds.
 fn price(cell: &Cell, seconds: f64) -> u64 {
     let connect = cell.connections() as f64 * 0.1;
     let run = match cell.kind {

@@ -1,4 +1,4 @@
-//! The server that is measured: an echo, in any mode, that may block before it answers.
+//! The measured server: an echo in any mode, whose handler can block before it answers.
 
 use std::io::{self, Write};
 use std::thread;
@@ -11,13 +11,13 @@ use socketserver::{Context, Endpoint, Handler, HandlerResult, Mode, Server};
 /// How to run the server.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Where it listens: tcp://HOST:PORT, udp://HOST:PORT or unix://PATH
+    /// The address: tcp://HOST:PORT, udp://HOST:PORT or unix://PATH
     #[arg(long, value_name = "URL", default_value = "tcp://127.0.0.1:0")]
     listen: Endpoint,
     /// reactor, offload, inline, threading, pool or forking
     #[arg(long, default_value = "reactor")]
     mode: Mode,
-    /// Threads of offload and pool; theirs by default
+    /// Threads of offload and pool [default: the crate's]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// How long the handler blocks before it answers, in microseconds
@@ -25,7 +25,7 @@ pub(crate) struct ServeArgs {
     block: Option<u64>,
 }
 
-/// The same in every mode.
+/// The handler of every mode.
 struct Echo {
     block: Option<Duration>,
 }
@@ -39,7 +39,7 @@ impl Handler for Echo {
     }
 }
 
-/// Tells where it listens, and serves until SIGTERM.
+/// Prints its address, and serves until SIGTERM.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let mode = args.workers.map_or(args.mode, |count| args.mode.workers(count));
     let block = args.block.map(Duration::from_micros);

@@ -1,9 +1,9 @@
-/* An echo server on libuv, as the other peers are.
+/* An echo server on libuv.
  *
  * usage: libuv_echo URL BUFFER      URL: tcp://HOST:PORT, udp://HOST:PORT or unix://PATH
  *
- * One shared read buffer; what a read brought is sent at once (uv_try_write), and only what the kernel
- * refuses is copied and queued, while nothing more is read of that client.
+ * One shared read buffer; received bytes are sent at once (uv_try_write), and only bytes that the kernel
+ * refuses are copied and queued; meanwhile, this client is not read.
  */
 
 #include <arpa/inet.h>
@@ -107,7 +107,7 @@ static void on_datagram(uv_udp_t *socket, ssize_t count, const uv_buf_t *read,
                         const struct sockaddr *peer, unsigned flags) {
   if (count < 0 || peer == NULL || (flags & UV_UDP_MMSG_FREE)) return;
   uv_buf_t all = uv_buf_init(read->base, count);
-  uv_udp_try_send(socket, &all, 1, peer); /* lost, where the kernel has no room */
+  uv_udp_try_send(socket, &all, 1, peer); /* lost if the kernel has no room */
 }
 
 static void announce(const char *scheme, const struct sockaddr_in *address) {

@@ -1,4 +1,4 @@
-"""The servers of Python's standard library, echoing as the other peers do.
+"""Echo servers on Python's standard library.
 
 usage: echo.py {threading,forking,asyncio} URL      URL: tcp://HOST:PORT, udp://HOST:PORT or unix://PATH
 """
@@ -69,7 +69,7 @@ def serve_sockets(style, scheme, address):
         max_packet_size = 64 << 10
 
         def handle_error(self, request, client_address):
-            """A client that is gone is no news."""
+            """A lost connection is not an error."""
 
     with Server(address, EchoDatagram if scheme == "udp" else EchoStream) as server:
         announce(scheme, server.server_address)

@@ -1,7 +1,7 @@
-//! Where a server listens: `tcp://HOST:PORT`, `udp://HOST:PORT` or `unix://PATH`, and how every
-//! server binds it.
+//! The address of a server: `tcp://HOST:PORT`, `udp://HOST:PORT` or `unix://PATH`, and how it is
+//! bound.
 //!
-//! All servers bind here, so that none differs in its backlog, its buffers or `TCP_NODELAY`.
+//! All servers bind here, so that they have the same backlog, buffer sizes and `TCP_NODELAY`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,26 +24,26 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
-/// The part of an [`Endpoint`] that decides what a client can do with it.
+/// The transport of an [`Endpoint`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
-    /// Streams over IP.
+    /// TCP.
     Tcp,
-    /// Datagrams over IP.
+    /// UDP.
     Udp,
-    /// Streams over a path.
+    /// Unix stream sockets.
     Unix,
 }
 
-/// Long enough that no scenario ever meets a full queue.
+/// The backlog: so long that no scenario fills it.
 const BACKLOG: i32 = 4096;
 
-/// Asked for on both sides of UDP; the kernel grants what `net.core.rmem_max` allows.
+/// The requested UDP buffer size of both sides; the kernel limits it to `net.core.rmem_max`.
 const DATAGRAM_BUFFER: usize = 4 << 20;
 
 impl Endpoint {
-    /// The transport that this address belongs to.
+    /// The transport of this address.
     pub fn transport(&self) -> Transport {
         match self {
             Endpoint::Tcp(_) => Transport::Tcp,
@@ -52,7 +52,7 @@ impl Endpoint {
         }
     }
 
-    /// The address as the system calls want it.
+    /// The address in the format of the system calls.
     pub fn socket_address(&self) -> Result<SockAddr> {
         Ok(match self {
             Endpoint::Tcp(address) | Endpoint::Udp(address) => (*address).into(),
@@ -60,7 +60,7 @@ impl Endpoint {
         })
     }
 
-    /// A fresh, unconnected socket of the right kind, blocking and closed on `exec`.
+    /// A new, unconnected socket of this transport, blocking and closed on `exec`.
     pub fn socket(&self) -> Result<Socket> {
         Ok(match self {
             Endpoint::Tcp(address) => {
@@ -83,7 +83,7 @@ impl Endpoint {
     /// Binds and, for streams, listens. `TCP_NODELAY` is set on the listener: on Linux accepted
     /// sockets inherit it.
     ///
-    /// Returns the socket and the address that it really has.
+    /// Returns the socket and its actual address.
     pub fn bind(&self) -> Result<(Socket, Endpoint)> {
         let socket = self.socket()?;
         if let Endpoint::Tcp(_) = self {

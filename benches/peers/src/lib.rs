@@ -10,10 +10,10 @@
 //!   sys/           the system calls: the only `unsafe`
 //! ```
 //!
-//! Without the feature `foundations` neither the servers nor the comparison are there, and nothing
-//! that they depend on: `benches/engines` measures with the rest.
+//! Without the feature `foundations`, the servers, the comparison and their dependencies are left
+//! out; `benches/engines` uses the rest.
 //!
-//! Linux only: it measures epoll, reads `/proc` and pins processes to CPUs.
+//! Linux only: it uses epoll, reads `/proc` and pins processes to CPUs.
 
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ pub mod load;
 pub mod servers;
 pub mod sys;
 
-/// How a program ends: what went wrong, if anything did, is said on stderr.
+/// The exit code of a program; an error is printed on stderr.
 pub fn ended(program: &str, result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

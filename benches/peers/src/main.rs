@@ -29,7 +29,7 @@ struct Cli {
 enum Command {
     /// Count system calls and instructions per request: figures that need no statistics
     Deterministic(DeterministicArgs),
-    /// Measure what an idle connection costs in user space
+    /// Measure the user-space memory of an idle connection
     Memory(MemoryArgs),
     /// Run one of the servers of this package
     Serve(ServeArgs),

@@ -1,7 +1,5 @@
-//! Every server of this package under every load that it supports: all bytes come back right, and
-//! all clients are served.
-//!
-//! Black-box: the program is started as the runner starts it.
+//! Every server of this package under every load that it supports: all bytes come back unchanged,
+//! and all clients are served. The programs are started as the measurements start them.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -23,7 +21,7 @@ const CHURN: &str = "--mode churn --conns 8";
 const DATAGRAM_LOADS: [&str; 2] =
     ["--conns 1 --size 8 --depth 1", "--conns 4 --size 1000 --depth 16"];
 
-/// A server that ends with the test.
+/// A server process. Dropping it kills it.
 struct Server {
     child: Child,
     url: String,
@@ -49,15 +47,15 @@ impl Server {
         self.child.id()
     }
 
-    fn expect_right_answers_to(&self, load: &str) {
+    fn expect_no_errors_under(&self, load: &str) {
         let output = Command::new(PEERS)
             .args(["load", &self.url, "--secs", "0.1"])
             .args(load.split(' '))
             .stderr(Stdio::inherit())
             .output()
             .unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        let report: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
         assert!(report["requests"].as_u64() > Some(0), "{load}: {report}");
         assert_eq!(report["errors"], 0, "{load}: {report}");
         assert_eq!(report["lost"], 0, "{load}: {report}");
@@ -71,74 +69,74 @@ impl Drop for Server {
     }
 }
 
-fn serves_streams(foundation: &str, has_unix: bool) {
+fn expect_stream_loads_pass(foundation: &str, has_unix: bool) {
     let server = Server::start(foundation, "tcp://127.0.0.1:0");
     for load in STREAM_LOADS.iter().chain([&CHURN]) {
-        server.expect_right_answers_to(load);
+        server.expect_no_errors_under(load);
     }
     if has_unix {
         let name = format!("peers-test-{}-{foundation}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let server = Server::start(foundation, &format!("unix://{}", path.display()));
         for load in STREAM_LOADS {
-            server.expect_right_answers_to(load);
+            server.expect_no_errors_under(load);
         }
         std::fs::remove_file(path).unwrap();
     }
 }
 
-fn serves_datagrams(foundation: &str) {
+fn expect_datagram_loads_pass(foundation: &str) {
     let server = Server::start(foundation, "udp://127.0.0.1:0");
     for load in DATAGRAM_LOADS {
-        server.expect_right_answers_to(load);
+        server.expect_no_errors_under(load);
     }
 }
 
 #[test]
-fn raw_echoes() {
-    serves_streams("raw", true);
-    serves_datagrams("raw");
+fn the_raw_server_echoes_under_every_load() {
+    expect_stream_loads_pass("raw", true);
+    expect_datagram_loads_pass("raw");
 }
 
 #[test]
-fn mio_echoes() {
-    serves_streams("mio", true);
-    serves_datagrams("mio");
+fn the_mio_server_echoes_under_every_load() {
+    expect_stream_loads_pass("mio", true);
+    expect_datagram_loads_pass("mio");
 }
 
 #[test]
-fn tokio_echoes() {
+fn the_tokio_servers_echo_under_every_load() {
     for flavor in ["tokio-ct", "tokio-mt"] {
-        serves_streams(flavor, true);
-        serves_datagrams(flavor);
+        expect_stream_loads_pass(flavor, true);
+        expect_datagram_loads_pass(flavor);
     }
 }
 
 #[test]
-fn may_echoes() {
-    serves_streams("may", true);
-    serves_datagrams("may");
+fn the_may_server_echoes_under_every_load() {
+    expect_stream_loads_pass("may", true);
+    expect_datagram_loads_pass("may");
 }
 
 #[test]
-fn threads_echo() {
-    serves_streams("std-threads", true);
-    serves_datagrams("std-threads");
+fn the_server_with_threads_echoes_under_every_load() {
+    expect_stream_loads_pass("std-threads", true);
+    expect_datagram_loads_pass("std-threads");
 }
 
 #[test]
-fn ours_echoes_lines() {
+fn the_server_of_lines_echoes_under_every_load_of_lines() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ours-lines"));
     command.arg("tcp://127.0.0.1:0");
     let server = Server::start_command(command);
     let gated = format!("--mode lockstep --conns 8 --gate --idle-stops 3 --watch {}", server.pid());
     for load in ["--conns 8 --depth 16", "--mode churn --conns 8", &gated] {
-        server.expect_right_answers_to(&format!("{load} --lines"));
+        server.expect_no_errors_under(&format!("{load} --lines"));
     }
 }
 
 #[test]
-fn message_io_echoes() {
-    serves_streams("message-io", false);
-    serves_datagrams("message-io");
+fn the_message_io_server_echoes_under_every_load() {
+    expect_stream_loads_pass("message-io", false);
+    expect_datagram_loads_pass("message-io");
 }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::OffloadWorkers;
+use crate::address::Origin;
 use crate::conversation::{
-    Conversation, DatagramDriver, Framing, Handler, PeekedFrame, Scratch, serve_datagram,
+    Conversation, DatagramCx, Framing, Handler, PeekedFrame, Scratch, serve_datagram,
 };
 use crate::counters::Tally;
-use crate::datagram::Datagram;
+use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
+use crate::sender::SendQueue;
 use crate::server_state::StopRequester;
 use crate::sys::{CatchDrop, Destination};
 
@@ -123,7 +125,8 @@ where
                 if !conversation.send_queue().is_some_and(|queue| queue.has_event()) {
                     // Messages are framed here; only an event needs the handler.
                     let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
-                    conversation.drain_send_queue(&mut step_cx);
+                    // An event that comes just now is left for the next call.
+                    conversation.drain_send_queue(SendQueue::take_message, &mut step_cx);
                     return true;
                 }
                 JobKind::SendQueue
@@ -180,23 +183,27 @@ where
 {
     fn run(&mut self) -> bool {
         let Some(conversation) = &mut self.conversation else { return false };
+        // The turn in which it was submitted may be long over.
+        self.entry.renew_now();
         let mut step_cx = self.scratch.step_cx(&self.entry, self.room);
         match &mut self.kind {
             JobKind::Open => conversation.open(&mut step_cx),
             JobKind::Receive(peeked) => conversation.receive_buffered(peeked, &mut step_cx),
             JobKind::Eof => conversation.eof(&mut step_cx),
-            JobKind::SendQueue => conversation.drain_send_queue(&mut step_cx),
+            JobKind::SendQueue => {
+                conversation.drain_send_queue(SendQueue::take, &mut step_cx);
+            }
             JobKind::Writable => conversation.writable(&mut step_cx),
             JobKind::Timer => conversation.timer_expired(&mut step_cx),
             JobKind::IdleTimeout => conversation.idle_timed_out(&mut step_cx),
             JobKind::Stop => conversation.stop(&mut step_cx),
             JobKind::Close { service, closing } => {
                 let reason = conversation.closed(step_cx.tally);
-                let peer = conversation.peer().clone();
+                let origin = Origin { id: conversation.id(), peer: conversation.peer().clone() };
                 self.conversation = None;
                 let mut tally = std::mem::take(&mut self.scratch.tally);
                 tally.panics += guard::take_caught();
-                let ended = Ended { service: *service, peer, reason, tally };
+                let ended = Ended { service: *service, origin, reason, tally };
                 self.entry.mailbox().post(Mail::Ended(Box::new(ended)));
                 closing.fetch_sub(1, SeqCst);
                 return false;
@@ -223,6 +230,7 @@ pub(super) struct DatagramJob<H> {
     /// `None` when it has been served.
     handler: Option<CatchDrop<H>>,
     datagram: Datagram,
+    reply_socket: Arc<ReplySocket>,
     /// Without a read buffer: a worker does not read.
     scratch: Scratch,
     reason: Option<CatchDrop<CloseReason>>,
@@ -230,10 +238,16 @@ pub(super) struct DatagramJob<H> {
 }
 
 impl<H: Handler + Send + 'static> DatagramJob<H> {
-    pub(super) fn new(handler: CatchDrop<H>, datagram: Datagram, stop: StopRequester) -> Self {
+    pub(super) fn new(
+        handler: CatchDrop<H>,
+        datagram: Datagram,
+        reply_socket: Arc<ReplySocket>,
+        stop: StopRequester,
+    ) -> Self {
         DatagramJob {
             handler: Some(handler),
             datagram,
+            reply_socket,
             scratch: Scratch::default(),
             reason: None,
             stop,
@@ -247,7 +261,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         cx.scratch.take_over(lent.scratch);
         let Datagram { bytes, peer, from, .. } = lent.datagram;
         if let Some(reason) = lent.reason {
-            cx.end(&peer, reason);
+            cx.end(None, &peer, reason);
         }
         Some((from, bytes))
     }
@@ -256,10 +270,12 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
 impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
-        let Datagram { bytes, peer, truncated, .. } = &self.datagram;
-        let driver = DatagramDriver(&self.stop);
+        let Datagram { bytes, peer, id, from, truncated, .. } = &self.datagram;
+        let (reply_socket, stop) = (&*self.reply_socket, &self.stop);
+        let driver = DatagramCx { reply_socket, from, stop };
         let mut step_cx = self.scratch.step_cx(&driver, usize::MAX);
-        self.reason = Some(serve_datagram(handler, peer.clone(), bytes, *truncated, &mut step_cx));
+        self.reason =
+            Some(serve_datagram(handler, peer.clone(), *id, bytes, *truncated, &mut step_cx));
         self.scratch.tally.panics += guard::take_caught();
         true
     }

@@ -4,8 +4,6 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use socket2::Socket;
-
 use self::jobs::{DatagramJob, OffloadSlot, OffloadTarget};
 use super::reactor::LoopConnections;
 use super::service::{
@@ -13,13 +11,14 @@ use super::service::{
     make_handler,
 };
 use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
+use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
 use crate::conversation::{Framing, Handler};
 use crate::counters::Published;
-use crate::datagram::Datagram;
+use crate::datagram::{Datagram, ReplySocket};
 use crate::event_loop::{DatagramDispatcher, Dispatcher, EntryRef, LoopCx, StreamDispatcher};
 use crate::mailbox::{Job, Mail, Mailbox, abandon};
-use crate::sys::{Destination, RecvMeta};
+use crate::sys::{CatchDrop, Destination, RecvMeta};
 use crate::token::Token;
 
 mod jobs;
@@ -57,14 +56,14 @@ impl Default for Offload {
 
 /// What a service keeps between runs: its handlers run on workers, its connections are on the loop.
 struct OffloadRunner<H, F> {
-    config: ServiceConfig<H, F>,
+    config: ServiceConfig<(F, H)>,
     workers: Arc<OffloadWorkers>,
 }
 
-pub(super) fn offload<H, F>(mode: Offload, config: ServiceConfig<H, F>) -> ServiceRunner
+pub(super) fn offload<H, F>(mode: Offload, config: ServiceConfig<(F, H)>) -> ServiceRunner
 where
     H: Handler + Send + 'static,
-    F: Framing + Clone + Send + 'static,
+    F: Framing + Send + 'static,
 {
     ServiceRunner(Box::new(OffloadRunner { config, workers: Arc::new(OffloadWorkers::new(mode)) }))
 }
@@ -72,7 +71,7 @@ where
 impl<H, F> ModeRunner for OffloadRunner<H, F>
 where
     H: Handler + Send + 'static,
-    F: Framing + Clone + Send + 'static,
+    F: Framing + Send + 'static,
 {
     fn stream_dispatcher<'a>(
         &'a mut self,
@@ -80,7 +79,7 @@ where
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
         let OffloadRunner { config, workers } = self;
         workers.count_into(&run_cx.control.published);
-        let connections = LoopConnections::new(config, run_cx.listener)?;
+        let connections = LoopConnections::new(config, run_cx)?;
         let target = Arc::new(OffloadTarget::new(workers.clone(), run_cx.service));
         Ok(Box::new(OffloadStreamDispatcher { connections, workers, target }))
     }
@@ -90,8 +89,10 @@ where
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
         self.workers.count_into(&run_cx.control.published);
-        let make = self.config.start.start()?;
-        Ok(Box::new(OffloadDatagramDispatcher { make, workers: &self.workers, lent: 0 }))
+        let make = self.config.start.start(run_cx)?;
+        let reply_socket = run_cx.listener_handle.reply_socket.clone();
+        let workers = &self.workers;
+        Ok(Box::new(OffloadDatagramDispatcher { make, workers, reply_socket, lent: 0 }))
     }
 
     fn requirements(&self) -> Requirements {
@@ -122,29 +123,30 @@ impl<H, F> Dispatcher for OffloadStreamDispatcher<'_, H, F> {
 impl<H, F> StreamDispatcher for OffloadStreamDispatcher<'_, H, F>
 where
     H: Handler + Send + 'static,
-    F: Framing + Clone + Send + 'static,
+    F: Framing + Send + 'static,
 {
     fn nonblocking(&self) -> bool {
         true
     }
 
-    fn dispatch(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+    fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx) {
         let target = &self.target;
         self.connections
-            .open(socket, peer, cx, |conversation| OffloadSlot::new(conversation, target.clone()));
+            .open(stream, cx, |conversation| OffloadSlot::new(conversation, target.clone()));
     }
 }
 
 /// How many datagrams workers may have, or that may wait for one; more wait in the kernel.
 const LENT_DATAGRAMS: usize = 1024;
 
-struct OffloadDatagramDispatcher<'a, H> {
-    make: HandlerFactory<'a, H>,
+struct OffloadDatagramDispatcher<'a, H, F> {
+    make: HandlerFactory<'a, (F, H)>,
     workers: &'a Arc<OffloadWorkers>,
+    reply_socket: Arc<ReplySocket>,
     lent: usize,
 }
 
-impl<H> Dispatcher for OffloadDatagramDispatcher<'_, H> {
+impl<H, F> Dispatcher for OffloadDatagramDispatcher<'_, H, F> {
     fn lent(&self) -> usize {
         self.lent
     }
@@ -170,13 +172,17 @@ impl<H> Dispatcher for OffloadDatagramDispatcher<'_, H> {
     }
 }
 
-impl<H: Handler + Send + 'static> DatagramDispatcher for OffloadDatagramDispatcher<'_, H> {
+impl<H: Handler + Send + 'static, F> DatagramDispatcher for OffloadDatagramDispatcher<'_, H, F> {
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx) {
-        let Some(handler) = make_handler(&peer, cx, || self.make.make(&peer)) else { return };
+        let accepted = Accepted::datagram(&peer, &self.reply_socket, received.info);
+        let Some((framing, handler)) = make_handler(&mut self.make, &accepted, cx) else { return };
+        drop(CatchDrop::new(framing));
+        let (handler, id) = (handler.into(), accepted.known_id());
         self.lent += 1;
-        let datagram = Datagram::new(bytes, peer, received);
+        let datagram = Datagram::new(bytes, peer, id, received);
         let EntryRef { stop, token, .. } = &cx.call.entry;
-        let work = Box::new(DatagramJob::new(handler, datagram, stop.clone()));
+        let reply_socket = self.reply_socket.clone();
+        let work = Box::new(DatagramJob::new(handler, datagram, reply_socket, stop.clone()));
         self.workers.submit(stop.mailbox(), *token, work);
     }
 

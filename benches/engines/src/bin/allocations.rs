@@ -1,7 +1,7 @@
-//! `allocations`: how often the server allocates for a message, counted and not timed.
+//! `allocations`: the number of allocations per message, counted and not timed.
 //!
-//! A program of its own, since its allocator counts. Server and client are in this process; the
-//! client allocates nothing, so that whatever is counted is the server's.
+//! A separate program, because its allocator counts. Server and client are in one process; the
+//! client allocates nothing, so that all counted allocations are the server's.
 
 use std::alloc::System;
 use std::io::{Read, Write};
@@ -18,18 +18,18 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static COUNTING: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Allocations per message once a connection is warm, by mode and framing.
+/// Counts the allocations per message on an established connection, by mode and framing.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Messages that are counted
+    /// Counted messages
     #[arg(long, default_value_t = 10_000)]
     messages: u32,
 }
 
-/// Before counting: whatever grows has then grown.
+/// Messages before the counting, so that all buffers have their size.
 const WARM_UP: u32 = 1_000;
 
-/// Without an answer for this long, something is broken.
+/// The run fails if an answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -38,7 +38,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let mut table = Table::new(["mode", "Raw", "Lines", "LengthPrefixed"]);
-    // A process with threads cannot fork, and a child's allocations are its own.
+    // Forking is left out: a process with threads cannot fork, and a child counts its own
+    // allocations.
     let modes = Mode::all().filter(|mode| !matches!(mode, Mode::Forking(_)));
     for mode in modes {
         let mut prefixed = vec![0, 63];
@@ -69,10 +70,10 @@ fn count<F>(mode: Mode, framing: F, message: &[u8], messages: u32) -> Result<f64
 where
     F: Framing + Clone + Send + 'static,
 {
-    let echo =
-        |_: &_| handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message));
-    let running =
-        Server::tcp("127.0.0.1:0")?.framing(framing).mode(mode).serve(echo)?.spawn()?;
+    let echo = |_: &socketserver::Accepted<'_>| {
+        handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message))
+    };
+    let running = Server::tcp("127.0.0.1:0")?.framing(framing).mode(mode).serve(echo)?.spawn()?;
     let address = running.local_addr().inet().context("no address")?;
     let mut client = TcpStream::connect(address)?;
     client.set_nodelay(true)?;

@@ -1,9 +1,9 @@
-//! `fairness`: how long others wait beside clients whose short requests have long answers.
+//! `fairness`: the latency of a client beside clients whose short requests have long answers.
 //!
-//! A program of its own: server, clients and the clock are in this process. Eight clients keep the
-//! server busy, and one more asks at a fixed rate and is measured. The eight either send lines of one
-//! byte, each of which is answered by 64 KiB, or have as many bytes echoed; both keep as many answers
-//! under way. Rounds of the two are interleaved, each with a server of its own.
+//! Server and clients are in one process. Eight clients keep the server busy, and the latency of
+//! one more, which sends at a fixed rate, is measured. The eight either send lines of one byte,
+//! each of which is answered with 64 KiB, or send 64 KiB and get them back; both have the same
+//! number of answers in flight. Rounds of the two are interleaved, each with a new server.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,35 +19,36 @@ use peers::bench::table::Table;
 use peers::sys::run_when_idle;
 use socketserver::{Lines, Running, Server, handler_fn};
 
-/// The p99 latency of one client beside eight whose requests are much shorter than their answers.
+/// Measures the p99 latency of one client beside eight whose requests are much shorter than their
+/// answers.
 #[derive(Debug, Parser)]
 #[command(name = "fairness")]
 struct Cli {
-    /// Rounds, of which each measures both
+    /// Rounds, each of which measures both
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Seconds that each window takes
+    /// Length of a window in seconds
     #[arg(long, default_value_t = 3.0)]
     secs: f64,
     /// Clients that keep the server busy
     #[arg(long, default_value_t = 8)]
     busy: usize,
-    /// Answers that each of them has under way
+    /// Answers in flight for each of them
     #[arg(long, default_value_t = 64)]
     depth: usize,
 }
 
-/// How long an answer is to those who keep the server busy.
+/// The length of an answer to a busy client.
 const LONG: usize = 64 * 1024;
 
-/// How long a request of the client that is measured is, with its line feed, and how often it asks.
+/// The length of a request of the measured client, with its line feed, and its rate.
 const SHORT: usize = 64;
 const PERIOD: Duration = Duration::from_millis(1);
 
-/// Without an answer for this long, something is broken.
+/// A run fails if an answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Before it is measured.
+/// The warm-up before the window.
 const WARM_UP: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy)]
@@ -56,11 +57,11 @@ enum Crowd {
     Lines,
 }
 
-/// What came of one window.
+/// The result of one window.
 struct Window {
     p99: Duration,
     longest: Duration,
-    /// MiB per second that the crowd was answered.
+    /// The answers to the busy clients, in MiB per second.
     volume: f64,
 }
 
@@ -98,7 +99,7 @@ fn run(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-/// Starts a server, keeps it busy, and measures one client beside that.
+/// Starts a server, keeps it busy, and measures one client.
 fn measure(cli: &Cli, crowd: Crowd) -> Result<Window> {
     let running = start(crowd)?;
     let address = running.local_addr().inet().context("no address")?;
@@ -135,10 +136,10 @@ fn measure(cli: &Cli, crowd: Crowd) -> Result<Window> {
 fn start(crowd: Crowd) -> Result<Running> {
     let builder = Server::tcp("127.0.0.1:0")?;
     let server = match crowd {
-        Crowd::Echo => builder.serve(|_: &_| {
+        Crowd::Echo => builder.serve(|_: &socketserver::Accepted<'_>| {
             handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message))
         }),
-        Crowd::Lines => builder.framing(Lines::default()).serve(|_: &_| {
+        Crowd::Lines => builder.framing(Lines::default()).serve(|_: &socketserver::Accepted<'_>| {
             handler_fn(|line: &[u8], cx: &mut socketserver::Context<'_>| match line {
                 b"l" => cx.send(&[b'x'; LONG - 1]),
                 line => cx.send(line),
@@ -148,7 +149,7 @@ fn start(crowd: Crowd) -> Result<Running> {
     Ok(server?.spawn()?)
 }
 
-/// Keeps so many answers under way until it is over.
+/// A busy client: keeps `depth` answers in flight until the end.
 fn keep_busy(
     address: SocketAddr,
     crowd: Crowd,
@@ -156,7 +157,8 @@ fn keep_busy(
     is_over: &AtomicBool,
     answered: &AtomicU64,
 ) -> Result<()> {
-    // The one that is measured waits for the server, and not for those who read megabytes.
+    // The measured client must wait only for the server, and not for the clients that read
+    // megabytes.
     run_when_idle()?;
     let request = match crowd {
         Crowd::Echo => vec![b'x'; LONG],
@@ -171,7 +173,7 @@ fn keep_busy(
     thread::scope(|scope| {
         scope.spawn(move || -> Result<()> {
             run_when_idle()?;
-            // What may be sent at once is sent at once.
+            // All requests that may be in flight are sent in one write.
             while given.recv().is_ok() {
                 let count = 1 + given.try_iter().count();
                 writer.write_all(&request.repeat(count))?;
@@ -190,7 +192,8 @@ fn keep_busy(
     })
 }
 
-/// Asks at a fixed rate, and tells how long each answer took from when its request was due.
+/// The measured client: sends at a fixed rate; returns the time of each answer since its request
+/// was due.
 fn ask(address: SocketAddr, time: Duration) -> Result<Vec<Duration>> {
     let mut stream = connect(address)?;
     let (mut message, mut answer) = ([b'q'; SHORT], [0; SHORT]);

@@ -1,7 +1,7 @@
-//! `shutdown`: how long it takes from the call of `shutdown()` until the serving call has returned.
+//! `shutdown`: the time from the call of `shutdown()` until the serving call has returned.
 //!
-//! A program of its own: server, clients and the clock are in this process, so that both moments are
-//! read from the same clock, by the threads that they happen on.
+//! Server and clients are in one process, so that both moments are read from one clock, by the
+//! threads on which they happen.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -14,14 +14,14 @@ use clap::Parser;
 use peers::bench::table::Table;
 use socketserver::{Mode, Server, handler_fn};
 
-/// How long shutdown() takes, from the call until the serving call has returned.
+/// Measures the time from the call of shutdown() until the serving call has returned.
 #[derive(Debug, Parser)]
 #[command(name = "shutdown")]
 struct Cli {
     /// How often each server is shut down
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Idle connections, where the mode can keep so many
+    /// Idle connections, if the mode can keep so many
     #[arg(long, default_value_t = 1000)]
     conns: usize,
     /// Without Python's ThreadingTCPServer
@@ -29,19 +29,19 @@ struct Cli {
     no_python: bool,
 }
 
-/// Threads of `pool`, each of which a connection takes.
+/// The number of threads of `pool`; each connection takes one.
 const POOL: usize = 64;
 
-/// How many children `forking` has at most by default, as in Python.
+/// The default limit of children of `forking`, as in Python.
 const CHILDREN: usize = 40;
 
-/// Without an answer for this long, something is broken.
+/// A run fails if an answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a server has nothing to do before it is shut down: it sleeps by then.
+/// How long a server is idle before the shutdown, so that it sleeps.
 const REST: Duration = Duration::from_millis(5);
 
-/// What is shut down, and how long that took each time.
+/// A kind of server, and the durations of its shutdowns.
 struct Subject {
     name: String,
     connections: usize,
@@ -97,7 +97,7 @@ fn subjects(cli: &Cli) -> Vec<Subject> {
         let (mode, most) = match mode {
             Mode::Inline(_) => (mode, 1),
             Mode::Pool(_) => (mode.workers(POOL), POOL),
-            // Nobody holds a lock that the echo wants.
+            // No other thread holds a lock that the echo needs.
             Mode::Forking(forking) => (Mode::Forking(forking.allow_threads(true)), CHILDREN),
             _ => (mode, usize::MAX),
         };
@@ -123,10 +123,10 @@ fn subjects(cli: &Cli) -> Vec<Subject> {
     subjects
 }
 
-/// Starts a server, lets so many clients ask once and stay, and shuts it down.
+/// Starts a server, connects clients that send one request and stay connected, and shuts it down.
 fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
     let echo =
-        |_: &_| handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message));
+        |_: &socketserver::Accepted<'_>| handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message));
     let mut server = Server::tcp("127.0.0.1:0")?.mode(mode).serve(echo)?;
     let address = server.local_addr().inet().context("no address")?;
     let handle = server.shutdown_handle();
@@ -163,7 +163,7 @@ fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
     Ok(returned - called)
 }
 
-/// An interpreter that starts and shuts down a server whenever it is asked to.
+/// A Python interpreter that starts and shuts down a server on request.
 struct Python {
     process: Child,
     to: Option<ChildStdin>,
@@ -171,8 +171,8 @@ struct Python {
 }
 
 impl Python {
-    /// Its `shutdown` waits until the loop has ended, which looks twice per second: it is called at
-    /// some moment in between.
+    /// Python's `shutdown` waits until the loop has ended, which checks twice per second; it is
+    /// called at a random moment in between.
     const PROGRAM: &str = "
 import random, socketserver, sys, threading, time
 for line in sys.stdin:
@@ -186,7 +186,7 @@ for line in sys.stdin:
         serving.join()
 ";
 
-    /// The interpreter, if there is one.
+    /// The interpreter, if Python is installed.
     fn start() -> Option<Self> {
         let mut process = Command::new("python3")
             .args(["-c", Self::PROGRAM])
@@ -211,7 +211,7 @@ for line in sys.stdin:
 
 impl Drop for Python {
     fn drop(&mut self) {
-        drop(self.to.take()); // which ends it
+        drop(self.to.take()); // ends the process
         let _ = self.process.wait();
     }
 }

@@ -1,7 +1,7 @@
-//! What the servers of `socketserver` may cost at most. `--check` of the commands that count
-//! compares with these, and fails where one is exceeded.
+//! The upper bounds of the counted costs of `socketserver`'s servers. `--check` of the counting
+//! commands fails if a figure exceeds its bound.
 //!
-//! All of these figures are counted, and none is timed: a busy machine gives the same.
+//! The figures are counted and not timed, so they are the same on a busy machine.
 
 use std::fmt;
 
@@ -29,8 +29,8 @@ impl fmt::Display for Figure {
     }
 }
 
-/// Each server by its name, a figure, and how much that may be. A short-lived connection costs six calls and its
-/// share of the waits, which depends on how many connections come at once: 6.08 to 6.17.
+/// Servers, figures and bounds. A short-lived connection costs six calls and its share of the
+/// waits, which depends on how many connections arrive at once: 6.08 to 6.17.
 const BOUNDS: [(&str, Figure, f64); 8] = [
     ("ours", Figure::CallsPerRequest, 2.05),
     ("ours", Figure::CallsPerConnection, 6.25),
@@ -42,7 +42,7 @@ const BOUNDS: [(&str, Figure, f64); 8] = [
     ("ours-offload", Figure::BytesPerConnection, 256.0),
 ];
 
-/// The servers of which one of `figures` has a bound.
+/// The servers that have a bound for one of `figures`.
 pub(super) fn bounded(figures: &[Figure]) -> Vec<&'static str> {
     let with_bound = BOUNDS.iter().filter(|(_, figure, _)| figures.contains(figure));
     let mut names: Vec<_> = with_bound.map(|(server, ..)| *server).collect();
@@ -50,7 +50,7 @@ pub(super) fn bounded(figures: &[Figure]) -> Vec<&'static str> {
     names
 }
 
-/// What was counted, beside its bounds.
+/// Counted figures and their bounds.
 pub(super) struct Check {
     table: Table,
     exceeded: Vec<String>,
@@ -64,7 +64,7 @@ impl Check {
         }
     }
 
-    /// Compares a figure with its bound. What could not be counted has not kept it.
+    /// Compares a figure with its bound. A figure that could not be counted fails.
     pub(super) fn add(&mut self, server: &str, figure: Figure, counted: Option<f64>) {
         let bound = BOUNDS.iter().find(|(name, of, _)| *name == server && *of == figure);
         let Some((_, _, most)) = bound else {
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_that_was_not_counted_fails() {
+    fn a_figure_that_could_not_be_counted_fails() {
         let mut check = Check::new();
         check.add("ours-lines", Figure::CallsPerRequest, None);
         assert!(check.end().is_err());
     }
 
     #[test]
-    fn each_server_with_a_bound_is_named_once() {
+    fn every_server_with_a_bound_is_listed_once() {
         let figures = [Figure::CallsPerRequest, Figure::InstructionsPerRequest];
         assert_eq!(bounded(&figures), ["ours", "ours-lines"]);
         assert_eq!(bounded(&[Figure::BytesPerConnection]), ["ours", "ours-offload"]);

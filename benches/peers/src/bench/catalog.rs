@@ -1,4 +1,4 @@
-//! The servers by name, and how each of them is started.
+//! The servers by name, and how each is started.
 
 use std::env;
 use std::fmt;
@@ -15,17 +15,17 @@ use super::{name_of, progress};
 use crate::endpoint::Transport;
 use crate::servers::Foundation;
 
-/// A server, under the name that tables give it.
+/// A server and its name in the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Server {
     pub(super) name: String,
     pub(super) kind: Kind,
 }
 
-/// Whose program a server is.
+/// The program of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// This one's.
+    /// This program.
     Foundation(Foundation),
     /// `python/echo.py`, with this argument.
     Python(&'static str),
@@ -33,7 +33,7 @@ pub(super) enum Kind {
     Libuv,
     /// The example `echo` of socketserver, in this mode.
     Ours(&'static str),
-    /// The same in mode `reactor`, which looks for events a moment before each sleep.
+    /// The same in mode `reactor`, which polls for events a moment before each sleep.
     OursSpinning,
     /// `src/bin/ours-lines.rs`.
     OursLines,
@@ -41,19 +41,19 @@ pub(super) enum Kind {
 
 const PYTHON: [&str; 3] = ["threading", "forking", "asyncio"];
 
-/// How long `ours-spin` looks for events before it sleeps, in microseconds: somewhat longer than a
-/// client that is awake takes to answer.
+/// How long `ours-spin` polls before it sleeps, in microseconds: somewhat longer than a running
+/// client takes to answer.
 const SPIN: u32 = 50;
 
 const OURS: [&str; 6] = ["reactor", "offload", "threading", "pool", "inline", "forking"];
 
 impl Server {
-    /// What all others are compared with, unless told otherwise.
+    /// The default baseline.
     pub(super) fn raw() -> Self {
         Server { name: "raw".into(), kind: Kind::Foundation(Foundation::Raw) }
     }
 
-    /// Whether this is epoll by hand, the practical limit, which has to prove that it is.
+    /// Whether this is the hand-written epoll loop, whose cost is verified.
     pub(super) fn is_raw(&self) -> bool {
         self.kind == Kind::Foundation(Foundation::Raw)
     }
@@ -70,7 +70,7 @@ impl Server {
         }
     }
 
-    /// How many connections the server can keep at a time, and why no more.
+    /// The limit of connections of the server, and its reason.
     pub(super) fn most_connections(&self) -> (usize, &'static str) {
         match self.kind {
             Kind::Ours("inline") => (1, "it serves one at a time"),
@@ -80,7 +80,7 @@ impl Server {
         }
     }
 
-    /// Why counts of what the server does say nothing, if so.
+    /// Why counts of the server's calls have no meaning, if so.
     pub(super) fn refuses_counting(&self) -> Option<&'static str> {
         let is_spinning = self.kind == Kind::OursSpinning;
         is_spinning.then_some("how often it looks for events is a matter of time, and no count")
@@ -165,17 +165,17 @@ impl fmt::Display for Server {
     }
 }
 
-/// Which servers to run, and what they need.
+/// The servers to run, and their options.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Servers, each KIND or NAME=KIND: raw, mio, tokio-ct, tokio-mt, message-io, may, std-threads,
     /// libuv, py-threading, py-forking, py-asyncio, ours, ours-MODE, ours-spin, ours-lines
     #[arg(long, value_delimiter = ',', default_value = "mio,tokio-ct,message-io,ours")]
     servers: Vec<Server>,
-    /// The `echo` example of socketserver; built from ../.. when not given
+    /// The `echo` example of socketserver; built from ../.. if not given
     #[arg(long, value_name = "PATH")]
     ours: Option<PathBuf>,
-    /// Workers for `ours-offload` and `ours-pool`; by default theirs, but enough for every
+    /// Workers for `ours-offload` and `ours-pool`; by default the crate's, but enough for every
     /// connection
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -184,7 +184,7 @@ pub struct ServerArgs {
     buffer: usize,
 }
 
-/// Knows how to start the servers.
+/// Starts the servers.
 pub(super) struct Launcher {
     itself: PathBuf,
     python: Option<PathBuf>,
@@ -196,12 +196,12 @@ pub(super) struct Launcher {
 }
 
 impl Launcher {
-    /// Finds what the servers need, and leaves out those that cannot be started here, saying so.
+    /// Finds the programs of the servers; prints and leaves out those that cannot be started.
     pub(super) fn new(args: &ServerArgs) -> Result<(Self, Vec<Server>)> {
         Self::for_servers(args, args.servers.clone())
     }
 
-    /// As [`Launcher::new`], for servers by their names; each of them must start.
+    /// The same as [`Launcher::new`], for servers given by name; each of them must start.
     pub(super) fn for_names(args: &ServerArgs, names: &[&str]) -> Result<(Self, Vec<Server>)> {
         let wanted = names.iter().map(|name| name.parse()).collect::<Result<Vec<Server>>>()?;
         let (launcher, servers) = Self::for_servers(args, wanted)?;
@@ -211,8 +211,8 @@ impl Launcher {
         Ok((launcher, servers))
     }
 
-    /// As [`Launcher::new`], for a server that all others are compared with: one of theirs by its
-    /// name, which is then taken out of them, or a further one.
+    /// The same as [`Launcher::new`], with a baseline: one of the servers by its name, which is
+    /// then removed from them, or another one.
     pub(super) fn against(args: &ServerArgs, name: &str) -> Result<(Self, Server, Vec<Server>)> {
         let named = args.servers.iter().find(|server| server.name == name);
         let baseline = named.map_or_else(|| name.parse(), |server| Ok(server.clone()))?;
@@ -274,7 +274,7 @@ impl Launcher {
         Ok((launcher, servers))
     }
 
-    /// A launcher for the baseline alone.
+    /// A launcher for the baseline only.
     pub(super) fn for_baseline() -> Result<Self> {
         Ok(Self {
             itself: env::current_exe()?,
@@ -287,12 +287,12 @@ impl Launcher {
         })
     }
 
-    /// The program that makes the load.
+    /// The program that generates the load.
     pub(super) fn load_generator(&self) -> &Path {
         &self.itself
     }
 
-    /// Program and arguments of a server that is to keep `connections` at `url`.
+    /// Program and arguments of a server at `url` for so many `connections`.
     pub(super) fn arguments(
         &self,
         server: &Server,
@@ -347,13 +347,13 @@ impl Launcher {
     }
 }
 
-/// Where `socketserver` is, whose example `echo` all its modes are run through.
+/// The directory of `socketserver`, whose example `echo` runs all its modes.
 const SOCKETSERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// Where this package is.
+/// The directory of this package.
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Builds a program of the package in `directory`, and finds where Cargo has put it.
+/// Builds a program of the package in `directory`; returns its path.
 fn build(directory: &str, target: &[&str]) -> Option<PathBuf> {
     progress(format_args!("building {}", target.join(" ").trim_start_matches('-')));
     let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
@@ -371,7 +371,7 @@ fn build(directory: &str, target: &[&str]) -> Option<PathBuf> {
     child.wait().ok()?.success().then_some(executable)?
 }
 
-/// Compiles the server on libuv, beside this program.
+/// Compiles the libuv server into the directory of this program.
 fn build_libuv() -> Option<PathBuf> {
     const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/c/libuv_echo.c");
     let program = env::current_exe().ok()?.with_file_name("libuv_echo");
@@ -381,7 +381,7 @@ fn build_libuv() -> Option<PathBuf> {
     output.status.success().then_some(program)
 }
 
-/// The interpreter itself, behind any wrapper that only chooses one.
+/// The interpreter itself, and not a wrapper that selects one.
 fn find_python() -> Option<PathBuf> {
     let output =
         Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().ok()?;
@@ -394,7 +394,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_can_be_entered_under_another_name() {
+    fn a_server_kind_can_have_another_name() {
         let server: Server = "again=tokio-ct".parse().unwrap();
         assert_eq!(server.name, "again");
         assert_eq!(server.kind, Kind::Foundation(Foundation::TokioCt));

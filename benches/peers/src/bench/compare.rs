@@ -1,9 +1,8 @@
-//! Ratios to the baseline: many short windows, interleaved, each server right beside a window of
-//! the baseline.
+//! Ratios to the baseline: many short, interleaved windows, each next to a window of the baseline.
 //!
-//! A machine drifts by tens of per cent within minutes, but hardly within half a second. So a ratio
-//! is only ever made of two neighbouring windows, and the median of many such ratios is what is
-//! told, with the interval that holds it.
+//! The speed of a machine changes by tens of per cent within minutes, but hardly within half a
+//! second. So each ratio is computed from two neighbouring windows, and the result is the median of
+//! many ratios, with its interval.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -20,7 +19,7 @@ use super::{deterministic, progress, progress_in_place};
 use crate::load::Report;
 use crate::sys;
 
-/// What to compare, and how carefully.
+/// The options of a comparison.
 #[derive(Debug, Clone, Args)]
 pub struct CompareArgs {
     #[command(flatten)]
@@ -60,7 +59,7 @@ enum PinChoice {
     None,
 }
 
-/// Windows that something else disturbed are measured again, but not forever.
+/// The number of repetitions of windows that other processes disturbed.
 const TRIES: usize = 3;
 
 /// Measures all scenarios and prints a table for each.
@@ -108,7 +107,7 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>> {
     }
 }
 
-/// One scenario under way.
+/// A scenario in progress.
 struct Comparison<'a> {
     args: &'a CompareArgs,
     launcher: &'a Launcher,
@@ -117,11 +116,11 @@ struct Comparison<'a> {
     cpus: &'a [usize],
 }
 
-/// A server that takes part, and how it has done so far.
+/// A server that takes part, and its windows so far.
 struct Entrant<'a> {
     server: &'a Server,
     windows: Vec<Window>,
-    /// It did not start or did not answer: there is no use in waiting for it again.
+    /// Whether it did not start or did not answer: it is not measured again.
     has_failed: bool,
 }
 
@@ -159,7 +158,7 @@ impl Comparison<'_> {
         entrants
     }
 
-    /// One server, the baseline, another server: both are next to it.
+    /// Measures one server, the baseline and another server, so that both are next to the baseline.
     fn measure_beside_baseline(
         &self,
         entrants: &mut [Entrant<'_>],
@@ -202,7 +201,7 @@ impl Comparison<'_> {
         Some((index, report?))
     }
 
-    /// One window of a fresh process of this server; a failure is told.
+    /// One window of a new process of this server; prints a failure.
     fn measure(&self, server: &Server) -> Option<Report> {
         let name = self.scenario.name;
         self.try_measure(server)
@@ -235,7 +234,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Where the server runs, and where the load generator.
+    /// The CPUs of the server and of the load generator.
     fn pins(&self, server: &Server) -> (Pin, Pin) {
         match self.cpus[..] {
             [first, second, ..] if self.is_pinned(server) => (Pin(Some(first)), Pin(Some(second))),
@@ -244,8 +243,8 @@ impl Comparison<'_> {
     }
 }
 
-/// Who is measured before and after each window of the baseline. Every other round runs backwards,
-/// so that a server stands before the baseline as often as behind it.
+/// The servers before and after each window of the baseline. Every second round runs in reverse
+/// order, so that each server is measured before the baseline as often as after it.
 fn neighbours(servers: usize, round: usize) -> Vec<[Option<usize>; 2]> {
     let mut order: Vec<[Option<usize>; 2]> = (0..servers)
         .step_by(2)
@@ -263,13 +262,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_server_stands_on_both_sides_of_the_baseline() {
+    fn in_two_rounds_every_server_is_measured_before_and_after_the_baseline() {
         assert_eq!(neighbours(3, 0), [[Some(0), Some(1)], [Some(2), None]]);
         assert_eq!(neighbours(3, 1), [[None, Some(2)], [Some(1), Some(0)]]);
     }
 
     #[test]
-    fn all_means_every_scenario() {
+    fn the_name_all_selects_every_scenario() {
         assert_eq!(scenarios(&["all".into()]).unwrap().len(), SCENARIOS.len());
         assert!(scenarios(&["nonsense".into()]).is_err());
     }

@@ -1,8 +1,8 @@
-//! What the tools that count have to say.
+//! Parsers of the output of strace and callgrind.
 
 use std::process::{Command, Stdio};
 
-/// Whether there is such a program.
+/// Whether a program is installed.
 pub fn is_installed(tool: &str) -> bool {
     Command::new(tool)
         .arg("--version")
@@ -12,8 +12,8 @@ pub fn is_installed(tool: &str) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// The sum of the first column of `strace -c`, without its own total, and without the threads that
-/// it tells it has let go.
+/// The sum of the first column of `strace -c`, without the line of the total and the lines about
+/// detached threads.
 pub fn sum_of_calls(summary: &str) -> u64 {
     summary
         .lines()
@@ -27,7 +27,7 @@ pub fn sum_of_calls(summary: &str) -> u64 {
         .sum()
 }
 
-/// The total in a profile of callgrind.
+/// The total of a callgrind profile.
 pub fn total_of_profile(profile: &str) -> u64 {
     let totals = profile.lines().filter_map(|line| line.strip_prefix("totals: "));
     totals.filter_map(|total| total.trim().parse::<u64>().ok()).sum()
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_calls_are_counted_and_only_once() {
+    fn the_sum_of_strace_contains_every_call_once() {
         let summary = "\
 20628 ???( <detached ...>
     calls syscall
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn the_total_of_a_profile_is_found() {
+    fn the_total_of_a_callgrind_profile_is_read() {
         assert_eq!(total_of_profile("events: Ir\nfn=a\n12 3\ntotals: 4567\n"), 4567);
     }
 }

@@ -1,10 +1,9 @@
 //! Figures that need no statistics: system calls per request and per connection, user instructions
 //! per request.
 //!
-//! Each is the difference of two runs that differ only in their number of requests, so that what
-//! starting and ending cost cancels out. Where requests are counted the server is stopped while
-//! the clients send, as often in both runs: it always finds all their messages at once, however
-//! busy the machine is.
+//! Each is the difference of two runs that differ only in their number of requests, so that the
+//! cost of start and end cancels out. While the clients send, the server is stopped, equally often
+//! in both runs: it always finds all their messages at once, even on a busy machine.
 
 use std::fs;
 use std::time::Duration;
@@ -21,35 +20,35 @@ use super::{name_of, progress};
 use crate::endpoint::Transport;
 use crate::load::Mode;
 
-/// What to count.
+/// The options of the counts.
 #[derive(Debug, Clone, Args)]
 pub struct DeterministicArgs {
     #[command(flatten)]
     servers: ServerArgs,
-    /// What the clients speak
+    /// The transport of the clients
     #[arg(long, value_enum, default_value = "tcp")]
     transport: Transport,
-    /// Leave out the instructions, which take longest
+    /// Leave out the instructions, which take the longest
     #[arg(long)]
     no_instructions: bool,
-    /// Count what has a bound, and fail if a figure is over it
+    /// Count the figures with a bound, and fail if one exceeds it
     #[arg(long, conflicts_with_all = ["servers", "transport", "no_instructions"])]
     check: bool,
 }
 
-/// What the baseline may cost at most per request: with more, it is no baseline.
+/// The upper bounds of the baseline's cost per request.
 const MOST_SYSTEM_CALLS: f64 = 2.05;
 const MOST_INSTRUCTIONS: f64 = 110.0;
 
-/// A count that is repeated with more requests.
+/// A count in two runs.
 #[derive(Clone, Copy)]
 struct Count {
     transport: Transport,
     mode: Mode,
     clients: usize,
-    /// Requests of the shorter and of the longer run: whole rounds of all clients.
+    /// The requests of the shorter and the longer run: whole rounds of all clients.
     requests: [u64; 2],
-    /// The server is stopped while the clients send.
+    /// Whether the server is stopped while the clients send.
     is_gated: bool,
 }
 
@@ -77,7 +76,7 @@ const INSTRUCTIONS: Count = Count {
     is_gated: true,
 };
 
-/// Under the tools a server is 20 to 50 times slower; this is long enough for any of them.
+/// The time limit of a run. Under the tools, a server is 20 to 50 times slower.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Prints the table.
@@ -89,7 +88,7 @@ pub fn run(args: &DeterministicArgs) -> Result<()> {
     let over = |count: Count| Count {
         transport: args.transport,
         mode: match args.transport {
-            Transport::Udp => Mode::Echo, // datagrams know no lockstep
+            Transport::Udp => Mode::Echo, // there is no lockstep for datagrams
             _ => count.mode,
         },
         is_gated: count.is_gated && args.transport != Transport::Udp,
@@ -108,7 +107,7 @@ pub fn run(args: &DeterministicArgs) -> Result<()> {
         }
         progress(format_args!("counting {server}"));
         let per_connection = match args.transport {
-            Transport::Udp => Ok(None), // has none
+            Transport::Udp => Ok(None), // has no connections
             _ => system_calls(&launcher, server, &over(PER_CONNECTION)),
         };
         let instructions = match args.no_instructions {
@@ -131,7 +130,7 @@ pub fn run(args: &DeterministicArgs) -> Result<()> {
     Ok(())
 }
 
-/// Counts the figures that have a bound, and fails if one is over it.
+/// Counts the figures with a bound, and fails if one exceeds it.
 fn check(args: &DeterministicArgs) -> Result<()> {
     let figures =
         [Figure::CallsPerRequest, Figure::CallsPerConnection, Figure::InstructionsPerRequest];
@@ -151,8 +150,7 @@ fn check(args: &DeterministicArgs) -> Result<()> {
     check.end()
 }
 
-/// Verifies that the baseline is one, as far as the tools for it are at hand, and prints what was
-/// found.
+/// Verifies the cost of the baseline, as far as the tools are installed, and prints the result.
 pub(super) fn check_baseline() -> Result<()> {
     let launcher = Launcher::for_baseline()?;
     let baseline = Server::raw();
@@ -188,8 +186,7 @@ pub(super) fn check_baseline() -> Result<()> {
     Ok(())
 }
 
-/// A cell of the table; a server that cannot do what is asked of it is told, and does not end the
-/// others.
+/// A cell of the table. The failure of a server is printed, and does not end the run.
 fn figure(value: Result<Option<f64>>, digits: usize) -> String {
     match value {
         Ok(Some(value)) => format!("{value:.digits$}"),
@@ -201,7 +198,7 @@ fn figure(value: Result<Option<f64>>, digits: usize) -> String {
     }
 }
 
-/// System calls per request, if there is strace and the server can keep the clients.
+/// System calls per request, if strace is installed and the server supports so many clients.
 fn system_calls(launcher: &Launcher, server: &Server, count: &Count) -> Result<Option<f64>> {
     if !is_installed("strace") || count.is_too_much_for(server) {
         return Ok(None);
@@ -217,7 +214,8 @@ fn system_calls(launcher: &Launcher, server: &Server, count: &Count) -> Result<O
     Ok(Some(per_request))
 }
 
-/// User-space instructions per request, if there is valgrind and the server can keep the clients.
+/// User-space instructions per request, if valgrind is installed and the server supports so many
+/// clients.
 fn instructions(launcher: &Launcher, server: &Server, count: &Count) -> Result<Option<f64>> {
     if !is_installed("valgrind") || count.is_too_much_for(server) {
         return Ok(None);
@@ -246,14 +244,14 @@ impl Count {
         self.transport != Transport::Udp && server.refuses_connections(kept).is_some()
     }
 
-    /// What one more request costs.
+    /// The cost of one more request.
     fn difference(&self, measure: impl Fn(u64) -> Result<u64>) -> Result<f64> {
         let [fewer, more] = self.requests;
         let difference = measure(more)? as f64 - measure(fewer)? as f64;
         Ok(difference / (more - fewer) as f64)
     }
 
-    /// Runs the server under `tool` while it answers exactly `requests`.
+    /// Runs the server under `tool` for exactly `requests` requests.
     fn run(&self, launcher: &Launcher, server: &Server, tool: &str, requests: u64) -> Result<()> {
         let process = ServerProcess::start(Start {
             name: &server.name,
@@ -269,7 +267,7 @@ impl Count {
             LIMIT.as_secs()
         );
         if self.transport != Transport::Udp {
-            options += " --lines"; // the same for those that want lines and those that do not
+            options += " --lines"; // the same messages for all servers
         }
         if self.is_gated {
             let [_, most] = self.requests;

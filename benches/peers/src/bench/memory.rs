@@ -1,7 +1,7 @@
-//! What an idle connection costs the server, in user space.
+//! The user-space memory of an idle connection in the server.
 //!
-//! Only anonymous memory is counted: the pages of a program file are shared with whoever else runs
-//! the same file, and a share grows or shrinks with their number.
+//! Only anonymous memory is counted: the pages of a program file are shared by all processes that
+//! run it, so each one's share depends on their number.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::table::Table;
 use crate::endpoint::Transport;
 use crate::sys::anonymous_kib;
 
-/// How many connections to hold.
+/// The options of the measurement.
 #[derive(Debug, Clone, Args)]
 pub struct MemoryArgs {
     #[command(flatten)]
@@ -24,7 +24,7 @@ pub struct MemoryArgs {
     /// Idle connections
     #[arg(long, default_value_t = 5000)]
     conns: usize,
-    /// Measure what has a bound, and fail if it is over it
+    /// Measure the figures with a bound, and fail if one exceeds it
     #[arg(long, conflicts_with_all = ["servers", "conns"])]
     check: bool,
 }
@@ -58,7 +58,7 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
     Ok(())
 }
 
-/// Fails if an idle connection costs more than it may.
+/// Fails if an idle connection costs more than its bound.
 fn check(args: &MemoryArgs) -> Result<()> {
     let figure = Figure::BytesPerConnection;
     let (launcher, servers) = Launcher::for_names(&args.servers, &bounded(&[figure]))?;
@@ -79,7 +79,7 @@ fn measure(launcher: &Launcher, server: &Server, connections: usize) -> Result<f
         pin: Pin(None),
         under: Vec::new(),
     })?;
-    // What the first requests of a server touch is no part of the price of a connection.
+    // The memory that a server allocates for its first requests does not count.
     let first: Vec<String> =
         ["--lines", "--conns", "8", "--requests", "800", "--secs", "10"].map(Into::into).to_vec();
     load(launcher.load_generator(), &process, &first, Pin(None), Duration::from_secs(30))?;

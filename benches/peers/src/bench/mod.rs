@@ -1,19 +1,19 @@
-//! The measurements: what is started, how often, and how the figures are made of it.
+//! The measurements: what is started, how often, and how the figures are computed.
 //!
 //! ```text
 //!   compare.rs        ratios to the baseline: short windows, interleaved        (needs statistics)
-//!   outcome.rs        what came of it, as a table
+//!   outcome.rs        the result of a comparison, as a table
 //!   deterministic.rs  system calls and instructions per request                 (needs none)
-//!   memory.rs         what an idle connection costs
-//!   bounds.rs         what the figures of the last two may be at most
+//!   memory.rs         the memory of an idle connection
+//!   bounds.rs         the bounds of the figures of the last two
 //!   ───────────────
-//!   counts.rs         what strace and callgrind have counted
+//!   counts.rs         parsers of the output of strace and callgrind
 //!   catalog.rs        the servers by name, and how each is started
 //!   scenario.rs       the loads by name
-//!   process.rs        children: started, pinned, watched, always ended
+//!   process.rs        child processes: started, pinned, observed, always ended
 //!   stats.rs          median and bootstrap interval
 //!   table.rs          Markdown
-//!   telling.rs        what is said on the way
+//!   telling.rs        messages about the progress of a run
 //! ```
 
 #[cfg(feature = "foundations")]

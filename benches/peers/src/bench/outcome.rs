@@ -1,4 +1,4 @@
-//! What came of a comparison: ratios window by window, and the table that tells them.
+//! The result of a comparison: ratios per window, and their table.
 
 use serde::Serialize;
 
@@ -8,44 +8,45 @@ use super::stats::{Estimate, estimate, median};
 use super::table::Table;
 use crate::load::{Mode, Report};
 
-/// Over this share of its CPU, the load generator is what was measured.
+/// Above this share of its CPU, the load generator limits the result.
 const MOST_BUSY: f64 = 0.95;
 
-/// Over this share of waiting for a CPU that something else runs on, it is that which was measured.
+/// Above this share of waiting for a CPU that runs something else, other processes have influenced
+/// the measurement.
 const MOST_WAITING: f64 = 0.05;
 
-/// Of a server in one scenario.
+/// The result of a server in one scenario.
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
     scenario: &'static str,
     server: String,
     windows: Vec<Window>,
-    /// Requests per second over the baseline's.
+    /// Requests per second divided by the baseline's.
     rate: Option<Estimate>,
-    /// The baseline's CPU time per request over the server's.
+    /// The baseline's CPU time per request divided by the server's.
     efficiency: Option<Estimate>,
-    /// 99th percentile of the latency over the baseline's.
+    /// 99th percentile of the latency divided by the baseline's.
     p99: Option<Estimate>,
 }
 
-/// What a server did in one round, beside what the baseline did next to it.
+/// The window of a server in one round, and the neighbouring window of the baseline.
 #[derive(Debug, Serialize)]
 pub(super) struct Window {
     server: Report,
     baseline: Report,
-    /// Something else ran on the CPU of one of the processes.
+    /// Whether something else ran on the CPU of one of the processes.
     pub(super) is_disturbed: bool,
 }
 
-/// One of the two in a window.
+/// One server in one window.
 pub(super) struct Side {
     report: Report,
     is_pinned: bool,
 }
 
 impl Side {
-    /// A server that is not pinned competes for the CPUs with its own load: when it waits for one,
-    /// that is no disturbance.
+    /// A server that is not pinned competes with its own load for the CPUs: its waiting for one
+    /// does not count as a disturbance.
     pub(super) fn new(report: Report, is_pinned: bool) -> Self {
         Self { report, is_pinned }
     }
@@ -57,7 +58,7 @@ impl Side {
 }
 
 impl Window {
-    /// A pair of neighbours.
+    /// A pair of neighbouring windows.
     pub(super) fn new(server: Side, baseline: Side) -> Self {
         Self {
             is_disturbed: server.is_disturbed() || baseline.is_disturbed(),
@@ -68,7 +69,7 @@ impl Window {
 }
 
 impl Outcome {
-    /// Makes the ratios.
+    /// Computes the ratios.
     pub(super) fn new(scenario: &Scenario, server: &Server, windows: Vec<Window>) -> Self {
         let ratios = |ratio: fn(&Window, Cost) -> f64| -> Option<Estimate> {
             let ratios = windows.iter().map(|window| ratio(window, scenario.cost));
@@ -87,7 +88,7 @@ impl Outcome {
     }
 }
 
-/// CPU time per message, in nanoseconds; not a number where that has no meaning.
+/// CPU time per message, in nanoseconds; NaN where it has no meaning.
 fn price(report: &Report, cost: Cost) -> f64 {
     let cpu = match cost {
         Cost::Server => report.server_cpu_ns,
@@ -97,7 +98,7 @@ fn price(report: &Report, cost: Cost) -> f64 {
     cpu as f64 / (report.requests + report.beside) as f64
 }
 
-/// The table of a scenario, and what must be said about it.
+/// The table of a scenario, with its notes.
 pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome]) -> String {
     let mut table = Table::new([
         scenario.name,
@@ -167,8 +168,8 @@ pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome])
     text
 }
 
-/// How much went through each server beside the measured clients: one that streams less has it easier
-/// with them.
+/// The throughput of each server's other clients: a server that streams less can serve the measured
+/// clients faster.
 fn streamed(baseline: &Server, baselines: &[&Report], outcomes: &[Outcome]) -> String {
     let rate = |reports: &[&Report]| {
         let rates = reports.iter().map(|report| report.beside as f64 / report.seconds);

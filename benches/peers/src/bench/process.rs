@@ -1,4 +1,4 @@
-//! Children: started, pinned, watched, and ended whatever happens.
+//! Child processes: started, pinned, observed, and ended in every case.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -14,14 +14,14 @@ use crate::endpoint::{Endpoint, Transport};
 use crate::load::Report;
 use crate::sys;
 
-/// How long a server may take to listen, and to end; valgrind is slow at both.
+/// How long a server may take to start and to exit; both are slow under valgrind.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A directory for sockets and the output of tools, removed in the end.
+/// A directory for sockets and the output of tools. Dropping it removes it.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A fresh one.
+    /// A new directory.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -31,7 +31,7 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -43,11 +43,11 @@ impl Drop for Scratch {
     }
 }
 
-/// Which CPU a process is bound to.
+/// The CPU that a process is bound to.
 #[derive(Debug, Clone, Copy)]
 pub struct Pin(pub Option<usize>);
 
-/// Starts `command` on its CPU, so that it ends when this process does.
+/// Starts `command` on its CPU; the kernel ends it when this process ends.
 fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
     let prepare = move || {
         sys::die_with_parent()?;
@@ -58,33 +58,33 @@ fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
     command.spawn().with_context(|| format!("cannot start {}", program.display()))
 }
 
-/// A server that listens.
+/// A running server.
 pub struct ServerProcess {
     child: Child,
-    /// The server itself, which under a tracer is not the child but the child's child.
+    /// The pid of the server; under a tracer it is not the child but the child's child.
     pid: u32,
     endpoint: Endpoint,
-    /// Held for its lifetime: the socket of a Unix server is in it.
+    /// Kept because it contains the socket of a Unix server.
     _scratch: Scratch,
 }
 
-/// How to start a server.
+/// How a server is started.
 pub struct Start<'a> {
-    /// What errors call it.
+    /// Its name in errors.
     pub name: &'a str,
-    /// Program and arguments of a server that listens at the URL it is given, and then says so:
+    /// Program and arguments of a server that listens at the given URL and then prints
     /// `listening on URL`.
     pub words: &'a dyn Fn(&str) -> Result<Vec<String>>,
-    /// What it speaks.
+    /// Its transport.
     pub transport: Transport,
-    /// Where it runs.
+    /// Its CPU.
     pub pin: Pin,
-    /// A tool and its arguments to run the server under.
+    /// A tool, with its arguments, under which the server runs.
     pub under: Vec<String>,
 }
 
 impl ServerProcess {
-    /// Starts the server and waits until it tells where it listens.
+    /// Starts the server and waits until it has printed its address.
     pub fn start(start: Start<'_>) -> Result<Self> {
         let scratch = Scratch::new()?;
         let url = match start.transport {
@@ -110,17 +110,17 @@ impl ServerProcess {
         Ok(process)
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Its process, which under a tracer is not the one that was started.
+    /// Its pid; under a tracer it is not the started process.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Ends the server; a tool that it ran under has then written what it found.
+    /// Ends the server; a tool has then written its output.
     pub fn stop(mut self) -> Result<()> {
         self.end()
     }
@@ -145,7 +145,7 @@ impl Drop for ServerProcess {
     }
 }
 
-/// The URL in the line by which a server tells where it listens.
+/// The URL in the line that a server prints when it listens.
 fn listening_line(child: &mut Child) -> Result<String> {
     let stdout = child.stdout.as_mut().context("no stdout")?;
     if !sys::wait_readable(&*stdout, PATIENCE)? {
@@ -157,8 +157,8 @@ fn listening_line(child: &mut Child) -> Result<String> {
     Ok(url.with_context(|| format!("it says {line:?}"))?.to_owned())
 }
 
-/// Runs the load generator, a program whose command `load` is [`crate::load::run`], to its end,
-/// which is bounded by `limit`.
+/// Runs the load generator, a program whose command `load` is [`crate::load::run`], until it exits,
+/// for at most `limit`.
 pub fn load(
     generator: &Path,
     server: &ServerProcess,
@@ -174,8 +174,8 @@ pub fn load(
         .stdout(Stdio::piped());
     let mut child = spawn(command, pin)?;
     let mut stdout = child.stdout.take().context("no stdout")?;
-    // Its report is the last that it does. To sleep until then leaves the CPUs to those who are
-    // measured.
+    // It prints its report at the end. Until then this thread sleeps, so that the measured
+    // processes have the CPUs.
     if !sys::wait_readable(&stdout, limit)? {
         child.kill()?;
         child.wait()?;
@@ -189,12 +189,11 @@ pub fn load(
     Ok(serde_json::from_str(&report)?)
 }
 
-/// Clients that stay connected and idle until this is dropped.
+/// Clients that stay connected and idle. Dropping it disconnects them.
 pub struct IdleClients(Child);
 
 impl IdleClients {
-    /// Connects `count` of them, each of which has had one answer of 64 bytes, a line, when this
-    /// returns.
+    /// Connects `count` clients; when it returns, each has received one answer, a line of 64 bytes.
     pub fn connect(generator: &Path, server: &ServerProcess, count: usize) -> Result<Self> {
         let mut command = load_command(generator, server);
         command
@@ -216,7 +215,7 @@ impl IdleClients {
 
 impl Drop for IdleClients {
     fn drop(&mut self) {
-        drop(self.0.stdin.take()); // which ends them
+        drop(self.0.stdin.take()); // ends the process
         if !matches!(wait(&mut self.0, PATIENCE), Ok(Some(_))) {
             let _ = self.0.kill();
             let _ = self.0.wait();
@@ -230,7 +229,7 @@ fn load_command(generator: &Path, server: &ServerProcess) -> Command {
     command
 }
 
-/// Waits for the end of `child`, for `limit` at most.
+/// Waits for the exit of `child`, for at most `limit`.
 fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
     const STEP: Duration = Duration::from_millis(2);
     let deadline = Instant::now() + limit;

@@ -8,38 +8,38 @@ use super::name_of;
 use crate::endpoint::Transport;
 use crate::load::Mode;
 
-/// A load, and what its figures mean.
+/// A load and the meaning of its figures.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scenario {
     pub(super) name: &'static str,
-    /// One line for the head of its table.
+    /// The heading of its table.
     pub(super) about: &'static str,
     pub(super) transport: Transport,
     pub(super) mode: Mode,
     pub(super) clients: usize,
-    /// Clients that are not measured.
+    /// The number of clients that are not measured.
     pub(super) beside: usize,
     pub(super) size: usize,
     pub(super) depth: usize,
-    /// Arrivals per second, in an open loop.
+    /// Messages per second, in an open loop.
     pub(super) rate: u64,
-    /// The clients look again and again instead of sleeping.
+    /// Whether the clients poll instead of sleeping.
     pub(super) spins: bool,
     pub(super) cost: Cost,
 }
 
-/// Whose CPU time is the price of a request.
+/// The CPU time that counts as the cost of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cost {
-    /// The server's, over all messages that it answered.
+    /// The server's, per message that it answered.
     Server,
-    /// Both sides': with large messages on loopback it is chance which side copies.
+    /// That of both sides: with large messages on loopback, either side may do the copying.
     BothSides,
-    /// Nobody's: messages of such different sizes have no common price.
+    /// None: messages of such different sizes have no common cost.
     None,
 }
 
-/// What a scenario is unless it says otherwise.
+/// The default values of a scenario.
 const TCP: Scenario = Scenario {
     name: "",
     about: "",
@@ -54,7 +54,7 @@ const TCP: Scenario = Scenario {
     cost: Cost::Server,
 };
 
-/// All of them.
+/// All scenarios.
 pub(super) const SCENARIOS: [Scenario; 18] = [
     Scenario {
         name: "tcp1",
@@ -189,12 +189,12 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
 ];
 
 impl Scenario {
-    /// Whether the rate is given, and not found.
+    /// Whether the rate is given, and not a result.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.mode, Mode::Open | Mode::StreamsBeside)
     }
 
-    /// How many connections stay open, and so keep whoever serves them.
+    /// The number of connections that stay open, each with its thread or process.
     pub(super) fn connections(&self) -> usize {
         match (self.transport, self.mode) {
             (Transport::Udp, _) | (_, Mode::Churn) => 0,
@@ -202,7 +202,7 @@ impl Scenario {
         }
     }
 
-    /// Whether all that is sent are lines, for servers that want lines.
+    /// Whether all messages are lines, for servers of lines.
     pub(super) fn sends_lines(&self) -> bool {
         self.transport != Transport::Udp
             && self.size <= TCP.size

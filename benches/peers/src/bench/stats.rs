@@ -1,11 +1,11 @@
-//! Median and bootstrap interval.
+//! Medians and bootstrap intervals.
 
 use serde::Serialize;
 
-/// A median and the interval that holds it with 95 % confidence.
+/// A median and its 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// The middle of the samples.
+    /// The median of the samples.
     pub median: f64,
     /// The lower end of the interval.
     pub low: f64,
@@ -13,16 +13,16 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// How often the samples are drawn anew.
+/// The number of bootstrap resamples.
 const RESAMPLES: usize = 2000;
 
-/// The middle of the values; `None` of none.
+/// The median of the values; `None` without values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     middle(&mut values)
 }
 
-/// The median of `samples`, and how far it might be elsewhere: the percentile bootstrap.
+/// The median of `samples` and its interval, by the percentile bootstrap.
 pub fn estimate(samples: &[f64]) -> Option<Estimate> {
     let samples: Vec<f64> = samples.iter().copied().filter(|s| s.is_finite()).collect();
     let median = middle(&mut samples.clone())?;
@@ -52,7 +52,7 @@ fn middle(values: &mut [f64]) -> Option<f64> {
     }
 }
 
-/// A small generator with a fixed seed: the same samples give the same interval.
+/// A small random number generator with a fixed seed: the same samples give the same interval.
 struct SplitMix(u64);
 
 impl SplitMix {
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_holds_the_median_and_stays_within_the_samples() {
+    fn the_interval_contains_the_median_and_is_within_the_samples() {
         let samples: Vec<f64> = (0..26).map(f64::from).collect();
         let found = estimate(&samples).unwrap();
         assert_eq!(found.median, 12.5);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_samples_leave_no_doubt() {
+    fn the_interval_of_equal_samples_has_no_width() {
         let found = estimate(&[1.0; 9]).unwrap();
         assert_eq!((found.low, found.median, found.high), (1.0, 1.0, 1.0));
     }

@@ -1,8 +1,8 @@
-//! Markdown tables whose columns also line up as plain text.
+//! Markdown tables with aligned columns.
 
 use std::fmt;
 
-/// A table; the first column is for names, the others for figures.
+/// A table with names in the first column and figures in the others.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -19,7 +19,7 @@ impl Table {
         debug_assert_eq!(self.rows.first().map(Vec::len), self.rows.last().map(Vec::len));
     }
 
-    /// Its rows, the first of which is the head.
+    /// Its rows; the first is the head.
     pub fn rows(&self) -> &[Vec<String>] {
         &self.rows
     }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn the_columns_of_a_table_are_aligned() {
         let mut table = Table::new(["server", "p99"]);
         table.row(["raw".into(), "610".into()]);
         table.row(["mio".into(), "1,234".into()]);

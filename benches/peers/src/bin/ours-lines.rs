@@ -1,7 +1,8 @@
-//! An echo of lines on `socketserver`'s reactor, which its example `echo` does not have.
+//! An echo of lines under `socketserver`'s mode `reactor`; its example `echo` has no framing of
+//! lines.
 //!
-//! A program of its own, as the example is: what is counted of it then depends on nothing else that
-//! this package contains, since the optimizer treats a program as a whole.
+//! A separate program, as the example is: the optimizer treats a program as a whole, so the counted
+//! instructions do not depend on the rest of this package.
 
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(url: &str) -> Result<(), Error> {
-    let echo = |_: &_| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+    let echo = |_: &socketserver::Accepted<'_>| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
     let listen: Endpoint = url.parse()?;
     let mut server = Server::endpoint(&listen)?.framing(Lines::default()).serve(echo)?;
     server.stop_on_signals()?;

@@ -1,10 +1,9 @@
-//! The streams that run beside the measured clients, in a process of their own: the quick clients
-//! would otherwise wait for a generator that reads megabytes, and it is the server that they are to
-//! wait for.
+//! The streams beside the measured clients, in a separate process: otherwise the measured clients
+//! would wait for a generator that reads megabytes, and not only for the server.
 //!
-//! Where both share a CPU the streams have what is left: they run when nothing else wants to, so
-//! that the kernel lets the quick ones in as soon as their answer comes. That is nearly all of it,
-//! since the quick ones ask at a fixed rate; in closed loops they would leave nothing.
+//! If both share a CPU, the streams run with the lowest priority, so that the kernel runs the
+//! measured clients as soon as an answer arrives. The streams still get nearly all of the CPU,
+//! because the measured clients send at a fixed rate; closed loops would leave nothing.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read};
@@ -16,15 +15,15 @@ use super::recorder::{Report, UNDER_WAY};
 use super::{LoadArgs, PATIENCE};
 use crate::sys;
 
-/// What a streaming client sends, and keeps under way.
+/// The message size and the number of bytes in flight of a streaming client.
 const SIZE: usize = 1 << 20;
 const DEPTH: usize = 2;
 
-/// A kernel without preemption lets nobody in during a system call, so that these are short; with
-/// shorter ones still, the streams would be slower than the server.
+/// The bytes per system call. A kernel without preemption runs no other process during a system
+/// call, so these are short; with shorter ones, the streams would be slower than the server.
 const CHUNK: usize = 128 << 10;
 
-/// Streaming clients in a process that ends when this does, or is dropped.
+/// Streaming clients in a process that exits with this one. Dropping it kills the process.
 pub(super) struct Streams {
     process: Child,
     told: BufReader<ChildStdout>,
@@ -58,7 +57,7 @@ impl Streams {
         Ok(streams)
     }
 
-    /// Ends them; what they did since all of them were under way.
+    /// Ends the process; returns its report from the first answer of every client on.
     pub(super) fn end(mut self) -> Result<Report> {
         drop(self.process.stdin.take());
         let mut report = String::new();
@@ -71,7 +70,7 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        let _ = self.process.kill(); // it may have ended
+        let _ = self.process.kill(); // it may have exited
         let _ = self.process.wait();
     }
 }

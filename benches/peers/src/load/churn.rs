@@ -1,4 +1,4 @@
-//! Clients that connect, send one message, receive it back and close: the price of a connection.
+//! Clients that connect, send one message, receive it back and close: the cost of a connection.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,13 +11,13 @@ use super::recorder::{Recorder, Report};
 use crate::endpoint::Endpoint;
 use crate::sys::{Epoll, Events, Socket, bind_without_port};
 
-/// A client that hears nothing for this long gives up, as a lost segment would otherwise hold its
-/// place for seconds.
+/// A client without an answer for this long fails: a lost segment would otherwise block its slot
+/// for seconds.
 const TIMEOUT: u64 = 3_000_000_000;
 
 const EVENTS: usize = 256;
 
-/// Connects `--conns` clients at a time, over and over.
+/// Keeps `--conns` connections open at a time.
 pub(super) fn run(args: &LoadArgs) -> Result<Report> {
     let mut churn = Churn {
         args,
@@ -36,8 +36,8 @@ pub(super) fn run(args: &LoadArgs) -> Result<Report> {
 struct Churn<'a> {
     args: &'a LoadArgs,
     epoll: Epoll,
-    /// Each place is taken by the next client when the last one is done; `None` when no more may
-    /// start.
+    /// The slots of the clients. When a client is done, the next one takes its slot; `None` when no
+    /// more may start.
     clients: Vec<Option<Client>>,
     sources: Sources,
     pattern: Pattern,
@@ -46,7 +46,7 @@ struct Churn<'a> {
     answered: usize,
 }
 
-/// One connection. Positions count as those of the streams do.
+/// One connection. Positions are those of `streams.rs`.
 struct Client {
     socket: Socket,
     started: u64,
@@ -55,7 +55,7 @@ struct Client {
     end: u64,
 }
 
-/// What became of a client in one turn.
+/// The result of one turn of a client.
 enum Outcome {
     Waiting,
     Answered,
@@ -87,9 +87,9 @@ impl Churn<'_> {
         }
     }
 
-    /// Connects the next client of this place. On loopback the connection is established when
-    /// `connect` returns, although it says `EINPROGRESS`: the message follows at once, and only a
-    /// full backlog makes it wait for an event.
+    /// Connects the next client of this slot. On loopback the connection is established when
+    /// `connect` returns, although it returns `EINPROGRESS`: the message is sent at once, and only
+    /// a full backlog makes it wait for an event.
     fn start(&mut self, place: usize) -> Result<()> {
         if !self.recorder.may_send() {
             self.clients[place] = None;
@@ -117,7 +117,7 @@ impl Churn<'_> {
             received: start,
             end: start + self.args.size as u64,
         });
-        // An error shows again when the client's event comes.
+        // The client's event reports the error again.
         let _ = client.send(&self.pattern);
         Ok(())
     }
@@ -185,16 +185,16 @@ impl Client {
     }
 }
 
-/// Source addresses in turn, so that the ports which wait out TIME_WAIT are spread over many
-/// addresses: one alone has 28,000 ports, spent within a second.
+/// Changing source addresses, so that the ports in TIME_WAIT are spread over many addresses: the
+/// 28,000 ports of one address are used up within a second.
 struct Sources {
-    /// Whether the server is on IPv4 loopback: only that network has so many addresses.
+    /// Whether the server is on the IPv4 loopback network, the only one with so many addresses.
     is_usable: bool,
     next: u32,
 }
 
 impl Sources {
-    /// 127.1.0.0 to 127.1.15.255, and round again.
+    /// 127.1.0.0 to 127.1.15.255, repeated.
     const FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
     const COUNT: u32 = 4096;
 
@@ -205,7 +205,7 @@ impl Sources {
         };
         Self {
             is_usable,
-            next: std::process::id() % Self::COUNT, // runs that follow each other start apart
+            next: std::process::id() % Self::COUNT, // consecutive runs start at different addresses
         }
     }
 

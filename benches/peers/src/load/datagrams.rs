@@ -1,4 +1,4 @@
-//! Closed loops over UDP: each client is a connected socket with `--depth` datagrams under way.
+//! Closed loops over UDP: each client is a connected socket with `--depth` datagrams in flight.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -14,7 +14,7 @@ use crate::sys::{Batch, Epoll, Events};
 /// A datagram that is not answered for this long counts as lost, and another one is sent.
 const TIMEOUT: u64 = 200_000_000;
 
-/// How many datagrams one system call takes.
+/// The number of datagrams per system call.
 const AT_ONCE: usize = 32;
 
 /// A datagram begins with its number.
@@ -47,7 +47,7 @@ struct Client {
     socket: Socket,
     /// The number of the next datagram to send.
     next: u64,
-    /// Number and time of each datagram under way, oldest first.
+    /// The number and the time of each datagram in flight, oldest first.
     under_way: VecDeque<(u64, u64)>,
     is_primed: bool,
 }
@@ -97,7 +97,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Receives until there is nothing more, and sends as much again.
+    /// Receives until the socket is drained, and sends as many new datagrams.
     fn turn(&mut self, index: usize) -> Result<()> {
         loop {
             let received = match self.incoming.receive(&self.clients[index].socket) {
@@ -130,8 +130,8 @@ impl<'a> Engine<'a> {
                 self.recorder.error();
                 continue;
             };
-            // A server with several threads may answer the second before the first. What is under
-            // way no more was given up before, and counted as lost.
+            // A server with several threads may answer the second before the first. A datagram that
+            // is no longer in flight has been counted as lost.
             let place = client.under_way.iter().position(|(asked, _)| *asked == number);
             if let Some((_, sent)) = place.and_then(|place| client.under_way.remove(place)) {
                 self.recorder.answered(now - sent)?;
@@ -140,7 +140,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Sends until `--depth` datagrams are under way.
+    /// Sends until `--depth` datagrams are in flight.
     fn fill_up(&mut self, index: usize, now: u64) {
         let client = &mut self.clients[index];
         loop {
@@ -158,7 +158,7 @@ impl<'a> Engine<'a> {
             }
             match self.outgoing.send(&client.socket) {
                 Ok(()) => {}
-                // What the socket does not take counts as sent: it will be found lost.
+                // A datagram that the socket refuses counts as sent, and later as lost.
                 Err(error) => {
                     if !is_full(&error) {
                         self.recorder.error();
@@ -184,7 +184,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Writes datagram `number` of a client: the number, then its part of the pattern.
+/// Writes datagram `number` of a client: the number, and its part of the pattern.
 fn compose(datagram: &mut [u8], number: u64, client: usize, pattern: &Pattern) {
     let (head, body) = datagram.split_at_mut(NUMBER);
     head.copy_from_slice(&number.to_le_bytes());
@@ -192,7 +192,7 @@ fn compose(datagram: &mut [u8], number: u64, client: usize, pattern: &Pattern) {
     body.copy_from_slice(pattern.slice(position..position + body.len() as u64));
 }
 
-/// The number of a datagram that is what [`compose`] made of it.
+/// The number of a datagram, if its content is that of [`compose`].
 fn verify(datagram: &[u8], size: usize, client: usize, pattern: &Pattern) -> Option<u64> {
     let (head, body) = datagram.split_first_chunk::<NUMBER>()?;
     let number = u64::from_le_bytes(*head);

@@ -1,5 +1,5 @@
-//! Keeps the server from looking while messages are sent, so that it finds all of them at once: how
-//! many events one wait reports is then no matter of who was faster.
+//! Stops the server while messages are sent, so that it finds all of them at once: the number of
+//! events per wait then does not depend on timing.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use anyhow::{Result, bail};
 use super::PATIENCE;
 use crate::sys;
 
-/// A process that is stopped and continued. It is left running whatever happens.
+/// A process that is stopped and continued. It runs again after a drop of this value.
 ///
-/// To be stopped interrupts the wait for events, which costs the server a turn without any. Whoever
-/// counts what a server does stops it as often in the run that is subtracted.
+/// A stop interrupts the server's wait for events, which costs a turn without events. A measurement
+/// that counts what a server does stops it equally often in the run that is subtracted.
 pub(super) struct Gate {
     pid: u32,
 }
@@ -22,20 +22,20 @@ impl Gate {
         Self { pid }
     }
 
-    /// Stops the server, once it has nothing left to do.
+    /// Stops the server when it is idle.
     pub(super) fn close(&self) -> Result<()> {
         self.await_state(&['S'])?;
         sys::signal(self.pid, libc::SIGSTOP)?;
         self.await_state(&['T', 't'])
     }
 
-    /// Lets it go on.
+    /// Continues the server.
     pub(super) fn open(&self) -> Result<()> {
         Ok(sys::signal(self.pid, libc::SIGCONT)?)
     }
 
-    /// Waits until every thread of the server is in one of these states: `S` sleeps, `T` is stopped,
-    /// and `t` as well, by a tracer that has been told of the signal.
+    /// Waits until every thread of the server is in one of these states: `S` sleeps, `T` is
+    /// stopped, and `t` is stopped by a tracer that has received the signal.
     fn await_state(&self, states: &[char]) -> Result<()> {
         const STEP: Duration = Duration::from_micros(20);
         let deadline = Instant::now() + PATIENCE;
@@ -51,6 +51,6 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        let _ = self.open(); // it may have ended
+        let _ = self.open(); // it may have exited
     }
 }

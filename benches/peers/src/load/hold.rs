@@ -1,5 +1,5 @@
-//! Clients that connect, ask once, and stay idle until stdin ends: what an idle connection costs
-//! the server.
+//! Clients that connect, send one request, and stay idle until stdin ends: they measure what an
+//! idle connection costs the server.
 
 use std::io::{self, BufRead, Read, Write};
 use std::time::Duration;

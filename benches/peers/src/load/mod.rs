@@ -1,18 +1,18 @@
-//! The load generator: one thread, one process, non-blocking, with verification of every byte that
-//! comes back.
+//! The load generator: one process with one thread and non-blocking sockets, which verifies every
+//! received byte.
 //!
 //! ```text
-//!   streams.rs     clients that stay connected: closed loops and fixed rates, side by side
-//!   beside.rs      streams beside the measured clients, in a process of their own
-//!   gate.rs        keeps the server from looking while messages are sent
-//!   churn.rs       clients that connect, ask once and go
+//!   streams.rs     clients that stay connected: closed loops and fixed rates
+//!   beside.rs      streams beside the measured clients, in a separate process
+//!   gate.rs        stops the server while messages are sent
+//!   churn.rs       clients that connect, send one request and close
 //!   datagrams.rs   closed loops over UDP
-//!   hold.rs        clients that connect, ask once and stay idle
-//!   recorder.rs    what is counted, and when: priming, warm-up, the measured window
+//!   hold.rs        clients that connect, send one request and stay idle
+//!   recorder.rs    what is counted, and when: first answers, warm-up, the measured window
 //!   pattern.rs     the bytes on the wire
 //! ```
 //!
-//! It prints one line of JSON, a [`Report`], and ends.
+//! It prints one line of JSON, a [`Report`], and exits.
 
 mod beside;
 mod churn;
@@ -36,20 +36,20 @@ use pattern::{LONGEST, Pattern};
 
 pub use recorder::Report;
 
-/// What kind of load to make.
+/// The kind of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// every client has `--depth` messages under way, and sends the next when an answer arrives
+    /// every client has `--depth` messages in flight, and sends the next when an answer arrives
     Echo,
-    /// every client sends one message when all have the answers to their last: less speed, but the
-    /// same course every time
+    /// every client sends one message when all have had their last answer: slower, but every run is
+    /// the same
     Lockstep,
-    /// messages are due at `--rate` per second, whether the server keeps up or not; latency counts
-    /// from when each was due
+    /// messages are sent at `--rate` per second, whether the server keeps up or not; latency counts
+    /// from the time when a message was due
     Open,
-    /// connect, send, receive, close, with `--conns` connections under way
+    /// connect, send, receive, close, with `--conns` connections at a time
     Churn,
-    /// `--conns` quick clients are measured beside `--beside` that send one byte now and then
+    /// `--conns` clients are measured beside `--beside` clients that send one byte now and then
     Slow,
     /// as `open`, beside `--beside` clients that stream messages of 1 MiB
     StreamsBeside,
@@ -57,15 +57,15 @@ pub enum Mode {
     Hold,
 }
 
-/// What to send, where, and how long.
+/// The options of a load.
 #[derive(Debug, Clone, Args)]
 pub struct LoadArgs {
     /// The server
     pub to: Endpoint,
-    /// What kind of load
+    /// The kind of load
     #[arg(long, value_enum, default_value = "echo")]
     pub mode: Mode,
-    /// Clients that are measured
+    /// Measured clients
     #[arg(long, default_value_t = 64)]
     pub conns: usize,
     /// Clients beside them, for `slow` and `streams-beside`
@@ -74,10 +74,10 @@ pub struct LoadArgs {
     /// Bytes of one message
     #[arg(long, default_value_t = 64)]
     pub size: usize,
-    /// Each message is a line, for servers that want lines
+    /// Each message is a line, for servers of lines
     #[arg(long)]
     pub lines: bool,
-    /// Messages under way per client
+    /// Messages in flight per client
     #[arg(long, default_value_t = 1)]
     pub depth: usize,
     /// Messages per second over all clients, for `open` and `streams-beside`
@@ -86,8 +86,8 @@ pub struct LoadArgs {
     /// Bytes that one system call sends or receives at most
     #[arg(long, value_name = "BYTES", default_value_t = LONGEST)]
     pub chunk: usize,
-    /// Look for answers again and again instead of sleeping until they come: takes a whole CPU, and
-    /// the price of waking up out of the latency
+    /// Poll for answers instead of sleeping until they arrive: uses a whole CPU, and takes the time
+    /// of waking up out of the latency
     #[arg(long)]
     pub spin: bool,
     /// Length of the measured window in seconds
@@ -96,38 +96,38 @@ pub struct LoadArgs {
     /// Seconds before the window, after every client has had its first answer
     #[arg(long, default_value_t = 0.05)]
     pub warmup: f64,
-    /// Instead of a window: exactly this many requests from start to end, in `--secs` at most
+    /// Instead of a window: exactly this many requests, in at most `--secs`
     #[arg(long)]
     pub requests: Option<u64>,
-    /// Instead of a window: from when every client has had its first answer, which a line on stdout
-    /// tells, until stdin, a pipe, ends; for streams
+    /// Instead of a window: count from the first answer of every client, which a line on stdout
+    /// reports, until stdin, a pipe, ends; for streams
     #[arg(long, conflicts_with_all = ["requests", "secs", "warmup"])]
     pub until_eof: bool,
-    /// Report the CPU time that this process uses in the window: the server
+    /// Report the CPU time of this process, the server, in the window
     #[arg(long, value_name = "PID")]
     pub watch: Option<u32>,
-    /// For `lockstep`: stop the watched process whenever all clients send, so that it finds all their
-    /// messages at once
+    /// For `lockstep`: stop the watched process whenever all clients send, so that it finds all
+    /// their messages at once
     #[arg(long, requires = "watch")]
     pub gate: bool,
-    /// Before that, stop it so often with nothing sent: what that costs can then be subtracted
+    /// First stop it this often without sending, so that the cost of the stops can be subtracted
     #[arg(long, value_name = "TIMES", default_value_t = 0, requires = "gate")]
     pub idle_stops: u64,
-    /// Report its context switches, too, which takes a while where it has many threads
+    /// Also report its context switches, which takes long with many threads
     #[arg(long, requires = "watch")]
     pub switches: bool,
-    /// Report how much memory it has gained by the end of the window, all clients being connected
+    /// Report the growth of its memory at the end of the window, with all clients connected
     #[arg(long, requires = "watch")]
     pub memory: bool,
 }
 
 impl LoadArgs {
-    /// What to send.
+    /// The bytes to send.
     fn pattern(&self) -> Result<Pattern> {
         if self.lines { Pattern::lines(self.size) } else { Ok(Pattern::new()) }
     }
 
-    /// How long the load generator may sleep. Never long: the phases of the run are looked at
+    /// How long the load generator may sleep. It is short, because the phases of the run change
     /// between waits.
     fn longest_sleep(&self) -> Duration {
         if self.spin { Duration::ZERO } else { Duration::from_millis(5) }
@@ -137,16 +137,16 @@ impl LoadArgs {
 /// A server that does not answer every client within this time fails the run.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often a trickling client sends its byte.
+/// The interval at which a slow client sends its byte.
 const TRICKLE: Duration = Duration::from_millis(100);
 
-/// Makes the load and prints what came of it.
+/// Generates the load and prints the report.
 pub fn run(args: &LoadArgs) -> Result<()> {
     if args.conns == 0 || args.size == 0 || args.depth == 0 || args.rate == 0 {
         bail!("--conns, --size, --depth and --rate must not be 0");
     }
     if !(1..=LONGEST).contains(&args.chunk) {
-        bail!("--chunk must be within 1 and {LONGEST}"); // a read is compared with one slice
+        bail!("--chunk must be within 1 and {LONGEST}"); // each read is compared with one slice
     }
     sys::precise_timers();
     if args.mode == Mode::Hold {
@@ -161,7 +161,7 @@ pub fn run(args: &LoadArgs) -> Result<()> {
     Ok(())
 }
 
-/// The quick clients, while a process of its own makes the streams.
+/// The measured clients, while a separate process generates the streams.
 fn measure_beside_streams(args: &LoadArgs) -> Result<Report> {
     if args.beside == 0 {
         return measure(args);

@@ -1,8 +1,8 @@
-//! The bytes on the wire: one long pseudo-random sequence, so that whatever is lost, doubled or
-//! exchanged is noticed.
+//! The bytes on the wire: one long pseudo-random sequence, so that lost, duplicated and reordered
+//! bytes are detected.
 //!
-//! Sending is a slice of the sequence, verifying a comparison with one; neither copies. For servers
-//! that want lines each message can be one: it then ends in the only `\n` that it has.
+//! A client sends slices of the sequence and compares the replies with slices; neither copies. For
+//! servers of lines, each message can be a line: it then contains one `\n`, at its end.
 
 use std::ops::Range;
 
@@ -15,22 +15,22 @@ const PERIOD: usize = 65_521;
 /// The longest slice that can be asked for.
 pub(super) const LONGEST: usize = 256 << 10;
 
-/// So that there are some hundred different lines.
+/// The longest line, so that the sequence has some hundred different lines.
 const LONGEST_LINE: usize = 512;
 
-/// Neighbouring clients start this far from each other in the sequence.
+/// The distance between the starts of neighbouring clients in the sequence.
 const STRIDE: u64 = 7_919;
 
-/// The sequence, long enough that a slice of [`LONGEST`] bytes may start anywhere in the period.
+/// The sequence, long enough for a slice of [`LONGEST`] bytes from any start in the period.
 pub(super) struct Pattern {
     bytes: Vec<u8>,
     period: usize,
-    /// Streams start at multiples of this: of the length of a line, if there are lines.
+    /// Streams start at multiples of this: the length of a line, or 1.
     unit: u64,
 }
 
 impl Pattern {
-    /// Any bytes, and no message differs from another in kind.
+    /// Any bytes.
     pub(super) fn new() -> Self {
         Self::of(random_bytes(PERIOD), 1)
     }
@@ -39,7 +39,7 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// Where lines are so long that hardly any would fit into the sequence.
+    /// If only few lines of this length fit into the sequence.
     pub(super) fn lines(length: usize) -> Result<Self> {
         if length > LONGEST_LINE {
             bail!("a line has {LONGEST_LINE} bytes at most");
@@ -60,8 +60,8 @@ impl Pattern {
         Self { bytes, period, unit }
     }
 
-    /// Where the stream of the client with this number starts; of many clients that have the same
-    /// number one after another, each is `later` than the one before.
+    /// The start of the stream of the client with this number. If several clients have the same
+    /// number one after another, each passes a larger `later`.
     pub(super) fn start_of(&self, client: usize, later: u64) -> u64 {
         (client as u64 * STRIDE + later) * self.unit
     }
@@ -73,7 +73,7 @@ impl Pattern {
         &self.bytes[start..start + length]
     }
 
-    /// Whether `bytes` are what stands at `position`.
+    /// Whether `bytes` are those at `position`.
     pub(super) fn matches(&self, position: u64, bytes: &[u8]) -> bool {
         self.slice(position..position + bytes.len() as u64) == bytes
     }
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slices_continue_each_other_across_the_period() {
+    fn neighbouring_slices_join_at_the_end_of_the_period() {
         let pattern = Pattern::new();
         let end = 3 * PERIOD as u64;
         let whole = pattern.slice(end - 10..end + 10);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shifted_byte_is_noticed() {
+    fn bytes_at_a_shifted_position_do_not_match() {
         let pattern = Pattern::new();
         let bytes = pattern.slice(100..164).to_vec();
         assert!(pattern.matches(100, &bytes));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_where_its_message_does_and_nowhere_else() {
+    fn each_line_has_its_only_newline_at_the_end_of_its_message() {
         let pattern = Pattern::lines(64).unwrap();
         let start = pattern.start_of(3, 1_000_000_007);
         for message in 0..2000 {

@@ -1,4 +1,4 @@
-//! What is counted, and when: priming, warm-up, the measured window.
+//! What is counted, and when: first answers, warm-up, the measured window.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{LoadArgs, PATIENCE};
 use crate::sys;
 
-/// What came of one run.
+/// The result of one run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Requests of the measured clients that were answered in the window.
@@ -29,8 +29,8 @@ pub struct Report {
     /// 99.9th percentile.
     pub p999_us: f64,
     /// Share of the window in which the load generator, that of the measured clients, was on the
-    /// CPU. Near 1, it is the generator
-    /// that was measured.
+    /// CPU. Near 1, the generator limits
+    /// the result.
     pub busy: f64,
     /// CPU time of the load generator in the window, in nanoseconds.
     pub load_cpu_ns: u64,
@@ -38,10 +38,10 @@ pub struct Report {
     pub server_cpu_ns: u64,
     /// Context switches of the watched process in the window, if asked for.
     pub server_switches: Option<u64>,
-    /// Growth of the anonymous memory of the watched process from before the first connection to the
-    /// end of the window, in KiB, if asked for.
+    /// Growth of the anonymous memory of the watched process from before the first connection to
+    /// the end of the window, in KiB, if asked for.
     pub server_grown_kib: Option<u64>,
-    /// How long one of the two was ready to run in the window, but its CPU ran something else.
+    /// How long one of the two was ready to run in the window while its CPU ran something else.
     pub waited_ns: u64,
     /// CPU time that everything else on this machine used in the window, in nanoseconds; exact to
     /// some ticks of 10 ms.
@@ -52,33 +52,33 @@ pub struct Report {
     pub lost: u64,
 }
 
-/// With `--until-eof`, what is told when every client has had an answer.
+/// The line that is printed with `--until-eof` when every client has had an answer.
 pub(super) const UNDER_WAY: &str = "under way";
 
-/// Where a run stands.
+/// The phase of a run.
 enum Phase {
-    /// Not every client has had its first answer.
+    /// Some clients have not had their first answer.
     Priming,
-    /// All have; the server's caches and buffers settle until then.
+    /// All have; warm-up of the server's caches and buffers until this time.
     Warming(u64),
-    /// Counting until then.
+    /// Counting until this time.
     Measuring(u64),
     Over,
 }
 
-/// The clock of a run and all that it counts. Times are nanoseconds since the run began.
+/// The clock and the counters of a run. Times are nanoseconds since its start.
 pub(super) struct Recorder {
     began: Instant,
     phase: Phase,
     window: u64,
     warmup: u64,
-    /// With `--requests`: the number that may still be sent, and that may still be answered.
+    /// With `--requests`: how many may still be sent, and how many may still be answered.
     quota: Option<Quota>,
-    /// With `--until-eof`: whoever started this wants to know when the window opens, and closes it.
+    /// With `--until-eof`: the starting process is notified when the window opens, and closes it.
     is_held: bool,
     watched: Option<u32>,
     counts_switches: bool,
-    /// Before the first connection, if its growth is asked for.
+    /// The memory before the first connection, if its growth is requested.
     memory_before: Option<u64>,
     memory_grown: Option<u64>,
     opened: Snapshot,
@@ -99,7 +99,7 @@ struct Quota {
 struct Snapshot {
     at: u64,
     load_cpu: Duration,
-    /// Of the processes that make load beside this one.
+    /// Of the other processes that generate load.
     beside_cpu: Duration,
     server_cpu: Duration,
     switches: Option<u64>,
@@ -134,7 +134,7 @@ impl Recorder {
             lost: 0,
         };
         if recorder.quota.is_some() {
-            recorder.open()?; // what is counted to the end is counted from the start
+            recorder.open()?; // a run with a number of requests is counted from its start
         }
         Ok(recorder)
     }
@@ -145,8 +145,8 @@ impl Recorder {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// Moves on to the next phase if it is time; false when the run is over. `primed` clients of
-    /// `clients` have had an answer.
+    /// Enters the next phase if it is time; false when the run is over. `primed` of `clients`
+    /// clients have had an answer.
     pub(super) fn proceed(&mut self, now: u64, primed: usize, clients: usize) -> Result<bool> {
         match self.phase {
             Phase::Priming if primed >= clients => self.phase = Phase::Warming(now + self.warmup),
@@ -160,7 +160,7 @@ impl Recorder {
         Ok(!matches!(self.phase, Phase::Over))
     }
 
-    /// Asks whether one more request may be sent, and counts it.
+    /// Whether one more request may be sent; if so, counts it.
     #[inline]
     pub(super) fn may_send(&mut self) -> bool {
         match &mut self.quota {
@@ -195,25 +195,25 @@ impl Recorder {
         }
     }
 
-    /// Something went wrong; what matters is that it is not silent.
+    /// Counts an error and prints it.
     pub(super) fn error(&mut self) {
         self.errors += 1;
         if self.quota.is_some() {
-            self.end(); // it can never be met
+            self.end(); // the number of requests can never be reached
         }
     }
 
-    /// The run is over before its time.
+    /// Ends the run early.
     pub(super) fn end(&mut self) {
         self.phase = Phase::Measuring(0);
     }
 
-    /// Datagrams that will not be answered any more.
+    /// Counts datagrams that will not be answered any more.
     pub(super) fn lost(&mut self, datagrams: u64) {
         self.lost += datagrams;
     }
 
-    /// What came of the run.
+    /// The report of the run.
     pub(super) fn report(self) -> Report {
         let nanoseconds = (self.closed.at - self.opened.at).max(1);
         let seconds = nanoseconds as f64 / 1e9;

@@ -1,5 +1,5 @@
-//! Clients that stay connected, TCP or Unix: in closed loops, or at a fixed rate, or both side by
-//! side.
+//! Clients that stay connected, over TCP or Unix sockets: in closed loops, at a fixed rate, or
+//! both.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,33 +14,32 @@ use super::{LoadArgs, PATIENCE};
 use crate::endpoint::Endpoint;
 use crate::sys::{Epoll, Event, Events, Socket};
 
-/// Clients of one kind. Those of the first group are measured, the others are beside them.
+/// Clients of one kind. Only the first group is measured.
 pub(super) struct Group {
     pub(super) clients: usize,
     pub(super) size: usize,
     pub(super) pace: Pace,
 }
 
-/// When a client sends.
+/// When the clients of a group send.
 #[derive(Clone, Copy)]
 pub(super) enum Pace {
-    /// The next message when an answer arrives, with `depth` of them under way.
+    /// The next message when an answer arrives, with `depth` messages in flight.
     Closed { depth: usize },
-    /// All clients at once, when the last of them has its answer: what a server does is then the
-    /// same in every run.
+    /// All clients at once, when the last of them has its answer: the server then does the same in
+    /// every run.
     Together,
-    /// One message of the whole group each time this has passed, clients taking turns. A message
-    /// that is late for whatever reason still counts from when it was due: waiting is part of the
-    /// latency.
+    /// One message of the whole group per interval, from each client in turn. The latency of a late
+    /// message counts from the time when it was due.
     Every(Duration),
 }
 
-/// How often a client may fill the read buffer before others get their turn.
+/// How often a client may fill the read buffer before other clients are served.
 const READS_PER_TURN: usize = 4;
 
 const EVENTS: usize = 1024;
 
-/// No client has this number.
+/// The token of stdin, which no client has.
 const STDIN: u64 = u64::MAX;
 
 /// Runs all `groups` at once.
@@ -55,7 +54,7 @@ pub(super) fn run(args: &LoadArgs, groups: &[Group]) -> Result<Report> {
 /// A non-blocking stream to `endpoint`, connected.
 pub(super) fn connect(endpoint: &Endpoint) -> Result<Socket> {
     let socket = endpoint.socket()?;
-    socket.set_write_timeout(Some(PATIENCE))?; // holds for connect(2), too
+    socket.set_write_timeout(Some(PATIENCE))?; // also limits connect(2)
     socket
         .connect(&endpoint.socket_address()?)
         .with_context(|| format!("cannot connect to {endpoint}"))?;
@@ -74,7 +73,7 @@ struct Client {
     received: u64,
     /// The end of the message that is answered next.
     next_answer: u64,
-    /// For each message under way, when it was sent, or was due.
+    /// For each message in flight, the time when it was sent or due.
     started: VecDeque<u64>,
     is_primed: bool,
 }
@@ -94,14 +93,14 @@ struct Engine<'a> {
     clients: Vec<Client>,
     schedules: Vec<Schedule>,
     pattern: Pattern,
-    /// Shared by all clients; as long as what one system call may take.
+    /// Shared by all clients; as long as one system call may read.
     buffer: Vec<u8>,
     recorder: Recorder,
     longest_sleep: Duration,
     gate: Option<Gate>,
     /// How many clients have had an answer.
     primed: usize,
-    /// How many messages of the measured clients are under way.
+    /// How many messages of the measured clients are in flight.
     unanswered: usize,
 }
 
@@ -148,7 +147,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Does nothing, as often, but stop and continue the server.
+    /// Stops and continues the server without sending, as often as requested.
     fn stop_in_vain(&self, times: u64) -> Result<()> {
         if let Some(gate) = &self.gate {
             for _ in 0..times {
@@ -159,7 +158,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// All clients send, and the server cannot look meanwhile if there is a gate.
+    /// All clients send; with a gate, the server is stopped meanwhile.
     fn start_all(&mut self) -> Result<()> {
         if let Some(gate) = &self.gate {
             gate.close()?;
@@ -168,7 +167,7 @@ impl<'a> Engine<'a> {
         self.gate.as_ref().map_or(Ok(()), Gate::open)
     }
 
-    /// Every client sends its first messages: one where a schedule will send the others.
+    /// Every client sends its first messages: one message, if a schedule sends the others.
     fn start(&mut self) -> Result<()> {
         for index in 0..self.clients.len() {
             let now = self.recorder.now();
@@ -202,14 +201,14 @@ impl<'a> Engine<'a> {
             self.epoll.wait_for(&mut events, self.until_next(now))?;
             for event in events.iter() {
                 match event.token {
-                    STDIN => self.recorder.end(), // nothing is ever written to it
+                    STDIN => self.recorder.end(), // stdin is readable only at its end
                     _ => self.turn(event)?,
                 }
             }
         }
     }
 
-    /// How long nothing is due.
+    /// The time until the next message is due.
     fn until_next(&self, now: u64) -> Duration {
         let dues = self.schedules.iter().map(|schedule| schedule.due);
         let due = dues.min().unwrap_or(u64::MAX);
@@ -233,7 +232,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Sends, receives, and sends what the answers made due.
+    /// Sends, receives, and sends the messages that the answers allow.
     fn turn(&mut self, event: Event) -> Result<()> {
         let index = event.token as usize;
         self.flush(index);
@@ -263,7 +262,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Counts the messages that have come back whole.
+    /// Counts the messages that have come back completely.
     fn take_answers(&mut self, index: usize) -> Result<()> {
         let client = &mut self.clients[index];
         if client.received < client.next_answer {
@@ -290,7 +289,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// One more message is to be sent by this client.
+    /// Queues one more message of this client.
     fn queue(&mut self, index: usize, started: u64) {
         let client = &mut self.clients[index];
         let is_measured = client.group == 0;
@@ -312,7 +311,7 @@ impl<'a> Engine<'a> {
         let client = &mut self.clients[index];
         client.socket = None;
         if !client.is_primed {
-            client.is_primed = true; // it will never be: the others need not wait
+            client.is_primed = true; // the others must not wait for it
             self.primed += 1;
         }
         self.recorder.error();
@@ -333,7 +332,7 @@ impl Client {
         }
     }
 
-    /// Writes as much of what is queued as the socket takes, `chunk` bytes at a time.
+    /// Writes queued bytes until the socket is full, `chunk` bytes at a time.
     fn flush(&mut self, pattern: &Pattern, chunk: usize) -> io::Result<()> {
         let Some(socket) = &mut self.socket else {
             return Ok(());
@@ -350,7 +349,7 @@ impl Client {
         Ok(())
     }
 
-    /// One read, verified.
+    /// Reads once and verifies the bytes.
     fn receive(&mut self, buffer: &mut [u8], pattern: &Pattern) -> io::Result<usize> {
         let Some(socket) = &mut self.socket else {
             return Err(ErrorKind::WouldBlock.into());
@@ -367,7 +366,7 @@ impl Client {
         Ok(length)
     }
 
-    /// When the next message that has come back was started.
+    /// The start time of the next completed message.
     fn take_answer(&mut self, size: usize) -> Option<u64> {
         if self.received < self.next_answer {
             return None;

@@ -1,38 +1,35 @@
-//! One echoing connection under edge-triggered readiness, as `raw` and `mio` share it. No poller,
-//! no registration.
+//! One echo connection with edge-triggered readiness, shared by `raw` and `mio`, without a poller.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
-/// How often one connection may fill the read buffer before others get their turn.
+/// How often one connection may fill the read buffer before others are served.
 const READS_PER_TURN: usize = 4;
 
-/// A non-blocking stream and what could not be written to it yet.
+/// A non-blocking stream and its unsent output.
 pub(super) struct Connection<S> {
     stream: S,
-    /// What the kernel refused to take. While it holds anything the peer's input is left unread, so
-    /// it never exceeds one read buffer; when it is drained its memory is given back.
+    /// Output that the kernel did not accept. While there is any, the peer is not read, so it never
+    /// exceeds one read buffer; when it is drained, its memory is freed.
     unsent: Vec<u8>,
-    /// How much of `unsent` has been written since.
+    /// How many bytes of `unsent` have been written.
     sent: usize,
 }
 
-/// What the poller tells of a connection, at the moment of the wait: what comes later makes a new
-/// edge.
+/// The readiness of a connection at the moment of the wait; later changes cause a new event.
 #[derive(Clone, Copy)]
 pub(super) struct Readiness {
-    /// There is something to read. If not, this is about room to write, and a read would be in
-    /// vain.
+    /// There is input. Otherwise the event reports only room for output.
     pub(super) is_readable: bool,
-    /// The peer will send no more.
+    /// The peer has shut down its sending direction.
     pub(super) is_read_closed: bool,
 }
 
-/// What the caller has to do after a turn.
+/// What the caller does after a turn.
 pub(super) enum Turn {
-    /// Nothing: the next edge will come.
+    /// Nothing: the next event will come.
     Wait,
-    /// Come back although no new edge may come: there may be more to read.
+    /// Call again without a new event: more input may be available.
     Again,
     /// Drop the connection.
     Close,
@@ -47,14 +44,14 @@ impl<S: Read + Write> Connection<S> {
         &mut self.stream
     }
 
-    /// Reads what there is and writes it back at once.
+    /// Reads the available input and writes it back.
     ///
-    /// A short read means that the socket is drained: whatever comes later makes a new edge. Only
-    /// the end of the stream does not, if its edge has been seen already: it is then read at once.
+    /// A short read means that the socket is drained: later input causes a new event. The end of
+    /// the stream does not, if its event has been seen already: it is then read at once.
     ///
     /// # Errors
     ///
-    /// Those of the socket; the connection is of no use any more.
+    /// Those of the socket; the connection must be dropped.
     #[inline]
     pub(super) fn turn(&mut self, buffer: &mut [u8], ready: Readiness) -> io::Result<Turn> {
         let is_blocked = !self.unsent.is_empty() && !self.flush()?;
@@ -77,7 +74,7 @@ impl<S: Read + Write> Connection<S> {
         Ok(Turn::Again)
     }
 
-    /// Writes `bytes`, or keeps what does not fit; false if there is such a rest.
+    /// Writes `bytes` and keeps the rest that does not fit; false if there is a rest.
     #[inline]
     fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let written = self.write(bytes)?;
@@ -89,7 +86,7 @@ impl<S: Read + Write> Connection<S> {
         self.flush()
     }
 
-    /// Writes what is left; true when nothing is.
+    /// Writes the unsent output; true when none is left.
     #[cold]
     fn flush(&mut self) -> io::Result<bool> {
         while self.sent < self.unsent.len() {
@@ -104,7 +101,7 @@ impl<S: Read + Write> Connection<S> {
         Ok(true)
     }
 
-    /// One write, where a full socket is a write of nothing.
+    /// One write; with a full socket, it writes 0 bytes.
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.stream.write(bytes) {
@@ -117,11 +114,11 @@ impl<S: Read + Write> Connection<S> {
     }
 }
 
-/// All connections, found by their descriptor: the kernel hands out the smallest free number, so
-/// the table is as small as any slab, and needs no free list.
+/// All connections, indexed by their descriptor: the kernel assigns the smallest free number, so
+/// the table is as small as a slab, without a free list.
 ///
 /// **Invariant:** a token is never stale. A wait reports each descriptor once, and a turn closes
-/// none but its own.
+/// only its own connection.
 pub(super) struct Table<S>(Vec<Option<Connection<S>>>);
 
 impl<S: AsRawFd> Table<S> {
@@ -142,7 +139,7 @@ impl<S: AsRawFd> Table<S> {
         self.0.get_mut(fd as usize)?.as_mut()
     }
 
-    /// Forgets the connection, which closes it.
+    /// Removes the connection, which closes it.
     pub(super) fn remove(&mut self, fd: RawFd) {
         self.0[fd as usize] = None;
     }

@@ -10,11 +10,11 @@ use super::{DATAGRAM, announce};
 use crate::endpoint::{Endpoint, Transport};
 use crate::sys::adopt;
 
-/// In machine words, as may counts: 32 KiB. The read buffer is on the heap.
+/// The stack size in machine words, the unit of may: 32 KiB. The read buffer is on the heap.
 const STACK_WORDS: usize = 4 << 10;
 
 pub(super) fn serve(listen: &Endpoint, buffer: usize) -> Result<()> {
-    // The process is pinned, or not, by whoever started it.
+    // The starting process decides whether the server is pinned.
     ::may::config().set_workers(1).set_stack_size(STACK_WORDS).set_worker_pin(false);
     let (socket, actual) = listen.bind()?;
     announce(&actual)?;

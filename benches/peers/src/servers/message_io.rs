@@ -1,7 +1,7 @@
-//! message-io: its own event loop, which owns the sockets and calls back with what they received.
+//! message-io: its own event loop, which owns the sockets and calls back with the received bytes.
 //!
-//! It binds by itself, so its listener has a backlog of 1,024 and no `TCP_NODELAY`; it knows no
-//! Unix sockets.
+//! It binds its own listener, with a backlog of 1,024 and without `TCP_NODELAY`; it does not
+//! support Unix sockets.
 
 use ::message_io::network::{NetEvent, Transport};
 use ::message_io::node;

@@ -1,5 +1,5 @@
-//! mio, written by hand exactly as [`raw`](super::raw) is: the price of mio itself, and of nothing
-//! else.
+//! An echo on mio with the same structure as [`raw`](super::raw): the difference is the cost of
+//! mio.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -16,7 +16,7 @@ use crate::sys::Batch;
 
 const EVENTS: usize = 1024;
 
-/// Everything at once: no registration ever changes.
+/// All interests at once: registrations never change.
 const INTERESTS: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 pub(super) fn serve(listen: &Endpoint, buffer: usize) -> Result<()> {
@@ -31,7 +31,7 @@ pub(super) fn serve(listen: &Endpoint, buffer: usize) -> Result<()> {
     Ok(())
 }
 
-/// What TCP and Unix listeners have in common.
+/// The common interface of TCP and Unix listeners.
 trait Listener: Source + AsRawFd {
     type Stream: Source + Read + Write + AsRawFd;
 
@@ -127,7 +127,7 @@ fn wait(poll: &mut Poll, events: &mut Events) -> io::Result<()> {
     }
 }
 
-/// A descriptor is its own token.
+/// The token of a descriptor is its number.
 fn token(fd: RawFd) -> Token {
     Token(fd as usize)
 }

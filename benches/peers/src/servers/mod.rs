@@ -1,18 +1,17 @@
-//! The same echo server on every foundation: bytes go back as they came, a datagram goes back
-//! whole.
+//! The same echo server on every foundation: it sends bytes and whole datagrams back.
 //!
 //! ```text
-//!   raw          epoll(7) by hand: the baseline, and the practical limit of one thread
-//!   mio          the same by hand on mio            } these two share `connection.rs`,
-//!   tokio-ct     tokio, current-thread runtime        so that they differ in nothing else
+//!   raw          hand-written on epoll(7): the baseline, and the practical limit of one thread
+//!   mio          hand-written on mio; shares `connection.rs` with raw
+//!   tokio-ct     tokio, current-thread runtime
 //!   tokio-mt     tokio, two worker threads
 //!   message-io   its own event loop on mio
 //!   may          stackful coroutines, one worker
 //!   std-threads  a thread per connection
 //! ```
 //!
-//! Every server is written as its foundation's users would write it, on the sockets that
-//! [`Endpoint::bind`] makes.
+//! Every server is written in the usual style of its foundation, on the sockets of
+//! [`Endpoint::bind`].
 
 mod connection;
 mod may;
@@ -30,12 +29,12 @@ use clap::{Args, ValueEnum};
 use crate::endpoint::{Endpoint, Transport};
 use crate::sys::Batch;
 
-/// A server that this program contains.
+/// A server of this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Foundation {
-    /// epoll by hand, the baseline
+    /// hand-written on epoll, the baseline
     Raw,
-    /// mio by hand
+    /// hand-written on mio
     Mio,
     /// tokio, current-thread runtime
     TokioCt,
@@ -49,26 +48,26 @@ pub enum Foundation {
     StdThreads,
 }
 
-/// How to run one server.
+/// The options of a server.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// What the server is built on
+    /// The foundation of the server
     foundation: Foundation,
-    /// Where it listens: tcp://IP:PORT (port 0 picks one), udp://IP:PORT or unix://PATH
+    /// The address: tcp://IP:PORT (port 0 picks one), udp://IP:PORT or unix://PATH
     #[arg(long, value_name = "URL", default_value = "tcp://127.0.0.1:0")]
     listen: Endpoint,
-    /// Bytes of read buffer, once per server or, where the foundation needs it, per connection
+    /// Bytes of read buffer, per server or, if the foundation needs it, per connection
     #[arg(long, value_name = "BYTES", default_value_t = READ_BUFFER)]
     buffer: usize,
 }
 
-/// What every server reads at most at once, unless told otherwise.
+/// The default size of the read buffer.
 pub const READ_BUFFER: usize = 64 << 10;
 
-/// The largest datagram that UDP can carry, and a little more.
+/// A little more than the largest UDP datagram.
 const DATAGRAM: usize = 64 << 10;
 
-/// How many datagrams the batching servers take in one system call.
+/// The number of datagrams per system call of the batching servers.
 const DATAGRAMS_AT_ONCE: usize = 32;
 
 /// Runs a server until the process is killed.
@@ -86,7 +85,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
 }
 
 impl Foundation {
-    /// Whether the foundation offers `transport` at all.
+    /// Whether the foundation supports `transport`.
     pub fn supports(self, transport: Transport) -> bool {
         match self {
             Foundation::MessageIo => transport != Transport::Unix,
@@ -95,16 +94,15 @@ impl Foundation {
     }
 }
 
-/// The one line on stdout that tells whoever started the server where to connect.
+/// Prints the address of the server, the only line on stdout.
 fn announce(endpoint: &Endpoint) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {endpoint}")?;
     out.flush()
 }
 
-/// Sends back every datagram that waits, as many at once as fit. For edge-triggered polling:
-/// returns when the socket has no more to read, or no room to send; the rest is then sent first the
-/// next time.
+/// Sends back all waiting datagrams in batches. For edge-triggered polling: returns when the socket
+/// is drained or full; in the latter case, the next call sends the rest first.
 fn echo_datagrams(socket: &impl std::os::fd::AsFd, batch: &mut Batch) -> io::Result<()> {
     let echo = |batch: &mut Batch| -> io::Result<()> {
         batch.send(socket)?;
@@ -119,7 +117,7 @@ fn echo_datagrams(socket: &impl std::os::fd::AsFd, batch: &mut Batch) -> io::Res
     }
 }
 
-/// Why a server cannot serve what it was asked to.
+/// The error of a server that does not support a transport.
 fn unsupported(foundation: &str, endpoint: &Endpoint) -> Result<()> {
     bail!("{foundation} cannot listen on {endpoint}")
 }

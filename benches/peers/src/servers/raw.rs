@@ -1,9 +1,9 @@
-//! The baseline: a single-threaded, edge-triggered epoll loop by hand, with nothing that an echo
-//! does not need.
+//! The baseline: a hand-written, single-threaded, edge-triggered epoll loop with only what an echo
+//! needs.
 //!
 //! A request costs one `recv` and one `send`, plus its share of an `epoll_wait`; a connection costs
-//! one `accept4`, one `epoll_ctl` and one `close` beside them. `peers deterministic` verifies it,
-//! and the runner refuses to print ratios to a baseline that does worse.
+//! one `accept4`, one `epoll_ctl` and one `close` in addition. `peers deterministic` verifies this,
+//! and the comparison prints no ratios to a baseline that needs more.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -15,7 +15,7 @@ use super::{DATAGRAM, DATAGRAMS_AT_ONCE, announce, echo_datagrams};
 use crate::endpoint::{Endpoint, Transport};
 use crate::sys::{Batch, Epoll, Events, Socket, accept};
 
-/// Enough for one turn of a busy loop; what does not fit is reported the next time.
+/// Enough events for one turn of a busy loop; the next wait reports the others.
 const EVENTS: usize = 1024;
 
 pub(super) fn serve(listen: &Endpoint, buffer: usize) -> Result<()> {
@@ -33,7 +33,7 @@ struct StreamServer<'a> {
     listener: BorrowedFd<'a>,
     epoll: Epoll,
     connections: Table<Socket>,
-    /// Shared by all connections: an idle one owns no buffer.
+    /// Shared by all connections: an idle connection has no buffer.
     buffer: Vec<u8>,
 }
 
@@ -104,7 +104,7 @@ fn serve_datagrams(socket: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// A descriptor is its own token.
+/// The token of a descriptor is its number.
 fn token(fd: RawFd) -> u64 {
     fd as u64
 }

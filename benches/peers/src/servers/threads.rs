@@ -1,4 +1,4 @@
-//! The standard library: a thread per connection, blocking.
+//! The standard library: a blocking thread per connection.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, UdpSocket};
@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::{DATAGRAM, announce};
 use crate::endpoint::{Endpoint, Transport};
 
-/// The read buffer is on the heap; the stack holds next to nothing.
+/// The stack size. The read buffer is on the heap, so the stack needs little.
 const STACK: usize = 64 << 10;
 
 pub(super) fn serve(listen: &Endpoint, buffer: usize) -> Result<()> {
@@ -53,7 +53,7 @@ fn echo(mut stream: impl Read + Write, buffer: usize) -> io::Result<()> {
     }
 }
 
-/// Datagrams have no connections to give threads to: one thread serves them all.
+/// Datagrams have no connections: one thread serves them all.
 fn echo_datagrams(socket: &UdpSocket) -> io::Result<()> {
     let mut buffer = vec![0; DATAGRAM];
     loop {

@@ -25,8 +25,8 @@ pub(super) fn serve(listen: &Endpoint, buffer: usize, flavor: Flavor) -> Result<
     let serving = serve_socket(socket, listen.transport(), buffer);
     match flavor {
         Flavor::CurrentThread => runtime.block_on(serving)?,
-        // Accepting on a worker: the thread that blocks on a multi-threaded runtime is not one of
-        // them, and every connection would start with a hand-over.
+        // Accept on a worker: the thread in `block_on` is not a worker of a multi-threaded runtime,
+        // so each connection would start with a transfer to another thread.
         Flavor::TwoWorkers => runtime.block_on(async { ::tokio::spawn(serving).await })??,
     }
     Ok(())

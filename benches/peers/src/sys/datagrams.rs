@@ -8,18 +8,18 @@ use super::check;
 /// A fixed number of datagram slots, filled by [`receive`](Batch::receive) or by hand, emptied by
 /// [`send`](Batch::send).
 ///
-/// A datagram that was received is sent to where it came from, unless the batch is for a connected
+/// A received datagram is sent back to its source address, unless the batch is for a connected
 /// socket.
 pub struct Batch {
-    /// The bytes of all slots, one after the other.
+    /// The bytes of all slots, one after another.
     bytes: Box<[u8]>,
-    /// The size of one slot: no datagram may be longer.
+    /// The size of one slot, and so the longest datagram.
     slot: usize,
     /// One header per slot, each pointing into `vectors` and, if unconnected, into `addresses`.
     headers: Box<[libc::mmsghdr]>,
-    /// Held for `headers`, which point into it: never moved nor resized.
+    /// Kept for `headers`, which point into it: never moved or resized.
     vectors: Box<[libc::iovec]>,
-    /// Held for `headers`, as `vectors` is. Empty for a connected socket.
+    /// Kept for `headers`, like `vectors`. Empty for a connected socket.
     addresses: Box<[libc::sockaddr_storage]>,
     /// How many slots hold a datagram.
     filled: usize,
@@ -28,12 +28,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// `count` slots of `slot` bytes that remember where each datagram came from.
+    /// `count` slots of `slot` bytes that store the source address of each datagram.
     pub fn unconnected(count: usize, slot: usize) -> Self {
         Self::new(count, slot, count)
     }
 
-    /// `count` slots of `slot` bytes for a socket that has a single peer.
+    /// `count` slots of `slot` bytes for a connected socket.
     pub fn connected(count: usize, slot: usize) -> Self {
         Self::new(count, slot, 0)
     }
@@ -59,7 +59,7 @@ impl Batch {
         Self { bytes, slot, headers, vectors, addresses, filled: 0, sent: 0 }
     }
 
-    /// How many datagrams fit.
+    /// The number of slots.
     pub fn capacity(&self) -> usize {
         self.headers.len()
     }
@@ -69,7 +69,7 @@ impl Batch {
         self.filled
     }
 
-    /// Whether no slot does.
+    /// Whether no slot holds a datagram.
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
@@ -79,7 +79,7 @@ impl Batch {
         self.sent < self.filled
     }
 
-    /// Makes room for one more datagram to be sent; the caller writes its `length` bytes.
+    /// Adds a datagram of `length` bytes to be sent; the caller writes the bytes.
     pub fn push(&mut self, length: usize) -> &mut [u8] {
         let index = self.filled;
         self.filled += 1;
@@ -87,20 +87,20 @@ impl Batch {
         &mut self.bytes[index * self.slot..][..length]
     }
 
-    /// The datagrams that the last [`receive`](Batch::receive) brought.
+    /// The datagrams of the last [`receive`](Batch::receive).
     pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
         let slots = self.bytes.chunks_exact(self.slot).zip(&self.vectors);
         slots.take(self.filled).map(|(slot, vector)| &slot[..vector.iov_len])
     }
 
-    /// Forgets all datagrams.
+    /// Removes all datagrams.
     pub fn clear(&mut self) {
         self.filled = 0;
         self.sent = 0;
     }
 
-    /// Replaces what the batch holds by what the socket has. Fewer datagrams than slots: the socket
-    /// is drained.
+    /// Replaces the content of the batch by received datagrams. If they are fewer than the slots,
+    /// the socket is drained.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Batch {
     pub fn send(&mut self, socket: impl AsFd) -> io::Result<()> {
         while self.is_pending() {
             let rest = &mut self.headers[self.sent..self.filled];
-            // SAFETY: as in `receive`; the kernel writes nothing but each header's `msg_len`.
+            // SAFETY: as in `receive`; the kernel writes only each header's `msg_len`.
             let sent = check(unsafe {
                 libc::sendmmsg(
                     socket.as_fd().as_raw_fd(),

@@ -1,5 +1,5 @@
-//! [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html), edge-triggered, every interest
-//! registered once.
+//! [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html), edge-triggered; each descriptor
+//! is registered once, for all interests.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -10,7 +10,7 @@ use super::check;
 /// An epoll instance.
 pub struct Epoll(OwnedFd);
 
-/// Room for the events of one turn.
+/// A buffer for the events of one turn.
 pub struct Events {
     ready: Vec<libc::epoll_event>,
 }
@@ -18,23 +18,23 @@ pub struct Events {
 /// One descriptor that became ready.
 #[derive(Clone, Copy)]
 pub struct Event {
-    /// What was given to [`Epoll::add`].
+    /// The token given to [`Epoll::add`].
     pub token: u64,
-    /// There is something to read, or the end of it.
+    /// There is input, or its end.
     pub is_readable: bool,
-    /// The peer will send no more: a short read is then not the end of the story, the end of file
-    /// follows.
+    /// The peer has shut down its sending direction: after a short read, another read returns the
+    /// end of file.
     pub is_read_closed: bool,
 }
 
-/// Everything at once, so that a connection costs one `epoll_ctl` in its life: none to switch
-/// interests, and none to remove it, since `close` does.
+/// All interests at once, so that a connection costs one `epoll_ctl`: interests never change, and
+/// `close` removes it.
 const INTERESTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
 
 impl Epoll {
     /// A new instance that watches nothing.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: the call takes no pointer; the descriptor it returns is ours alone.
+        // SAFETY: the call takes no pointer; the returned descriptor is owned by nothing else.
         let fd = unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(libc::EPOLL_CLOEXEC))?) };
         Ok(Self(fd))
     }
@@ -44,9 +44,8 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, token)
     }
 
-    /// Makes `fd` report again if it is ready now. It moves behind all others that are: whoever
-    /// stops reading before the socket is drained calls this, and needs no list of unfinished work
-    /// of its own.
+    /// Makes `fd` report again if it is ready now, after all others that are ready. A caller that
+    /// stops reading before the socket is drained uses this in place of a list of unfinished work.
     pub fn rearm(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, token)
     }
@@ -92,7 +91,7 @@ impl Epoll {
 }
 
 impl Events {
-    /// Room for `capacity` events.
+    /// A buffer for `capacity` events.
     pub fn with_capacity(capacity: usize) -> Self {
         Self { ready: Vec::with_capacity(capacity) }
     }
@@ -119,8 +118,8 @@ impl Events {
         let returned = wait(self.ready.as_mut_ptr(), self.ready.capacity() as libc::c_int);
         match check(returned) {
             Ok(count) => {
-                // SAFETY: the kernel initialised the first `count` events, within the capacity it
-                // was told.
+                // SAFETY: the kernel initialised the first `count` events, which is at most the
+                // capacity.
                 unsafe { self.ready.set_len(count as usize) };
                 Ok(())
             }

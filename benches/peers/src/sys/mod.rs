@@ -1,7 +1,7 @@
-//! The operating system, thinly: the only `unsafe` of this package.
+//! Thin wrappers of system calls, with all `unsafe` code of this package.
 //!
-//! No policy lives here. The baseline server and the load generator are written directly on these
-//! wrappers, which is why they are one system call each and nothing more.
+//! They contain no policy: the baseline server and the load generator use them directly, so each
+//! wrapper makes one system call.
 #![allow(unsafe_code)]
 
 mod datagrams;
@@ -20,7 +20,7 @@ pub use socket::{Socket, accept, adopt, bind_without_port};
 
 use std::io;
 
-/// Turns the `-1` convention of the C library into a result.
+/// Converts the C library's -1 into an error.
 fn check(returned: libc::c_int) -> io::Result<libc::c_int> {
     match returned {
         -1 => Err(io::Error::last_os_error()),
@@ -28,7 +28,7 @@ fn check(returned: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// As [`check`], for calls that return a length.
+/// The same as [`check`], for calls that return a length.
 fn check_length(returned: isize) -> io::Result<usize> {
     match returned {
         -1 => Err(io::Error::last_os_error()),

@@ -1,4 +1,4 @@
-//! What a process can be told and asked: its CPU, its CPU time, its limits, its end.
+//! CPUs, CPU time, limits, signals and statistics of processes.
 
 use std::fs;
 use std::io;
@@ -21,12 +21,12 @@ pub fn cpus() -> io::Result<Vec<usize>> {
     }
 }
 
-/// Binds the calling thread, and whatever it starts from now on, to one CPU.
+/// Binds the calling thread, and the threads and processes that it starts, to one CPU.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
     pin_to_any(&[cpu])
 }
 
-/// Binds the calling thread, and whatever it starts from now on, to these CPUs.
+/// Binds the calling thread, and the threads and processes that it starts, to these CPUs.
 pub fn pin_to_any(cpus: &[usize]) -> io::Result<()> {
     // SAFETY: an all-zero set is an empty set, and each CPU is checked by CPU_SET against the size
     // of the set.
@@ -38,22 +38,21 @@ pub fn pin_to_any(cpus: &[usize]) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the timers of this thread fire to the microsecond instead of within the 50 µs that Linux
-/// allows itself.
+/// Makes the timers of this thread exact to the microsecond; the default slack of Linux is 50 µs.
 pub fn precise_timers() {
-    // SAFETY: takes plain numbers; a refusal leaves the default slack, which is harmless.
+    // SAFETY: takes plain numbers; a failure leaves the default slack, which is harmless.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64) };
 }
 
-/// Ends the calling process when the one that started it ends.
+/// Has the kernel end the calling process when its parent ends.
 pub fn die_with_parent() -> io::Result<()> {
     // SAFETY: takes plain numbers.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) })?;
     Ok(())
 }
 
-/// Lets the calling thread, and whatever it starts from now on, run only when its CPU has nothing
-/// else to do: whoever wakes up there is let in at once.
+/// Lets the calling thread, and the threads and processes that it starts, run only when their CPU
+/// is otherwise idle: any other thread that wakes up there runs at once.
 pub fn run_when_idle() -> io::Result<()> {
     let none = libc::sched_param { sched_priority: 0 };
     // SAFETY: `none` outlives the call, which only reads it.
@@ -63,13 +62,13 @@ pub fn run_when_idle() -> io::Result<()> {
 
 /// Runs `prepare` in the child of `command`, between fork and exec.
 ///
-/// It must do nothing but system calls: in a copy of a process that has several threads, any lock
-/// may be held forever.
+/// It must only make system calls: in a child of a process with several threads, any lock may stay
+/// held.
 pub fn before_exec(
     command: &mut Command,
     prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
-    // SAFETY: by the contract above, which callers within this package keep.
+    // SAFETY: all callers, which are in this package, fulfil the condition above.
     unsafe { command.pre_exec(prepare) };
 }
 
@@ -92,7 +91,7 @@ pub fn signal(pid: u32, signal: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until `fd` can be read or has ended; false when `limit` passes first.
+/// Waits until `fd` is readable or at its end; false if `limit` passes first.
 pub fn wait_readable(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one descriptor, and `poll` outlives the call.
@@ -105,10 +104,10 @@ pub fn own_cpu_time() -> io::Result<Duration> {
     clock(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// The CPU time that the process `pid` and its children have used, whether these have ended or not.
+/// The CPU time that the process `pid` and its children, including exited ones, have used.
 ///
-/// The process's own share, ended threads included, is exact to the nanosecond: it is the process's
-/// CPU clock. Children that have ended count in ticks of 10 ms, as `/proc` tells no better.
+/// The process's own share, with its exited threads, is read from its CPU clock and exact to the
+/// nanosecond. Exited children count in ticks of 10 ms, the resolution of `/proc`.
 pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     let mut id = 0;
     // SAFETY: `id` outlives the call.
@@ -118,20 +117,19 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     }
     let mut total = clock(id)? + ended_children(pid)?;
     for child in children(pid) {
-        // A child may end between the two reads; it is then missing once, as it would be from any
-        // snapshot.
+        // A child may exit between the two reads; it is then missing once.
         total += cpu_time(child).unwrap_or_default();
     }
     Ok(total)
 }
 
-/// How long the threads of `pid` have been ready to run while their CPU ran something else. Of a
-/// process with many threads only the first few are asked: it competes with itself anyway.
+/// How long the threads of `pid` have been ready to run while their CPU ran something else. Only
+/// the first few threads of a process are read: many threads compete with each other anyway.
 pub fn waiting_time(pid: u32) -> io::Result<Duration> {
     const THREADS: usize = 8;
     let mut total = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))?.take(THREADS) {
-        // A thread may have ended since it was listed.
+        // A thread may have exited since it was listed.
         let stat = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
         let waited = stat.split_whitespace().nth(1);
         total += waited.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
@@ -139,12 +137,12 @@ pub fn waiting_time(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
-/// How often the threads of the process `pid` and of its children, those that have not ended, have
-/// been taken off a CPU: because they waited, or because others had their turn.
+/// The number of context switches, voluntary and involuntary, of the running threads of the process
+/// `pid` and of its children.
 pub fn context_switches(pid: u32) -> io::Result<u64> {
     let mut total = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may have ended since it was listed.
+        // A thread may have exited since it was listed.
         let status = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
         let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
         total += counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum::<u64>();
@@ -153,7 +151,7 @@ pub fn context_switches(pid: u32) -> io::Result<u64> {
     Ok(total + children.filter_map(|child| context_switches(child).ok()).sum::<u64>())
 }
 
-/// The anonymous memory of a process and its children in KiB, pages that they share counted once.
+/// The anonymous memory of a process and its children in KiB; shared pages count once.
 pub fn anonymous_kib(pid: u32) -> io::Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let own: u64 = rollup
@@ -164,33 +162,33 @@ pub fn anonymous_kib(pid: u32) -> io::Result<u64> {
         })
         .sum();
     let children = children(pid).into_iter();
-    // A child that has just ended has no memory.
+    // A child that has just exited has no memory.
     let children: u64 = children.filter_map(|child| anonymous_kib(child).ok()).sum();
     Ok(own + children)
 }
 
-/// How many threads the process `pid` and its children have.
+/// The number of threads of the process `pid` and its children.
 pub fn threads(pid: u32) -> io::Result<usize> {
     let own = fs::read_dir(format!("/proc/{pid}/task"))?.count();
     let children = children(pid).into_iter();
     Ok(own + children.filter_map(|child| threads(child).ok()).sum::<usize>())
 }
 
-/// What the threads of the process `pid` do, each by the letter that `/proc` has for it.
+/// The states of the threads of the process `pid`, as the letters of `/proc`.
 pub fn thread_states(pid: u32) -> io::Result<Vec<char>> {
     let mut states = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may have ended since it was listed.
+        // A thread may have exited since it was listed.
         let stat = fs::read_to_string(thread?.path().join("stat")).unwrap_or_default();
         states.extend(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()));
     }
     Ok(states)
 }
 
-/// How long all CPUs of this machine together have been busy, with whatever, in ticks of 10 ms.
+/// The busy time of all CPUs of this machine together, in ticks of 10 ms.
 pub fn busy_time() -> io::Result<Duration> {
-    const IDLE: [usize; 2] = [3, 4]; // idle, and waiting for a disk
-    const KINDS: usize = 8; // behind them, what is counted under others already
+    const IDLE: [usize; 2] = [3, 4]; // idle, iowait
+    const KINDS: usize = 8; // the fields after them are contained in others
     let stat = fs::read_to_string("/proc/stat")?;
     let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(KINDS);
     let busy = all.enumerate().filter(|(kind, _)| !IDLE.contains(kind));
@@ -205,7 +203,7 @@ pub fn children(pid: u32) -> Vec<u32> {
 
 /// The CPU time of the children that `pid` has waited for.
 fn ended_children(pid: u32) -> io::Result<Duration> {
-    const CUTIME: usize = 13; // counted behind the name, which may itself hold spaces
+    const CUTIME: usize = 13; // counted after the name, which may contain spaces
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let ticks: u64 = fields

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use super::{check, check_length};
 
-/// A connected, non-blocking stream. Dropping it closes the descriptor, which also takes it out of
+/// A connected, non-blocking stream. Dropping it closes the descriptor, which also removes it from
 /// every epoll instance.
 pub struct Socket(OwnedFd);
 
@@ -13,11 +13,10 @@ pub struct Socket(OwnedFd);
 ///
 /// # Errors
 ///
-/// `WouldBlock` when nobody waits; the listener must be non-blocking itself.
+/// `WouldBlock` if no connection waits; the listener must be non-blocking.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Socket> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: the address may be left out by null pointers; the descriptor that comes back is ours
-    // alone.
+    // SAFETY: null pointers omit the address; the returned descriptor is owned by nothing else.
     unsafe {
         let fd =
             libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags);
@@ -26,7 +25,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Socket> {
 }
 
 impl Socket {
-    /// Takes over a socket that is non-blocking already.
+    /// Takes ownership of a non-blocking socket.
     pub fn from_nonblocking(socket: impl Into<OwnedFd>) -> Self {
         Self(socket.into())
     }
@@ -67,8 +66,8 @@ impl AsRawFd for Socket {
     }
 }
 
-/// Lets `bind` leave the choice of a port to `connect`, which only has to find one that is free
-/// towards its destination.
+/// Lets `connect` choose the port instead of `bind`: it only needs one that is free for its
+/// destination.
 pub fn bind_without_port(socket: impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option is an integer, and `on` outlives the call.
@@ -84,7 +83,7 @@ pub fn bind_without_port(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Hands a socket over to a library that only takes raw descriptors.
+/// Passes a socket to a library that takes only raw descriptors.
 pub fn adopt<T: FromRawFd>(socket: impl Into<OwnedFd>) -> T {
     // SAFETY: the descriptor is open, and its ownership moves into the result.
     unsafe { T::from_raw_fd(socket.into().into_raw_fd()) }

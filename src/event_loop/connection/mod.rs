@@ -1,23 +1,26 @@
 //! One connection of the event loop: the non-blocking driver of a conversation.
 
+mod source;
+
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::time::Instant;
 
 use socket2::Socket;
 
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
-use super::source::{BULK_FROM, EventSource, LoopCx, PostAction, Readiness};
+use super::source::{LoopCx, PostAction, Readiness};
 use super::stream_io::{flush, read, receive_with_ancillary, transmit};
-use super::write_buffer::{WaterMarks, WriteBuffer};
-use crate::closing::{FIRST_LOOK, Linger, Progress};
+use super::water_marks::OutputLimits;
+use crate::closing::{Linger, Progress, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, Work};
 use crate::error::CloseReason;
-use crate::mailbox::Job;
 use crate::sender::Ending;
 use crate::sys;
+use crate::write_buffer::WriteBuffer;
 
 /// How much a connection may read before others come first, in bytes; what it answers or is sent
 /// from elsewhere counts as much.
@@ -50,7 +53,7 @@ struct Settled {
 pub(crate) struct Connection<T> {
     socket: Socket,
     conversation: T,
-    water_marks: WaterMarks,
+    limits: Rc<OutputLimits>,
     /// What the kernel has not taken; absent, most of the time.
     write_buffer: Option<Box<WriteBuffer>>,
     /// When a byte last moved, either way.
@@ -71,19 +74,21 @@ pub(crate) struct Connection<T> {
     cut: bool,
     /// It is over, and the kernel has been asked since how much it still holds.
     looked: bool,
+    /// It was idle when the server began to stop.
+    idle_at_stop: bool,
 }
 
 impl<T: ConversationSlot> Connection<T> {
     pub(crate) fn new(
         socket: Socket,
         conversation: T,
-        water_marks: WaterMarks,
+        limits: Rc<OutputLimits>,
         now: Instant,
     ) -> Self {
         Connection {
             socket,
             conversation,
-            water_marks,
+            limits,
             write_buffer: None,
             last_moved: now,
             progress: Progress::default(),
@@ -94,6 +99,7 @@ impl<T: ConversationSlot> Connection<T> {
             missed_mail: false,
             cut: false,
             looked: false,
+            idle_at_stop: false,
         }
     }
 
@@ -108,14 +114,26 @@ impl<T: ConversationSlot> Connection<T> {
     #[inline(always)]
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
         cx.with_buffer(|buffer, cx| {
-            if cx.call.readiness.is_only_readable()
-                && self.is_fast()
-                && self.run_plainly(buffer, cx, |mut socket, buffer, _| socket.read(buffer))
-            {
+            if cx.call.readiness.is_only_readable() && self.is_fast() {
+                if self.run_plainly(buffer, cx, |mut socket, buffer, _| socket.read(buffer)) {
+                    return PostAction::Wait;
+                }
+                return self.read_loop(buffer, cx);
+            }
+            self.run_with_ancillary(buffer, cx)
+        })
+    }
+
+    /// The plain case of a socket that can receive ancillary data.
+    #[inline(never)]
+    fn run_with_ancillary(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
+        if cx.call.readiness.is_plainly_readable_with_ancillary() && self.is_fast() {
+            if self.run_plainly(buffer, cx, receive_with_ancillary) {
                 return PostAction::Wait;
             }
-            self.run_slow(buffer, cx)
-        })
+            return self.read_loop(buffer, cx);
+        }
+        self.run_slow(buffer, cx)
     }
 
     /// The plain case; false when there is more to do.
@@ -126,14 +144,14 @@ impl<T: ConversationSlot> Connection<T> {
         cx: &mut LoopCx,
         read: impl FnOnce(&Socket, &mut [u8], &mut LoopCx) -> io::Result<usize>,
     ) -> bool {
-        cx.call.entry.limit = self.water_marks.high();
+        cx.call.entry.limit = self.limits.sender;
         match read(&self.socket, buffer, cx) {
             Ok(count) if count > 0 => {
                 cx.read(count, buffer.len());
                 self.last_moved = cx.turn.now;
                 let fresh = &buffer[..count];
                 // Nothing waits, so that all of the room is there.
-                let room = self.water_marks.room();
+                let room = self.limits.marks.room();
                 let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, cx);
                 let drained = !cx.call.readiness.has(Readiness::READABLE);
                 drained && !cx.run.stopping && self.is_fast()
@@ -151,35 +169,42 @@ impl<T: ConversationSlot> Connection<T> {
             && self.conversation.local().is_some_and(|conversation| conversation.is_fast())
     }
 
+    /// Goes on with whatever there is, the send queue too, which the plain cases do not look at: its mail
+    /// says that there is something.
     #[inline(never)]
     fn run_slow(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
-        if cx.call.readiness.is_plainly_readable_with_ancillary()
-            && self.is_fast()
-            && self.run_plainly(buffer, cx, receive_with_ancillary)
-        {
-            return PostAction::Wait;
-        }
         cx.call.readiness.remove(Readiness::BULK);
-        cx.call.entry.limit = self.water_marks.high();
+        cx.call.entry.limit = self.limits.sender;
         if self.is_lingering() {
             return self.linger(buffer, cx);
         }
-        if self.write_buffer.is_some() && cx.call.readiness.has(Readiness::WRITABLE) {
+        if self.can_flush(cx) {
             self.flush(cx);
         }
         self.read_loop(buffer, cx)
     }
 
-    /// Goes on until nothing more can be done, or its share of the turn is used up.
+    /// Whether output waits and the kernel may have room for it.
+    fn can_flush(&self, cx: &LoopCx) -> bool {
+        self.write_buffer.is_some() && cx.call.readiness.has(Readiness::WRITABLE)
+    }
+
+    /// Goes on until nothing more can be done, or its share of the turn is used up. What of its output
+    /// could still be sent comes in another turn.
+    #[inline(never)]
     fn read_loop(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         let mut budget = READ_BUDGET;
         let action = self.read_within(&mut budget, buffer, cx);
-        let used = READ_BUDGET - budget;
-        cx.turn.used += used as u64;
-        if used >= BULK_FROM {
-            cx.call.readiness.add(Readiness::BULK);
+        cx.use_budget(READ_BUDGET - budget);
+        match action {
+            PostAction::Wait if self.can_flush(cx) => PostAction::Requeue,
+            PostAction::Requeue => {
+                // It may have left something in its send queue: not the plain case.
+                cx.call.readiness.add(Readiness::BULK);
+                PostAction::Requeue
+            }
+            action => action,
         }
-        action
     }
 
     fn read_within(
@@ -204,8 +229,12 @@ impl<T: ConversationSlot> Connection<T> {
                 && cx.call.readiness.has(Readiness::READABLE);
             let work = Work::next(self.last_work, |work| match work {
                 Work::SendQueue => conversation.send_queue().is_some_and(|queue| !queue.is_empty()),
-                Work::Writable => conversation.wants_writable() && waiting <= self.water_marks.low(),
+                Work::Writable => {
+                    conversation.wants_writable() && waiting <= self.limits.marks.low()
+                }
                 Work::Input => has_blocked_input || may_read,
+                // The loop has a list of timers.
+                Work::Timer => false,
             });
             let Some(work) = work else {
                 return self.finish_turn(buffer, cx);
@@ -220,7 +249,7 @@ impl<T: ConversationSlot> Connection<T> {
                 Work::Input if has_blocked_input => {
                     self.step_alone(ConversationEvent::Receive(&[]), cx)
                 }
-                Work::Input => self.read_once(buffer, cx),
+                Work::Input | Work::Timer => self.read_once(buffer, cx),
             };
             *budget = budget.saturating_sub(cost);
         }
@@ -273,8 +302,8 @@ impl<T: ConversationSlot> Connection<T> {
             self.on_write_error(error);
             return ControlFlow::Continue(Recheck);
         }
-        let low = self.water_marks.low();
-        let mark = if self.output_full { low + 1 } else { self.water_marks.high() };
+        let low = self.limits.marks.low();
+        let mark = if self.output_full { low + 1 } else { self.limits.marks.high() };
         self.output_full = waiting >= mark;
         if self.output_full {
             return ControlFlow::Break(PostAction::Wait);
@@ -409,7 +438,7 @@ impl<T: ConversationSlot> Connection<T> {
 
     /// How much output may be collected at once.
     fn room(&self) -> usize {
-        self.water_marks.high().saturating_sub(self.waiting()).min(self.water_marks.room())
+        self.limits.marks.high().saturating_sub(self.waiting()).min(self.limits.marks.room())
     }
 
     /// Sends the output of a step, and lets the conversation keep what is left of its input.
@@ -444,33 +473,27 @@ impl<T: ConversationSlot> Connection<T> {
         settled
     }
 
-    /// Sends what waits, as far as the kernel takes it.
+    /// Sends what waits, as far as the kernel takes it and others let it.
     fn flush(&mut self, cx: &mut LoopCx) {
-        let Some(write_buffer) = &mut self.write_buffer else {
-            return;
-        };
-        let before = write_buffer.len();
-        let flushed = flush(&self.socket, write_buffer, cx);
-        if write_buffer.len() < before {
-            self.last_moved = cx.turn.now;
-            self.progress.forget();
-        }
-        if write_buffer.is_empty() {
-            self.write_buffer = None;
-        }
-        if let Err(error) = flushed {
-            self.on_write_error(error);
+        match flush(&self.socket, &mut self.write_buffer, cx) {
+            Ok(0) => {}
+            Ok(sent) => {
+                self.last_moved = cx.turn.now;
+                self.progress.forget();
+                cx.use_budget(sent);
+            }
+            Err(error) => self.on_write_error(error),
         }
     }
 
-    /// The peer takes no more output, which is its end: nothing that it still has to say can be
-    /// answered.
+    /// The peer takes no more output, or a file of it cannot be sent. That is the end: nothing that the
+    /// peer still has to say can be answered.
     #[cold]
     fn on_write_error(&mut self, error: io::Error) {
         self.cut = true;
         self.write_buffer = None;
         match self.conversation.local() {
-            Some(conversation) => conversation.end(CloseReason::Disconnected(error)),
+            Some(conversation) => conversation.end(write_failure(error)),
             None => self.rare = Some(Box::new(Rare::WriteError(error))),
         }
     }
@@ -520,119 +543,4 @@ impl<T: ConversationSlot> Connection<T> {
 /// for a difference.
 fn delivered(cx: &LoopCx) -> u64 {
     cx.scratch.tally.messages + cx.scratch.tally.from_senders
-}
-
-impl<T: ConversationSlot> EventSource for Connection<T> {
-    fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
-        cx.call.entry.limit = self.water_marks.high();
-        if self
-            .conversation
-            .local_ref()
-            .is_some_and(|conversation| conversation.peer().inet().is_none())
-        {
-            cx.call.readiness.add(Readiness::ANCILLARY);
-        }
-        self.step_alone(ConversationEvent::Open, cx);
-        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
-    }
-
-    fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.run(cx)
-    }
-
-    fn mail_taken(&mut self) {
-        match self.conversation.local() {
-            Some(conversation) => conversation.listen(),
-            None => self.missed_mail = true,
-        }
-    }
-
-    fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
-    }
-
-    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
-        self.conversation.put_back(work, cx);
-        cx.deadline_changed();
-        if std::mem::take(&mut self.missed_mail)
-            && let Some(conversation) = self.conversation.local()
-        {
-            conversation.listen();
-        }
-        if self.send_output(&[], cx).moved {
-            self.last_moved = cx.turn.now;
-        }
-        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        if let Some(Rare::Lingering(linger)) = self.rare.as_deref() {
-            return Some(linger.next());
-        }
-        let conversation = self.conversation.local_ref()?;
-        let idle = conversation.patience().and_then(|patience| {
-            // Bytes that were in flight at the close arrive soon, and do not show that the peer reads.
-            let is_first = conversation.is_closing() && !self.looked;
-            self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
-        });
-        idle.into_iter().chain(conversation.timer()).min()
-    }
-
-    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
-        if self.is_lingering() {
-            return cx.with_buffer(|buffer, cx| self.linger(buffer, cx));
-        }
-        let Some(conversation) = self.conversation.local() else {
-            return PostAction::Wait;
-        };
-        if conversation.timer().is_some_and(|timer| timer <= cx.turn.now) {
-            self.step_alone(ConversationEvent::Timer, cx);
-            return cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx));
-        }
-        let is_first = conversation.is_closing() && !std::mem::replace(&mut self.looked, true);
-        // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
-        if self.progress.is_made(&self.socket) {
-            self.last_moved = cx.turn.now;
-            return PostAction::Wait;
-        }
-        if is_first {
-            return PostAction::Wait;
-        }
-        if conversation.is_closing() {
-            return PostAction::Remove;
-        }
-        self.last_moved = cx.turn.now;
-        cx.call.entry.limit = self.water_marks.high();
-        self.step_alone(ConversationEvent::IdleTimeout, cx);
-        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
-    }
-
-    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
-        // What has arrived before the stop is answered: look once more.
-        cx.call.readiness.add(Readiness::READABLE);
-        let now = cx.turn.now;
-        if let Some(Rare::Lingering(linger)) = self.rare.as_deref_mut() {
-            linger.hurry(now);
-        }
-        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
-    }
-
-    fn finish(&mut self, cx: &mut LoopCx) {
-        match self.conversation.local() {
-            // What is under way is cut.
-            Some(conversation) if !self.close_notified && !conversation.is_closing() => {
-                conversation.end(CloseReason::Shutdown);
-                self.cut = true;
-            }
-            None if !self.close_notified => self.cut = true,
-            // Its output has been sent, and a worker that has it now only calls `on_close`.
-            _ => {}
-        }
-        if self.cut || self.write_buffer.is_some() {
-            sys::reset_on_close(&self.socket);
-        }
-        self.notify_close(cx);
-        cx.scratch.tally.closed += 1;
-        cx.turn.capacity_freed = true;
-    }
 }

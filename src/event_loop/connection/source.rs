@@ -1,0 +1,133 @@
+//! A connection as an entry of the slab.
+
+use std::time::Instant;
+
+use super::super::lingering::Rare;
+use super::super::slot::{ConversationEvent, ConversationSlot};
+use super::super::source::{EventSource, LoopCx, PostAction, Readiness};
+use super::Connection;
+use crate::closing::FIRST_LOOK;
+use crate::error::CloseReason;
+use crate::mailbox::Job;
+use crate::sys;
+
+impl<T: ConversationSlot> EventSource for Connection<T> {
+    fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
+        cx.call.entry.limit = self.limits.sender;
+        if self
+            .conversation
+            .local_ref()
+            .is_some_and(|conversation| conversation.peer().inet().is_none())
+        {
+            cx.call.readiness.add(Readiness::ANCILLARY);
+        }
+        self.step_alone(ConversationEvent::Open, cx);
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
+    }
+
+    fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
+        self.run(cx)
+    }
+
+    fn mail_taken(&mut self) {
+        match self.conversation.local() {
+            Some(conversation) => conversation.listen(),
+            None => self.missed_mail = true,
+        }
+    }
+
+    fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
+    }
+
+    fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
+        self.conversation.put_back(work, cx);
+        cx.deadline_changed();
+        if std::mem::take(&mut self.missed_mail)
+            && let Some(conversation) = self.conversation.local()
+        {
+            conversation.listen();
+        }
+        if self.send_output(&[], cx).moved {
+            self.last_moved = cx.turn.now;
+        }
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if let Some(Rare::Lingering(linger)) = self.rare.as_deref() {
+            return Some(linger.next());
+        }
+        let conversation = self.conversation.local_ref()?;
+        let idle = conversation.patience().and_then(|patience| {
+            // Bytes that were in flight at the close arrive soon, and do not show that the peer reads.
+            let is_first = conversation.is_closing() && !self.looked;
+            self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
+        });
+        idle.into_iter().chain(conversation.timer()).min()
+    }
+
+    fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
+        if self.is_lingering() {
+            return cx.with_buffer(|buffer, cx| self.linger(buffer, cx));
+        }
+        let Some(conversation) = self.conversation.local() else {
+            return PostAction::Wait;
+        };
+        if conversation.timer().is_some_and(|timer| timer <= cx.turn.now) {
+            self.step_alone(ConversationEvent::Timer, cx);
+            return cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx));
+        }
+        let is_first = conversation.is_closing() && !std::mem::replace(&mut self.looked, true);
+        // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
+        if self.progress.is_made(&self.socket) {
+            self.last_moved = cx.turn.now;
+            return PostAction::Wait;
+        }
+        if is_first {
+            return PostAction::Wait;
+        }
+        if conversation.is_closing() {
+            return PostAction::Remove;
+        }
+        self.last_moved = cx.turn.now;
+        cx.call.entry.limit = self.limits.sender;
+        self.step_alone(ConversationEvent::IdleTimeout, cx);
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
+    }
+
+    fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
+        // What has arrived before the stop is answered: look once more.
+        cx.call.readiness.add(Readiness::READABLE);
+        let now = cx.turn.now;
+        if let Some(Rare::Lingering(linger)) = self.rare.as_deref_mut() {
+            linger.hurry(now);
+        }
+        self.idle_at_stop = self.write_buffer.is_none()
+            && self
+                .conversation
+                .local_ref()
+                .is_some_and(|conversation| conversation.is_idle() && !conversation.is_closing());
+        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
+    }
+
+    fn finish(&mut self, cx: &mut LoopCx) {
+        match self.conversation.local() {
+            // What is under way is cut.
+            Some(conversation) if !self.close_notified && !conversation.is_closing() => {
+                conversation.end(CloseReason::Shutdown);
+                self.cut = true;
+            }
+            None if !self.close_notified => self.cut = true,
+            // Its output has been sent, and a worker that has it now only calls `on_close`.
+            _ => {}
+        }
+        if self.cut || self.write_buffer.is_some() {
+            sys::reset_on_close(&self.socket);
+        }
+        self.notify_close(cx);
+        cx.run.ended_idle += usize::from(self.idle_at_stop && !self.cut);
+        cx.scratch.tally.closed += 1;
+        cx.turn.capacity_freed = true;
+    }
+}
