@@ -199,6 +199,19 @@ impl SendQueue {
         lock(&self.state).ending
     }
 
+    /// From now on every send is told that the connection is closed, and what waits is dropped; but it
+    /// can still be aborted.
+    pub(crate) fn refuse(&self) {
+        let mut state = lock(&self.state);
+        let ending = state.ending.max(Ending::Closing);
+        let notified = state.notified;
+        let refusing = SendQueueState { ending, notified, ..SendQueueState::default() };
+        let before = std::mem::replace(&mut *state, refusing);
+        drop(state);
+        // Not while it is locked: the destructor of an event is code of the user.
+        drop(before);
+    }
+
     /// From now on every send is told that the connection is closed.
     pub(crate) fn close(&self) {
         let closed = SendQueueState { ending: Ending::Closed, ..SendQueueState::default() };
@@ -510,6 +523,30 @@ mod tests {
         sender.send_queue.close();
         assert_eq!(sender.send(b"x"), Err(SendError::Closed));
         assert!(sender.is_closed());
+    }
+
+    #[test]
+    fn a_queue_that_refuses_drops_what_waits_and_can_only_be_aborted() {
+        let (mailbox, sender) = send_queue(1000);
+        sender.send(b"one").unwrap();
+        sender.post(Box::new(2)).unwrap();
+        sender.send_queue.refuse();
+        assert_eq!(sender.send(b"three"), Err(SendError::Closed));
+        assert_eq!(sender.post(Box::new(4)), Err(SendError::Closed));
+        assert!(matches!(sender.send_queue.take(), Some(Command::Close)), "nothing is left");
+        let mut mail = VecDeque::new();
+        mailbox.collect(&mut mail, 8);
+        sender.send_queue.listen();
+        mail.clear();
+        sender.close();
+        sender.abort();
+        mailbox.collect(&mut mail, 8);
+        assert_eq!(mail.len(), 1);
+        sender.send_queue.refuse();
+        assert_eq!(sender.send_queue.ending(), Ending::Aborted);
+        sender.send_queue.close();
+        sender.send_queue.refuse();
+        assert_eq!(sender.send_queue.ending(), Ending::Closed);
     }
 
     #[test]

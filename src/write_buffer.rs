@@ -219,7 +219,10 @@ mod tests {
         let sent = write_buffer.send(ours, most).unwrap();
         assert!((1..=most).contains(&sent), "{sent} of {most}");
         assert!(write_buffer.len() <= before);
-        assert_eq!(write_buffer.len() as u64, write_buffer.chunks.iter().map(Chunk::charge).sum());
+        assert_eq!(
+            write_buffer.len() as u64,
+            write_buffer.chunks.iter().map(Chunk::charge).sum::<u64>()
+        );
         let start = arrived.len();
         arrived.resize(start + sent, 0);
         theirs.read_exact(&mut arrived[start..]).unwrap();
@@ -231,7 +234,7 @@ mod tests {
         /// Whatever is appended, from memory and from files, and however little is sent each time, the
         /// bytes come out as they went in.
         #[test]
-        fn bytes_come_out_as_they_went_in(
+        fn the_bytes_come_out_in_order_however_little_is_sent_at_a_time(
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
             steps in prop::collection::vec(1usize..3000, 1..50),
         ) {

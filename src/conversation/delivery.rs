@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Conversation, Decoded, Framing, Handler, MESSAGE_BUDGET, PeekedFrame, SHRINK_FROM, StepCx,
+    Conversation, ConversationCore, Decoded, Framing, Handler, MESSAGE_BUDGET, PeekedFrame,
+    SHRINK_FROM, StepCx,
 };
 use crate::error::{CloseReason, FramingError};
 use crate::guard;
@@ -54,7 +55,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         let mut peeked = None;
         let mut frame_len = 0;
         while peeked.is_none() && skipped < self.read_buffer.len() {
-            let input = &self.read_buffer[skipped..];
+            let input = &self.core.read_buffer[skipped..];
             match guard::call(|| self.framing.decode(input)) {
                 Ok(Ok(Decoded::Incomplete)) => break,
                 Ok(Ok(Decoded::Need(length))) => {
@@ -90,7 +91,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             this.deliver(input, step_cx);
         });
     }
+}
 
+impl ConversationCore {
     /// Drops the input that was delivered and keeps the rest, now that the output has been dealt with.
     #[inline(always)]
     pub(crate) fn consume_delivered(&mut self, fresh: &[u8]) {
@@ -136,7 +139,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             self.read_buffer.reserve_exact(wanted - arrived);
         }
     }
+}
 
+impl<H: Handler, F: Framing> Conversation<H, F> {
     /// Delivers the whole messages of `input` for which there is room, up to the budget.
     ///
     /// Nearly always there is one: it is counted by being the first.
@@ -169,7 +174,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             self.state.block();
             return false;
         }
-        let step = self.framing.decode(&input[self.consumed..]);
+        let step = self.framing.decode(&input[self.core.consumed..]);
         self.step(step, input, step_cx)
     }
 
@@ -180,7 +185,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             if self.state.is_halted() {
                 return false;
             }
-            let step = self.framing.decode_eof(&input[self.consumed..]);
+            let step = self.framing.decode_eof(&input[self.core.consumed..]);
             let left = input.len() - self.consumed;
             let step = match step {
                 Ok(Decoded::Incomplete | Decoded::Need(_)) => {

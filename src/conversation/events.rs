@@ -1,6 +1,6 @@
 //! The events of a conversation beside its messages: each calls one method of the handler.
 
-use super::{Conversation, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
+use super::{Conversation, ConversationCore, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
 use crate::address::Origin;
 use crate::counters::Tally;
 use crate::error::{CloseReason, HandlerResult};
@@ -17,6 +17,16 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             let result = handler.on_open(&mut cx);
             this.end_on_error(result);
         });
+    }
+
+    /// As [`eof`](Self::eof), if nothing that precedes the end is left: no message, at a limit or because
+    /// the input is paused, and no output without room. Otherwise the driver is to read the end again.
+    pub(crate) fn eof_if_next(&mut self, step_cx: &mut StepCx<'_>) {
+        let is_left = self.consumed < self.read_buffer.len() && self.state.is_halted();
+        let has_room = step_cx.output_buffer.len() < step_cx.room;
+        if has_room && !is_left && !self.is_at_limit() && !self.is_closing() {
+            self.eof(step_cx);
+        }
     }
 
     /// The peer has ended: its last bytes are delivered, and the handler is told.
@@ -69,6 +79,17 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 this.state.end(CloseReason::Eof);
             }
         });
+    }
+
+    /// As [`stop`](Self::stop), where the driver has nothing to read or to send: the conversation ends if
+    /// it is idle after that.
+    pub(crate) fn stop_if_idle(&mut self, step_cx: &mut StepCx<'_>) {
+        self.stop(step_cx);
+        self.end_if_nothing_follows();
+        let nothing_queued = self.send_queue().is_none_or(|send_queue| send_queue.is_empty());
+        if self.is_idle() && nothing_queued {
+            self.end(CloseReason::Shutdown);
+        }
     }
 
     /// The server begins to stop. Called once.
@@ -142,24 +163,30 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 
     /// Tells the handler that the conversation is over, and why; returns the reason. Nothing follows.
     pub(crate) fn closed(&mut self, tally: &mut Tally) -> CatchDrop<CloseReason> {
-        let rare = self.state.take_rare().map(|rare| *rare).unwrap_or_default();
-        let mut reason = rare.close_reason.unwrap_or_else(|| CloseReason::Shutdown.into());
-        if let Some(send_queue) = rare.send_queue {
-            send_queue.close();
+        self.notify_close(tally);
+        self.take_close_reason()
+    }
+
+    /// Tells the handler that the conversation is over, and why, while output may still wait to be sent:
+    /// all that senders can do from now on is to abort it.
+    pub(crate) fn notify_close(&mut self, tally: &mut Tally) {
+        self.state.end(CloseReason::Shutdown);
+        if let Some(send_queue) = self.state.send_queue() {
+            send_queue.refuse();
         }
         if std::mem::take(&mut self.state.open)
-            && let Err(message) = guard::call(|| self.handler.on_close(&reason))
+            && let Some(reason) = self.core.state.close_reason()
+            && let Err(message) = guard::call(|| self.handler.on_close(reason))
         {
             tally.panics += 1;
-            reason = CloseReason::Panic(message).into();
+            self.state.end_for(CloseReason::Panic(message));
         }
-        match *reason {
-            CloseReason::Error(_) => tally.handler_errors += 1,
-            CloseReason::Framing(_) => tally.framing_errors += 1,
-            CloseReason::Disconnected(_) => tally.disconnects += 1,
+        match self.state.close_reason() {
+            Some(CloseReason::Error(_)) => tally.handler_errors += 1,
+            Some(CloseReason::Framing(_)) => tally.framing_errors += 1,
+            Some(CloseReason::Disconnected(_)) => tally.disconnects += 1,
             _ => {}
         }
-        reason
     }
 
     /// Ends it where the handler has returned an error. Where the handler may have changed the framing, the
@@ -178,5 +205,16 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     fn end_as(&mut self, reason: CloseReason, result: HandlerResult) {
         self.end_on_error(result);
         self.state.relabel(reason);
+    }
+}
+
+impl ConversationCore {
+    /// Why it has ended. Nothing follows: senders cannot even abort it.
+    pub(crate) fn take_close_reason(&mut self) -> CatchDrop<CloseReason> {
+        let rare = self.state.take_rare().map(|rare| *rare).unwrap_or_default();
+        if let Some(send_queue) = rare.send_queue {
+            send_queue.close();
+        }
+        rare.close_reason.unwrap_or_else(|| CloseReason::Shutdown.into())
     }
 }

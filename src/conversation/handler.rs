@@ -30,7 +30,7 @@ use crate::sender::Event;
     note = "a blocking `RequestHandler` is served by `serve_blocking`, under `Inline`, `Threading`, `Pool` or `Forking`"
 )]
 pub trait Handler {
-    /// The connection is open; nothing has been read from it.
+    /// The connection is open; no message has been delivered yet.
     ///
     /// # Errors
     ///
@@ -177,6 +177,12 @@ pub trait Handler {
     /// The conversation is over, for this reason. Called once, last, if
     /// [`on_open`](Handler::on_open) was called. A handler that needs the number or the address of its
     /// connection here keeps them from [`Accepted`](crate::Accepted) or [`Context`].
+    ///
+    /// It comes when the last output has been sent, or cannot be sent. Under
+    /// [`Offload`](crate::Offload) it may come before that: the worker that has called the method which
+    /// ends the conversation calls `on_close` next, and the output is sent when both have returned. An
+    /// output that cannot be sent then is not reported: under every mode the first reason stands, unless
+    /// a fault follows.
     fn on_close(&mut self, reason: &CloseReason) {
         let _ = reason;
     }

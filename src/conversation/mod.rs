@@ -5,6 +5,7 @@
 //! loop and the blocking sessions both drive a [`Conversation`], so the same handler behaves the same
 //! under every mode.
 
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,11 +76,18 @@ impl<'a> StepCx<'a> {
     }
 }
 
-/// One peer's conversation: its handler, its framing, its undecoded input, and its state.
+/// One peer's conversation: its handler, its framing, and its core.
 #[derive(Debug)]
 pub(crate) struct Conversation<H, F> {
     handler: CatchDrop<H>,
     framing: CatchDrop<F>,
+    core: ConversationCore,
+}
+
+/// The state of a conversation and its undecoded input: what its driver looks at between the steps. It is
+/// what is left when the handler has been told of the close and its output has yet to be sent.
+#[derive(Debug)]
+pub(crate) struct ConversationCore {
     state: State,
     /// Input that is not a whole message yet, and during a step all input.
     read_buffer: Vec<u8>,
@@ -88,7 +96,9 @@ pub(crate) struct Conversation<H, F> {
 }
 
 /// The result of decoding the first buffered frame on the loop, before a worker gets the conversation.
-/// `None` if `decode` panicked: the worker calls it again, and the panic is counted there.
+/// `None`, the default, if the worker is to call `decode`: it has not been called, or it panicked, which
+/// is then counted there.
+#[derive(Default)]
 pub(crate) struct PeekedFrame(Option<Result<Decoded, FramingError>>);
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
@@ -99,14 +109,45 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         peer: Peer,
         id: ConnectionId,
     ) -> Self {
-        let state = State::new(peer, Some(id));
-        Conversation { handler, framing, state, read_buffer: Vec::new(), consumed: 0 }
+        Conversation { handler, framing, core: ConversationCore::new(State::new(peer, Some(id))) }
+    }
+
+    /// Drops the handler and the framing, after the close: the output can still be sent.
+    pub(crate) fn into_core(self) -> ConversationCore {
+        self.core
+    }
+}
+
+impl<H, F> Deref for Conversation<H, F> {
+    type Target = ConversationCore;
+
+    #[inline(always)]
+    fn deref(&self) -> &ConversationCore {
+        &self.core
+    }
+}
+
+impl<H, F> DerefMut for Conversation<H, F> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut ConversationCore {
+        &mut self.core
+    }
+}
+
+impl ConversationCore {
+    fn new(state: State) -> Self {
+        ConversationCore { state, read_buffer: Vec::new(), consumed: 0 }
     }
 
     /// What the output of the last step refers to.
     #[inline(always)]
     pub(crate) fn input<'a>(&'a self, fresh: &'a [u8]) -> &'a [u8] {
         if self.read_buffer.is_empty() { fresh } else { &self.read_buffer }
+    }
+
+    /// Whether `on_open` has been called and `on_close` has not.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.open
     }
 
     /// Ends it for a reason of the driver: the peer is gone, the server stops.
@@ -263,7 +304,9 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     pub(crate) fn peer(&self) -> &Peer {
         &self.state.peer
     }
+}
 
+impl<H: Handler, F: Framing> Conversation<H, F> {
     /// The handler and a context for it.
     #[inline(always)]
     fn parts<'a>(
@@ -272,7 +315,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         step_cx: &'a mut StepCx<'_>,
     ) -> (&'a mut H, Context<'a>) {
         let cx = Context {
-            state: &mut self.state,
+            state: &mut self.core.state,
             framing: &mut *self.framing,
             output: Output::new(input, step_cx.output_buffer),
             driver: step_cx.driver,
@@ -316,8 +359,7 @@ pub(crate) fn serve_datagram<H: Handler>(
     state.datagram = true;
     state.truncated = truncated;
     let framing = CatchDrop::new(Raw);
-    let mut conversation =
-        Conversation { handler, framing, state, read_buffer: Vec::new(), consumed: 0 };
+    let mut conversation = Conversation { handler, framing, core: ConversationCore::new(state) };
     conversation.open(step_cx);
     if !conversation.is_closing() {
         conversation

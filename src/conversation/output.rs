@@ -126,6 +126,11 @@ impl OutputBuffer {
         self.len == 0 && self.segments.is_empty()
     }
 
+    /// Whether it owns little memory.
+    pub(crate) fn is_small(&self) -> bool {
+        self.scratch.capacity() <= 1 << 16 && self.segments.capacity() <= 1 << 8
+    }
+
     /// Forgets what was sent, and gives back what one large turn had taken.
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
@@ -575,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_repeats_the_input_is_one_range_of_it() {
+    fn an_answer_that_repeats_the_input_is_stored_as_one_range() {
         let input = b"one\ntwo\n".to_vec();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&input, &mut output_buffer);
@@ -590,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_elsewhere_are_copied_and_keep_their_place() {
+    fn bytes_from_other_memory_are_copied_in_order() {
         let input = b"name".to_vec();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&input, &mut output_buffer);
@@ -602,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_payload_is_shared_and_its_rest_too() {
+    fn a_large_payload_and_its_unsent_rest_are_shared() {
         let payload: SharedBytes = vec![7; SHARED_FROM].into();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::sharing(&payload, &mut output_buffer);
@@ -721,7 +726,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_back_leaves_what_was_there_before() {
+    fn truncating_the_output_restores_the_earlier_content() {
         let payload: SharedBytes = vec![7; SHARED_FROM].into();
         let input = b"input".to_vec();
         for first in [&b""[..], b"copied", &input, &payload] {
@@ -744,7 +749,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_datagram_is_one() {
+    fn an_empty_datagram_is_kept_as_a_part() {
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&[], &mut output_buffer);
         output.put_datagram(b"");

@@ -28,10 +28,11 @@ impl Scratch {
         StepCx::new(&mut self.output_buffer, &mut self.tally, driver, room)
     }
 
-    /// Takes what a job has made: its output, and what it has counted. There is no other output.
-    pub(crate) fn take_over(&mut self, mut job: Scratch) {
+    /// Takes what a job has made: its output, and what it has counted. There is no other output; the job
+    /// gets the empty buffer in exchange.
+    pub(crate) fn take_over(&mut self, job: &mut Scratch) {
         debug_assert!(self.output_buffer.is_empty());
-        self.output_buffer = job.output_buffer;
+        std::mem::swap(&mut self.output_buffer, &mut job.output_buffer);
         self.tally.absorb(&mut job.tally);
     }
 }

@@ -982,6 +982,46 @@ fn on_close_is_called_once() {
 }
 
 #[test]
+fn a_conversation_that_is_told_of_its_close_early_keeps_its_reason_and_its_output() {
+    let (mut stage, log) = start(Lines::default(), |call, cx| {
+        if matches!(call, Call::Message(_)) {
+            cx.set_idle_timeout(Duration::from_secs(60))?;
+            cx.send(b"last words")?;
+            return Err("on purpose".into());
+        }
+        Ok(())
+    });
+    let mut tally = Tally::default();
+    stage.step(b"x\n", |conversation, step_cx| {
+        conversation.receive(b"x\n", step_cx);
+        conversation.notify_close(&mut tally);
+    });
+    assert_eq!(stage.sent, b"last words\n");
+    assert!(stage.is_closing() && !stage.conversation.is_open());
+    assert_eq!(stage.conversation.patience(), Some(Duration::from_secs(60)));
+    assert_eq!(log.borrow()[2..], [Call::Close("handler failed: on purpose".into())]);
+    let mut core = stage.conversation.into_core();
+    assert!(matches!(*core.take_close_reason(), CloseReason::Error(_)));
+    assert_eq!((closes(&log), tally.handler_errors), (1, 1));
+}
+
+#[test]
+fn senders_of_a_conversation_that_is_told_of_its_close_early_can_only_abort_it() {
+    let (mut stage, sender) = with_sender(Lines::default(), echo);
+    sender.send(b"too late").unwrap();
+    stage.conversation.end(CloseReason::Handler);
+    stage.conversation.notify_close(&mut Tally::default());
+    assert_eq!(sender.send(b"later still"), Err(SendError::Closed));
+    assert_eq!(stage.conversation.ending(), Ending::Closing);
+    sender.abort();
+    assert_eq!(stage.conversation.ending(), Ending::Aborted);
+    let mut core = stage.conversation.into_core();
+    core.take_close_reason();
+    assert_eq!(core.ending(), Ending::Open, "it has no queue any more");
+    assert!(sender.is_closed());
+}
+
+#[test]
 fn on_close_is_not_called_if_on_open_was_not() {
     let log = Log::default();
     let handler = Actor { log: log.clone(), act: echo };
@@ -1253,7 +1293,7 @@ fn copied(framing: impl Framing + Clone, wire: &[u8], split: usize) -> usize {
     stage.feed(&wire[..split]);
     let received = Rc::default();
     let mut echoing = Stage::new(Echo(received), stage.conversation.framing.clone());
-    echoing.conversation.read_buffer = stage.conversation.read_buffer;
+    echoing.conversation.read_buffer = stage.conversation.core.read_buffer;
     let fresh = &wire[split..];
     let mut step_cx =
         StepCx::new(&mut echoing.output_buffer, &mut echoing.tally, &echoing.driver, PLENTY);
@@ -1715,6 +1755,78 @@ fn the_end_of_the_input_is_told_to_a_paused_handler_where_nothing_undelivered_pr
     stage.step(&[], Conversation::timer_expired);
     stage.resume();
     assert_eq!(log.borrow()[2..], [Call::Timer, message("two"), Call::Eof]);
+}
+
+/// Delivers what was kept and then the end, if it is next; whether the end was call.
+fn deliver_kept_and_end<H: Handler, F: Framing>(stage: &mut Stage<H, F>) -> bool {
+    let mut peeked = stage.conversation.peek_frame().expect("a whole message");
+    stage.step(&[], |conversation, step_cx| {
+        conversation.receive_buffered(&mut peeked, step_cx);
+        conversation.eof_if_next(step_cx);
+    });
+    stage.conversation.input_ended()
+}
+
+#[test]
+fn the_end_is_told_with_the_last_messages_where_nothing_is_left_before_it() {
+    let (mut stage, log) = start(Lines::default().unterminated(true), echo);
+    stage.conversation.buffer(b"one\ntwo");
+    assert!(deliver_kept_and_end(&mut stage));
+    assert_eq!(log.borrow()[1..], [message("one"), message("two"), Call::Eof]);
+    assert_eq!(stage.sent, b"one\ntwo\n");
+}
+
+#[test]
+fn the_end_is_left_to_be_read_again_where_messages_or_output_come_before_it() {
+    let lines = "x\n".repeat(MESSAGE_BUDGET + 2);
+    let (mut stage, log) = start(Lines::default(), echo);
+    stage.conversation.buffer(lines.as_bytes());
+    assert!(!deliver_kept_and_end(&mut stage), "the budget is used up");
+    assert!(deliver_kept_and_end(&mut stage));
+    assert_eq!(messages(&log).len(), MESSAGE_BUDGET + 2);
+
+    let (mut stage, _) = start(Lines::default(), echo);
+    stage.room = 2;
+    stage.conversation.buffer(b"x\n");
+    assert!(!deliver_kept_and_end(&mut stage), "the output has no room left");
+    stage.step(&[], Conversation::eof_if_next);
+    assert!(stage.conversation.input_ended());
+
+    let (mut stage, log) = start(Lines::default(), |call, cx| {
+        if *call == message("pause") {
+            cx.pause_input();
+        }
+        echo(call, cx)
+    });
+    stage.conversation.buffer(b"pause\none\n");
+    assert!(!deliver_kept_and_end(&mut stage), "the input is paused");
+    assert_eq!(messages(&log), [b"pause"]);
+}
+
+#[test]
+fn a_conversation_that_is_idle_after_the_stop_is_told_of_ends_with_it_and_any_other_goes_on() {
+    for (kept, unsent, ends) in
+        [(&b""[..], false, true), (b"half", false, false), (b"", true, false)]
+    {
+        let (mut stage, log) = start(Lines::default(), move |call, cx| {
+            if unsent && *call == Call::Stop {
+                cx.room();
+            }
+            Ok(())
+        });
+        stage.room = if unsent { 0 } else { PLENTY };
+        stage.conversation.buffer(kept);
+        stage.step(&[], Conversation::stop_if_idle);
+        assert_eq!(stage.is_closing(), ends);
+        assert_eq!(*log.borrow(), [Call::Open, Call::Stop]);
+    }
+    let (mut stage, sender) = with_sender(Lines::default(), echo);
+    sender.send(b"not yet").unwrap();
+    stage.step(&[], Conversation::stop_if_idle);
+    assert!(!stage.is_closing(), "a message of a sender waits");
+    stage.drain_send_queue();
+    stage.step(&[], Conversation::stop_if_idle);
+    assert!(matches!(stage.close(), CloseReason::Shutdown));
 }
 
 #[test]

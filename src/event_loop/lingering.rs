@@ -82,6 +82,7 @@ pub(super) fn linger_on(
 pub(super) enum Rare {
     /// The conversation is closed; input is discarded until the peer has its output.
     Lingering(Linger),
-    /// A write failed while a worker had the conversation, which has yet to be closed for that.
-    WriteError(io::Error),
+    /// The socket failed while a worker had the conversation or was to get it first; the conversation has
+    /// yet to be closed for that.
+    SocketError(io::Error),
 }

@@ -35,7 +35,7 @@ pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };
 pub(crate) use socket::{
-    PollInterest, accept, disconnect, has_input, is_at_end, may_be_urgent, peer_credentials,
+    PollInterest, accept, disconnect, has_input, is_at_end, may_be_urgent, peek, peer_credentials,
     receive, receive_now, reset_on_close, restrict_socket_file, send, send_now, send_vectored,
     stream_interest, unsent, wait_for, waiting_connections,
 };

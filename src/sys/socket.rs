@@ -112,30 +112,28 @@ pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usiz
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether a read would return at once, with bytes, end of input or an error. Reads nothing
-/// (MSG_PEEK).
-pub(crate) fn has_input(socket: &Socket) -> bool {
+/// As a read into one byte, but reads nothing (MSG_PEEK) and does not wait. An error of the connection
+/// is taken: the next read returns the end.
+pub(crate) fn peek(socket: &Socket) -> io::Result<usize> {
     let mut byte = [0u8; 1];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: recv writes at most one byte.
     let peeked = unsafe { libc::recv(socket.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
-    peeked >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+    usize::try_from(peeked).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether everything that the peer has sent has been read, its end being next. Reads nothing
-/// (MSG_PEEK) and does not wait.
+/// Whether a read would return at once, with bytes, end of input or an error.
+pub(crate) fn has_input(socket: &Socket) -> bool {
+    !matches!(peek(socket), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Whether everything that the peer has sent has been read, its end being next. Reads nothing and does
+/// not wait.
 pub(crate) fn is_at_end(socket: &Socket) -> io::Result<bool> {
-    let mut byte = [0u8; 1];
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: recv writes at most one byte.
-    let peeked = unsafe { libc::recv(socket.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
-    match peeked {
-        0 => Ok(true),
-        1.. => Ok(false),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            error => Err(error),
-        },
+    match peek(socket) {
+        Ok(count) => Ok(count == 0),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One connection of the event loop: the non-blocking driver of a conversation.
 
+mod input;
 mod source;
 
 use std::io::{self, Read};
@@ -13,7 +14,7 @@ use socket2::Socket;
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{LoopCx, PostAction, Readiness};
-use super::stream_io::{flush, read, receive_with_ancillary, transmit};
+use super::stream_io::{flush, receive_with_ancillary, transmit};
 use super::water_marks::OutputLimits;
 use crate::closing::{Linger, Progress, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, Work};
@@ -295,10 +296,10 @@ impl<T: ConversationSlot> Connection<T> {
         {
             let error = self.socket.take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
-            self.rare = Some(Box::new(Rare::WriteError(error)));
+            self.rare = Some(Box::new(Rare::SocketError(error)));
         }
         // A peer that takes no answers is not served any further.
-        if let Some(Rare::WriteError(error)) = self.rare.take().map(|rare| *rare) {
+        if let Some(Rare::SocketError(error)) = self.rare.take().map(|rare| *rare) {
             self.on_write_error(error);
             return ControlFlow::Continue(Recheck);
         }
@@ -312,38 +313,29 @@ impl<T: ConversationSlot> Connection<T> {
             && let Some(conversation) = self.conversation.local()
             && !conversation.is_stop_notified()
         {
-            let cost = self.step_alone(ConversationEvent::Stop, cx);
+            let event = self.stop_event();
+            let cost = self.step_alone(event, cx);
             *budget = budget.saturating_sub(cost);
             return ControlFlow::Continue(Recheck);
         }
         ControlFlow::Continue(GoOn)
     }
 
-    /// Reads once and delivers what was read; how much of the budget that takes.
-    fn read_once(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> usize {
-        match read(&self.socket, buffer, cx) {
-            Ok(0) => {
-                cx.call.readiness.remove(Readiness::READABLE);
-                return self.step_alone(ConversationEvent::Eof, cx);
-            }
-            Ok(count) => {
-                self.last_moved = cx.turn.now;
-                cx.read(count, buffer.len());
-                return count.max(self.received(&buffer[..count], cx));
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                cx.call.readiness.remove(Readiness::READABLE);
-                cx.call.readiness.remove(Readiness::BOUNDARY);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                if let Some(conversation) = self.conversation.local() {
-                    conversation.end(CloseReason::Disconnected(error));
+    /// The event that tells the conversation of the stop of the server.
+    fn stop_event(&mut self) -> ConversationEvent<'static> {
+        let is_idle = self.write_buffer.is_none()
+            && self.conversation.local_ref().is_some_and(|conversation| conversation.is_idle());
+        if T::OFFLOADED && is_idle {
+            match sys::peek(&self.socket) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return ConversationEvent::StopIfIdle;
                 }
-                self.write_buffer = None;
+                // It is gone, and is told nothing but that.
+                Err(error) => self.on_read_error(error),
             }
         }
-        0
+        ConversationEvent::Stop
     }
 
     /// Nothing more can be done now, or ever; a server that stops does not wait for who is idle.
@@ -387,7 +379,7 @@ impl<T: ConversationSlot> Connection<T> {
         fresh: &[u8],
         cx: &mut LoopCx,
     ) -> Settled {
-        if !self.conversation.run(step, room, cx) {
+        if !self.conversation.run(step, room, self.write_buffer.is_some(), cx) {
             return Settled::default();
         }
         self.send_output(fresh, cx)
@@ -410,14 +402,6 @@ impl<T: ConversationSlot> Connection<T> {
         if settled.moved {
             self.last_moved = cx.turn.now;
         }
-        self.cost(settled, before, cx)
-    }
-
-    /// Delivers what has been read; how much of the budget the answers take.
-    #[inline(never)]
-    fn received(&mut self, fresh: &[u8], cx: &mut LoopCx) -> usize {
-        let before = delivered(cx);
-        let settled = self.step(ConversationEvent::Receive(fresh), self.room(), fresh, cx);
         self.cost(settled, before, cx)
     }
 
@@ -494,7 +478,7 @@ impl<T: ConversationSlot> Connection<T> {
         self.write_buffer = None;
         match self.conversation.local() {
             Some(conversation) => conversation.end(write_failure(error)),
-            None => self.rare = Some(Box::new(Rare::WriteError(error))),
+            None => self.rare = Some(Box::new(Rare::SocketError(error))),
         }
     }
 

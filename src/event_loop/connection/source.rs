@@ -22,7 +22,12 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
             cx.call.readiness.add(Readiness::ANCILLARY);
         }
         self.step_alone(ConversationEvent::Open, cx);
-        cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
+        cx.with_buffer(|buffer, cx| {
+            if T::OFFLOADED {
+                self.read_at_open(buffer, cx);
+            }
+            self.run_slow(buffer, cx)
+        })
     }
 
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {

@@ -1,38 +1,52 @@
-//! The jobs of workers: a worker gets a conversation for each event that runs the handler, and returns
-//! it with the output. The loop does all the reading and writing, and finds out whether a whole message
-//! is there to submit a job for.
+//! The jobs of workers: a worker gets a conversation for the events that run the handler, and returns it
+//! with the output. The loop does all the reading and writing, and finds out whether a whole message is
+//! there to submit a job for.
+//!
+//! Each job wakes a worker and then the loop, so events share one where they come together: `on_open` and
+//! the messages that have arrived by then, the last messages and `on_eof`, and `on_close` after whatever
+//! ends the conversation, unless much output is left to be sent.
 
 use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
 
 use super::OffloadWorkers;
 use crate::address::Origin;
 use crate::conversation::{
-    Conversation, DatagramCx, Framing, Handler, PeekedFrame, Scratch, serve_datagram,
+    Conversation, ConversationCore, DatagramCx, Driver, Framing, Handler, PeekedFrame, Scratch,
+    StepCx, serve_datagram,
 };
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
-use crate::error::CloseReason;
+use crate::error::{CloseReason, UnsupportedError};
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Mail};
-use crate::sender::SendQueue;
+use crate::sender::{Recipient, SendQueue};
 use crate::server_state::StopRequester;
 use crate::sys::{CatchDrop, Destination};
 
+/// How many jobs that are done are kept for the next ones.
+const SPARE_JOBS: usize = 16;
+
 /// The workers of one listener's connections.
-pub(super) struct OffloadTarget {
+pub(super) struct OffloadTarget<H, F> {
     workers: Arc<OffloadWorkers>,
     /// The number in the server of the service that is told when a conversation has ended.
     service: usize,
     /// How many conversations workers have yet to close.
     closing: Arc<AtomicUsize>,
+    /// Jobs that are done, with the memory that they have allocated.
+    #[allow(clippy::vec_box)] // the boxes are what is kept
+    spare_jobs: RefCell<Vec<Box<ConversationJob<H, F>>>>,
 }
 
-impl OffloadTarget {
+impl<H, F> OffloadTarget<H, F> {
     pub(super) fn new(workers: Arc<OffloadWorkers>, service: usize) -> Self {
-        OffloadTarget { workers, service, closing: Arc::default() }
+        OffloadTarget { workers, service, closing: Arc::default(), spare_jobs: RefCell::default() }
     }
 
     /// How many conversations workers have yet to close. When this number falls, what they leave for the
@@ -40,49 +54,152 @@ impl OffloadTarget {
     pub(super) fn closing(&self) -> usize {
         self.closing.load(SeqCst)
     }
+
+    /// Puts a job on the heap: in the place of one that is done, if there is one.
+    fn boxed(&self, job: ConversationJob<H, F>) -> Box<ConversationJob<H, F>> {
+        let Some(mut spare) = self.spare_jobs.borrow_mut().pop() else {
+            return Box::new(job);
+        };
+        let scratch = std::mem::take(&mut spare.scratch);
+        *spare = ConversationJob { scratch, ..job };
+        spare
+    }
+
+    fn keep(&self, job: Box<ConversationJob<H, F>>) {
+        let mut spare_jobs = self.spare_jobs.borrow_mut();
+        if spare_jobs.len() < SPARE_JOBS && job.scratch.output_buffer.is_small() {
+            spare_jobs.push(job);
+        }
+    }
 }
 
 /// A conversation that is either on the loop or with a worker.
 pub(super) struct OffloadSlot<H, F> {
-    target: Arc<OffloadTarget>,
+    target: Rc<OffloadTarget<H, F>>,
     /// `None` while a worker has it.
-    conversation: Option<Box<Conversation<H, F>>>,
+    conversation: Option<Box<OffloadConversation<H, F>>>,
+}
+
+/// A conversation, or what is left of it.
+enum OffloadConversation<H, F> {
+    /// The handler can be called.
+    Open(Conversation<H, F>),
+    /// A worker has called `on_close` and dropped the handler and the framing; output may have yet to be sent.
+    Closed(Box<ConversationCore>),
+}
+
+impl<H, F> OffloadConversation<H, F> {
+    fn core(&self) -> &ConversationCore {
+        match self {
+            OffloadConversation::Open(conversation) => conversation,
+            OffloadConversation::Closed(core) => core,
+        }
+    }
+
+    fn core_mut(&mut self) -> &mut ConversationCore {
+        match self {
+            OffloadConversation::Open(conversation) => conversation,
+            OffloadConversation::Closed(core) => core,
+        }
+    }
 }
 
 /// What goes to the worker: the conversation itself, and what it needs there. Only the thread that owns
 /// the job can use the conversation, so the order of messages is kept without a lock.
 struct ConversationJob<H, F> {
-    /// `None` when it has been closed.
-    conversation: Option<Box<Conversation<H, F>>>,
+    /// `None` when it has been closed for good, or has returned to the loop.
+    conversation: Option<Box<OffloadConversation<H, F>>>,
     kind: JobKind,
     /// Without a read buffer: a worker does not read.
     scratch: Scratch,
     entry: EntryRef,
     room: usize,
+    /// No output waits from before: what the job makes is all that a close waits for.
+    may_close: bool,
+    /// The handler has asked for a stop of the server, which the loop does when it has the job back.
+    stop_requested: bool,
+    service: usize,
 }
 
-/// What a worker is to do with it.
+/// What a worker is to do with it. If that ends the conversation and little is left to be sent, the worker
+/// calls `on_close`, too.
 enum JobKind {
-    Open,
-    /// Deliver the whole messages of the buffered input.
-    Receive(PeekedFrame),
+    /// Call `on_open`, if it has not been called; deliver the whole messages of the buffered input, and its
+    /// end if it has `ended`.
+    Receive {
+        peeked: PeekedFrame,
+        ended: bool,
+    },
     /// Take what senders have queued: there is an event among it.
     SendQueue,
     Writable,
     Timer,
+    /// Deliver the end of the input, with what is buffered.
     Eof,
     IdleTimeout,
     Stop,
+    StopIfIdle,
     /// Close the conversation; it does not return to the loop.
     Close {
-        service: usize,
         closing: Arc<AtomicUsize>,
     },
 }
 
+impl JobKind {
+    /// What is to be done with input, if anything; `ended` if its end follows.
+    fn of_input<H: Handler, F: Framing>(
+        conversation: &mut Conversation<H, F>,
+        fresh: &[u8],
+        ended: bool,
+    ) -> Option<Self> {
+        conversation.buffer(fresh);
+        if !conversation.is_open() {
+            // The framing is not asked about the first message before the handler may have changed it.
+            return Some(JobKind::Receive { peeked: PeekedFrame::default(), ended });
+        }
+        if conversation.input_ended() {
+            return Some(JobKind::Eof);
+        }
+        match conversation.peek_frame() {
+            Some(peeked) => Some(JobKind::Receive { peeked, ended }),
+            None => ended.then_some(JobKind::Eof),
+        }
+    }
+
+    /// Calls the handler.
+    fn run<H: Handler, F: Framing>(
+        &mut self,
+        conversation: &mut Conversation<H, F>,
+        step_cx: &mut StepCx<'_>,
+    ) {
+        match self {
+            JobKind::Receive { peeked, ended } => {
+                if !conversation.is_open() {
+                    conversation.open(step_cx);
+                }
+                conversation.receive_buffered(peeked, step_cx);
+                if *ended {
+                    conversation.eof_if_next(step_cx);
+                }
+            }
+            // It was paused before the end.
+            JobKind::Eof if conversation.input_ended() => conversation.receive(&[], step_cx),
+            JobKind::Eof => conversation.eof(step_cx),
+            JobKind::SendQueue => conversation.drain_send_queue(SendQueue::take, step_cx),
+            JobKind::Writable => conversation.writable(step_cx),
+            JobKind::Timer => conversation.timer_expired(step_cx),
+            JobKind::IdleTimeout => conversation.idle_timed_out(step_cx),
+            JobKind::Stop => conversation.stop(step_cx),
+            JobKind::StopIfIdle => conversation.stop_if_idle(step_cx),
+            JobKind::Close { .. } => {}
+        }
+    }
+}
+
 impl<H, F> OffloadSlot<H, F> {
-    pub(super) fn new(conversation: Conversation<H, F>, target: Arc<OffloadTarget>) -> Self {
-        OffloadSlot { target, conversation: Some(Box::new(conversation)) }
+    pub(super) fn new(conversation: Conversation<H, F>, target: Rc<OffloadTarget<H, F>>) -> Self {
+        let conversation = Box::new(OffloadConversation::Open(conversation));
+        OffloadSlot { target, conversation: Some(conversation) }
     }
 }
 
@@ -91,18 +208,19 @@ where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
-    fn submit(&mut self, kind: JobKind, room: usize, entry: &EntryRef) {
-        let Some(conversation) = self.conversation.take() else {
-            return;
-        };
+    fn submit(&mut self, kind: JobKind, room: usize, may_close: bool, entry: &EntryRef) {
+        let OffloadTarget { workers, service, .. } = &*self.target;
         let job = ConversationJob {
-            conversation: Some(conversation),
+            conversation: self.conversation.take(),
             kind,
             scratch: Scratch::default(),
             entry: entry.clone(),
             room,
+            may_close,
+            stop_requested: false,
+            service: *service,
         };
-        self.target.workers.submit(entry.mailbox(), entry.token, Box::new(job));
+        workers.submit(entry.mailbox(), entry.token, self.target.boxed(job));
     }
 }
 
@@ -111,16 +229,25 @@ where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
-    type Handler = H;
-    type Framing = F;
+    const OFFLOADED: bool = true;
 
-    fn run(&mut self, step: ConversationEvent<'_>, room: usize, cx: &mut LoopCx) -> bool {
-        let Some(conversation) = &mut self.conversation else {
+    fn run(
+        &mut self,
+        step: ConversationEvent<'_>,
+        room: usize,
+        output_waits: bool,
+        cx: &mut LoopCx,
+    ) -> bool {
+        let Some(OffloadConversation::Open(conversation)) = self.conversation.as_deref_mut() else {
             return false;
         };
         let kind = match step {
-            ConversationEvent::Open => JobKind::Open,
-            ConversationEvent::Eof => JobKind::Eof,
+            // With the input that follows.
+            ConversationEvent::Open => None,
+            // Without a whole message nothing has been delivered that would have to be settled.
+            ConversationEvent::Receive(fresh) => JobKind::of_input(conversation, fresh, false),
+            ConversationEvent::ReceiveLast(fresh) => JobKind::of_input(conversation, fresh, true),
+            ConversationEvent::Eof => Some(JobKind::Eof),
             ConversationEvent::SendQueue => {
                 if !conversation.send_queue().is_some_and(|queue| queue.has_event()) {
                     // Messages are framed here; only an event needs the handler.
@@ -129,50 +256,105 @@ where
                     conversation.drain_send_queue(SendQueue::take_message, &mut step_cx);
                     return true;
                 }
-                JobKind::SendQueue
+                Some(JobKind::SendQueue)
             }
-            ConversationEvent::Writable => JobKind::Writable,
-            ConversationEvent::Timer => JobKind::Timer,
-            ConversationEvent::IdleTimeout => JobKind::IdleTimeout,
-            ConversationEvent::Stop => JobKind::Stop,
-            ConversationEvent::Receive(fresh) => {
-                conversation.buffer(fresh);
-                // Without a whole message nothing has been delivered that would have to be settled.
-                let Some(peeked) = conversation.peek_frame() else {
-                    return false;
-                };
-                JobKind::Receive(peeked)
-            }
+            ConversationEvent::Writable => Some(JobKind::Writable),
+            ConversationEvent::Timer => Some(JobKind::Timer),
+            ConversationEvent::IdleTimeout => Some(JobKind::IdleTimeout),
+            ConversationEvent::Stop => Some(JobKind::Stop),
+            ConversationEvent::StopIfIdle => Some(JobKind::StopIfIdle),
         };
-        self.submit(kind, room, &cx.call.entry);
+        if let Some(kind) = kind {
+            self.submit(kind, room, !output_waits, &cx.call.entry);
+        }
         false
     }
 
-    fn local(&mut self) -> Option<&mut Conversation<H, F>> {
-        self.conversation.as_deref_mut()
+    fn local(&mut self) -> Option<&mut ConversationCore> {
+        Some(self.conversation.as_deref_mut()?.core_mut())
     }
 
-    fn local_ref(&self) -> Option<&Conversation<H, F>> {
-        self.conversation.as_deref()
+    fn local_ref(&self) -> Option<&ConversationCore> {
+        Some(self.conversation.as_deref()?.core())
     }
 
     fn put_back(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) {
-        let Ok(job) = work.into_any().downcast::<ConversationJob<H, F>>() else {
+        let Ok(mut job) = work.into_any().downcast::<ConversationJob<H, F>>() else {
             return;
         };
-        let ConversationJob { conversation, scratch, .. } = *job;
-        cx.scratch.take_over(scratch);
-        self.conversation = conversation;
+        cx.scratch.take_over(&mut job.scratch);
+        self.conversation = job.conversation.take();
+        if job.stop_requested {
+            cx.call.entry.request_stop();
+        }
+        self.target.keep(job);
     }
 
     fn close(&mut self, cx: &mut LoopCx) {
-        if self.conversation.is_none() {
-            return;
+        match self.conversation.as_deref_mut() {
+            None => {}
+            Some(OffloadConversation::Open(_)) => {
+                let closing = self.target.closing.clone();
+                closing.fetch_add(1, SeqCst);
+                self.submit(JobKind::Close { closing }, 0, true, &cx.call.entry);
+            }
+            Some(OffloadConversation::Closed(core)) => {
+                let reason = core.take_close_reason();
+                cx.end(core.id(), core.peer(), reason);
+                self.conversation = None;
+            }
         }
-        let OffloadTarget { service, closing, .. } = &*self.target;
-        closing.fetch_add(1, SeqCst);
-        let kind = JobKind::Close { service: *service, closing: closing.clone() };
-        self.submit(kind, 0, &cx.call.entry);
+    }
+}
+
+/// What drives a conversation in a job.
+struct JobDriver<'a> {
+    entry: &'a EntryRef,
+    stop_requested: Cell<bool>,
+}
+
+impl Driver for JobDriver<'_> {
+    fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
+        self.entry.send_queue(recipient)
+    }
+
+    fn now(&self) -> Instant {
+        self.entry.now()
+    }
+
+    /// The stop waits for the job: until then, the loop does not know whether the connection is idle.
+    fn request_stop(&self) {
+        self.stop_requested.set(true);
+    }
+}
+
+impl<H: Handler, F: Framing> ConversationJob<H, F> {
+    /// Calls `on_close`, drops the handler and the framing, and leaves what the loop needs to send the
+    /// output.
+    fn notify_close(&mut self) {
+        let Some(mut place) = self.conversation.take() else { return };
+        let core = match *place {
+            OffloadConversation::Open(mut conversation) => {
+                conversation.notify_close(&mut self.scratch.tally);
+                Box::new(conversation.into_core())
+            }
+            OffloadConversation::Closed(core) => core,
+        };
+        *place = OffloadConversation::Closed(core);
+        self.conversation = Some(place);
+    }
+
+    /// Closes the conversation for good: the loop finds in its mailbox how it has ended.
+    fn close(&mut self) {
+        self.notify_close();
+        let mut tally = std::mem::take(&mut self.scratch.tally);
+        tally.panics += guard::take_caught();
+        let Some(mut conversation) = self.conversation.take() else { return };
+        let core = conversation.core_mut();
+        let origin = Origin { id: core.id(), peer: core.peer().clone() };
+        let reason = core.take_close_reason();
+        let ended = Ended { service: self.service, origin, reason, tally };
+        self.entry.mailbox().post(Mail::Ended(Box::new(ended)));
     }
 }
 
@@ -182,41 +364,38 @@ where
     F: Framing + Send + 'static,
 {
     fn run(&mut self) -> bool {
-        let Some(conversation) = &mut self.conversation else { return false };
+        if let JobKind::Close { closing } = &self.kind {
+            let closing = closing.clone();
+            self.close();
+            closing.fetch_sub(1, SeqCst);
+            return false;
+        }
+        let Some(OffloadConversation::Open(conversation)) = self.conversation.as_deref_mut() else {
+            return false;
+        };
         // The turn in which it was submitted may be long over.
         self.entry.renew_now();
-        let mut step_cx = self.scratch.step_cx(&self.entry, self.room);
-        match &mut self.kind {
-            JobKind::Open => conversation.open(&mut step_cx),
-            JobKind::Receive(peeked) => conversation.receive_buffered(peeked, &mut step_cx),
-            JobKind::Eof => conversation.eof(&mut step_cx),
-            JobKind::SendQueue => {
-                conversation.drain_send_queue(SendQueue::take, &mut step_cx);
-            }
-            JobKind::Writable => conversation.writable(&mut step_cx),
-            JobKind::Timer => conversation.timer_expired(&mut step_cx),
-            JobKind::IdleTimeout => conversation.idle_timed_out(&mut step_cx),
-            JobKind::Stop => conversation.stop(&mut step_cx),
-            JobKind::Close { service, closing } => {
-                let reason = conversation.closed(step_cx.tally);
-                let origin = Origin { id: conversation.id(), peer: conversation.peer().clone() };
-                self.conversation = None;
-                let mut tally = std::mem::take(&mut self.scratch.tally);
-                tally.panics += guard::take_caught();
-                let ended = Ended { service: *service, origin, reason, tally };
-                self.entry.mailbox().post(Mail::Ended(Box::new(ended)));
-                closing.fetch_sub(1, SeqCst);
-                return false;
-            }
+        let driver = JobDriver { entry: &self.entry, stop_requested: Cell::new(false) };
+        let mut step_cx = self.scratch.step_cx(&driver, self.room);
+        self.kind.run(conversation, &mut step_cx);
+        // Much output may take the peer a long time: `on_close` is called when the loop has sent it.
+        let is_short = step_cx.output_buffer.len() <= self.room;
+        self.stop_requested = driver.stop_requested.get();
+        if conversation.is_closing() && self.may_close && is_short {
+            self.notify_close();
         }
         self.scratch.tally.panics += guard::take_caught();
         true
     }
 
     fn abandoned(&mut self) {
-        if let Some(conversation) = &mut self.conversation {
-            conversation.end(CloseReason::Shutdown);
-            conversation.closed(&mut Tally::default());
+        match self.conversation.as_deref_mut() {
+            None => {}
+            Some(OffloadConversation::Open(conversation)) => {
+                conversation.end(CloseReason::Shutdown);
+                conversation.closed(&mut Tally::default());
+            }
+            Some(OffloadConversation::Closed(_)) => self.close(),
         }
     }
 
@@ -257,8 +436,8 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
     /// Takes it back from a worker. Returns where its replies go, and the bytes that the output in `cx`
     /// refers to.
     pub(super) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
-        let lent = *work.into_any().downcast::<Self>().ok()?;
-        cx.scratch.take_over(lent.scratch);
+        let mut lent = *work.into_any().downcast::<Self>().ok()?;
+        cx.scratch.take_over(&mut lent.scratch);
         let Datagram { bytes, peer, from, .. } = lent.datagram;
         if let Some(reason) = lent.reason {
             cx.end(None, &peer, reason);

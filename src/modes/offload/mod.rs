@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use self::jobs::{DatagramJob, OffloadSlot, OffloadTarget};
@@ -29,6 +30,13 @@ mod jobs;
 /// brought, a connection is lent to one worker, so a peer's messages are handled in order, one after
 /// the other; while it is lent its socket is not read, and the peer's own send buffer is the
 /// back-pressure. An idle connection costs no thread.
+///
+/// A job wakes a worker and then the loop. Events that come together share one: `on_open` and messages
+/// that have arrived when the connection is accepted, the last messages and `on_eof`, and
+/// [`on_close`](crate::Handler::on_close) with whatever ends the conversation. The output of a job is
+/// sent after it, so `on_close` may come before the last output has left; not where output of earlier
+/// jobs waits for the peer, or where the job has made more than 64 KiB (or than the high mark of
+/// [`write_watermarks`](crate::Builder::write_watermarks), if that is less).
 ///
 /// Where the system starts no more workers (`RLIMIT_NPROC`, a control group's limit on pids, memory)
 /// messages wait for those that there are, and a warning is logged, once in ten seconds; where there
@@ -80,7 +88,7 @@ where
         let OffloadRunner { config, workers } = self;
         workers.count_into(&run_cx.control.published);
         let connections = LoopConnections::new(config, run_cx)?;
-        let target = Arc::new(OffloadTarget::new(workers.clone(), run_cx.service));
+        let target = Rc::new(OffloadTarget::new(workers.clone(), run_cx.service));
         Ok(Box::new(OffloadStreamDispatcher { connections, workers, target }))
     }
 
@@ -103,7 +111,7 @@ where
 struct OffloadStreamDispatcher<'a, H, F> {
     connections: LoopConnections<'a, H, F>,
     workers: &'a OffloadWorkers,
-    target: Arc<OffloadTarget>,
+    target: Rc<OffloadTarget<H, F>>,
 }
 
 impl<H, F> Dispatcher for OffloadStreamDispatcher<'_, H, F> {

@@ -1,0 +1,114 @@
+//! How a connection reads, and what of its input goes to the conversation in one step.
+
+use std::io;
+
+use super::super::lingering::Rare;
+use super::super::slot::{ConversationEvent, ConversationSlot};
+use super::super::source::{LoopCx, Readiness};
+use super::super::stream_io::read;
+use super::{Connection, delivered};
+use crate::error::CloseReason;
+
+impl<T: ConversationSlot> Connection<T> {
+    /// Reads once and delivers what was read; how much of the budget that takes.
+    pub(super) fn read_once(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> usize {
+        match read(&self.socket, buffer, cx) {
+            Ok(0) => {
+                cx.call.readiness.remove(Readiness::READABLE);
+                return self.step_alone(ConversationEvent::Eof, cx);
+            }
+            Ok(count) => {
+                self.last_moved = cx.turn.now;
+                cx.read(count, buffer.len());
+                if T::OFFLOADED && cx.call.readiness.has(Readiness::READ_CLOSED) {
+                    return self.read_to_end(count, buffer, cx);
+                }
+                let fresh = &buffer[..count];
+                return count.max(self.received(ConversationEvent::Receive(fresh), fresh, cx));
+            }
+            Err(error) => {
+                if let Some(error) = lost(error, cx) {
+                    self.on_read_error(error);
+                }
+            }
+        }
+        0
+    }
+
+    /// Reads on, so that one job delivers the last messages and the end: up to the size of the buffer,
+    /// which is the whole budget. `filled` bytes of it have been read.
+    fn read_to_end(&mut self, mut filled: usize, buffer: &mut [u8], cx: &mut LoopCx) -> usize {
+        let mut ended = false;
+        while !ended && filled < buffer.len() && cx.call.readiness.has(Readiness::READABLE) {
+            let rest = &mut buffer[filled..];
+            match read(&self.socket, rest, cx) {
+                Ok(count) => {
+                    cx.read(count, rest.len());
+                    filled += count;
+                    ended = count == 0;
+                }
+                Err(error) => {
+                    if let Some(error) = lost(error, cx) {
+                        self.rare = Some(Box::new(Rare::SocketError(error)));
+                        break;
+                    }
+                }
+            }
+        }
+        let fresh = &buffer[..filled];
+        let event = match ended {
+            true => ConversationEvent::ReceiveLast(fresh),
+            false => ConversationEvent::Receive(fresh),
+        };
+        filled.max(self.received(event, fresh, cx))
+    }
+
+    /// Reads once, so that what has arrived already shares the job of `on_open`.
+    pub(super) fn read_at_open(&mut self, buffer: &mut [u8], cx: &mut LoopCx) {
+        let event = match read(&self.socket, buffer, cx) {
+            Ok(0) => ConversationEvent::ReceiveLast(&[]),
+            Ok(count) => {
+                cx.read(count, buffer.len());
+                ConversationEvent::Receive(&buffer[..count])
+            }
+            Err(error) => {
+                if let Some(error) = lost(error, cx) {
+                    self.on_read_error(error);
+                }
+                ConversationEvent::Receive(&[])
+            }
+        };
+        self.step_alone(event, cx);
+    }
+
+    /// The connection is gone, and all input has been delivered.
+    #[cold]
+    pub(super) fn on_read_error(&mut self, error: io::Error) {
+        if let Some(conversation) = self.conversation.local() {
+            conversation.end(CloseReason::Disconnected(error));
+        }
+        self.write_buffer = None;
+    }
+
+    /// Delivers what has been read; how much of the budget the answers take.
+    #[inline(never)]
+    fn received(&mut self, event: ConversationEvent<'_>, fresh: &[u8], cx: &mut LoopCx) -> usize {
+        let before = delivered(cx);
+        let settled = self.step(event, self.room(), fresh, cx);
+        self.cost(settled, before, cx)
+    }
+}
+
+/// The error of a read, where it is one of the connection and does not only say that there is nothing to
+/// read now.
+fn lost(error: io::Error, cx: &mut LoopCx) -> Option<io::Error> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => None,
+        io::ErrorKind::WouldBlock => {
+            cx.call.readiness.remove(Readiness::READABLE);
+            cx.call.readiness.remove(Readiness::BOUNDARY);
+            None
+        }
+        _ => Some(error),
+    }
+}
