@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let running = Server::tcp("127.0.0.1:0")?
         .framing(Lines::default())
         .mode(Threading::default())
-        .serve(|_peer| handler_fn(|line, cx| cx.send(&line.to_ascii_uppercase())))?
+        .serve(|_| handler_fn(|line, cx| cx.send(&line.to_ascii_uppercase())))?
         .spawn()?;
     let address = running.local_addr().inet().expect("a TCP address");
     println!("the server runs in the background");

@@ -93,6 +93,6 @@ fn main() {
         Server::endpoint(endpoint)?
             .framing(framing.clone())
             .mode(options.mode)
-            .service(move |_peer| Member { room: room.clone(), number: 0 })
+            .service(move |_| Member { room: room.clone(), number: 0 })
     });
 }

@@ -39,12 +39,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let _members = [first, member("camera", port)?, member("lamp", port)?];
 
     let (found, answers) = mpsc::channel();
-    let asking = Server::udp("127.0.0.1:0")?.multicast_interface(Ipv4Addr::LOCALHOST).serve(
-        move |_peer| {
+    let asking =
+        Server::udp("127.0.0.1:0")?.multicast_interface(Ipv4Addr::LOCALHOST).serve(move |_| {
             let found = found.clone();
             handler_fn(move |answer, _cx| Ok(found.send(String::from_utf8_lossy(answer).into())?))
-        },
-    )?;
+        })?;
     let sender = asking.datagram_sender(asking.listeners()[0])?;
     let _asking = asking.spawn()?;
 

@@ -28,5 +28,5 @@ fn main() {
         "tcp://127.0.0.1:8090",
     );
     let options = Options::parse(&about);
-    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| Greet));
+    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_| Greet));
 }

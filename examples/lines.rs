@@ -46,6 +46,6 @@ fn main() {
     });
     options.run(|endpoint| {
         let mode = BlockingMode::try_from(options.mode)?;
-        Server::endpoint(endpoint)?.mode(mode).service_blocking(|_peer| StrippedLines)
+        Server::endpoint(endpoint)?.mode(mode).service_blocking(|_| StrippedLines)
     });
 }

@@ -32,7 +32,7 @@ fn serve(mode: Mode) -> Result<(), socketserver::Error> {
             .framing(Lines::default())
             .mode(mode)
             .hooks(orphaned)
-            .service(|_peer| handler_fn(|line, cx| cx.send(line)))?,
+            .service(|_| handler_fn(|line, cx| cx.send(line)))?,
     )?;
     common::run(server)
 }

@@ -25,7 +25,7 @@ where
     F: Framing + Clone + Send + 'static,
 {
     let (read, messages) = mpsc::channel();
-    let mut server = Server::tcp("127.0.0.1:0")?.framing(framing).serve(move |_peer| {
+    let mut server = Server::tcp("127.0.0.1:0")?.framing(framing).serve(move |_| {
         let read = read.clone();
         handler_fn(move |message, _cx| Ok(read.send(message.to_vec())?))
     })?;

@@ -33,6 +33,5 @@ fn main() {
             "tcp://localhost:10888",
         )
     });
-    options
-        .run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_peer| StopOnEof));
+    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_| StopOnEof));
 }

@@ -32,6 +32,6 @@ fn main() {
     });
     let once = options.has("once");
     options.run(|endpoint| {
-        Server::endpoint(endpoint)?.mode(options.mode).service(move |_peer| Upper { once })
+        Server::endpoint(endpoint)?.mode(options.mode).service(move |_| Upper { once })
     });
 }

@@ -42,6 +42,6 @@ fn main() {
         Server::endpoint(endpoint)?
             .framing(Lines::default().unterminated(true))
             .mode(options.mode)
-            .service(move |_peer| WhoAmI { forked, end })
+            .service(move |_| WhoAmI { forked, end })
     });
 }

@@ -18,7 +18,7 @@
 //!
 //! Server::tcp("127.0.0.1:9999")?
 //!     .framing(Lines::default())
-//!     .serve(|_peer| Upper)?
+//!     .serve(|_| Upper)?
 //!     .serve_forever()?;
 //! # Ok::<(), socketserver::Error>(())
 //! ```
@@ -41,11 +41,11 @@
 //! use socketserver::{Server, Threading, handler_fn};
 //!
 //! let mut server = Server::new()?;
-//! server.add(Server::tcp("127.0.0.1:0")?.service(|_peer| handler_fn(|message, cx| cx.send(message)))?)?;
+//! server.add(Server::tcp("127.0.0.1:0")?.service(|_| handler_fn(|message, cx| cx.send(message)))?)?;
 //! server.add(
 //!     Server::udp("127.0.0.1:0")?
 //!         .mode(Threading::default())
-//!         .service(|_peer| handler_fn(|_message, cx| cx.send(b"pong")))?,
+//!         .service(|_| handler_fn(|_message, cx| cx.send(b"pong")))?,
 //! )?;
 //! let running = server.spawn()?;
 //! println!("listening on {:?}", running.addresses());

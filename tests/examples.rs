@@ -20,7 +20,7 @@ const BLOCKING_MODES: [&str; 4] = ["inline", "threading", "pool", "forking"];
 const CHAT_MODES: [&str; 4] = ["reactor", "offload", "threading", "pool"];
 
 /// Every example that listens, with its default address and mode.
-const LISTENING: [(&str, &str, &str); 11] = [
+const LISTENING: [(&str, &str, &str); 15] = [
     ("echo", "tcp://127.0.0.1:9999", "reactor"),
     ("upper", "tcp://127.0.0.1:8888", "reactor"),
     ("receive", "tcp://127.0.0.1:8888", "reactor"),
@@ -31,6 +31,10 @@ const LISTENING: [(&str, &str, &str); 11] = [
     ("lines", "tcp://127.0.0.1:9998", "threading"),
     ("whoami", "tcp://127.0.0.1:9998", "reactor"),
     ("chat", "tcp://127.0.0.1:9997", "reactor"),
+    ("stream", "tcp://127.0.0.1:9990", "reactor"),
+    ("heartbeat", "tcp://127.0.0.1:9991", "reactor"),
+    ("results", "tcp://127.0.0.1:9992", "reactor"),
+    ("commands", "tcp://127.0.0.1:9993", "reactor"),
     ("upper --once", "tcp://127.0.0.1:9999", "reactor"),
 ];
 
@@ -77,9 +81,13 @@ fn help_shows_all_options_with_their_defaults() {
             assert!(help.contains(shown), "{command}: {shown} is not in\n{help}");
         }
     }
-    for (name, shown) in
-        [("welcome", "--framing"), ("nihao", "--framing"), ("upper", "--once"), ("sticky", "Usage")]
-    {
+    for (name, shown) in [
+        ("welcome", "--framing"),
+        ("nihao", "--framing"),
+        ("upper", "--once"),
+        ("sticky", "Usage"),
+        ("heartbeat", "--patience"),
+    ] {
         let help = run(name, &["--help"]).stdout.join("\n");
         assert!(help.contains(shown), "{name}: {shown} is not in\n{help}");
     }
@@ -122,6 +130,10 @@ fn unusable_arguments_are_one_line_and_code_2() {
     }
     for name in ["welcome", "nihao"] {
         run(name, &["--framing", "words"]).expect_failure(2);
+    }
+    for arguments in [["--every", "0"], ["--every", "soon"], ["--patience", "-1"]] {
+        let ended = run("heartbeat", &arguments);
+        assert!(ended.expect_failure(2).contains(arguments[0]), "{ended:?}");
     }
 }
 
@@ -171,7 +183,7 @@ fn a_mode_or_transport_that_an_example_lacks_is_one_line_and_code_2() {
         let ended = run("chat", &["--mode", mode, "--listen", "tcp://127.0.0.1:0"]);
         assert!(ended.expect_failure(2).contains(mode));
     }
-    for name in ["chat", "stop_on_eof"] {
+    for name in ["chat", "stop_on_eof", "stream", "heartbeat", "results", "commands"] {
         run(name, &["--listen", "udp://127.0.0.1:0"]).expect_failure(2);
     }
 }
@@ -668,6 +680,90 @@ fn chat_sends_each_line_to_all_other_clients() {
         one.expect("* guest2 leaves\n").send("alone\n").expect_silence();
         program.stop();
     }
+}
+
+#[test]
+fn stream_sends_an_answer_of_any_length_as_fast_as_its_client_reads() {
+    let numbers = |last: u64| (1..=last).map(|number| format!("{number}\n")).collect::<String>();
+    in_each_mode("stream", &[], |mode, program| {
+        let mut client = program.connect();
+        client.send("3\nthree\n0\n2\n").half_close();
+        client.expect("1\n2\n3\na number, please\n1\n2\n").expect_end();
+        let mut client = program.connect();
+        // The whole answer is longer than any memory.
+        client.send("1000000000000000000\n").expect(numbers(100_000));
+        if mode != "inline" {
+            program.connect().send("5\n").expect(numbers(5));
+        }
+        drop(client);
+        program.connect().send("100000\n").half_close().expect(numbers(100_000)).expect_end();
+        program.stop();
+    });
+}
+
+#[test]
+fn heartbeat_sends_a_line_at_intervals_beside_its_answers() {
+    in_each_mode("heartbeat", &["--every", "0.05", "--patience", "60"], |_, program| {
+        let mut client = program.connect();
+        client.expect("your name?\n").send("anna\nhow are you?\n");
+        let (mut answers, mut beats) = (Vec::new(), 0);
+        while answers.len() < 2 || beats < 3 {
+            match client.line() {
+                beat if beat == "beat\n" => beats += 1,
+                answer => answers.push(answer),
+            }
+        }
+        assert_eq!(answers, ["hello anna\n", "how are you?\n"]);
+        program.stop();
+    });
+}
+
+#[test]
+fn heartbeat_closes_a_client_that_does_not_tell_its_name() {
+    in_each_mode("heartbeat", &["--every", "60", "--patience", "0.1"], |_, program| {
+        program.connect().expect("your name?\ntoo late\n").expect_end();
+        program.stop();
+    });
+}
+
+/// 10^12 + 39, a prime.
+const PRIME: &str = "1000000000039\n";
+
+#[test]
+fn results_answers_in_the_order_of_the_lines() {
+    in_each_mode("results", &[], |_, program| {
+        let mut client = program.connect();
+        client.send(format!("{PRIME}35\nten\n")).half_close();
+        client.expect(format!("{PRIME}5\na number, please\n")).expect_end();
+        program.stop();
+    });
+}
+
+#[test]
+fn results_that_are_computed_when_the_server_stops_still_go_out() {
+    in_each_mode("results", &["--drain", "60"], |_, program| {
+        let mut client = program.connect();
+        client.send(format!("4\n35\n{PRIME}")).expect("2\n");
+        program.signal("TERM");
+        client.expect(format!("5\n{PRIME}")).expect_end();
+        program.stopped();
+    });
+}
+
+#[test]
+fn commands_takes_bytes_and_lines_from_one_stream() {
+    in_each_mode("commands", &[], |_, program| {
+        let mut client = program.connect();
+        client.send("PUT 6\na\nGE").send("T\nGET\r\n").expect("STORED\na\nGET\n\n");
+        let long = vec![b'\n'; 1 << 20];
+        client.send("PUT 1048576\n").send(&long).expect("STORED\n");
+        client.send("GET\n").expect(&long).expect("\n");
+        client.send("PUT 1048577\nGET\n").expect("ERROR\n").expect_end();
+        for line in ["PUT 0\n", "PUT x\n", "get\n", "\n"] {
+            program.connect().send(line).expect("ERROR\n").expect_end();
+        }
+        program.stop();
+    });
 }
 
 // ---- examples that need no client

@@ -108,7 +108,11 @@ impl Options {
             drain: Duration::from_secs(5),
             spin: Duration::ZERO,
             flags: Vec::new(),
-            values: Vec::new(),
+            values: about
+                .values
+                .iter()
+                .map(|(name, default, _)| (name.to_string(), default.to_string()))
+                .collect(),
         };
         let mut workers = 16;
         let mut parser = lexopt::Parser::from_env();
@@ -137,8 +141,7 @@ impl Options {
                     }
                 }
                 Long("drain") => {
-                    let seconds: f64 = parser.value()?.parse()?;
-                    options.drain = Duration::try_from_secs_f64(seconds).map_err(other)?;
+                    options.drain = parser.value()?.parse_with(seconds)?;
                 }
                 Long("help") | Short('h') => help(&mut parser, &about.help())?,
                 Long(name) if about.flags.iter().any(|(flag, _)| *flag == name) => {
@@ -167,9 +170,19 @@ impl Options {
         self.flags.iter().any(|given| given == flag)
     }
 
-    /// The last value given for an option.
+    /// The last value given for an option of this example, or else its default.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.values.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of an option that is a time in seconds, more than 0; any other ends the program.
+    pub(crate) fn seconds(&self, name: &str) -> Duration {
+        let value = self.value(name).unwrap_or_default();
+        match seconds(value) {
+            Ok(Duration::ZERO) => fail(format_args!("--{name} wants more than 0 seconds"), 2),
+            Ok(time) => time,
+            Err(error) => fail(format_args!("--{name} {value:?}: {error}"), 2),
+        }
     }
 
     /// Makes a server of one service per `--listen`, and runs it until it is stopped.
@@ -255,6 +268,16 @@ pub(crate) fn tell(line: impl fmt::Display) {
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.trim_ascii_end());
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// The number that a line consists of, if it is one.
+pub(crate) fn number(line: &[u8]) -> Option<u64> {
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
+}
+
+/// A time in seconds, with a fraction or without.
+fn seconds(text: &str) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(Duration::try_from_secs_f64(text.parse()?)?)
 }
 
 /// Whether the requests of this endpoint are datagrams.

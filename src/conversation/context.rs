@@ -292,7 +292,8 @@ impl Context<'_> {
     /// A protocol pauses its input while a reply comes from elsewhere, by
     /// [`Sender::post`](crate::Sender::post) for example, so that replies keep their order. A paused
     /// connection that nothing can resume is closed when its output has been sent: one without a
-    /// [`Sender`] (the handler's own counts too), a timer, an idle timeout and a pending `on_writable`.
+    /// [`Sender`] (the handler's own counts too), a timer, an idle timeout and a pending `on_writable`. It is
+    /// not idle: when the server stops, it has until the [drain deadline](crate::Server::drain_timeout).
     ///
     /// While undelivered input is left, the end of the peer is not noticed, because it may have more to
     /// say; a reset is. A handler whose wait may be long sets a timer or an idle timeout.

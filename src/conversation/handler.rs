@@ -246,7 +246,7 @@ impl<F> std::fmt::Debug for HandlerFn<F> {
 /// use socketserver::{Server, handler_fn};
 ///
 /// Server::tcp("127.0.0.1:9999")?
-///     .serve(|_peer| handler_fn(|message, cx| cx.send(message)))?
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
 ///     .serve_forever()?;
 /// # Ok::<(), socketserver::Error>(())
 /// ```

@@ -240,9 +240,10 @@ impl ConversationCore {
         !self.state.needs_slow_path
     }
 
-    /// Whether it waits for its peer and nothing has begun: no message in part, no output to come.
+    /// Whether it waits for its peer and nothing has begun: no message in part, no output to come, no
+    /// paused input, which says that a reply is being made elsewhere.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.has_undelivered_input() && !self.state.wants_writable
+        !self.has_undelivered_input() && !self.state.wants_writable && !self.state.is_paused()
     }
 
     /// Whether input has been read that no message has been made of.

@@ -1843,6 +1843,23 @@ fn the_stop_of_the_server_is_told_once_and_what_is_sent_then_goes_out() {
 }
 
 #[test]
+fn a_conversation_whose_input_is_paused_is_not_idle() {
+    let (mut stage, _) = start(Lines::default(), |call, cx| {
+        match call {
+            Call::Message(_) => cx.pause_input(),
+            Call::Timer => cx.resume_input(),
+            _ => {}
+        }
+        Ok(())
+    });
+    stage.feed(b"one\n");
+    assert!(!stage.conversation.has_undelivered_input() && !stage.conversation.is_idle());
+    stage.step(&[], Conversation::timer_expired);
+    stage.resume();
+    assert!(stage.conversation.is_idle());
+}
+
+#[test]
 fn a_finished_output_is_reported_once_and_later_output_is_dropped() {
     let (mut stage, log) = start(Lines::default(), |call, cx| match call {
         Call::Message(_) => {
