@@ -10,6 +10,7 @@ use crate::sys::CatchDrop;
 
 mod active;
 mod datagram;
+mod patience;
 mod request;
 mod stream;
 mod wait;

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::patience::Patience;
 use super::stream::close;
-use super::wait::{Input, Patience, Wait, is_out_of_time, out_of_time};
+use super::wait::{Input, Wait, is_out_of_time, out_of_time};
 use super::{Served, Session, SessionCx};
 use crate::address::{Address, Credentials, Origin, Peer};
 use crate::connection_id::ConnectionId;
@@ -208,7 +209,11 @@ impl<'a> Stream<'a> {
     /// Sends all of it; `more` says that more output follows at once.
     fn write_all(&mut self, mut bytes: &[u8], more: bool, tally: &mut Tally) -> io::Result<()> {
         let total = bytes.len();
-        let written = self.wait.write_all(&self.socket, &mut bytes, more, self.patience, None);
+        let mut stall = self.patience.into();
+        let written = match self.patience.is_over() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => self.wait.write_all(&self.socket, &mut bytes, more, &mut stall, None),
+        };
         tally.bytes_out += (total - bytes.len()) as u64;
         self.cut |= written.is_err();
         written
@@ -222,7 +227,11 @@ impl<'a> Stream<'a> {
         tally: &mut Tally,
     ) -> io::Result<()> {
         let start = range.start;
-        let sent = self.wait.send_file_all(&self.socket, file, &mut range, self.patience);
+        let mut stall = self.patience.into();
+        let sent = match self.patience.is_over() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => self.wait.send_file_all(&self.socket, file, &mut range, &mut stall),
+        };
         tally.bytes_out += range.start - start;
         self.cut |= sent.is_err();
         sent

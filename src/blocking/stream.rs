@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use super::wait::{Input, Patience, Wait as _, WaitStrategy};
+use super::patience::{Patience, Stall};
+use super::wait::{Input, Wait as _, WaitStrategy};
 use super::{Served, Session, SessionCx};
 use crate::address::{Origin, Peer};
 use crate::closing::{Linger, Lingering, Progress, write_failure};
@@ -103,17 +104,17 @@ fn talk<H: Handler, F: Framing>(
         });
         last_work = work.unwrap_or(Work::Input);
         match last_work {
+            Work::Input => pump.input(has_messages || wants_writable || has_expired, buffer, cx),
+            _ if pump.is_overdue(cx) => {}
             Work::SendQueue => pump.step(&[], cx, &|conversation, step_cx| {
                 conversation.drain_send_queue(SendQueue::take, step_cx);
             }),
-            Work::Writable | Work::Timer if pump.is_overdue(cx) => {}
             Work::Timer => {
                 pump.step(&[], cx, &|conversation, step_cx| conversation.timer_expired(step_cx));
             }
             Work::Writable => {
                 pump.step(&[], cx, &|conversation, step_cx| conversation.writable(step_cx));
             }
-            Work::Input => pump.input(has_messages || wants_writable || has_expired, buffer, cx),
         }
     }
     pump.cut
@@ -163,9 +164,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         let mut sent = Ok(());
         if !conversation.is_aborted() && !cx.scratch.output_buffer.is_empty() {
             *idle_since = None;
-            let (input, queue) = (conversation.input(fresh), conversation.send_queue());
-            let queue = queue.map(|queue| &**queue);
-            sent = send(socket, input, write_timeout(conversation).into(), queue, cx);
+            sent = send(socket, conversation, conversation.input(fresh), cx);
         }
         cx.scratch.output_buffer.clear();
         conversation.consume_delivered(fresh);
@@ -210,11 +209,10 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
             return;
         }
         self.conversation.end_if_nothing_follows();
-        let is_read = !self.conversation.input_ended() && !self.conversation.is_paused();
-        if self.conversation.is_closing() || (has_other_work && !is_read) {
+        if self.conversation.is_closing() {
             return;
         }
-        match self.wait_for_input(has_other_work, is_read, buffer, cx) {
+        match self.wait_for_input(has_other_work, buffer, cx) {
             Ok(Input::TimedOut) if is_timer_due(self.conversation) => {}
             // Only the kernel knows whether the peer takes its output; it is asked only here.
             Ok(Input::TimedOut) if self.progress.is_made(self.socket) => self.idle_since = None,
@@ -227,16 +225,17 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
     fn wait_for_input(
         &mut self,
         has_other_work: bool,
-        is_read: bool,
         buffer: &mut [u8],
         cx: &mut SessionCx<'_>,
     ) -> io::Result<Input> {
-        if has_other_work {
-            return cx.wait.look(self.socket, buffer);
-        }
-        let timeout = self.wait_timeout();
+        let timeout = if has_other_work { None } else { self.wait_timeout() };
         let conversation = &*self.conversation;
+        let is_read = !conversation.input_ended() && !conversation.is_paused();
         let idle = conversation.is_idle();
+        if has_other_work {
+            let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
+            return cx.wait.look(is_read.then_some(self.socket), buffer, idle && !has_messages);
+        }
         if is_read {
             // Without a message in part only the peer matters, unless others may send.
             let others = conversation.send_queue().is_some() || !idle;
@@ -297,14 +296,12 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
 
 /// Whether the timer of the handler has expired.
 fn is_timer_due<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> bool {
-    conversation.timer().is_some_and(|timer| timer <= Instant::now())
+    conversation.timer().is_some() && conversation.is_timer_due(Instant::now())
 }
 
-/// How long a write may wait for a peer that takes nothing: its patience, or until the timer.
-fn write_timeout<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> Option<Duration> {
-    let timer = conversation.timer();
-    let timer = timer.map(|timer| timer.saturating_duration_since(Instant::now()));
-    conversation.patience().into_iter().chain(timer).min()
+/// How a send waits for its peer.
+fn patience<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> Patience {
+    Patience { timeout: conversation.patience(), deadline: conversation.timer() }
 }
 
 /// Why a connection has failed that is not read.
@@ -333,14 +330,14 @@ fn call<H: Handler, F: Framing>(
 struct FailedWrite {
     unsent: WriteBuffer,
     error: io::Error,
+    stall: Stall,
 }
 
 /// Sends what is collected.
-fn send(
+fn send<H: Handler, F: Framing>(
     socket: &Socket,
+    conversation: &Conversation<H, F>,
     input: &[u8],
-    patience: Patience,
-    send_queue: Option<&SendQueue>,
     cx: &mut SessionCx<'_>,
 ) -> Result<(), FailedWrite> {
     let SessionCx { scratch, wait, .. } = cx;
@@ -348,11 +345,13 @@ fn send(
     if output_buffer.is_empty() {
         return Ok(());
     }
+    let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
+    let mut stall = Stall::from(patience(conversation));
     let mut unsent = WriteBuffer::default();
     let written = match output_buffer.contiguous(input) {
         Some(bytes) => {
             let mut left = bytes;
-            let written = wait.write_all(socket, &mut left, false, patience, send_queue);
+            let written = wait.write_all(socket, &mut left, false, &mut stall, send_queue);
             let sent = bytes.len() - left.len();
             tally.bytes_out += sent as u64;
             if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
@@ -363,14 +362,14 @@ fn send(
         None => send_segments(socket, output_buffer, input).and_then(|(sent, _)| {
             tally.bytes_out += sent as u64;
             unsent.keep(output_buffer, input, sent);
-            wait.flush(socket, &mut unsent, patience, send_queue, &mut tally.bytes_out)
+            wait.flush(socket, &mut unsent, &mut stall, send_queue, &mut tally.bytes_out)
         }),
     };
-    written.map_err(|error| FailedWrite { unsent, error })
+    written.map_err(|error| FailedWrite { unsent, error, stall })
 }
 
-/// Asks the handler about a peer that takes no output, each time that its timeout has passed, until
-/// all is sent; whether it was.
+/// Goes on with output that the peer does not take; returns whether all was sent. Meanwhile the handler
+/// is told when its timer has expired, and each time that its idle timeout has passed.
 #[cold]
 fn insist<H: Handler, F: Framing>(
     socket: &Socket,
@@ -379,22 +378,22 @@ fn insist<H: Handler, F: Framing>(
     failed: FailedWrite,
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let FailedWrite { mut unsent, mut error } = failed;
+    let FailedWrite { mut unsent, mut error, mut stall } = failed;
     loop {
-        let late = error.kind() == io::ErrorKind::TimedOut;
+        let has_stalled = stall.take_over();
         match conversation.ending() {
             // As a sender has asked for.
             Ending::Aborted => {
                 conversation.abort();
                 return false;
             }
-            Ending::Closing if late => {
+            Ending::Closing if has_stalled => {
                 conversation.abort();
                 return false;
             }
             _ => {}
         }
-        if !late {
+        if error.kind() != io::ErrorKind::TimedOut {
             conversation.end(match cx.wait.is_cut() {
                 true => CloseReason::Shutdown,
                 false => write_failure(error),
@@ -404,25 +403,29 @@ fn insist<H: Handler, F: Framing>(
         if conversation.is_closing() {
             return false;
         }
-        if is_timer_due(conversation) {
-            call(conversation, limits, cx, &|conversation, step_cx| {
+        // What waits takes up room.
+        let room = limits.room.saturating_sub(unsent.len());
+        call(conversation, SessionLimits { room, ..limits }, cx, &|conversation, step_cx| {
+            if is_timer_due(conversation) {
                 conversation.timer_expired(step_cx);
-            });
-        } else {
-            call(conversation, limits, cx, &|conversation, step_cx| {
+            }
+            if has_stalled && !conversation.is_closing() {
                 conversation.idle_timed_out(step_cx);
-            });
-        }
+            }
+        });
         if conversation.is_aborted() {
             cx.scratch.output_buffer.clear();
             return false;
         }
+        if conversation.is_closing() {
+            stall.restart();
+        }
+        stall.set_patience(patience(conversation));
         unsent.keep(&mut cx.scratch.output_buffer, &[], 0);
         cx.scratch.output_buffer.clear();
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-        let patience = write_timeout(conversation).into();
         let bytes_out = &mut cx.scratch.tally.bytes_out;
-        match cx.wait.flush(socket, &mut unsent, patience, send_queue, bytes_out) {
+        match cx.wait.flush(socket, &mut unsent, &mut stall, send_queue, bytes_out) {
             Ok(()) => return true,
             Err(next) => error = next,
         }

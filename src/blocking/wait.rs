@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use crate::closing::{CLOSING_PATIENCE, FIRST_LOOK, Progress};
+use super::patience::Stall;
 use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Wakeup};
@@ -54,34 +54,6 @@ pub(crate) struct InterruptibleWait<'a> {
     pub(crate) stop_outcome: Option<StopOutcome>,
 }
 
-/// How a send waits for its peer.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Patience {
-    /// How long the peer may take nothing.
-    pub(crate) timeout: Option<Duration>,
-    /// When it ends, whatever the peer takes.
-    pub(crate) deadline: Option<Instant>,
-}
-
-impl From<Option<Duration>> for Patience {
-    fn from(timeout: Option<Duration>) -> Self {
-        Patience { timeout, deadline: None }
-    }
-}
-
-impl Patience {
-    /// Whether the deadline has come.
-    pub(crate) fn is_over(self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
-    }
-
-    /// How long to wait at most before it is looked what has become of it.
-    pub(crate) fn next_wait(self) -> Option<Duration> {
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        self.timeout.into_iter().chain(left).min()
-    }
-}
-
 /// Reads and writes that wait, as a [`WaitStrategy`] does; a trait, so that who borrows one need not
 /// know its lifetime.
 pub(crate) trait Wait {
@@ -98,7 +70,8 @@ pub(crate) trait Wait {
     ) -> io::Result<Input>;
 
     /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
-    /// long as the timeout, and not beyond the deadline; `bytes` is then what the kernel has not taken.
+    /// long as the timeout, and not beyond the deadline: that is an error of the kind `TimedOut`, and
+    /// `bytes` is then what the kernel has not taken.
     /// `more` says that more output follows at once. Where it waits, it also sees what others ask of the
     /// connection through `send_queue`.
     fn write_all(
@@ -106,7 +79,7 @@ pub(crate) trait Wait {
         socket: &Socket,
         bytes: &mut &[u8],
         more: bool,
-        patience: Patience,
+        stall: &mut Stall,
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()>;
 
@@ -116,7 +89,7 @@ pub(crate) trait Wait {
         socket: &Socket,
         file: &File,
         range: &mut Range<u64>,
-        patience: Patience,
+        stall: &mut Stall,
     ) -> io::Result<()>;
 }
 
@@ -162,13 +135,13 @@ impl Wait for WaitStrategy<'_> {
         socket: &Socket,
         bytes: &mut &[u8],
         more: bool,
-        patience: Patience,
+        stall: &mut Stall,
         send_queue: Option<&SendQueue>,
     ) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.send_all(socket, patience, send_queue, &mut || {
+        self.send_all(socket, stall, send_queue, &mut || {
             let sent = sys::send_now(socket, bytes, more)?;
             *bytes = &bytes[sent..];
             Ok((!bytes.is_empty()).then_some(sent))
@@ -180,13 +153,13 @@ impl Wait for WaitStrategy<'_> {
         socket: &Socket,
         file: &File,
         range: &mut Range<u64>,
-        patience: Patience,
+        stall: &mut Stall,
     ) -> io::Result<()> {
         if range.is_empty() {
             return Ok(());
         }
         let _brief = BriefSends::begin(socket)?;
-        self.send_all(socket, patience, None, &mut || {
+        self.send_all(socket, stall, None, &mut || {
             let count = usize::try_from(range.end - range.start).unwrap_or(SEND_STEP);
             let sent = sys::send_file(socket, file, range.start, count.min(SEND_STEP))?;
             range.start += sent as u64;
@@ -196,15 +169,25 @@ impl Wait for WaitStrategy<'_> {
 }
 
 impl WaitStrategy<'_> {
-    /// Takes the input that is there, and waits for none: something that came from elsewhere is there
-    /// too.
-    pub(crate) fn look(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Input> {
+    /// Takes the input that is there, if it is to be read, and does not wait: there is other work. With
+    /// `idle`, that is nothing that a stop waits for.
+    pub(crate) fn look(
+        &mut self,
+        socket: Option<&Socket>,
+        buffer: &mut [u8],
+        idle: bool,
+    ) -> io::Result<Input> {
+        // Asked before the socket: what has arrived before the stop is answered.
+        let ends = idle && self.is_stopping();
+        let nothing = if ends { Input::Stopping } else { Input::Woken };
+        let Some(socket) = socket else { return Ok(nothing) };
         match sys::receive_now(socket, buffer) {
             Ok(0) if matches!(self, WaitStrategy::Thread(registration) if registration.is_shut()) => {
                 Ok(Input::Stopping)
             }
             Ok(count) => Ok(Input::Bytes(count)),
-            Err(error) if is_passing(&error) => Ok(Input::Woken),
+            Err(error) if is_passing(&error) => Ok(nothing),
+            Err(_) if self.is_cut() => Ok(Input::Stopping),
             Err(error) => Err(error),
         }
     }
@@ -218,11 +201,12 @@ impl WaitStrategy<'_> {
         }
     }
 
-    /// Whether the time for stopping is up, where nobody else could say so.
+    /// Whether the time for stopping is up.
     pub(crate) fn is_overdue(&mut self) -> bool {
         match self {
             WaitStrategy::Interruptible(wait) => wait.is_overdue(),
-            WaitStrategy::Thread(_) | WaitStrategy::Never => false,
+            WaitStrategy::Thread(registration) => registration.is_cut(),
+            WaitStrategy::Never => false,
         }
     }
 
@@ -257,12 +241,13 @@ impl WaitStrategy<'_> {
             WaitStrategy::Never => return Ok(Input::Stopping),
         };
         let wakeup = registration.wakeup()?;
-        if registration.is_stopping() && idle {
+        if registration.is_cut() || (registration.is_stopping() && idle) {
             return Ok(Input::Stopping);
         }
         let woken = sys::wait_for(&[Some((wakeup.as_fd(), PollInterest::Read)), watched], timeout)?;
         wakeup.clear();
         Ok(match woken {
+            _ if registration.is_cut() => Input::Stopping,
             0 => Input::TimedOut,
             0b10 => Input::Bytes(0),
             _ if registration.is_stopping() && idle => {
@@ -278,7 +263,7 @@ impl WaitStrategy<'_> {
         &mut self,
         socket: &Socket,
         write_buffer: &mut WriteBuffer,
-        patience: Patience,
+        stall: &mut Stall,
         send_queue: Option<&SendQueue>,
         bytes_out: &mut u64,
     ) -> io::Result<()> {
@@ -286,7 +271,7 @@ impl WaitStrategy<'_> {
             return Ok(());
         }
         let _brief = write_buffer.has_file().then(|| BriefSends::begin(socket)).transpose()?;
-        self.send_all(socket, patience, send_queue, &mut || {
+        self.send_all(socket, stall, send_queue, &mut || {
             let sent = write_buffer.send(socket, SEND_STEP)?;
             *bytes_out += sent as u64;
             Ok((!write_buffer.is_empty()).then_some(sent))
@@ -298,7 +283,7 @@ impl WaitStrategy<'_> {
     fn send_all(
         &mut self,
         socket: &Socket,
-        patience: Patience,
+        stall: &mut Stall,
         send_queue: Option<&SendQueue>,
         send: &mut dyn FnMut() -> io::Result<Option<usize>>,
     ) -> io::Result<()> {
@@ -309,97 +294,56 @@ impl WaitStrategy<'_> {
             if self.is_cut() {
                 return Err(out_of_time());
             }
-            if patience.is_over() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
             match send()? {
                 None => return Ok(()),
-                Some(0) => self.wait_writable(socket, patience, send_queue)?,
-                Some(_) => {}
+                Some(0) => {
+                    while !self.wait_writable(socket, stall, send_queue)? {
+                        stall.check(socket)?;
+                    }
+                }
+                Some(_) => {
+                    stall.restart();
+                    stall.check(socket)?;
+                }
             }
         }
     }
 
-    /// Waits until the kernel has room, or the patience is at its end.
+    /// Waits until the kernel has room or the time for stopping is up; returns false if something else has
+    /// woken it, or the patience may be at its end.
     fn wait_writable(
         &mut self,
         socket: &Socket,
-        patience: Patience,
+        stall: &mut Stall,
         send_queue: Option<&SendQueue>,
-    ) -> io::Result<()> {
-        let timeout = patience.timeout;
-        if let (WaitStrategy::Thread(registration), Some(send_queue)) = (&*self, send_queue) {
-            return wait_writable_or_ended(socket, timeout, send_queue, registration.wakeup()?);
-        }
-        let mut progress = timeout.map(|_| Progress::of(socket));
-        loop {
-            let longest = patience.next_wait();
-            let timed_out = match self {
-                WaitStrategy::Thread(_) | WaitStrategy::Never => {
-                    sys::wait_for(&[(socket.as_fd(), PollInterest::Write)], longest)? == 0
-                }
-                WaitStrategy::Interruptible(wait) => {
-                    let expiry = expiry(longest);
-                    loop {
-                        match wait.wait(Some((socket.as_fd(), PollInterest::Write)), expiry)? {
-                            Woken::Peer | Woken::Deadline => break false,
-                            Woken::TimedOut => break true,
-                            Woken::Stop => {}
-                        }
+    ) -> io::Result<bool> {
+        let until = stall.until(socket);
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let peer = (socket.as_fd(), PollInterest::Write);
+        match (self, send_queue) {
+            (WaitStrategy::Thread(registration), Some(send_queue)) => {
+                let wakeup = registration.wakeup()?;
+                send_queue.listen();
+                match send_queue.ending() {
+                    Ending::Closing if !stall.is_closing => return stall.begin_closing(socket),
+                    Ending::Open | Ending::HalfOpen | Ending::Closing => {}
+                    Ending::Aborted | Ending::Closed => {
+                        return Err(io::ErrorKind::ConnectionAborted.into());
                     }
                 }
-            };
-            if !timed_out {
-                return Ok(());
-            }
-            let is_made = progress.as_mut().is_some_and(|progress| progress.is_made(socket));
-            if patience.is_over() || !is_made {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-        }
-    }
-}
-
-/// Waits until the kernel has room, or the peer has taken nothing for as long as `timeout`; where a
-/// sender closes the connection, for as long as a peer that is being closed has. One that is aborted
-/// is an error.
-fn wait_writable_or_ended(
-    socket: &Socket,
-    timeout: Option<Duration>,
-    send_queue: &SendQueue,
-    wakeup: &Wakeup,
-) -> io::Result<()> {
-    let mut is_closing = false;
-    let mut timeout = timeout;
-    let mut until = expiry(timeout);
-    let mut progress = Progress::of(socket);
-    loop {
-        send_queue.listen();
-        match send_queue.ending() {
-            Ending::Closing if !is_closing => {
-                is_closing = true;
-                timeout = Some(CLOSING_PATIENCE);
-                // What is on its way now is the peer's soon, and is then no sign of progress.
-                let peer = (socket.as_fd(), PollInterest::Write);
-                if sys::wait_for(&[peer], Some(FIRST_LOOK))? != 0 {
-                    return Ok(());
+                let ready = sys::wait_for(&[peer, (wakeup.as_fd(), PollInterest::Read)], left)?;
+                // What else it is woken for is looked at when the output has gone.
+                if ready == 0b10 {
+                    wakeup.clear();
                 }
-                progress = Progress::of(socket);
-                until = expiry(timeout);
+                Ok(ready & 1 != 0)
             }
-            Ending::Open | Ending::HalfOpen | Ending::Closing => {}
-            Ending::Aborted | Ending::Closed => {
-                return Err(io::ErrorKind::ConnectionAborted.into());
+            (WaitStrategy::Thread(_) | WaitStrategy::Never, _) => {
+                Ok(sys::wait_for(&[peer], left)? != 0)
             }
-        }
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let wanted = [(socket.as_fd(), PollInterest::Write), (wakeup.as_fd(), PollInterest::Read)];
-        match sys::wait_for(&wanted, left)? {
-            0 if progress.is_made(socket) => until = expiry(timeout),
-            0 => return Err(io::ErrorKind::TimedOut.into()),
-            // What else it is woken for is looked at when the output has gone.
-            0b10 => wakeup.clear(),
-            _ => return Ok(()),
+            (WaitStrategy::Interruptible(wait), _) => {
+                Ok(matches!(wait.wait(Some(peer), until)?, Woken::Peer | Woken::Deadline))
+            }
         }
     }
 }
@@ -634,7 +578,9 @@ mod tests {
     use std::io::Write as _;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+    use super::super::patience::Patience;
     use super::*;
 
     /// If the timeout restarted at the stop, the read would end after the drain deadline.
@@ -665,6 +611,60 @@ mod tests {
         };
         let read = wait.read(&socket, &mut [0; 100], Some(timeout), false, false).unwrap();
         assert!(matches!(read, Input::TimedOut), "{read:?}");
+    }
+
+    /// Writes to a peer that reads as `read` says, until the patience is at its end. Returns whether the
+    /// peer has stalled, and how long it took.
+    fn write_until_late(
+        timeout: Duration,
+        deadline: Option<Duration>,
+        read: impl Fn(&mut UnixStream) + Sync,
+    ) -> (bool, Duration) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = Socket::from(OwnedFd::from(ours));
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    read(&mut theirs);
+                }
+            });
+            let begun = Instant::now();
+            let deadline = deadline.map(|deadline| begun + deadline);
+            let mut stall = Stall::from(Patience { timeout: Some(timeout), deadline });
+            let bytes = vec![0; 64 << 20];
+            let mut wait = WaitStrategy::Never;
+            let written = wait.write_all(&socket, &mut &bytes[..], false, &mut stall, None);
+            let took = begun.elapsed();
+            over.store(true, SeqCst);
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            (stall.take_over(), took)
+        })
+    }
+
+    /// Takes a little output each few milliseconds, far less than makes a socket writable.
+    fn read_little(theirs: &mut UnixStream) {
+        std::thread::sleep(Duration::from_millis(5));
+        theirs.read_exact(&mut [0; 1024]).unwrap();
+    }
+
+    /// Each piece of 32 KiB that is read restarts the timeout, but does not move the deadline.
+    #[test]
+    fn a_write_to_a_peer_that_takes_little_ends_at_the_deadline() {
+        let (timeout, deadline) = (Duration::from_secs(2), Duration::from_millis(400));
+        let (has_stalled, took) = write_until_late(timeout, Some(deadline), read_little);
+        assert!(!has_stalled && took >= deadline, "{took:?}");
+        assert!(took < timeout, "{took:?}");
+    }
+
+    #[test]
+    fn a_write_to_a_peer_that_takes_nothing_ends_at_the_timeout() {
+        let timeout = Duration::from_millis(100);
+        let read_nothing = |_: &mut UnixStream| std::thread::sleep(Duration::from_millis(1));
+        for deadline in [None, Some(Duration::from_secs(20))] {
+            let (has_stalled, took) = write_until_late(timeout, deadline, read_nothing);
+            assert!(has_stalled && took >= timeout, "{took:?}");
+        }
     }
 
     /// The stop is noticed at each of several points of the wait.

@@ -243,7 +243,7 @@ impl ConversationCore {
     /// Whether it waits for its peer and nothing has begun: no message in part, no output to come, no
     /// paused input, which says that a reply is being made elsewhere.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.has_undelivered_input() && !self.state.wants_writable && !self.state.is_paused()
+        !self.has_undelivered_input() && !self.state.wants_writable && !self.is_paused()
     }
 
     /// Whether input has been read that no message has been made of.
@@ -259,6 +259,11 @@ impl ConversationCore {
     /// When [`timer_expired`](Self::timer_expired) is due.
     pub(crate) fn timer(&self) -> Option<Instant> {
         if self.state.is_closing() { None } else { self.state.timer() }
+    }
+
+    /// Whether [`timer_expired`](Self::timer_expired) is due at this time.
+    pub(crate) fn is_timer_due(&self, now: Instant) -> bool {
+        self.timer().is_some_and(|timer| timer <= now)
     }
 
     /// How long its peer may take no output: the idle timeout, and once it is closing at least

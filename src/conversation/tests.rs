@@ -2047,7 +2047,7 @@ fn the_output_of_a_datagram_to_which_nothing_is_written_sends_nothing() {
         })
         .0
     };
-    assert_eq!(replies(|cx| drop(cx.output())), Vec::<Vec<u8>>::new());
+    assert_eq!(replies(|cx| _ = cx.output()), Vec::<Vec<u8>>::new());
     assert_eq!(replies(|cx| cx.output().put(b"")), [b""]);
     let two = replies(|cx| {
         let mut output = cx.output();

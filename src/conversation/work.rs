@@ -9,7 +9,7 @@ pub(crate) enum Work {
     Writable,
     /// Messages were left, or its socket can be read.
     Input,
-    /// Its timer has expired, where the driver has no list of timers.
+    /// Its timer has expired, where no list of timers tells that.
     Timer,
 }
 

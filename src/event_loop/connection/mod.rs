@@ -225,17 +225,20 @@ impl<T: ConversationSlot> Connection<T> {
                 return PostAction::Wait;
             };
             let has_blocked_input = conversation.has_blocked_input();
+            // The timers of the loop come for one that is always here, and for a timer that is due again.
+            let timer_missed = T::OFFLOADED
+                && self.last_work != Work::Timer
+                && conversation.is_timer_due(cx.turn.now);
             let may_read = !conversation.input_ended()
                 && !conversation.is_paused()
                 && cx.call.readiness.has(Readiness::READABLE);
             let work = Work::next(self.last_work, |work| match work {
                 Work::SendQueue => conversation.send_queue().is_some_and(|queue| !queue.is_empty()),
+                Work::Timer => timer_missed,
                 Work::Writable => {
                     conversation.wants_writable() && waiting <= self.limits.marks.low()
                 }
                 Work::Input => has_blocked_input || may_read,
-                // The loop has a list of timers.
-                Work::Timer => false,
             });
             let Some(work) = work else {
                 return self.finish_turn(buffer, cx);
@@ -246,11 +249,12 @@ impl<T: ConversationSlot> Connection<T> {
             self.last_work = work;
             let cost = match work {
                 Work::SendQueue => self.step_alone(ConversationEvent::SendQueue, cx),
+                Work::Timer => self.step_alone(ConversationEvent::Timer, cx),
                 Work::Writable => self.step_alone(ConversationEvent::Writable, cx),
                 Work::Input if has_blocked_input => {
                     self.step_alone(ConversationEvent::Receive(&[]), cx)
                 }
-                Work::Input | Work::Timer => self.read_once(buffer, cx),
+                Work::Input => self.read_once(buffer, cx),
             };
             *budget = budget.saturating_sub(cost);
         }

@@ -7,6 +7,7 @@ use super::super::slot::{ConversationEvent, ConversationSlot};
 use super::super::source::{EventSource, LoopCx, PostAction, Readiness};
 use super::Connection;
 use crate::closing::FIRST_LOOK;
+use crate::conversation::Work;
 use crate::error::CloseReason;
 use crate::mailbox::Job;
 use crate::sys;
@@ -79,7 +80,8 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
-        if conversation.timer().is_some_and(|timer| timer <= cx.turn.now) {
+        if conversation.is_timer_due(cx.turn.now) {
+            self.last_work = Work::Timer;
             self.step_alone(ConversationEvent::Timer, cx);
             return cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx));
         }
