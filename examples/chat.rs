@@ -31,7 +31,7 @@ struct Members {
 impl Members {
     /// Sends a line to all members but one. A member that does not read misses the line; the others
     /// do not wait for it.
-    fn tell_others(&self, but: usize, line: &[u8]) {
+    fn send_to_others(&self, but: usize, line: &[u8]) {
         let others = self.senders.iter().filter(|(number, _)| **number != but);
         let _ = broadcast(others.map(|(_, sender)| sender), line);
     }
@@ -59,20 +59,21 @@ impl Handler for Member {
         let here = members.senders.len();
         cx.send(format!("* you are guest{}, and {here} others are here", self.number).as_bytes())?;
         members.senders.insert(self.number, sender);
-        members.tell_others(self.number, format!("* guest{} joins", self.number).as_bytes());
+        members.send_to_others(self.number, format!("* guest{} joins", self.number).as_bytes());
         Ok(())
     }
 
     fn on_message(&mut self, line: &[u8], _cx: &mut Context<'_>) -> HandlerResult {
         let line = [format!("guest{}: ", self.number).as_bytes(), line].concat();
-        self.room.members().tell_others(self.number, &line);
+        self.room.members().send_to_others(self.number, &line);
         Ok(())
     }
 
     fn on_close(&mut self, _reason: &CloseReason) {
         let mut members = self.room.members();
         if members.senders.remove(&self.number).is_some() {
-            members.tell_others(self.number, format!("* guest{} leaves", self.number).as_bytes());
+            members
+                .send_to_others(self.number, format!("* guest{} leaves", self.number).as_bytes());
         }
     }
 }

@@ -5,14 +5,14 @@
 
 mod common;
 
-use common::{About, Options, shown, tell};
+use common::{About, Options, print_line, shown};
 use socketserver::{Context, Handler, HandlerResult, Server};
 
 struct Receive;
 
 impl Handler for Receive {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-        tell(format_args!("{} {}", cx.peer(), shown(message)));
+        print_line(format_args!("{} {}", cx.peer(), shown(message)));
         cx.close();
         Ok(())
     }

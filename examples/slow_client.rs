@@ -148,6 +148,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
         println!("{:<10}{one:>10}{two:>10}{three:>10}{slow:>14}", mode.name());
     }
-    println!("\nUnder inline everyone waits for the slow one; under the others nobody does.");
+    println!("\nUnder inline all clients wait for the slow one; under the other modes none does.");
     Ok(())
 }

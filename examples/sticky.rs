@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stuck = (0..10)
         .map(|attempt| exchange(Raw, plain, Duration::from_millis(20 * attempt)))
         .find(|read| read.as_ref().map_or(true, |read| read.len() == 1))
-        .ok_or("the two did not stick together, ten times over")??;
+        .ok_or("the two messages were not read as one in ten attempts")??;
     show("no framing", plain, &stuck);
 
     let now = Duration::ZERO;

@@ -6,14 +6,14 @@
 
 mod common;
 
-use common::{About, Options, shown, tell};
+use common::{About, Options, print_line, shown};
 use socketserver::{Context, Handler, HandlerResult, Server};
 
 struct StopOnEof;
 
 impl Handler for StopOnEof {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-        tell(format_args!("received: {}", shown(message)));
+        print_line(format_args!("received: {}", shown(message)));
         cx.send(message)
     }
 

@@ -9,7 +9,7 @@
 mod common;
 
 use common::text::{Text, TextFraming};
-use common::{About, Options, is_datagram, shown, tell};
+use common::{About, Options, is_datagram, print_line, shown};
 use socketserver::{CloseReason, Context, Handler, HandlerResult, Peer, Server};
 
 /// "Welcome to the socketserver server!"
@@ -23,7 +23,7 @@ struct Welcome {
 impl Welcome {
     /// "I have received your message <...>".
     fn confirm(&self, text: &str, cx: &mut Context<'_>) -> HandlerResult {
-        tell(format_args!("{} says: {}", self.peer, shown(text.as_bytes())));
+        print_line(format_args!("{} says: {}", self.peer, shown(text.as_bytes())));
         cx.send(format!("已收到你的消息<{text}>").as_bytes())
     }
 }
@@ -53,7 +53,7 @@ impl Handler for Welcome {
     }
 
     fn on_close(&mut self, reason: &CloseReason) {
-        tell(format_args!("{} is gone: {reason}", self.peer));
+        print_line(format_args!("{} has disconnected: {reason}", self.peer));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What has been accepted: a connection or a datagram for which a handler is about to be made.
+//! An accepted connection or a received datagram, before its handler is created.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::datagram::ReplySocket;
 use crate::sys::{self, PacketInfo};
 use crate::transport::local_address;
 
-/// A connection that was accepted, on its way to the mode that serves it.
+/// An accepted connection, on its way to the mode that serves it.
 #[derive(Debug)]
 pub(crate) struct AcceptedStream {
     pub(crate) socket: Socket,
@@ -22,18 +22,18 @@ pub(crate) struct AcceptedStream {
 }
 
 impl AcceptedStream {
-    /// What the function that makes its handler is given.
+    /// The argument of the function that creates the handler.
     pub(crate) fn accepted(&self) -> Accepted<'_> {
         let source = AcceptedSocket::Stream(&self.socket);
         Accepted { peer: &self.peer, source, id: Cell::new(Some(self.id)) }
     }
 }
 
-/// An accepted connection, or a received datagram: what the function that makes its handler is given, by
-/// [`Builder::serve`](crate::Builder::serve) and its like.
+/// An accepted connection, or a received datagram: the argument of the function that creates its
+/// handler (see [`Builder::serve`](crate::Builder::serve)).
 ///
-/// It borrows the socket, so options can be set through its descriptor, and what it tells costs a system
-/// call only where it is asked.
+/// It borrows the socket, so that options can be set through its descriptor. A method makes a
+/// system call only when it is called.
 ///
 /// ```
 /// use socketserver::{Context, Handler, HandlerResult, Lines, Server};
@@ -56,11 +56,11 @@ impl AcceptedStream {
 pub struct Accepted<'a> {
     peer: &'a Peer,
     source: AcceptedSocket<'a>,
-    /// A datagram gets its number when it is first asked for.
+    /// A datagram gets its number at the first call of `id`.
     id: Cell<Option<ConnectionId>>,
 }
 
-/// The socket that it came by.
+/// The socket of the connection, or the one that received the datagram.
 enum AcceptedSocket<'a> {
     Stream(&'a Socket),
     Datagram(&'a ReplySocket, Option<PacketInfo>),
@@ -89,35 +89,36 @@ impl<'a> Accepted<'a> {
         }
     }
 
-    /// The other end: Python's `client_address`.
+    /// The peer's address: Python's `client_address`.
     pub fn peer(&self) -> &'a Peer {
         self.peer
     }
 
     /// The number of the connection, as in the log and from [`Context::id`](crate::Context::id). A
-    /// datagram gets a number of its own when it is asked for.
+    /// datagram gets its own number at the first call.
     pub fn id(&self) -> ConnectionId {
         let id = self.id.get().unwrap_or_else(ConnectionId::next);
         self.id.set(Some(id));
         id
     }
 
-    /// The number, if it has one.
+    /// The number, if it has one already.
     pub(crate) fn known_id(&self) -> Option<ConnectionId> {
         self.id.get()
     }
 
-    /// The address of this end: the one that the client has connected to, also where the server is bound
-    /// to all addresses of the host. See
+    /// The address of this end: the one to which the client has connected, also where the server is
+    /// bound to all addresses of the host. See
     /// [getsockname(2)](https://man7.org/linux/man-pages/man2/getsockname.2.html).
     ///
-    /// Of a datagram, the address that it was sent to, which is a group's if it came by multicast, where
-    /// [`Builder::packet_info`](crate::Builder::packet_info) asks for it. Otherwise, and for a Unix
-    /// datagram, the address that the socket is bound to, which may be `0.0.0.0` or `[::]`.
+    /// For a datagram it is the address to which the datagram was sent, if
+    /// [`Builder::packet_info`](crate::Builder::packet_info) is set; that is a group address if it
+    /// came by multicast. Otherwise, and for a Unix datagram, it is the address to which the socket
+    /// is bound, which may be `0.0.0.0` or `[::]`.
     ///
     /// # Errors
     ///
-    /// Those of getsockname(2); none for a datagram.
+    /// Errors of getsockname(2); none for a datagram.
     pub fn local_addr(&self) -> io::Result<Address> {
         match &self.source {
             AcceptedSocket::Stream(socket) => local_address(socket),
@@ -125,10 +126,10 @@ impl<'a> Accepted<'a> {
         }
     }
 
-    /// The index of the network interface that the datagram came by (see
-    /// [netdevice(7)](https://man7.org/linux/man-pages/man7/netdevice.7.html)), where
-    /// [`Builder::packet_info`](crate::Builder::packet_info) asks for it; `None` otherwise, and for a
-    /// connection.
+    /// The index of the network interface on which the datagram arrived (see
+    /// [netdevice(7)](https://man7.org/linux/man-pages/man7/netdevice.7.html)), if
+    /// [`Builder::packet_info`](crate::Builder::packet_info) is set. Otherwise, and for a
+    /// connection, `None`.
     pub fn interface(&self) -> Option<u32> {
         match &self.source {
             AcceptedSocket::Stream(_) => None,
@@ -142,8 +143,8 @@ impl<'a> Accepted<'a> {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::Unsupported`] where the socket has none, as TCP and datagrams; otherwise those of
-    /// getsockopt(2).
+    /// [`io::ErrorKind::Unsupported`] where the socket has no credentials: TCP sockets and
+    /// datagrams. Otherwise errors of getsockopt(2).
     pub fn credentials(&self) -> io::Result<Credentials> {
         sys::peer_credentials(self.socket())
     }

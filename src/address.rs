@@ -1,5 +1,4 @@
-//! Addresses as plain data: where a server listens and who talks to it. Nothing here opens a
-//! socket or resolves a name.
+//! Addresses of servers and peers, as plain data. Nothing here opens a socket or resolves a name.
 
 use std::fmt;
 use std::io;
@@ -14,7 +13,7 @@ use crate::error::Error;
 /// terminating NUL: 107 on Linux, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
 pub const MAX_UNIX_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
-/// Where a server listens, as its listener really is bound: Python's `server_address`.
+/// The address that a listener is bound to: Python's `server_address`.
 ///
 /// It prints as the URL that [`Endpoint`] reads, with the port the kernel chose.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,26 +62,26 @@ impl fmt::Display for Address {
         match self {
             Address::Tcp(address) => write!(f, "tcp://{address}"),
             Address::Udp(address) => write!(f, "udp://{address}"),
-            Address::Unix(path) => write!(f, "unix://{}", Shown(path)),
-            Address::UnixDatagram(path) => write!(f, "unixgram://{}", Shown(path)),
+            Address::Unix(path) => write!(f, "unix://{}", DisplayPath(path)),
+            Address::UnixDatagram(path) => write!(f, "unixgram://{}", DisplayPath(path)),
         }
     }
 }
 
-struct Shown<'a>(&'a Option<PathBuf>);
+struct DisplayPath<'a>(&'a Option<PathBuf>);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for DisplayPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.as_deref().unwrap_or(Path::new("")).display().fmt(f)
     }
 }
 
-/// Where a server is asked to listen: what a user writes, before any name is resolved.
+/// An address to listen on, as the user writes it, before any name is resolved.
 ///
-/// The text form is a URL: `tcp://HOST:PORT`, `udp://HOST:PORT`, `unix://PATH`,
-/// `unixgram://PATH`. Port 0 asks the kernel for a free one, an IPv6 address stands in brackets,
-/// a path is taken literally and may be relative. A host name is resolved when a server is made of
-/// it, see [`Server::tcp`](crate::Server::tcp).
+/// The text form is a URL: `tcp://HOST:PORT`, `udp://HOST:PORT`, `unix://PATH`, `unixgram://PATH`.
+/// With port 0 the kernel chooses a free port. An IPv6 address is written in brackets. A path is
+/// taken literally and may be relative. The host name is resolved when a server is made, see
+/// [`Server::tcp`](crate::Server::tcp).
 ///
 /// ```
 /// use socketserver::Endpoint;
@@ -121,29 +120,29 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Error> {
         let unusable = |reason: &str| Error::unusable_address(text, reason);
         let (scheme, rest) = text.split_once("://").ok_or_else(|| {
-            unusable("it wants tcp://HOST:PORT, udp://HOST:PORT, unix://PATH or unixgram://PATH")
+            unusable("expected tcp://HOST:PORT, udp://HOST:PORT, unix://PATH or unixgram://PATH")
         })?;
         match scheme {
             "tcp" => host_and_port(rest).map(|(host, port)| Endpoint::Tcp { host, port }),
             "udp" => host_and_port(rest).map(|(host, port)| Endpoint::Udp { host, port }),
             "unix" => path(rest).map(Endpoint::Unix),
             "unixgram" => path(rest).map(Endpoint::UnixDatagram),
-            _ => Err("the scheme is none of tcp, udp, unix, unixgram"),
+            _ => Err("the scheme must be tcp, udp, unix or unixgram"),
         }
         .map_err(unusable)
     }
 }
 
-/// Splits `HOST:PORT`; an IPv6 address stands in brackets, and comes without them.
+/// Splits `HOST:PORT`. An IPv6 address must be in brackets; the result is without them.
 pub(crate) fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
-    // Digits alone: Rust's own reading of a number takes a sign too.
+    // Only digits: `parse` accepts a plus sign too.
     let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
-    let port = port.ok_or("the port is no number from 0 to 65535")?;
+    let port = port.ok_or("the port is not a number from 0 to 65535")?;
     let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
         Some(Some(inner)) => inner,
         Some(None) => return Err("a bracket is not closed"),
-        None if host.contains(':') => return Err("an IPv6 address stands in brackets"),
+        None if host.contains(':') => return Err("an IPv6 address must be in brackets"),
         None => host,
     };
     if host.is_empty() { Err("the host is missing") } else { Ok((host.to_owned(), port)) }
@@ -179,13 +178,12 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Who talks: the other end of a connection, or the sender of a datagram. Python's
+/// The address of a peer: the other end of a connection, or the sender of a datagram. Python's
 /// `client_address`.
 ///
 /// An IPv4 client of a dual-stack listener is shown as IPv4, not as `::ffff:a.b.c.d`. A link-local
-/// IPv6 client keeps the interface it is reached by, and is shown as `[fe80::1%2]:port`: the same
-/// address on two interfaces means two clients, see
-/// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
+/// IPv6 client includes its interface and is shown as `[fe80::1%2]:port`: the same address on two
+/// interfaces is two clients, see [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Peer {
@@ -196,7 +194,7 @@ pub enum Peer {
     /// A Unix socket bound to a name in Linux's abstract namespace.
     Abstract(Box<[u8]>),
     /// A Unix socket without a name: most Unix stream clients, and datagram clients that did not
-    /// bind. A datagram from one cannot be answered.
+    /// bind. A datagram from such a client cannot be answered.
     Unnamed,
 }
 
@@ -214,7 +212,7 @@ impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Self {
         Peer::Inet(match address {
             SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => {
-                // A flow label is of a packet, and not of who has sent it.
+                // A flow label belongs to a packet, not to its sender.
                 SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into()
             }
             mapped => SocketAddr::new(mapped.ip().to_canonical(), mapped.port()),
@@ -222,15 +220,16 @@ impl From<SocketAddr> for Peer {
     }
 }
 
-/// The process at the other end of a Unix stream socket: its numbers as they were when it connected,
-/// which the kernel vouches for (`SO_PEERCRED`, see
-/// [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html); getpeereid(3) on the BSDs and macOS).
+/// The credentials of the process at the other end of a Unix stream socket, as the kernel recorded
+/// them when it connected (`SO_PEERCRED`, see
+/// [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html); getpeereid(3) on the BSDs and
+/// macOS).
 ///
 /// The process may have ended since, or may have passed the connection on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Credentials {
-    /// The process ID; `None` where the system does not tell it, and on Linux for a process of another
-    /// pid namespace, which this process cannot see.
+    /// The process ID; `None` if the system does not report it, and on Linux if the process is in a
+    /// pid namespace that this process cannot see.
     pub pid: Option<i32>,
     /// The effective user ID.
     pub uid: u32,
@@ -249,8 +248,8 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Whose request it is, as the log names it: a connection by its number and its peer, a datagram by its
-/// peer alone.
+/// The origin of a request, as the log shows it: a connection by its number and its peer, a
+/// datagram by its peer alone.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub(crate) id: Option<ConnectionId>,
@@ -266,7 +265,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Checks what [`Endpoint`]'s text form cannot: a path given as a `Path`.
+/// Checks a path that was given as a `Path`, as the text form of [`Endpoint`] does.
 pub(crate) fn checked_path(path: &Path) -> io::Result<()> {
     let text = path.as_os_str().as_encoded_bytes();
     let reason = if text.is_empty() {
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_address_is_refused_with_a_reason() {
+    fn an_unusable_address_is_rejected_with_a_reason() {
         let long = format!("unix://{}", "x".repeat(MAX_UNIX_PATH + 1));
         for (url, reason) in [
             ("127.0.0.1:80", "tcp://HOST:PORT"),
@@ -329,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_local_peer_keeps_its_interface() {
+    fn a_link_local_peer_is_shown_with_its_interface() {
         let on = |interface| {
             let address: SocketAddr = SocketAddrV6::new(
                 "fe80::1".parse().unwrap(),

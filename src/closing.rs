@@ -1,5 +1,5 @@
-//! How a connection's output is watched, and how it is closed so that its output arrives. Both
-//! drivers of a conversation use this, the loop's and the blocking one.
+//! Progress of a connection's output, and the lingering close, which lets the output arrive. Both
+//! drivers of a conversation use this module: the event loop and the blocking one.
 
 use std::io::{self, Read as _};
 use std::net::Shutdown;
@@ -12,22 +12,22 @@ use crate::address::Peer;
 use crate::error::CloseReason;
 use crate::sys;
 
-/// How long the peer of a connection that is over may take none of its last output.
-pub(crate) const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the peer of a closing connection may take none of its output.
+pub(crate) const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long, and how much of, the input of a peer that has acknowledged all is thrown away, so that
-/// no reset cuts what it has not read.
+/// How long input is discarded after the peer has acknowledged all output, and how many bytes at
+/// most. During that time the peer can read its reply without a reset.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// How long after the close the kernel is asked again whether the peer has acknowledged all: later
-/// than a delayed acknowledgement comes, which is after 40 ms on Linux. Then twice as long each time,
-/// up to a second.
-pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LAST_LOOK: Duration = Duration::from_secs(1);
+/// How long after the close the kernel is first asked again whether the peer has acknowledged all.
+/// A delayed acknowledgement comes before that, after 40 ms on Linux. The interval doubles each
+/// time, up to [`MAX_CHECK_INTERVAL`].
+pub(crate) const FIRST_CHECK: Duration = Duration::from_millis(50);
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a connection ends whose output could not be sent: its peer is gone, or a file of its output
-/// cannot be read as far as it is to be sent.
+/// The close reason after output could not be sent: the peer is gone, or a file of the output
+/// cannot be read to the end of its range.
 pub(crate) fn write_failure(error: io::Error) -> CloseReason {
     if sys::is_file_error(&error) {
         return CloseReason::Error(Box::new(error));
@@ -35,37 +35,38 @@ pub(crate) fn write_failure(error: io::Error) -> CloseReason {
     CloseReason::Disconnected(error)
 }
 
-/// Whether a peer takes its output. What counts is what the peer takes, and not what the kernel
-/// takes: its buffer holds megabytes, and it makes room only when much of that has gone.
+/// The progress of a peer in taking its output. It counts what the peer takes, and not what the
+/// kernel takes. The kernel's buffer holds megabytes, and becomes writable only when a large part
+/// has been sent.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// What the kernel held when it was last asked.
+    /// How many bytes the kernel held when it was last asked.
     held: u32,
 }
 
 impl Progress {
-    /// As the kernel says now.
+    /// The current state of the kernel's buffer.
     pub(crate) fn of(socket: &Socket) -> Self {
         Progress { held: held(socket) }
     }
 
-    /// Asks the kernel, when the time is up, whether the peer has taken any output since it was last
-    /// asked. Where it is asked for the first time and holds some, that is not known; the time then
-    /// begins again.
+    /// Asks the kernel whether the peer has taken any output since the last time. Called when the
+    /// time limit has expired. The first call cannot know that: it returns true if the kernel holds
+    /// output, and the time limit begins again.
     pub(crate) fn is_made(&mut self, socket: &Socket) -> bool {
         let held = held(socket);
         std::mem::replace(&mut self.held, held) != held
     }
 
-    /// Asks the kernel now, where it has not been asked since output was last sent: from now on the
-    /// peer is waited for.
+    /// Asks the kernel how much it holds, unless it has been asked since output was last sent: the
+    /// wait for the peer begins now.
     pub(crate) fn begin(&mut self, socket: &Socket) {
         if self.held == 0 {
             *self = Progress::of(socket);
         }
     }
 
-    /// Other output has been sent since the kernel was asked.
+    /// Records that more output has been sent since the kernel was asked.
     pub(crate) fn forget(&mut self) {
         self.held = 0;
     }
@@ -75,75 +76,79 @@ fn held(socket: &Socket) -> u32 {
     u32::try_from(sys::unsent(socket)).unwrap_or(u32::MAX)
 }
 
-/// A connection that is over, and lingers.
+/// A connection that has been served and lingers.
 pub(crate) struct Lingering {
     pub(crate) socket: Arc<Socket>,
     pub(crate) linger: Linger,
 }
 
-/// A connection that is over, whose sending side has been shut down, and whose input is thrown away:
-/// after close(2) input that arrives would make the kernel send a reset and drop the output that the
-/// peer has not taken. nginx calls it lingering_close.
+/// The state of a lingering close (nginx calls it lingering_close). The sending side has been shut
+/// down, and input is discarded. Without it, input that arrives after close(2) would make the
+/// kernel send a reset and drop the output that the peer has not taken.
 ///
-/// It ends when the peer ends; when the peer has acknowledged all, and has not sent what was thrown
-/// away, or has had the time to read its reply; when the peer takes nothing for
-/// [`CLOSING_PATIENCE`]; and when too much has been thrown away.
+/// It ends in each of these cases:
+/// * The peer ends.
+/// * The peer has acknowledged all output, and either no input was discarded or the peer has had
+///   [`LINGER`] to read its reply.
+/// * The peer takes nothing for [`CLOSING_TIMEOUT`].
+/// * [`LINGER_BYTES`] have been discarded.
 #[derive(Debug)]
 pub(crate) struct Linger {
-    /// How much input may still be thrown away.
+    /// How much more input may be discarded.
     left: usize,
-    /// Output is asked for: on a Unix socket it is with the peer already, and no reset can cut it.
-    asks: bool,
-    /// What the kernel held when it was last asked, and when the peer last took some.
+    /// Whether the kernel is asked for unacknowledged output. Not on a Unix socket, where the peer
+    /// has the output already and no reset can drop it.
+    asks_kernel: bool,
+    /// How many bytes the kernel held when it was last asked, and when the peer last took some.
     held: usize,
-    moved: Instant,
+    last_progress: Instant,
     /// Since when the peer has acknowledged all.
     settled: Option<Instant>,
-    /// When to look again, and how long after that.
+    /// When to check again, and the interval after that.
     next: Instant,
     pause: Duration,
 }
 
 impl Linger {
-    /// Begins to close. The sending side is shut down, where that is not all that is to be done:
-    /// there is input unread, or the kernel holds output. One system call tells of each; a peer that
-    /// has ended costs one.
+    /// Begins the lingering close: shuts the sending side down. Returns `None` when no input is
+    /// unread and the kernel holds no output. One system call asks_kernel for each; a peer that has ended
+    /// costs one.
     pub(crate) fn begin(
         socket: &Socket,
         peer: &Peer,
         buffer: &mut [u8],
         now: Instant,
     ) -> Option<Self> {
-        let asks = matches!(peer, Peer::Inet(_));
+        let asks_kernel = matches!(peer, Peer::Inet(_));
         let unread = match sys::receive_now(socket, buffer) {
             Ok(0) => return None,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => return None,
         };
-        let held = if asks { sys::unsent(socket) } else { 0 };
+        let held = if asks_kernel { sys::unsent(socket) } else { 0 };
         if (unread == 0 && held == 0) || socket.shutdown(Shutdown::Write).is_err() {
             return None;
         }
         Some(Linger {
             left: LINGER_BYTES.saturating_sub(unread),
-            asks,
+            asks_kernel,
             held,
-            moved: now,
+            last_progress: now,
             settled: (held == 0).then_some(now),
-            next: now + if held == 0 { LINGER } else { FIRST_LOOK },
-            pause: FIRST_LOOK,
+            next: now + if held == 0 { LINGER } else { FIRST_CHECK },
+            pause: FIRST_CHECK,
         })
     }
 
-    /// When to look again.
+    /// When to check again.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
-    /// No more than the time of one whose peer has acknowledged all, from now on.
-    pub(crate) fn hurry(&mut self, now: Instant) {
-        self.asks = false;
+    /// Limits the rest of the time to [`LINGER`], as if the peer had acknowledged all output now.
+    pub(crate) fn shorten(&mut self, now: Instant) {
+        self.asks_kernel = false;
         self.settle(now);
     }
 
@@ -152,13 +157,13 @@ impl Linger {
         self.next = settled + LINGER;
     }
 
-    /// So much input has been thrown away; whether that is enough.
+    /// Counts discarded input; returns whether the limit is reached.
     pub(crate) fn discard(&mut self, count: usize) -> bool {
         self.left = self.left.saturating_sub(count);
         self.left == 0
     }
 
-    /// Throws away what has arrived; whether the end has come.
+    /// Discards the input that has arrived; returns whether the close is complete.
     pub(crate) fn drain(&mut self, mut socket: &Socket, buffer: &mut [u8]) -> bool {
         loop {
             match socket.read(buffer) {
@@ -172,12 +177,12 @@ impl Linger {
         }
     }
 
-    /// Looks again, if it is time; whether that is the end.
+    /// Checks the kernel again, if it is time; returns whether the close is complete.
     pub(crate) fn is_done(&mut self, socket: &Socket, now: Instant) -> bool {
         if now < self.next {
             return false;
         }
-        let held = if self.asks { sys::unsent(socket) } else { 0 };
+        let held = if self.asks_kernel { sys::unsent(socket) } else { 0 };
         if held == 0 || self.settled.is_some() {
             if self.left == LINGER_BYTES {
                 return true;
@@ -187,11 +192,11 @@ impl Linger {
         }
         if held != self.held {
             self.held = held;
-            self.moved = now;
+            self.last_progress = now;
         }
         self.next = now + self.pause;
-        self.pause = (self.pause * 2).min(LAST_LOOK);
-        now >= self.moved + CLOSING_PATIENCE
+        self.pause = (self.pause * 2).min(MAX_CHECK_INTERVAL);
+        now >= self.last_progress + CLOSING_TIMEOUT
     }
 }
 
@@ -223,10 +228,10 @@ mod tests {
         let ours = &Socket::from(OwnedFd::from(ours));
         fill(ours);
         let mut progress = Progress::default();
-        assert!(progress.is_made(ours), "it is asked for the first time");
-        assert!(!progress.is_made(ours), "nothing is read");
+        assert!(progress.is_made(ours), "the kernel is asked for the first time");
+        assert!(!progress.is_made(ours), "the peer has read nothing");
         theirs.read_exact(&mut [0; 128 << 10]).unwrap();
-        assert!(progress.is_made(ours), "some is read");
+        assert!(progress.is_made(ours), "the peer has read some");
         assert!(!progress.is_made(ours));
     }
 
@@ -236,14 +241,15 @@ mod tests {
         let peer = Peer::Inet(theirs.local_addr().unwrap());
         fill(&ours);
         let (mut buffer, now) = ([0; 100], Instant::now());
-        let mut linger = Linger::begin(&ours, &peer, &mut buffer, now).expect("output is held");
+        let mut linger =
+            Linger::begin(&ours, &peer, &mut buffer, now).expect("the kernel holds output");
         assert!(!linger.drain(&ours, &mut buffer));
         let mut at = now;
         while !linger.is_done(&ours, at) {
-            assert!(linger.next() > at, "it is looked at later");
+            assert!(linger.next() > at, "the next check is later");
             at = linger.next();
         }
-        assert!((CLOSING_PATIENCE..2 * CLOSING_PATIENCE).contains(&(at - now)));
+        assert!((CLOSING_TIMEOUT..2 * CLOSING_TIMEOUT).contains(&(at - now)));
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! The number of a connection, which names it in logs and in maps of the user.
+//! The number of a connection, which identifies it in logs and in maps of the user.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The number of one connection: from [`Sender::id`](crate::Sender::id).
+/// The number of one connection: see [`Sender::id`](crate::Sender::id).
 ///
-/// It is given when the connection is accepted or handed over, and never again in the same process,
-/// also not by another server of it. Later connections have greater numbers; the first has 1. It is
-/// 8 bytes, and [`u64::from`] tells the number.
+/// A connection gets it when it is accepted or handed over. No other connection of the same process
+/// has the same number, also not one of another server. Later connections have greater numbers; the
+/// first has 1. It takes 8 bytes, and [`u64::from`] returns the number.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -27,10 +27,10 @@ pub struct ConnectionId(NonZeroU64);
 impl ConnectionId {
     /// The number of the next connection.
     pub(crate) fn next() -> Self {
-        /// How many have been given.
-        static GIVEN: AtomicU64 = AtomicU64::new(0);
-        // 64 bits last for centuries, whatever is accepted.
-        ConnectionId(NonZeroU64::MIN.saturating_add(GIVEN.fetch_add(1, Relaxed)))
+        /// How many numbers have been assigned.
+        static ASSIGNED: AtomicU64 = AtomicU64::new(0);
+        // 64 bits do not overflow for centuries.
+        ConnectionId(NonZeroU64::MIN.saturating_add(ASSIGNED.fetch_add(1, Relaxed)))
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_that_ask_at_the_same_time_are_given_different_ids_that_grow() {
+    fn concurrent_threads_get_different_ids_that_increase() {
         let given: Vec<Vec<ConnectionId>> = thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|_| scope.spawn(|| (0..1000).map(|_| ConnectionId::next()).collect()))

@@ -1,5 +1,5 @@
-//! Everything that is counted: tallied without atomics by whoever does the work, published to
-//! [`Counters`] now and then, and read from any thread.
+//! The counters of a server. Each thread counts without atomics in its own [`Tally`] and publishes
+//! the numbers at times; any thread can read them as [`Counters`].
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -7,39 +7,39 @@ use crate::guard;
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// What a server has counted since it was made: a snapshot of plain numbers.
+        /// A snapshot of what a server has counted since it was made.
         ///
-        /// Registration by [`ShutdownHandle::counters`](crate::ShutdownHandle::counters) or
-        /// [`Server::counters`](crate::Server::counters). The loop publishes at the end of each
-        /// turn, a thread of its own at the end of each request, a child process not at all.
+        /// From [`ShutdownHandle::counters`](crate::ShutdownHandle::counters) or
+        /// [`Server::counters`](crate::Server::counters). The event loop publishes its numbers at
+        /// the end of each turn, a worker thread at the end of each request, a child process never.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
-        /// Numbers of one thread, not yet published.
+        /// The numbers of one thread that are not published yet.
         #[derive(Debug, Default)]
         pub(crate) struct Tally {
             $(pub(crate) $name: u64,)+
         }
 
         impl Tally {
-            /// Adds another's numbers, and sets those to nothing.
+            /// Adds the numbers of `other`, and sets those to 0.
             pub(crate) fn absorb(&mut self, other: &mut Tally) {
                 $(self.$name += std::mem::take(&mut other.$name);)+
             }
         }
 
-        /// The numbers of all threads.
+        /// The published numbers of all threads.
         #[derive(Debug, Default)]
         pub(crate) struct Published {
             $($name: AtomicU64,)+
         }
 
         impl Published {
-            /// Adds a thread's numbers, and sets them to nothing. Nearly always those of the traffic
-            /// are all there are.
+            /// Adds the numbers of a thread, and sets those to 0. Most of the time only the numbers
+            /// of messages, bytes and turns are not 0.
             #[inline]
             pub(crate) fn add(&self, tally: &mut Tally) {
                 publish(&self.messages, &mut tally.messages);
@@ -57,7 +57,7 @@ macro_rules! counters {
                 $(publish(&self.$name, &mut tally.$name);)+
             }
 
-            /// A thread is woken.
+            /// Counts that a worker thread was woken.
             pub(crate) fn worker_woken(&self) {
                 self.worker_wakes.fetch_add(1, Relaxed);
             }
@@ -76,12 +76,12 @@ counters! {
     closed,
     /// Datagrams received.
     datagrams,
-    /// Datagrams that were longer than the receive size and came cut.
+    /// Datagrams that were longer than the receive size and were truncated.
     truncated,
     /// Datagrams sent.
     replies,
-    /// Datagrams that could not be sent: the peer has gone, has no address, or does not read. And
-    /// messages taken by a [`Sender`](crate::Sender) that the framing then could not encode.
+    /// Datagrams that could not be sent because the peer has gone, has no address, or does not
+    /// read; and messages that a [`Sender`](crate::Sender) took but the framing could not encode.
     unsent,
     /// Messages handed to handlers.
     messages,
@@ -93,30 +93,31 @@ counters! {
     bytes_out,
     /// Handlers that returned an error.
     handler_errors,
-    /// Panics caught: in handlers, framings, hooks and loggers, in what makes handlers, and in the
-    /// destructors of all these and of handlers' errors.
+    /// Panics caught: in handlers, framings, hooks, loggers, handler factories, and the destructors
+    /// of all these and of handlers' errors.
     panics,
-    /// Connections closed for bytes that were no frame.
+    /// Connections closed because their input was not a valid frame.
     framing_errors,
-    /// Connections that a reset, a broken pipe or the network ended.
+    /// Connections ended by a reset, a broken pipe or the network.
     disconnects,
-    /// Times that `on_idle_timeout` was due, and requests that a
-    /// [`RequestHandler`](crate::RequestHandler) gave up for a read or a write that timed out.
+    /// Times that `on_idle_timeout` was due, and requests of a
+    /// [`RequestHandler`](crate::RequestHandler) that ended because a read or a write timed out.
     timeouts,
     /// Requests that `verify_request` refused.
     refused_by_hook,
-    /// Requests rejected because the mode had no room for them, or the system no thread or process.
+    /// Requests rejected because the limit of the mode was reached, or the system could not start a
+    /// thread or a process.
     rejected_full,
-    /// Times that a listener was paused for want of descriptors or memory.
+    /// Times that a listener was paused because the system had no descriptors or memory left.
     accept_pauses,
-    /// Connections accepted only to be closed, for want of descriptors.
+    /// Connections accepted and closed at once, because no descriptors were left.
     shed_no_fd,
-    /// Turns of the loop: each is one return of the poller.
+    /// Turns (iterations) of the event loop: each is one return of the poller.
     turns,
-    /// Times that another thread had to wake the loop.
+    /// Times that another thread had to wake the event loop.
     wakes,
-    /// Times that a thread which slept had to be woken for a request or for messages, under
-    /// `offload`, `threading` and `pool`. It is counted at once.
+    /// Times that a sleeping worker thread had to be woken for a request or for messages, under
+    /// `offload`, `threading` and `pool`. This number is published at once.
     worker_wakes,
 }
 

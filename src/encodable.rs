@@ -1,4 +1,5 @@
-//! Which messages a framing can encode, as plain data that other threads can check.
+//! The description of the messages that a framing can encode: plain data that other threads can
+//! check.
 
 use std::sync::Arc;
 
@@ -9,19 +10,19 @@ use crate::sys;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Encodable {
-    /// All of them, as far as can be told.
+    /// All messages, as far as the framing can tell.
     #[default]
     Any,
-    /// Those of at most this many bytes.
+    /// Messages of at most this many bytes.
     AtMost(usize),
-    /// Those of exactly this many bytes.
+    /// Messages of exactly this many bytes.
     Exactly(usize),
-    /// Those that do not hold this delimiter, nor end in the beginning of one.
+    /// Messages that do not contain this delimiter, and do not end in its beginning.
     Without(Arc<[u8]>),
 }
 
 impl Encodable {
-    /// Checks a message.
+    /// Checks whether a message can be encoded.
     pub(crate) fn check(&self, message: &[u8]) -> Result<(), SendError> {
         match self {
             Encodable::AtMost(limit) if message.len() > *limit => {
@@ -30,8 +31,8 @@ impl Encodable {
             Encodable::Exactly(size) if message.len() != *size => {
                 Err(SendError::Unencodable(OTHER_SIZE))
             }
-            Encodable::Without(delimiter) if holds_delimiter(message, delimiter) => {
-                Err(SendError::Unencodable(HOLDS_DELIMITER))
+            Encodable::Without(delimiter) if contains_delimiter(message, delimiter) => {
+                Err(SendError::Unencodable(CONTAINS_DELIMITER))
             }
             _ => Ok(()),
         }
@@ -39,11 +40,12 @@ impl Encodable {
 }
 
 pub(crate) const OTHER_SIZE: &str = "the message is not of the fixed size";
-pub(crate) const HOLDS_DELIMITER: &str =
-    "the message holds its own delimiter, or ends in the beginning of one";
+pub(crate) const CONTAINS_DELIMITER: &str =
+    "the message contains the delimiter, or ends in its beginning";
 
-/// Whether the delimiter begins in the message, also where it ends in the delimiter that follows.
-pub(crate) fn holds_delimiter(message: &[u8], delimiter: &[u8]) -> bool {
+/// Whether the delimiter begins in the message; it may end in the delimiter that follows the
+/// message.
+pub(crate) fn contains_delimiter(message: &[u8], delimiter: &[u8]) -> bool {
     let overlap = delimiter.len().saturating_sub(1);
     let tail = &message[message.len().saturating_sub(overlap)..];
     let straddles = overlap > 0 && find(&[tail, delimiter].concat(), delimiter) != Some(tail.len());

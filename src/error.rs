@@ -1,24 +1,24 @@
-//! What can go wrong, as plain data: for the one who builds a server ([`Error`]), for the one who
-//! writes a handler ([`HandlerError`], [`UnsupportedError`], [`SendError`]) and for the one who is told
-//! why a conversation ended ([`CloseReason`]).
+//! Errors as plain data: of a server ([`Error`]), of a handler ([`HandlerError`],
+//! [`UnsupportedError`], [`SendError`]), and the reasons why a connection was closed
+//! ([`CloseReason`]).
 
 use std::fmt;
 use std::io;
 
-/// What a handler may return as an error: anything, by `?`.
+/// The error of a handler: any error type, converted by `?`.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What every method of a handler returns.
+/// The result of every method of a handler.
 pub type HandlerResult = Result<(), HandlerError>;
 
-/// Why a server could not be built, or its loop not run on.
+/// An error of building a server or of running its event loop.
 ///
-/// It prints without what the system said, which is its [`source`](std::error::Error::source);
-/// `{error:#}` prints both in one line.
+/// `{error}` prints the error without the system's message, which is its
+/// [`source`](std::error::Error::source); `{error:#}` prints both in one line.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The text or path can never be an address to listen on; nothing was tried.
+    /// The text or path is not a valid address to listen on; no socket was made.
     UnusableAddress {
         /// The address as it was given.
         address: String,
@@ -29,10 +29,11 @@ pub enum Error {
     Resolve {
         /// The address as it was given.
         address: String,
-        /// What the resolver said.
+        /// The error of the resolver.
         source: io::Error,
     },
-    /// The address could not be bound or listened on: in use, not of this machine, not permitted.
+    /// The address could not be bound or listened on: it is in use, does not belong to this
+    /// machine, or is not permitted.
     Bind {
         /// The address, as a URL.
         address: String,
@@ -45,13 +46,13 @@ pub enum Error {
         option: &'static str,
         /// The address, as a URL.
         address: String,
-        /// What is wrong with it: of kind [`io::ErrorKind::InvalidInput`] where the option has no
-        /// meaning here, or its value none at all.
+        /// The error; its kind is [`io::ErrorKind::InvalidInput`] if the option has no meaning here
+        /// or its value is invalid.
         source: io::Error,
     },
-    /// A mode cannot be used as asked; the text says why and what to do instead.
+    /// The mode cannot be used in this way; the text says why and what to do instead.
     Mode(String),
-    /// The loop itself failed: the poller, the wake-up descriptor or the signal handlers.
+    /// The event loop itself failed: the poller, the wake-up descriptor or the signal handlers.
     Loop(io::Error),
 }
 
@@ -60,8 +61,8 @@ impl Error {
         Error::UnusableAddress { address: address.to_string(), reason: reason.to_string() }
     }
 
-    /// Whether the caller's arguments are at fault, rather than the state of the system: a program
-    /// usually exits with 2 for the one and 1 for the other.
+    /// Whether the caller's arguments caused the error, and not the state of the system. A program
+    /// usually exits with 2 if they did, and with 1 otherwise.
     pub fn is_usage(&self) -> bool {
         match self {
             Error::UnusableAddress { .. } | Error::Mode(_) => true,
@@ -70,7 +71,7 @@ impl Error {
         }
     }
 
-    /// The kind of the system's error under it, if there is one.
+    /// The kind of the system's error that caused this one, if there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Error::Resolve { source, .. }
@@ -113,33 +114,34 @@ impl std::error::Error for Error {
     }
 }
 
-/// Why a conversation ended, told to [`Handler::on_close`](crate::Handler::on_close).
+/// The reason why a connection was closed, or a datagram's request ended: an argument of
+/// [`Handler::on_close`](crate::Handler::on_close).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The handler closed it, or a [`Sender`](crate::Sender) of the connection; a datagram's always
-    /// ends so.
+    /// The handler or a [`Sender`](crate::Sender) closed the connection. It is also the reason when
+    /// the request of a datagram ends without a fault.
     Handler,
-    /// The peer had said all it will say, and the handler left it at that.
+    /// The peer ended its output, and the handler did not keep the connection open.
     Eof,
-    /// The peer is gone: a reset, a broken pipe, a network that no longer reaches it.
+    /// The peer has disconnected: a reset, a broken pipe, or a network that no longer reaches it.
     Disconnected(io::Error),
-    /// [`Handler::on_idle_timeout`](crate::Handler::on_idle_timeout) closed it.
+    /// [`Handler::on_idle_timeout`](crate::Handler::on_idle_timeout) closed the connection.
     Timeout,
-    /// What the peer sent is no frame.
+    /// The peer sent bytes that are not a valid frame.
     Framing(FramingError),
-    /// The handler returned an error, or a file of its output could not be read as far as it was to be
-    /// sent ([`io::ErrorKind::UnexpectedEof`] where it is too short).
+    /// The handler returned an error, or a file in its output could not be read
+    /// ([`io::ErrorKind::UnexpectedEof`] if the file is shorter than its range).
     Error(HandlerError),
-    /// The handler (or a framing of the user's) panicked; the text is the panic's message.
+    /// The handler or a framing of the user panicked; the text is the panic's message.
     Panic(String),
     /// The server is stopping.
     Shutdown,
 }
 
 impl CloseReason {
-    /// Whether the program is at fault, rather than the peer or the network: these reach
-    /// [`Hooks::handle_error`](crate::Hooks::handle_error).
+    /// Whether the program caused the close by an error or a panic, and not the peer or the
+    /// network. Such a reason is given to [`Hooks::handle_error`](crate::Hooks::handle_error).
     pub fn is_fault(&self) -> bool {
         matches!(self, CloseReason::Error(_) | CloseReason::Panic(_))
     }
@@ -160,7 +162,7 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What makes bytes no frame, or a message unfit to be sent as one.
+/// The reason why bytes are not a valid frame, or why a message cannot be encoded as one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FramingError {
@@ -171,12 +173,12 @@ pub enum FramingError {
     },
     /// The peer ended inside a frame.
     UnexpectedEof {
-        /// How many bytes of it had come.
+        /// How many bytes of the frame had been received.
         buffered: usize,
     },
-    /// A message cannot be told apart on the wire, as one that holds its own delimiter.
+    /// The framing cannot encode this message, for example because it contains the delimiter.
     Unencodable(&'static str),
-    /// A framing of the user's own says so.
+    /// The error of a framing that the user has written.
     Other(HandlerError),
 }
 
@@ -196,32 +198,32 @@ impl fmt::Display for FramingError {
 impl std::error::Error for FramingError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // It prints as that one, and so stands for it.
+            // `Display` prints the inner error itself, so the source is the inner error's source.
             FramingError::Other(error) => error.source(),
             _ => None,
         }
     }
 }
 
-/// A [`Context`](crate::Context) or an [`Output`](crate::Output) was asked for what this request or this
-/// mode does not have.
+/// The error of a call that this kind of request or this mode does not support, on a
+/// [`Context`](crate::Context) or an [`Output`](crate::Output).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnsupportedError {
-    /// A datagram is answered and over: it has no timeout.
+    /// The request of a datagram ends when the handler returns, so it has no timeout.
     DatagramTimeout,
-    /// A datagram is answered and over: nothing can be sent to it from elsewhere. A
+    /// The request of a datagram ends when the handler returns, so it has no `Sender`. A
     /// [`DatagramSender`](crate::DatagramSender) sends to its peer.
     DatagramSender,
-    /// Under `inline` nothing else runs that could send.
+    /// Under `inline` no other code runs during a request, so there is no `Sender`.
     InlineSender,
-    /// A forked child cannot be reached from the parent's threads.
+    /// Threads of the parent process cannot send to a forked child.
     ForkingSender,
-    /// A datagram is one piece of memory: no file is sent in it.
+    /// A datagram is sent from memory, so it cannot contain a file.
     DatagramFile,
-    /// The process has no descriptor left to wake the connection's thread by.
+    /// The process has no descriptor left by which a `Sender` could wake the connection's thread.
     NoDescriptor,
-    /// A connection sends to its own peer; only a datagram socket sends to others.
+    /// A connection can send only to its own peer; a datagram socket can send to other peers.
     StreamSendTo,
     /// The socket cannot send to this peer: the peer has no name, its address is of another family,
     /// or its path is not one that a socket can have.
@@ -232,16 +234,20 @@ impl fmt::Display for UnsupportedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             UnsupportedError::DatagramTimeout => {
-                "a datagram has no timeout: it is answered at once"
+                "a datagram has no timeout: its request ends when the handler returns"
             }
-            UnsupportedError::DatagramSender => "a datagram has no sender: it is answered at once",
-            UnsupportedError::DatagramFile => "a datagram holds no file: it is one piece of memory",
-            UnsupportedError::InlineSender => "no sender under inline: nothing else runs meanwhile",
+            UnsupportedError::DatagramSender => {
+                "a datagram has no sender: its request ends when the handler returns"
+            }
+            UnsupportedError::DatagramFile => "a datagram cannot contain a file",
+            UnsupportedError::InlineSender => {
+                "no sender under inline: no other code runs during a request"
+            }
             UnsupportedError::NoDescriptor => {
                 "no sender: the process has no descriptor left for it"
             }
             UnsupportedError::StreamSendTo => {
-                "a connection sends to its own peer: only a datagram socket sends to others"
+                "a connection sends only to its own peer; a datagram socket sends to others"
             }
             UnsupportedError::UnaddressablePeer => {
                 "the peer has no address that this socket can send to"
@@ -255,28 +261,30 @@ impl fmt::Display for UnsupportedError {
 
 impl std::error::Error for UnsupportedError {}
 
-/// Why a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) did not take a message.
+/// The error of a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) that did
+/// not take a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closed, or is being closed; what is sent to it goes nowhere. Of a datagram:
-    /// the server is dropped, and its socket closed.
+    /// The connection is closed, or is being closed. For a datagram: the server is dropped and its
+    /// socket closed.
     Closed,
-    /// As much waits as the limit allows, [`Builder::sender_limit`](crate::Builder::sender_limit) for
-    /// messages and 1,024 for events: the peer reads too slowly, or the connection's loop or thread
-    /// has not come for it yet. Of a datagram: the system has no room for it, and no more may wait.
+    /// The send queue is full: its limit is [`Builder::sender_limit`](crate::Builder::sender_limit)
+    /// for messages and 1,024 for events. Either the peer reads too slowly, or the connection's
+    /// loop or thread has not emptied the queue yet. For a datagram: the system has no room for it,
+    /// and the retry queue is full.
     Full,
     /// The message is longer than the framing can send.
     TooLong {
-        /// The longest message that it can, in bytes.
+        /// The length of the longest message that the framing can send, in bytes.
         limit: usize,
     },
-    /// The framing cannot send such a message, as one that holds its own delimiter.
+    /// The framing cannot encode this message, for example because it contains the delimiter.
     Unencodable(&'static str),
     /// The datagram's peer has no address that the socket can send to.
     Unaddressable,
-    /// The system did not send the datagram; the number is its errno(3), of which
-    /// [`io::Error::from_raw_os_error`] makes an error.
+    /// The system did not send the datagram. The number is the errno(3), which
+    /// [`io::Error::from_raw_os_error`] converts into an error.
     Os(i32),
 }
 
@@ -284,7 +292,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SendError::Closed => f.write_str("the connection or socket is closed"),
-            SendError::Full => f.write_str("there is no room: as much waits as may"),
+            SendError::Full => f.write_str("the send queue is full"),
             SendError::Unaddressable => UnsupportedError::UnaddressablePeer.fmt(f),
             SendError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
             SendError::TooLong { limit } => write!(f, "longer than {limit} bytes"),

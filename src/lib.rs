@@ -1,6 +1,6 @@
-//! Python's [`socketserver`](https://docs.python.org/3/library/socketserver.html) for Rust, and the
-//! part that its docstring only describes: one event loop that keeps "an explicit table of partially
-//! finished requests" and decides which of them to work on next.
+//! Python's [`socketserver`](https://docs.python.org/3/library/socketserver.html) for Rust, with
+//! the event loop that its docstring only describes: it keeps "an explicit table of partially
+//! finished requests" and decides which request to work on next.
 //!
 //! > A server accepts requests; a session serves one request to its end; a dispatcher says where it
 //! > runs. A message is a frame on a stream, or a datagram on a socket.
@@ -23,19 +23,19 @@
 //! # Ok::<(), socketserver::Error>(())
 //! ```
 //!
-//! The same handler, unchanged, runs elsewhere by one more word, `.mode(Threading::default())`:
+//! One more call, `.mode(Threading::default())`, runs the same handler in another mode:
 //!
 //! | mode | Python | a request is served | [`Handler`] | [`RequestHandler`] |
 //! |---|---|---|---|---|
-//! | [`Reactor`], the default | – | on the loop, beside all others | yes | no: it waits |
-//! | [`Offload`] | – | by the loop, its messages by a bounded pool of workers | yes, and it may block | no |
-//! | [`Inline`] | `TCPServer` | on the loop's thread, one at a time | yes | yes |
+//! | [`Reactor`], the default | – | on the event loop, all connections at once | yes | no: it blocks |
+//! | [`Offload`] | – | by the event loop, its messages by a bounded pool of worker threads | yes, and it may block | no |
+//! | [`Inline`] | `TCPServer` | on the event loop's thread, one at a time | yes | yes |
 //! | [`Threading`] | `ThreadingMixIn` | in a thread of its own | yes | yes |
 //! | [`Pool`] | – | in one of a bounded number of threads | yes | yes |
 //! | [`Forking`] | `ForkingMixIn` | in a process of its own | yes | yes |
 //!
-//! and over TCP, UDP, Unix stream and Unix datagram sockets ([`Server::tcp`], [`Server::udp`],
-//! [`Server::unix_stream`], [`Server::unix_datagram`]), any number of them in one server:
+//! One server can have any number of TCP, UDP, Unix stream and Unix datagram sockets
+//! ([`Server::tcp`], [`Server::udp`], [`Server::unix_stream`], [`Server::unix_datagram`]):
 //!
 //! ```
 //! use socketserver::{Server, Threading, handler_fn};
@@ -53,46 +53,47 @@
 //! # Ok::<(), socketserver::Error>(())
 //! ```
 //!
-//! # The house
+//! # The layers
 //!
 //! Imports run only downward.
 //!
 //! ```text
-//! lib                                             the facade: these words and the re-exports
+//! lib                                             the facade: this documentation and the re-exports
 //! server                                          builder, service, hooks, one run of a server, its stop
-//! modes                                           the modes: options, dispatchers, mechanics
-//! event_loop | blocking                           requests on the loop | requests that a thread serves by blocking
-//! write_buffer                                    output that the kernel has not taken
+//! modes                                           the modes: options, dispatchers, threads and processes
+//! event_loop | blocking                           requests on the event loop | requests that a thread serves with blocking calls
+//! write_buffer                                    output that the kernel has not taken yet
 //! conversation                                    handler, context, framing, output: no sockets, no clock, no threads
 //! accepted                                        an accepted connection or datagram, for which a handler is made
-//! closing | datagram | sender | server_state      how connections close | received datagrams | messages from elsewhere | stopping
-//! mailbox | encodable | transport                 what is posted to the loop | messages as bytes | binding and socket files
-//! sys                                             system calls, no policy; the crate's only `unsafe`
+//! closing | datagram | sender | server_state      how connections close | received datagrams | messages from other threads | stopping
+//! mailbox | encodable | transport                 what other threads post to the event loop | messages as bytes | binding and socket files
+//! sys                                             system calls without policy; the crate's only `unsafe`
 //! address | counters                              plain data
 //! connection_id | error | guard | log_limiter | sync | token  plain data, the guard around user code, a limit on what is logged
 //! ```
 //!
-//! The center is the *conversation*: the state machine of one peer, which takes bytes and returns bytes
-//! and effects. Two drivers call it: the event loop, which never waits, and a blocking session, which
-//! does. That is why a handler behaves the same under every mode.
+//! The center is the *conversation*: the state machine of one peer. It takes bytes and returns
+//! bytes and effects. Two drivers call it: the event loop, which never blocks, and a blocking
+//! session, which does. So a handler behaves the same under every mode.
 //!
 //! # Panics
 //!
-//! A panic in a handler, a framing, a hook, the logger, what makes handlers, or the destructor of any
-//! of these or of a handler's error is caught and counted in [`Counters::panics`]: it costs its own
-//! request and nothing else, under every mode. This needs `panic = "unwind"`, Cargo's default; with
-//! `panic = "abort"` any panic ends the process. So does a destructor that panics while another panic
-//! unwinds through the user's own code: Rust aborts there.
+//! The crate catches a panic in a handler, a framing, a hook, the logger, a handler factory, or a
+//! destructor of any of these or of a handler's error, and counts it in [`Counters::panics`]. Under
+//! every mode, the panic ends its own request and nothing else. This needs `panic = "unwind"`,
+//! Cargo's default; with `panic = "abort"` any panic ends the process. So does a destructor that
+//! panics while another panic unwinds through the user's own code: Rust aborts there.
 //!
 //! # What is logged
 //!
-//! The crate logs through [`log`](https://docs.rs/log) and never prints: faults of handlers as errors, a listener in
-//! trouble as a warning (once per period), the end of each connection at debug. A line about a connection
-//! begins with its number, see [`ConnectionId`], and its peer: `connection 17 of 127.0.0.1:4711: end of
-//! input`; a datagram has no number.
+//! The crate logs through [`log`](https://docs.rs/log) and never prints: errors and panics of
+//! handlers as errors, a listener that cannot accept as a warning (once per period), the end of
+//! each connection at debug. A line about a connection begins with its number, see
+//! [`ConnectionId`], and its peer: `connection 17 of 127.0.0.1:4711: end of input`; a datagram has
+//! no number.
 
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
-// A library tells its user through `log` and its return values.
+// A library reports through `log` and its return values, and does not print.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(unix))]

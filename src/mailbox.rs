@@ -1,17 +1,17 @@
-//! The mailbox of an event loop: what other threads post to it.
+//! The mailbox of an event loop: the queue of notifications that other threads post to the loop.
 //!
-//! **Invariant:** a loop that is awake is not woken, and a loop that sleeps is woken by what is
-//! posted. Each side does two things, in this order:
+//! **Invariant:** a loop that is awake is not woken, and a loop that sleeps is woken by a new
+//! notification. Each side does two things, in this order:
 //!
-//! * A producer adds its mail to `waiting`. Then it swaps `asleep` to false, and where it was true, it
-//!   wakes the loop.
-//! * The loop swaps `asleep` to true. Then it reads `waiting`, and where that is not 0, it does not
+//! * A producer adds 1 to `waiting`. Then it swaps `asleep` to false; if `asleep` was true, the
+//!   producer wakes the loop.
+//! * The loop swaps `asleep` to true. Then it reads `waiting`; if that is not 0, the loop does not
 //!   sleep.
 //!
-//! `asleep` is only ever changed by a swap. So one of the two swaps comes second and sees the first,
-//! with all that was done before it: where the producer's comes second, it finds true and wakes the
-//! loop; where the loop's comes second, the loop then finds the mail in `waiting`. Swaps that
-//! acquire and release are enough for that.
+//! `asleep` is changed only by swaps. So one of the two swaps comes second and sees the first, with
+//! all writes before it. If the producer's swap comes second, it reads true and wakes the loop. If
+//! the loop's swap comes second, the loop reads the producer's `waiting`. Swaps that acquire and
+//! release are enough for that.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -28,96 +28,100 @@ use crate::sync::lock;
 use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
-/// A job that a loop lends to a worker, and that comes home when it is done.
+/// A job that a loop passes to a worker, and that returns to the loop when it is done.
 pub(crate) trait Job: Send {
-    /// Does the job; the handler in it may block. Whether it comes home afterwards. Never panics.
+    /// Runs the job; the handler in it may block. Returns whether the job is posted back to the
+    /// loop. Never panics.
     fn run(&mut self) -> bool;
-    /// Its connection is gone: the handler is told, and nothing comes home. Never panics.
+    /// The connection is gone: calls the handler's `on_close`, and the job is not posted back.
+    /// Never panics.
     fn abandoned(&mut self);
-    /// For the loop to have its own again.
+    /// For the loop to get the concrete type back.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
-/// Lets go of what comes home to nobody.
+/// Ends a finished job whose event loop no longer exists.
 pub(crate) fn abandon(mut work: Box<dyn Job>) {
     work.abandoned();
 }
 
-/// What is left to be done with mail that no loop will take: a fault is logged.
-fn log_undelivered(mail: Mail) {
-    if let Mail::Ended(ended) = mail
+/// Handles a notification that no loop will take: a fault is logged.
+fn log_undelivered(notification: Notification) {
+    if let Notification::Ended(ended) = notification
         && ended.reason.is_fault()
     {
         log::error!("{}: {}", ended.origin, *ended.reason);
     }
 }
 
-/// What a loop can find in its mailbox.
-pub(crate) enum Mail {
-    /// Something waits in this connection's outlet. Each has one such piece at the most.
+/// A notification to an event loop from another thread.
+pub(crate) enum Notification {
+    /// The send queue of this connection has entries. At most one per connection is in the mailbox.
     SendQueue(Token),
-    /// What this connection had lent comes home.
+    /// A job of this connection has finished.
     JobDone(Token, Box<dyn Job>),
-    /// A thread or a worker that a listener waited for is free.
+    /// A thread or a worker for which a listener waited is free.
     CapacityFreed,
-    /// There is something to look at outside the mailbox.
+    /// Something outside of the mailbox has to be checked.
     Wake,
-    /// A request has ended elsewhere, in this run or an earlier one.
+    /// A request that was served outside of the loop has ended, in this run or an earlier one.
     Ended(Box<Ended>),
 }
 
-/// How a request that was served elsewhere has ended.
+/// How a request that was served outside of the loop has ended.
 pub(crate) struct Ended {
-    /// The service that it came by: by its number in the server, since it may be told in a later run.
+    /// The index of the service in the server; a reference could not outlive the run.
     pub(crate) service: usize,
     pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
     pub(crate) tally: Tally,
 }
 
-/// A loop's mailbox, and what wakes the loop to look into it.
+/// The mailbox of an event loop, and the wakeup of the loop.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    mail: Mutex<MailQueue>,
-    /// How much mail there is.
+    notifications: Mutex<NotificationQueue>,
+    /// How many notifications are queued.
     waiting: AtomicUsize,
     asleep: AtomicBool,
-    /// No loop runs, and what comes home finds nobody. Changed only while `mail` is locked.
+    /// No run is in progress, and finished jobs are abandoned. Changed only while `notifications`
+    /// is locked.
     run_ended: AtomicBool,
-    /// No loop will run any more. Changed only while `mail` is locked.
+    /// No further run will begin. Changed only while `notifications` is locked.
     closed: AtomicBool,
-    /// The number of the run that is on, or was last. Changed only while `mail` is locked.
+    /// The number of the current or the last run. Changed only while `notifications` is locked.
     run: AtomicUsize,
     wakeup: Wakeup,
 }
 
-/// The mail itself.
+/// The queued notifications.
 #[derive(Debug, Default)]
-struct MailQueue {
-    mail: VecDeque<Mail>,
-    /// Which notices are in it, each a bit: a second one would say nothing new.
-    notices: u8,
+struct NotificationQueue {
+    notifications: VecDeque<Notification>,
+    /// One bit for each queued notification of a kind that is coalesced: a second one would tell
+    /// nothing new.
+    coalesced: u8,
 }
 
-impl Mail {
-    /// The bit of what says the same however often it is said; 0 for all else.
-    fn notice(&self) -> u8 {
+impl Notification {
+    /// The bit of a notification that is coalesced with others of its kind; 0 for all others.
+    fn coalescing_bit(&self) -> u8 {
         match self {
-            Mail::CapacityFreed => 1,
-            Mail::Wake => 2,
-            Mail::SendQueue(_) | Mail::JobDone(..) | Mail::Ended(_) => 0,
+            Notification::CapacityFreed => 1,
+            Notification::Wake => 2,
+            Notification::SendQueue(_) | Notification::JobDone(..) | Notification::Ended(_) => 0,
         }
     }
 }
 
-impl fmt::Debug for Mail {
+impl fmt::Debug for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Mail::SendQueue(_) => "SendQueue",
-            Mail::JobDone(..) => "JobDone",
-            Mail::CapacityFreed => "CapacityFreed",
-            Mail::Wake => "Wake",
-            Mail::Ended(_) => "Ended",
+            Notification::SendQueue(_) => "SendQueue",
+            Notification::JobDone(..) => "JobDone",
+            Notification::CapacityFreed => "CapacityFreed",
+            Notification::Wake => "Wake",
+            Notification::Ended(_) => "Ended",
         })
     }
 }
@@ -125,7 +129,7 @@ impl fmt::Debug for Mail {
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Mailbox {
-            mail: Mutex::default(),
+            notifications: Mutex::default(),
             waiting: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             run_ended: AtomicBool::new(false),
@@ -135,76 +139,76 @@ impl Mailbox {
         })
     }
 
-    /// Puts mail down, and wakes the loop if it sleeps.
-    pub(crate) fn post(&self, mail: Mail) {
-        let queue = lock(&self.mail);
+    /// Adds a notification, and wakes the loop if it sleeps.
+    pub(crate) fn post(&self, notification: Notification) {
+        let queue = lock(&self.notifications);
         if self.closed.load(SeqCst) {
             drop(queue);
-            return log_undelivered(mail);
+            return log_undelivered(notification);
         }
-        self.put(queue, mail);
+        self.put(queue, notification);
     }
 
-    fn put(&self, mut queue: MutexGuard<'_, MailQueue>, mail: Mail) {
-        let notice = mail.notice();
-        let is_new = queue.notices & notice == 0;
+    fn put(&self, mut queue: MutexGuard<'_, NotificationQueue>, notification: Notification) {
+        let bit = notification.coalescing_bit();
+        let is_new = queue.coalesced & bit == 0;
         if is_new {
-            queue.notices |= notice;
-            queue.mail.push_back(mail);
+            queue.coalesced |= bit;
+            queue.notifications.push_back(notification);
         }
         drop(queue);
         if is_new {
             self.waiting.fetch_add(1, SeqCst);
         }
-        // Also for one that is not new: a loop that dozes has not taken the other.
+        // Also if it is not new: the loop may be asleep and not have taken the earlier one.
         self.wake();
     }
 
-    /// Brings home what was lent out in this run; it is abandoned, if that run is over.
+    /// Posts a finished job of this run to the loop; abandons it if the run is over.
     pub(crate) fn return_job(&self, run: usize, token: Token, work: Box<dyn Job>) {
-        let waiting = lock(&self.mail);
+        let queue = lock(&self.notifications);
         if self.run_ended.load(SeqCst) || self.run() != run {
-            drop(waiting);
+            drop(queue);
             return abandon(work);
         }
-        self.put(waiting, Mail::JobDone(token, work));
+        self.put(queue, Notification::JobDone(token, work));
     }
 
-    /// The server is gone: what nobody will be told any more is logged.
+    /// The server is dropped: logs the faults of notifications that no loop will take.
     pub(crate) fn close(&self) {
-        let mut mail = lock(&self.mail);
+        let mut queue = lock(&self.notifications);
         self.closed.store(true, SeqCst);
-        let all = std::mem::take(&mut *mail).mail;
+        let all = std::mem::take(&mut *queue).notifications;
         self.waiting.fetch_sub(all.len(), SeqCst);
-        drop(mail);
+        drop(queue);
         all.into_iter().for_each(log_undelivered);
     }
 
-    /// A loop has ended: whatever comes home from now on, or has not been taken in, is abandoned.
+    /// A run has ended: abandons the jobs that are queued or that finish from now on.
     pub(crate) fn end_run(&self) {
-        let mut queue = lock(&self.mail);
+        let mut queue = lock(&self.notifications);
         self.run_ended.store(true, SeqCst);
-        let all = std::mem::take(&mut queue.mail);
+        let all = std::mem::take(&mut queue.notifications);
         let (returned, rest): (VecDeque<_>, _) =
-            all.into_iter().partition(|mail| matches!(mail, Mail::JobDone(..)));
-        queue.mail = rest;
+            all.into_iter().partition(|queued| matches!(queued, Notification::JobDone(..)));
+        queue.notifications = rest;
         self.waiting.fetch_sub(returned.len(), SeqCst);
         drop(queue);
-        for mail in returned {
-            if let Mail::JobDone(_, work) = mail {
+        for notification in returned {
+            if let Notification::JobDone(_, work) = notification {
                 abandon(work);
             }
         }
     }
 
-    /// A loop begins, with the run of this number.
+    /// The run of this number begins.
     pub(crate) fn begin_run(&self, run: usize) {
-        let _queue = lock(&self.mail);
+        let _queue = lock(&self.notifications);
         self.run_ended.store(false, SeqCst);
         self.run.store(run, SeqCst);
     }
 
-    /// The number of the run that is on, or was last.
+    /// The number of the current or the last run.
     pub(crate) fn run(&self) -> usize {
         self.run.load(SeqCst)
     }
@@ -216,42 +220,46 @@ impl Mailbox {
         }
     }
 
-    /// Says that the loop is about to sleep; false when there is mail and it must not.
+    /// Marks the loop as asleep; returns false if a notification is queued, so that the loop must
+    /// not sleep.
     #[inline]
     pub(crate) fn prepare_park(&self) -> bool {
         self.asleep.swap(true, SeqCst);
         self.waiting.load(SeqCst) == 0
     }
 
-    /// Says that the loop's thread is about to wait elsewhere, mail or no mail.
+    /// Marks the loop as asleep: its thread is about to wait elsewhere, also if notifications are
+    /// queued.
     pub(crate) fn prepare_park_elsewhere(&self) {
         self.asleep.swap(true, SeqCst);
     }
 
-    /// Says that the loop is awake; true when another thread woke it.
+    /// Marks the loop as awake; returns true if another thread woke it.
     #[inline]
     pub(crate) fn wake_up(&self) -> bool {
         !self.asleep.swap(false, SeqCst)
     }
 
-    /// Moves at most `budget` pieces of mail into `into`, oldest first.
-    pub(crate) fn collect(&self, into: &mut VecDeque<Mail>, budget: usize) {
+    /// Moves at most `budget` notifications into `into`, oldest first.
+    pub(crate) fn collect(&self, into: &mut VecDeque<Notification>, budget: usize) {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
-        let mut queue = lock(&self.mail);
-        let MailQueue { mail, notices } = &mut *queue;
-        let count = mail.len().min(budget);
-        into.extend(mail.drain(..count).inspect(|mail| *notices &= !mail.notice()));
+        let mut queue = lock(&self.notifications);
+        let NotificationQueue { notifications, coalesced } = &mut *queue;
+        let count = notifications.len().min(budget);
+        into.extend(
+            notifications.drain(..count).inspect(|taken| *coalesced &= !taken.coalescing_bit()),
+        );
         self.waiting.fetch_sub(count, SeqCst);
     }
 
-    /// Whether mail waits.
-    pub(crate) fn has_mail(&self) -> bool {
+    /// Whether a notification is queued.
+    pub(crate) fn has_notifications(&self) -> bool {
         self.waiting.load(SeqCst) != 0
     }
 
-    /// What wakes the loop, to be waited for.
+    /// The wakeup of the loop, for the loop to wait on.
     pub(crate) fn wakeup(&self) -> &Wakeup {
         &self.wakeup
     }
@@ -262,40 +270,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mail_that_arrives_before_parking_prevents_it() {
+    fn a_notification_that_arrives_before_parking_prevents_it() {
         let mailbox = Mailbox::new().unwrap();
-        mailbox.post(Mail::CapacityFreed);
+        mailbox.post(Notification::CapacityFreed);
         assert!(!mailbox.prepare_park());
         mailbox.wake_up();
-        let mut mail = VecDeque::new();
-        mailbox.collect(&mut mail, 8);
-        assert_eq!(mail.len(), 1);
+        let mut notifications = VecDeque::new();
+        mailbox.collect(&mut notifications, 8);
+        assert_eq!(notifications.len(), 1);
         assert!(mailbox.prepare_park());
     }
 
     #[test]
-    fn a_running_loop_is_not_woken() {
+    fn a_loop_that_is_awake_is_not_woken() {
         let mailbox = Mailbox::new().unwrap();
-        mailbox.post(Mail::CapacityFreed);
+        mailbox.post(Notification::CapacityFreed);
         assert!(!mailbox.wakeup().is_set().unwrap());
         mailbox.prepare_park();
-        mailbox.post(Mail::CapacityFreed);
-        mailbox.post(Mail::CapacityFreed);
+        mailbox.post(Notification::CapacityFreed);
+        mailbox.post(Notification::CapacityFreed);
         assert!(mailbox.wake_up(), "it was woken");
         assert!(mailbox.wakeup().is_set().unwrap());
     }
 
     #[test]
-    fn repeated_mail_of_one_kind_is_queued_once() {
+    fn repeated_notifications_of_one_kind_are_queued_once() {
         let mailbox = Mailbox::new().unwrap();
-        let mut mail = VecDeque::new();
+        let mut notifications = VecDeque::new();
         for _ in 0..3 {
             for _ in 0..1000 {
-                mailbox.post(Mail::Wake);
-                mailbox.post(Mail::CapacityFreed);
+                mailbox.post(Notification::Wake);
+                mailbox.post(Notification::CapacityFreed);
             }
-            mailbox.collect(&mut mail, 8);
-            assert_eq!(mail.drain(..).count(), 2);
+            mailbox.collect(&mut notifications, 8);
+            assert_eq!(notifications.drain(..).count(), 2);
             assert!(mailbox.prepare_park(), "nothing is left");
         }
     }

@@ -1,5 +1,5 @@
-//! Sending to a connection from other threads and other handlers: the public [`Sender`], and the send
-//! queue of each connection that it feeds.
+//! Sends to a connection from other threads and other handlers: the public [`Sender`], and the send
+//! queue of each connection to which it adds.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -12,33 +12,33 @@ use crate::address::Peer;
 use crate::connection_id::ConnectionId;
 use crate::encodable::Encodable;
 use crate::error::SendError;
-use crate::mailbox::{Mail, Mailbox};
+use crate::mailbox::{Mailbox, Notification};
 use crate::sync::lock;
 use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
-/// Bytes that several connections send without a copy for each.
+/// A payload that several connections send without a copy for each.
 pub(crate) type SharedBytes = Arc<[u8]>;
 
-/// A value of the user that is given to a connection's handler: see [`Sender::post`].
+/// A value of the user for a connection's handler: see [`Sender::post`].
 pub type Event = Box<dyn Any + Send>;
 
-/// How many events may wait in a send queue.
+/// How many events a send queue holds at most.
 const EVENTS: u16 = 1024;
 
-/// What each message in a send queue is charged for beside its bytes, so that the number of small
-/// messages is bounded too.
+/// What a message counts in a send queue besides its bytes, so that the number of small messages is
+/// limited too.
 const OVERHEAD: usize = 64;
 
-/// How many places for messages and events a send queue keeps when it has been emptied.
+/// The capacity that an empty send queue keeps, in messages and events.
 const KEPT: usize = 4;
 
-/// How much the senders of one connection may queue together, in bytes.
+/// How many bytes all senders of one connection may queue together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SenderLimit(u32);
 
 impl SenderLimit {
-    /// More than 4 GiB count as 4 GiB.
+    /// A limit above 4 GiB counts as 4 GiB.
     pub(crate) fn new(bytes: usize) -> Self {
         SenderLimit(u32::try_from(bytes).unwrap_or(u32::MAX))
     }
@@ -50,51 +50,53 @@ impl Default for SenderLimit {
     }
 }
 
-/// Who looks after an [`SendQueue`].
+/// How the driver of a connection is notified that its send queue has entries.
 #[derive(Debug)]
 pub(crate) enum Waker {
-    /// A loop, for this connection of its own.
+    /// By the mailbox of an event loop, with the token of the connection.
     Loop(Arc<Mailbox>, Token),
-    /// A thread that waits for one connection.
+    /// By the wakeup of a thread that serves one connection.
     Thread(Arc<Wakeup>),
 }
 
-/// One piece of what other threads want of a connection.
+/// An entry of a send queue.
 #[derive(Debug)]
 pub(crate) enum Command {
     Message(SharedBytes),
     Event(CatchDrop<Event>),
-    /// It is to be closed; nothing follows.
+    /// Close the connection; nothing follows.
     Close,
-    /// It is to be reset; nothing follows.
+    /// Reset the connection; nothing follows.
     Abort,
 }
 
-/// How far a connection's end has come, as far as its senders have to do with it; each of these
-/// comes after those before it.
+/// The stage of a connection's close, as its senders see it. The stages are ordered: the stage only
+/// moves forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Ending {
-    /// Not begun.
+    /// The connection is open.
     #[default]
     Open,
-    /// Nothing but senders can go on with it: it is told when they are all gone.
+    /// Only senders can continue the connection: its driver is notified when the last one is
+    /// dropped.
     HalfOpen,
-    /// A sender has closed it: what was sent before still goes out.
+    /// A sender has closed the connection: what was sent before still goes out.
     Closing,
-    /// A sender has aborted it: nothing goes out any more.
+    /// A sender has aborted the connection: nothing more goes out.
     Aborted,
-    /// It is closed.
+    /// The connection is closed.
     Closed,
 }
 
 impl Ending {
-    /// Whether nothing is taken from senders any more.
+    /// Whether senders are refused.
     fn has_begun(self) -> bool {
         self > Ending::HalfOpen
     }
 }
 
-/// The way into one connection from other threads; made when first asked for.
+/// The send queue of a connection: messages and events from other threads. It is created with the
+/// first sender.
 #[derive(Debug)]
 pub(crate) struct SendQueue {
     state: Mutex<SendQueueState>,
@@ -105,7 +107,7 @@ pub(crate) struct SendQueue {
     recipient: Recipient,
 }
 
-/// The connection at the other end of a send queue.
+/// The connection of a send queue.
 #[derive(Debug)]
 pub(crate) struct Recipient {
     pub(crate) id: ConnectionId,
@@ -116,17 +118,17 @@ pub(crate) struct Recipient {
 struct SendQueueState {
     /// Messages and events, the oldest first.
     commands: VecDeque<Command>,
-    /// What the messages are charged for.
+    /// How many bytes the messages count.
     bytes: u32,
     /// How many of the commands are events.
     events: u16,
     ending: Ending,
-    /// The keeper has been told of something, or is awake, and has not looked since: it is not told
-    /// again.
+    /// The driver has been notified, or is awake, and has not called `enable_notification` since.
+    /// So it is not notified again.
     notified: bool,
 }
 
-/// What a message counts in the queue: more than 4 GiB count as 4 GiB.
+/// What a message counts in the queue. More than 4 GiB count as 4 GiB.
 fn charge(message: &SharedBytes) -> u32 {
     u32::try_from(message.len() + OVERHEAD).unwrap_or(u32::MAX)
 }
@@ -161,21 +163,23 @@ impl SendQueue {
         SendQueue { state, senders, waker, limit, recipient }
     }
 
-    /// From now on the keeper is told, once, of what comes; whether there is something to
-    /// [`take`](SendQueue::take) already. A thread calls it before it waits, a loop when it has taken the
-    /// mail that told it.
-    pub(crate) fn listen(&self) -> bool {
+    /// Notifies the driver, once, of the next entry from now on. Returns whether there is something
+    /// to [`take`](SendQueue::take) already. A thread calls this before it waits, an event loop
+    /// when it has taken the notification.
+    pub(crate) fn enable_notification(&self) -> bool {
         let mut state = lock(&self.state);
         state.notified = false;
         !state.is_empty()
     }
 
-    /// Takes what comes first: the oldest message or event, or what is to be done when there is none.
+    /// Takes the oldest message or event. If there is none, returns the close that a sender has
+    /// requested.
     pub(crate) fn take(&self) -> Option<Command> {
         lock(&self.state).take()
     }
 
-    /// As [`take`](SendQueue::take), where no handler can be called: nothing when an event comes first.
+    /// As [`take`](SendQueue::take), where no handler can be called: returns `None` if an event is
+    /// first.
     pub(crate) fn take_message(&self) -> Option<Command> {
         let mut state = lock(&self.state);
         match state.commands.front() {
@@ -184,7 +188,7 @@ impl SendQueue {
         }
     }
 
-    /// Whether an event waits, so that the handler has to be called.
+    /// Whether an event is queued, so that the handler has to be called.
     pub(crate) fn has_event(&self) -> bool {
         lock(&self.state).events > 0
     }
@@ -194,7 +198,7 @@ impl SendQueue {
         lock(&self.state).is_empty()
     }
 
-    /// How far the connection's end has come.
+    /// The stage of the connection's close.
     pub(crate) fn ending(&self) -> Ending {
         lock(&self.state).ending
     }
@@ -212,11 +216,11 @@ impl SendQueue {
         drop(before);
     }
 
-    /// From now on every send is told that the connection is closed.
+    /// Refuses all sends from now on, because the connection is closed.
     pub(crate) fn close(&self) {
         let closed = SendQueueState { ending: Ending::Closed, ..SendQueueState::default() };
         let before = std::mem::replace(&mut *lock(&self.state), closed);
-        // Not while it is locked: the destructor of an event is code of the user.
+        // Dropped outside of the lock, because the destructor of an event is code of the user.
         drop(before);
     }
 
@@ -235,7 +239,7 @@ impl SendQueue {
     }
 
     fn post(&self, event: Event) -> Result<(), SendError> {
-        // Where it is not taken it is dropped after the lock.
+        // An event that is refused is dropped after the lock is released.
         let event = CatchDrop::new(event);
         let mut state = lock(&self.state);
         if state.ending.has_begun() {
@@ -252,11 +256,11 @@ impl SendQueue {
     fn enqueue(&self, mut state: MutexGuard<'_, SendQueueState>, command: Command) {
         state.commands.push_back(command);
         if state.commands.len() == 1 {
-            self.tell(state);
+            self.notify(state);
         }
     }
 
-    /// Brings the connection's end as far as that, if it is not there yet.
+    /// Moves the close forward to this stage, unless a later one is reached.
     fn end(&self, ending: Ending) {
         let mut state = lock(&self.state);
         if state.ending >= ending {
@@ -268,27 +272,28 @@ impl SendQueue {
             (state.bytes, state.events) = (0, 0);
             dropped = std::mem::take(&mut state.commands);
         }
-        self.tell(state);
+        self.notify(state);
         drop(dropped);
     }
 
-    /// Tells the keeper that there is something to look at, unless it will look in any case.
-    fn tell(&self, mut state: MutexGuard<'_, SendQueueState>) {
+    /// Notifies the driver, unless it will look at the queue in any case.
+    fn notify(&self, mut state: MutexGuard<'_, SendQueueState>) {
         if std::mem::replace(&mut state.notified, true) {
             return;
         }
         drop(state);
         match &self.waker {
-            Waker::Loop(mailbox, token) => mailbox.post(Mail::SendQueue(*token)),
+            Waker::Loop(mailbox, token) => mailbox.post(Notification::SendQueue(*token)),
             Waker::Thread(wakeup) => wakeup.wake(),
         }
     }
 
-    /// Whether nothing waits here and nobody is left who could send; if somebody is, the connection
-    /// is told when they are gone. Asked where the connection itself hands out no more senders.
+    /// Whether the queue is empty and no sender is left. If a sender is left, the driver is
+    /// notified when the last one is dropped. Called where the connection itself creates no more
+    /// senders.
     ///
-    /// Who goes counts itself off first and looks second whether that matters; here it is said first
-    /// that it does.
+    /// A sender that is dropped first reduces the count and then reads the stage. This method first
+    /// sets the stage and then reads the count. So one of the two sees the other.
     pub(crate) fn is_abandoned(&self) -> bool {
         let mut state = lock(&self.state);
         state.ending = state.ending.max(Ending::HalfOpen);
@@ -299,22 +304,23 @@ impl SendQueue {
         if self.senders.fetch_sub(1, SeqCst) == 1 {
             let state = lock(&self.state);
             if state.ending == Ending::HalfOpen {
-                self.tell(state);
+                self.notify(state);
             }
         }
     }
 }
 
-/// A handle to one connection, for other threads and other handlers: from
+/// A handle to one connection, for other threads and other handlers: see
 /// [`Context::sender`](crate::Context::sender).
 ///
-/// It names this connection and no later one: when the connection is closed, every send says so.
-/// A handle does not keep the connection open; but where the peer has ended and the handler has
-/// left the connection open for its senders (see [`Handler::on_eof`](crate::Handler::on_eof)), it is
-/// closed when the last of them is dropped.
+/// It refers to this connection only. When the connection is closed, every send returns
+/// [`SendError::Closed`]. A handle does not keep the connection open, with one exception: the peer
+/// has ended, and the handler has left the connection open for its senders (see
+/// [`Handler::on_eof`](crate::Handler::on_eof)). Then the connection is closed when the last sender
+/// is dropped.
 pub struct Sender {
     send_queue: Arc<SendQueue>,
-    /// What the framing could send when this handle was made.
+    /// The messages that the framing could send when this handle was created.
     encodable: Encodable,
 }
 
@@ -343,26 +349,29 @@ impl Sender {
         Sender { send_queue, encodable }
     }
 
-    /// Sends a message, framed as the handler's own are. It does not wait.
+    /// Sends a message, framed like the messages of the handler. It does not wait.
     ///
-    /// The message is queued until the connection's loop, or its thread under `threading` and
-    /// `pool`, comes for it. That takes all that waits at once, and takes no more while as much as the
-    /// high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) waits for the peer. How
-    /// much may be in the queue says [`Builder::sender_limit`](crate::Builder::sender_limit): each message
-    /// counts as its bytes and 64 more, and one message always fits. With the default of 256 KiB these
-    /// are 246 messages of 1,000 bytes. So a sender that is faster than the loop or the thread is
-    /// refused also where the peer reads well; many threads on few processors come late more often
-    /// than one loop does. Where bursts are to be taken whole, raise the limit.
+    /// The message is queued until the driver of the connection takes it: its event loop, or its
+    /// thread under `threading` and `pool`. The driver takes all queued messages at once. It takes
+    /// no more while the waiting output is at the high mark (see
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)).
+    ///
+    /// [`Builder::sender_limit`](crate::Builder::sender_limit) limits the queue: each message
+    /// counts as its bytes and 64 more, and one message always fits. With the default of 256 KiB
+    /// these are 246 messages of 1,000 bytes. So a sender that is faster than the driver is refused
+    /// also when the peer reads fast. This is more frequent with many threads on few processors
+    /// than with one event loop. To accept whole bursts, raise the limit.
     ///
     /// # Errors
     ///
     /// The message is not sent, and the connection stays as it is:
     ///
-    /// * [`SendError::Closed`] when the connection is closed, or was asked to by a handle to it,
+    /// * [`SendError::Closed`] when the connection is closed, or a handle to it has closed or
+    ///   aborted it,
     /// * [`SendError::Full`] when the queue is full,
-    /// * [`SendError::TooLong`] and [`SendError::Unencodable`] when the framing says beforehand that
-    ///   it cannot send such a message (see [`Framing::encodable`](crate::Framing::encodable)): the framing
-    ///   as it was when [`Context::sender`](crate::Context::sender) returned this handle.
+    /// * [`SendError::TooLong`] and [`SendError::Unencodable`] when the framing cannot send such a
+    ///   message (see [`Framing::encodable`](crate::Framing::encodable)): the framing as it was
+    ///   when [`Context::sender`](crate::Context::sender) returned this handle.
     pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
         self.encodable.check(message)?;
         self.send_queue.push(message.into())
@@ -378,27 +387,28 @@ impl Sender {
         self.send_queue.push(message.clone())
     }
 
-    /// Gives `event` to the connection's handler, as the argument of
+    /// Posts `event` to the connection's handler, which gets it in
     /// [`Handler::on_event`](crate::Handler::on_event). It does not wait.
     ///
-    /// What a thread has found out for a connection reaches its handler so, and not only its peer: a
-    /// result, a time, a reason to close it. The handler is called where its other methods are: on
-    /// the loop, by a worker under `offload`, in the connection's thread under `threading` and
-    /// `pool`. Messages and events of one connection come out in the order in which they went in,
-    /// also those of several handles. As input does, events wait while as much output waits for the
-    /// peer as the high mark of [`Builder::write_watermarks`](crate::Builder::write_watermarks) says.
+    /// So a thread can pass a result to the handler of a connection, and not only bytes to its
+    /// peer. The handler is called where its other methods are called: on the event loop, by a
+    /// worker under `offload`, in the connection's thread under `threading` and `pool`. Messages
+    /// and events of one connection keep their order, also those of several handles. Like input,
+    /// events wait while the waiting output is at the high mark (see
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)).
     ///
-    /// 1,024 events may wait, of whatever size; they do not count as the bytes of messages do. Those
-    /// that wait when the connection ends are dropped without a call of the handler; an event that must
-    /// not be lost gives its content back in its own `Drop`.
+    /// The queue holds at most 1,024 events of any size; they do not count in
+    /// [`Builder::sender_limit`](crate::Builder::sender_limit). Events that are queued when the
+    /// connection ends are dropped without a call of the handler. An event that must not be lost
+    /// returns its content in its own `Drop`.
     ///
     /// ```
     /// use socketserver::{SendError, Sender};
     ///
-    /// /// What a handler is told of an account.
+    /// /// The balance of an account, as an event.
     /// struct Balance(u64);
     ///
-    /// fn tell(sender: &Sender, balance: u64) -> Result<(), SendError> {
+    /// fn notify(sender: &Sender, balance: u64) -> Result<(), SendError> {
     ///     sender.post(Box::new(Balance(balance)))
     /// }
     /// ```
@@ -407,37 +417,39 @@ impl Sender {
     ///
     /// The event is dropped before this returns, and the connection stays as it is:
     ///
-    /// * [`SendError::Closed`] when the connection is closed, or was asked to by a handle to it,
-    /// * [`SendError::Full`] when 1,024 events wait.
+    /// * [`SendError::Closed`] when the connection is closed, or a handle to it has closed or
+    ///   aborted it,
+    /// * [`SendError::Full`] when 1,024 events are queued.
     pub fn post(&self, event: Event) -> Result<(), SendError> {
         self.send_queue.post(event)
     }
 
-    /// Closes the connection when all that was sent before has gone out, as
-    /// [`Context::close`](crate::Context::close) does. It does not wait.
+    /// Closes the connection when all that was sent before has gone out, like
+    /// [`Context::close`](crate::Context::close). It does not wait.
     ///
-    /// The handler is given what was posted before. From this call on every send returns
-    /// [`SendError::Closed`], and a second call does nothing. The connection is told of it whatever
-    /// waits for its peer; a handler that is at work finishes first. A peer that then takes nothing for
-    /// 30 seconds is reset, and what was left for it is dropped. The handler is told
+    /// The handler still gets the events that were posted before. From this call on every send
+    /// returns [`SendError::Closed`], and a second call does nothing. The close takes effect also
+    /// when output waits for the peer; a handler that is running finishes first. A peer that then
+    /// takes nothing for 30 seconds is reset, and its remaining output is dropped. `on_close` gets
     /// [`CloseReason::Handler`](crate::CloseReason::Handler).
     pub fn close(&self) {
         self.send_queue.end(Ending::Closing);
     }
 
-    /// Closes the connection at once with a reset, as [`Context::abort`](crate::Context::abort) does;
-    /// what has not gone out is dropped, what waits in this handle's queue included. It does not
-    /// wait.
+    /// Closes the connection at once with a reset, like [`Context::abort`](crate::Context::abort).
+    /// Output that has not gone out is dropped, including the messages in the send queue. It does
+    /// not wait.
     ///
-    /// The connection sees it whatever it waits for, and also after [`close`](Sender::close); a
-    /// handler that is at work finishes first. The handler is told [`CloseReason::Handler`](crate::CloseReason::Handler). On a
-    /// Unix socket, which has no reset, the peer sees the end of the stream.
+    /// The abort takes effect whatever the connection waits for, also after
+    /// [`close`](Sender::close); a handler that is running finishes first. `on_close` gets
+    /// [`CloseReason::Handler`](crate::CloseReason::Handler). On a Unix socket, which has no reset,
+    /// the peer sees the end of the stream.
     pub fn abort(&self) {
         self.send_queue.end(Ending::Aborted);
     }
 
-    /// Whether the connection is closed, or a handle to it has been asked to close or to abort it:
-    /// whether a send is answered with [`SendError::Closed`].
+    /// Whether the connection is closed, or a handle to it has closed or aborted it: a send then
+    /// returns [`SendError::Closed`].
     pub fn is_closed(&self) -> bool {
         self.send_queue.ending().has_begun()
     }
@@ -447,7 +459,7 @@ impl Sender {
         self.send_queue.recipient.id
     }
 
-    /// The other end of the connection, as [`Context::peer`](crate::Context::peer) tells it.
+    /// The peer of the connection, like [`Context::peer`](crate::Context::peer).
     pub fn peer(&self) -> &Peer {
         &self.send_queue.recipient.peer
     }
@@ -458,7 +470,7 @@ impl Sender {
     }
 }
 
-/// Handles to the same connection are equal, as [`is_same`](Sender::is_same) says.
+/// Handles to the same connection are equal: see [`is_same`](Sender::is_same).
 impl PartialEq for Sender {
     fn eq(&self, other: &Self) -> bool {
         self.is_same(other)
@@ -467,17 +479,18 @@ impl PartialEq for Sender {
 
 impl Eq for Sender {}
 
-/// By the connection, as [`Eq`] compares. Nothing that changes is hashed, so that it can be a key of a
-/// map; Clippy's `mutable_key_type` cannot know that, and wants to be allowed.
+/// Hashes the connection, as [`Eq`] compares it. The hash never changes, so a sender can be a key
+/// of a map. Clippy's `mutable_key_type` cannot know that and has to be allowed there.
 impl Hash for Sender {
     fn hash<S: Hasher>(&self, state: &mut S) {
         self.id().hash(state);
     }
 }
 
-/// Sends one message to many connections, which share its bytes; returns how many took it.
+/// Sends one message to many connections, which share its bytes. Returns how many took it.
 ///
-/// Those that are closed or full are passed over: who must know sends to each by itself.
+/// Connections that are closed or whose queue is full are skipped. To know which ones, send to each
+/// separately.
 #[must_use = "it may be fewer than there are senders"]
 pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u8]) -> usize {
     let message: Arc<[u8]> = message.into();
@@ -506,13 +519,13 @@ mod tests {
     }
 
     #[test]
-    fn many_sends_post_one_piece_of_mail() {
+    fn many_sends_post_one_notification() {
         let (mailbox, sender) = send_queue(1000);
         sender.send(b"one").unwrap();
         sender.send(b"two").unwrap();
-        let mut mail = VecDeque::new();
-        mailbox.collect(&mut mail, 8);
-        assert_eq!(mail.len(), 1);
+        let mut notifications = VecDeque::new();
+        mailbox.collect(&mut notifications, 8);
+        assert_eq!(notifications.len(), 1);
     }
 
     #[test]
@@ -534,14 +547,14 @@ mod tests {
         assert_eq!(sender.send(b"three"), Err(SendError::Closed));
         assert_eq!(sender.post(Box::new(4)), Err(SendError::Closed));
         assert!(matches!(sender.send_queue.take(), Some(Command::Close)), "nothing is left");
-        let mut mail = VecDeque::new();
-        mailbox.collect(&mut mail, 8);
-        sender.send_queue.listen();
-        mail.clear();
+        let mut notifications = VecDeque::new();
+        mailbox.collect(&mut notifications, 8);
+        sender.send_queue.enable_notification();
+        notifications.clear();
         sender.close();
         sender.abort();
-        mailbox.collect(&mut mail, 8);
-        assert_eq!(mail.len(), 1);
+        mailbox.collect(&mut notifications, 8);
+        assert_eq!(notifications.len(), 1);
         sender.send_queue.refuse();
         assert_eq!(sender.send_queue.ending(), Ending::Aborted);
         sender.send_queue.close();
@@ -560,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_closes_and_aborts_post_one_piece_of_mail() {
+    fn repeated_closes_and_aborts_post_one_notification() {
         let (mailbox, sender) = send_queue(1000);
         sender.send(b"one").unwrap();
         for _ in 0..1000 {
@@ -575,24 +588,24 @@ mod tests {
         }
         assert!(matches!(take(), Some(Command::Abort)));
         assert_eq!(sender.send(b"x"), Err(SendError::Closed));
-        let mut mail = VecDeque::new();
-        mailbox.collect(&mut mail, 8);
-        assert_eq!(mail.len(), 1);
+        let mut notifications = VecDeque::new();
+        mailbox.collect(&mut notifications, 8);
+        assert_eq!(notifications.len(), 1);
     }
 
-    /// The loop also drains a send queue when another event brings it to the connection.
+    /// The loop also drains a send queue when another event of the connection comes first.
     #[test]
-    fn a_send_queue_emptied_before_its_mail_is_taken_posts_no_second_piece() {
+    fn a_send_queue_emptied_before_its_notification_is_taken_posts_no_second_one() {
         let (mailbox, sender) = send_queue(1000);
-        let mut mail = VecDeque::new();
+        let mut notifications = VecDeque::new();
         for _ in 0..3 {
             for _ in 0..1000 {
                 sender.send(b"one").unwrap();
                 assert!(sender.send_queue.take().is_some());
             }
-            mailbox.collect(&mut mail, 8);
-            assert_eq!(mail.drain(..).count(), 1);
-            assert!(!sender.send_queue.listen());
+            mailbox.collect(&mut notifications, 8);
+            assert_eq!(notifications.drain(..).count(), 1);
+            assert!(!sender.send_queue.enable_notification());
         }
     }
 
@@ -603,7 +616,7 @@ mod tests {
         let send_queue = SendQueue::new(waker, SenderLimit::new(1 << 20), recipient());
         let sender = Sender::new(Arc::new(send_queue), Encodable::Any);
         for _ in 0..3 {
-            assert!(!sender.send_queue.listen());
+            assert!(!sender.send_queue.enable_notification());
             for number in 0..1000 {
                 sender.send(b"one").unwrap();
                 assert!(sender.send_queue.take().is_some());
@@ -611,10 +624,13 @@ mod tests {
             }
         }
         sender.send(b"one").unwrap();
-        assert!(sender.send_queue.listen(), "it must not wait");
+        assert!(
+            sender.send_queue.enable_notification(),
+            "a message is queued, so the thread must not wait"
+        );
         sender.close();
         assert!(wakeup.take());
-        assert!(sender.send_queue.listen());
+        assert!(sender.send_queue.enable_notification());
         sender.abort();
         assert!(wakeup.take());
     }
@@ -630,10 +646,10 @@ mod tests {
         assert_eq!(lock(&sender.send_queue.state).bytes, 0);
     }
 
-    /// What [`Context::sender`](crate::Context::sender) says.
+    /// The sizes that [`Context::sender`](crate::Context::sender) documents.
     #[test]
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-    fn a_send_queue_that_is_empty_costs_128_bytes_and_one_that_is_used_96_more() {
+    fn an_empty_send_queue_takes_128_bytes_and_a_used_one_96_more() {
         let counts_of_the_arc = 2 * size_of::<usize>();
         assert_eq!(counts_of_the_arc + size_of::<SendQueue>(), 128);
         let (_mailbox, sender) = send_queue(1000);
@@ -642,33 +658,33 @@ mod tests {
     }
 
     #[test]
-    fn the_drop_of_the_last_sender_is_posted_if_the_loop_listens() {
+    fn the_drop_of_the_last_sender_is_posted_if_the_connection_waits_for_it() {
         let (mailbox, sender) = send_queue(1000);
         let send_queue = sender.send_queue.clone();
         let notified = || {
-            let mut mail = VecDeque::new();
-            mailbox.collect(&mut mail, 8);
-            send_queue.listen();
-            mail.len()
+            let mut notifications = VecDeque::new();
+            mailbox.collect(&mut notifications, 8);
+            send_queue.enable_notification();
+            notifications.len()
         };
         drop(sender);
-        assert_eq!(notified(), 0, "nobody waits for it");
+        assert_eq!(notified(), 0, "the connection does not wait for senders");
         let sender = Sender::new(send_queue.clone(), Encodable::Any);
         let other = sender.clone();
         assert!(!send_queue.is_abandoned());
         drop(sender);
-        assert_eq!(notified(), 0, "one is left");
+        assert_eq!(notified(), 0, "one sender is left");
         other.send(b"last words").unwrap();
         assert_eq!(notified(), 1);
         drop(other);
         assert_eq!(notified(), 1);
-        assert!(!send_queue.is_abandoned(), "something waits");
+        assert!(!send_queue.is_abandoned(), "a message is queued");
         assert!(send_queue.take().is_some());
         assert!(send_queue.is_abandoned());
     }
 
     #[test]
-    fn messages_and_events_come_out_in_the_order_in_which_they_went_in() {
+    fn messages_and_events_keep_their_order() {
         let (mailbox, sender) = send_queue(1000);
         for number in 0..6u8 {
             if number % 2 == 0 {
@@ -686,9 +702,9 @@ mod tests {
             }
         }
         assert!(matches!(sender.send_queue.take(), Some(Command::Close)));
-        let mut mail = VecDeque::new();
-        mailbox.collect(&mut mail, 8);
-        assert_eq!(mail.len(), 1);
+        let mut notifications = VecDeque::new();
+        mailbox.collect(&mut notifications, 8);
+        assert_eq!(notifications.len(), 1);
     }
 
     #[test]
@@ -708,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_handler_can_be_called_an_event_and_what_is_behind_it_are_left() {
+    fn where_no_handler_can_be_called_an_event_and_later_messages_stay_queued() {
         let (_mailbox, sender) = send_queue(1000);
         let queue = &sender.send_queue;
         sender.send(b"first").unwrap();
@@ -725,10 +741,10 @@ mod tests {
         assert!(matches!(queue.take_message(), Some(Command::Close)));
     }
 
-    /// An event whose destructor asks its sender something, which locks the queue, and panics.
-    struct Rude(Sender);
+    /// An event whose destructor locks the send queue of its sender and panics.
+    struct PanicsOnDrop(Sender);
 
-    impl Drop for Rude {
+    impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
             self.0.is_closed();
             panic!("in the destructor of an event, on purpose");
@@ -744,7 +760,7 @@ mod tests {
         };
         for abort in [false, true] {
             let (_mailbox, sender) = send_queue(1000);
-            let post = || sender.post(Box::new(Rude(sender.clone())));
+            let post = || sender.post(Box::new(PanicsOnDrop(sender.clone())));
             while post().is_ok() {}
             assert_eq!(caught(), 1, "one too many");
             assert!(sender.send_queue.take().is_some());

@@ -1,5 +1,5 @@
-//! The state of a server that its loop, its modes and its handles share: whether a loop is running, and
-//! whether it is to stop.
+//! The state that the event loop, the modes and the handles of a server share: whether the loop is
+//! running, and whether it must stop.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::counters::Published;
 use crate::guard::log;
-use crate::mailbox::{Mail, Mailbox};
+use crate::mailbox::{Mailbox, Notification};
 use crate::sync::lock;
 use crate::sys::Wakeup;
 
@@ -18,11 +18,11 @@ pub(crate) struct ServerState {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
     stop: AtomicBool,
-    /// A child process whose handler asks the server to stop wakes this; only a server that forks has
-    /// it.
+    /// A child process wakes this when its handler asks the server to stop. Only a server that
+    /// forks has it.
     child_stop_request: OnceLock<Arc<Wakeup>>,
-    /// The id of the process whose loop is running; 0 while no loop runs. A forked child has a copy of
-    /// this state that no loop reads; it notices that because its own id is another one.
+    /// The id of the process whose loop is running; 0 while no loop runs. A forked child has a copy
+    /// of this state that no loop reads; the child detects this because its own id differs.
     process: AtomicU32,
     run: Mutex<Run>,
     ended: Condvar,
@@ -30,7 +30,7 @@ pub(crate) struct ServerState {
 
 #[derive(Debug, Default)]
 struct Run {
-    /// The number of the run that is on, or was last; 0 before the first.
+    /// The number of the current run, or of the last one; 0 before the first.
     number: usize,
     running: bool,
 }
@@ -48,19 +48,19 @@ impl ServerState {
         })
     }
 
-    /// Requests a stop of the run that is on, or of the first one, if there has been none; between two
+    /// Requests a stop of the current run, or of the first one if no run has begun. Between two
     /// runs it has no effect.
     pub(crate) fn request_stop(&self) {
         self.request_stop_of(|run| run.running || run.number == 0);
     }
 
-    /// Requests a stop of the run, if it is one that is meant: its loop sees the request in its next
-    /// turn, and is woken for it. In a forked child, the loop of the parent process is stopped.
-    fn request_stop_of(&self, is_meant: impl FnOnce(&Run) -> bool) {
+    /// Requests a stop of the run if `applies` returns true for it, and wakes the loop, which sees
+    /// the request in its next turn. In a forked child, this stops the loop of the parent process.
+    fn request_stop_of(&self, applies: impl FnOnce(&Run) -> bool) {
         let process = self.process.load(SeqCst);
         if process != 0 && process != std::process::id() {
             match self.child_stop_request() {
-                Some(asked) => asked.wake(),
+                Some(stop_request) => stop_request.wake(),
                 None => log::warn!(
                     "a forked process cannot stop a server of another process that does not fork"
                 ),
@@ -68,27 +68,27 @@ impl ServerState {
             return;
         }
         let run = lock(&self.run);
-        if is_meant(&run) {
+        if applies(&run) {
             self.stop.store(true, SeqCst);
             drop(run);
-            self.mailbox.post(Mail::Wake);
+            self.mailbox.post(Notification::Wake);
         }
     }
 
     /// Whether a stop is requested, by this process or by a child process.
     pub(crate) fn stop_requested(&self) -> bool {
-        if self.child_stop_request().is_some_and(|asked| asked.take()) {
+        if self.child_stop_request().is_some_and(|stop_request| stop_request.take()) {
             self.request_stop();
         }
         self.stop.load(SeqCst)
     }
 
-    /// What a child process wakes to request a stop; absent where the server does not fork.
+    /// The descriptor that a child process wakes to request a stop; `None` if the server does not fork.
     pub(crate) fn child_stop_request(&self) -> Option<&Arc<Wakeup>> {
         self.child_stop_request.get()
     }
 
-    /// Sets what a child process wakes to request a stop: the server forks.
+    /// Sets the descriptor that a child process wakes to request a stop: the server forks.
     pub(crate) fn set_child_stop_request(&self, wakeup: Wakeup) {
         // All services that fork share the first one.
         let _ = self.child_stop_request.set(Arc::new(wakeup));
@@ -122,8 +122,7 @@ impl ServerState {
         true
     }
 
-    /// Begins a run of the loop. Dropping the guard ends the run, and the stop that was requested for
-    /// it.
+    /// Begins a run of the loop. Dropping the guard ends the run and clears a stop request for it.
     pub(crate) fn begin(self: &Arc<Self>) -> RunGuard {
         let mut run = lock(&self.run);
         run.number += 1;
@@ -139,7 +138,7 @@ pub(crate) struct RunGuard {
 }
 
 impl RunGuard {
-    /// What requests a stop of this run.
+    /// The handle that requests a stop of this run.
     pub(crate) fn stop_requester(&self) -> &StopRequester {
         &self.stop
     }
@@ -156,8 +155,8 @@ impl Drop for RunGuard {
     }
 }
 
-/// What a handler requests a stop by: of the run that it belongs to, and of no other. When that run is
-/// over, a request has no effect.
+/// A handle by which a handler requests a stop of its own run. When that run is over, a request has
+/// no effect.
 #[derive(Debug, Clone)]
 pub(crate) struct StopRequester {
     state: Arc<ServerState>,
@@ -165,7 +164,8 @@ pub(crate) struct StopRequester {
 }
 
 impl StopRequester {
-    /// Requests a stop, from any thread; in a forked child, of the parent's run. Returns at once.
+    /// Requests a stop, from any thread; in a forked child, a stop of the parent's run. Returns at
+    /// once.
     pub(crate) fn request(&self) {
         self.state.request_stop_of(|run| run.running && run.number == self.run);
     }
@@ -187,14 +187,14 @@ impl StopRequester {
     }
 }
 
-/// What became of a session that a stop overtook.
+/// How a session ended that was running when a stop began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopOutcome {
-    /// Nothing was begun, and it was ended.
+    /// It was idle and was closed.
     Idle,
-    /// It came to its own end.
+    /// It was busy and finished in time.
     Finished,
-    /// Its time was up.
+    /// The drain deadline cut it off.
     Cut,
 }
 
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_requested_before_the_first_run_ends_that_run_and_none_after_it() {
+    fn a_stop_requested_before_the_first_run_ends_only_that_run() {
         let state = server_state();
         state.request_stop();
         let first = state.begin();
@@ -242,6 +242,6 @@ mod tests {
         let run = state.begin();
         assert!(state.mailbox.prepare_park());
         run.stop_requester().request();
-        assert!(state.mailbox.wakeup().is_set().unwrap() && state.mailbox.has_mail());
+        assert!(state.mailbox.wakeup().is_set().unwrap() && state.mailbox.has_notifications());
     }
 }

@@ -1,26 +1,26 @@
 //! A slab slot and its generation, packed into one [`mio::Token`].
 //!
-//! **Invariant:** every insertion into the slab gets a generation of its own, so an event, a timer
-//! or a message for a connection that is gone never reaches the next one in the same slot.
+//! **Invariant:** every insertion into the slab gets a new generation. So an event, a timer or a
+//! message for a closed connection never reaches the next connection in the same slot.
 
-/// Half of the word, or, where that is 16 bits, enough for a million slots.
+/// Half of the word; 20 bits, enough for a million slots, where the word has 32 bits.
 const SLOT_BITS: u32 = if usize::BITS >= 64 { 32 } else { 20 };
 const SLOT_MASK: usize = (1 << SLOT_BITS) - 1;
 
-/// The most entries a loop can hold; the last slot is kept free for the loop's own tokens.
+/// The maximum number of entries of an event loop; the last slot is reserved for the loop's own tokens.
 pub(crate) const MAX_SLOTS: usize = SLOT_MASK;
 
-/// Names one entry of the slab for its whole life, and nothing after it.
+/// The name of one entry of the slab; it is never used for a later entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Token(usize);
 
 impl Token {
-    /// The loop's own wake-up descriptor.
+    /// The wake-up descriptor of the event loop.
     pub(crate) const WAKE: Token = Token(usize::MAX);
     /// The process-wide signal descriptor.
     pub(crate) const SIGNAL: Token = Token(usize::MAX - (1 << SLOT_BITS));
 
-    /// Packs a slot and a generation; the generation's spare high bits fall off.
+    /// Packs a slot and a generation; the high bits of the generation that do not fit are dropped.
     pub(crate) fn new(slot: usize, generation: usize) -> Self {
         debug_assert!(slot < MAX_SLOTS);
         Token(slot | generation << SLOT_BITS)

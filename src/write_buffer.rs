@@ -1,5 +1,5 @@
-//! Output that the kernel has not taken yet: bytes, and parts of files. Made when it first refuses, gone
-//! when it has taken all.
+//! The write buffer of a connection: output that the kernel has not taken yet, as bytes and parts
+//! of files. It is created when the kernel has no room, and dropped when all is sent.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,18 +13,18 @@ use crate::conversation::{OutputBuffer, Unsent};
 use crate::sender::SharedBytes;
 use crate::sys;
 
-/// Bytes are appended to a chunk until it has this size, so that a long backlog is not moved about.
+/// A chunk takes further bytes up to this size. Chunks are not moved when the buffer grows.
 const CHUNK: usize = 64 * 1024;
 
-/// How many slices one vectored write is given; the kernel's own limit is 1,024.
+/// How many slices one vectored write gets; the kernel's own limit is 1,024.
 const SLICES: usize = 64;
 
-/// How much of the output that waits is sent before others come first, or before it is looked whether
-/// the connection is to end, in bytes.
+/// How many bytes of waiting output are sent before other connections are served, or before the
+/// driver checks whether the connection is to end.
 pub(crate) const SEND_STEP: usize = 128 * 1024;
 
-/// Sends the first segments of the output that are in memory. Returns how many bytes the kernel took, and
-/// whether it took all that it was offered.
+/// Sends the first segments of the output that are in memory. Returns how many bytes the kernel
+/// took, and whether it took all that it was offered.
 pub(crate) fn send_segments(
     socket: &Socket,
     output_buffer: &mut OutputBuffer,
@@ -48,7 +48,7 @@ enum Chunk {
 }
 
 impl Chunk {
-    /// The bytes that are in memory: none of a file.
+    /// The bytes in memory: none for a file.
     fn bytes(&self) -> &[u8] {
         match self {
             Chunk::Bytes(bytes, sent) => &bytes[*sent..],
@@ -81,7 +81,7 @@ impl Chunk {
     }
 }
 
-/// A queue of bytes, some of them shared with other connections, and of parts of files.
+/// A queue of bytes and parts of files; bytes may be shared with other connections.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     chunks: VecDeque<Chunk>,
@@ -104,7 +104,7 @@ impl WriteBuffer {
         self.chunks.iter().any(|chunk| matches!(chunk, Chunk::File(..)))
     }
 
-    /// Appends what `output_buffer` holds after its first `sent` bytes.
+    /// Appends the output in `output_buffer` after its first `sent` bytes.
     pub(crate) fn keep(&mut self, output_buffer: &mut OutputBuffer, input: &[u8], sent: usize) {
         output_buffer.unsent(input, sent, |rest| match rest {
             Unsent::Bytes(bytes) => self.append(bytes),
@@ -128,9 +128,9 @@ impl WriteBuffer {
         }
     }
 
-    /// Sends what comes first, at most `most` bytes and at least one, and drops what was sent. Returns
-    /// how much that is; 0 where the kernel has no room. A blocking socket is waited for if a part of a
-    /// file comes first, see [`sys::send_file`].
+    /// Sends the first chunks, at least one byte and at most `most`, and drops the bytes that were
+    /// sent. Returns their number, or 0 if the kernel has no room. On a blocking socket this waits
+    /// if a part of a file comes first: see [`sys::send_file`].
     pub(crate) fn send(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
         let sent = match self.chunks.front() {
             None => 0,
@@ -149,8 +149,8 @@ impl WriteBuffer {
         Ok(sent)
     }
 
-    /// The first bytes in memory, `most` of them at most, as slices for one vectored write; how many
-    /// slices were filled in.
+    /// Fills in slices for one vectored write: the first bytes in memory, `most` at most. Returns
+    /// the number of slices.
     fn slices<'a>(&'a self, most: usize, into: &mut [IoSlice<'a>; SLICES]) -> usize {
         let (mut left, mut filled) = (most, 0);
         for (slot, chunk) in into.iter_mut().zip(&self.chunks) {
@@ -199,7 +199,7 @@ mod tests {
         Arc::new(sys::unnamed_file(bytes))
     }
 
-    /// A socket with little room that does not block, and its peer.
+    /// A non-blocking socket with a small buffer, and its peer.
     fn pair() -> (Socket, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ours = Socket::from(OwnedFd::from(ours));
@@ -208,7 +208,7 @@ mod tests {
         (ours, theirs)
     }
 
-    /// Sends once, and appends what has arrived.
+    /// Sends once, and appends what the peer has received.
     fn send(
         write_buffer: &mut WriteBuffer,
         most: usize,
@@ -231,8 +231,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Whatever is appended, from memory and from files, and however little is sent each time, the
-        /// bytes come out as they went in.
+        /// Whatever is appended from memory and files, and however little each send takes, the
+        /// bytes arrive unchanged.
         #[test]
         fn the_bytes_come_out_in_order_however_little_is_sent_at_a_time(
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_shorter_than_its_range_is_an_error_behind_all_that_it_has() {
+    fn a_file_that_is_shorter_than_its_range_is_sent_and_then_is_an_error() {
         let mut pair = pair();
         let (mut write_buffer, mut output_buffer) = (WriteBuffer::default(), Default::default());
         Output::new(&[], &mut output_buffer).put_file(file(b"short"), 2..1 << 40).unwrap();

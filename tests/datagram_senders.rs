@@ -351,7 +351,7 @@ impl log::Log for DatagramLogger {
 
     fn log(&self, record: &log::Record<'_>) {
         if let Some((sender, peer)) = LOGS_TO.get()
-            && record.args().to_string().contains("can send nothing")
+            && record.args().to_string().contains("cannot send: its send buffer")
         {
             let _ = sender.send_to(peer, record.args().to_string().as_bytes());
             LOGGED.fetch_add(1, SeqCst);

@@ -122,7 +122,10 @@ impl Options {
                     let endpoint = parser.value()?.parse()?;
                     if about.streams_only && is_datagram(&endpoint) {
                         let name = about.name;
-                        return Err(format!("{name} talks over connections, not {endpoint}").into());
+                        return Err(format!(
+                            "{name} needs connections, and {endpoint} has datagrams"
+                        )
+                        .into());
                     }
                     options.listen.push(endpoint);
                 }
@@ -137,7 +140,7 @@ impl Options {
                 Long("workers") => {
                     workers = parser.value()?.parse()?;
                     if workers == 0 {
-                        return Err("--workers wants at least 1".into());
+                        return Err("--workers must be at least 1".into());
                     }
                 }
                 Long("drain") => {
@@ -254,17 +257,17 @@ fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
 /// Prints an error in one line on stderr, and ends the program with `code`.
 pub(crate) fn fail(error: impl fmt::Display, code: i32) -> ! {
     // `{:#}` prints the source of the error too.
-    tell(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
+    print_line(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
     exit(code)
 }
 
 /// Prints one line on stderr. Unlike `eprintln!` it does not panic when the write fails.
-pub(crate) fn tell(line: impl fmt::Display) {
+pub(crate) fn print_line(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The text that a peer has sent, made safe for a terminal: without white space at its end, and
-/// with U+FFFD in place of each control character.
+/// with each control character replaced by U+FFFD.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.trim_ascii_end());
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()

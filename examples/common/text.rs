@@ -23,7 +23,7 @@ impl TextFraming {
         match options.value("framing") {
             None | Some("raw") => TextFraming::Raw,
             Some("lines") => TextFraming::Lines,
-            Some(other) => super::fail(format!("no framing is called {other:?}: raw or lines"), 2),
+            Some(other) => super::fail(format!("unknown framing {other:?}: use raw or lines"), 2),
         }
     }
 

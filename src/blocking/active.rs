@@ -1,5 +1,5 @@
-//! The sockets that threads of their own are serving, so that a stop can reach a thread that waits
-//! in a read: by shutting its socket down.
+//! The active connections: the sockets that threads serve. A stop shuts such a socket down to end a
+//! read in which its thread waits.
 
 use std::cell::OnceCell;
 use std::io;
@@ -14,12 +14,12 @@ use crate::sync::lock;
 use crate::sys::{self, Wakeup};
 
 thread_local! {
-    /// What wakes this thread when something comes for the connection it serves; made when first
-    /// needed, and kept for the connections after it.
+    /// Wakes this thread when there is something for the connection that it serves. It is made when
+    /// first needed and reused for later connections.
     static WAKEUP: OnceCell<Arc<Wakeup>> = const { OnceCell::new() };
 }
 
-/// All of a listener's requests that are served elsewhere.
+/// The connections of a listener that threads serve.
 #[derive(Debug, Default)]
 pub(crate) struct ActiveConnections {
     connections: Mutex<Slab<Arc<ActiveConnection>>>,
@@ -31,23 +31,22 @@ pub(crate) struct ActiveConnections {
 #[derive(Debug)]
 struct ActiveConnection {
     socket: Arc<Socket>,
-    /// Its thread waits for the peer, with nothing begun.
+    /// Its thread waits for the peer, and no request is in progress.
     idle: AtomicBool,
     /// A stop has found it idle.
     found_idle: AtomicBool,
-    /// A stop has shut its socket down, or is about to: an end of its input is the stop's doing.
+    /// A stop has shut its socket down, or is about to: the stop causes the end of its input.
     shut: AtomicBool,
-    /// The time for stopping is up, and it has been ended.
+    /// The drain deadline has passed, and it has been aborted.
     cut: AtomicBool,
-    /// What wakes its thread, if it waits for more than its socket.
+    /// Wakes its thread, if the thread waits for more than its socket.
     wakeup: OnceLock<Arc<Wakeup>>,
 }
 
 impl ActiveConnection {
-    /// Shuts its socket down. One that is closed by its peer already has what it needs, so an error
-    /// says nothing.
+    /// Shuts its socket down. An error is ignored: the peer has closed the connection already.
     fn shut_down(&self, how: Shutdown) {
-        // Said first: its thread asks when it sees the end.
+        // Set first: its thread checks this when it sees the end of input.
         self.shut.store(true, SeqCst);
         let _ = self.socket.shutdown(how);
     }
@@ -60,7 +59,7 @@ impl ActiveConnection {
 }
 
 impl ActiveConnections {
-    /// Takes a seat, until the guard is dropped.
+    /// Registers a connection until the guard is dropped.
     pub(crate) fn register(self: &Arc<Self>, socket: Arc<Socket>) -> Registration {
         let connection = Arc::new(ActiveConnection {
             socket,
@@ -74,9 +73,9 @@ impl ActiveConnections {
         Registration { active: self.clone(), connection, number }
     }
 
-    /// From now on who is idle ends; its thread sees the end of its input.
+    /// From now on idle connections end: their threads see the end of input.
     ///
-    /// Where input waits, or the peer's end, the thread is about to see that, and the stop after it.
+    /// If input or the peer's end is waiting, the thread sees that first, and then the stop.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, SeqCst);
         for (_, connection) in lock(&self.connections).iter() {
@@ -88,7 +87,7 @@ impl ActiveConnections {
         }
     }
 
-    /// Ends everyone, by a reset; reads and writes that wait come back.
+    /// Aborts all connections with a reset; reads and writes that wait return.
     pub(crate) fn abort_all(&self) {
         self.stopping.store(true, SeqCst);
         for (_, connection) in lock(&self.connections).iter() {
@@ -99,7 +98,7 @@ impl ActiveConnections {
         }
     }
 
-    /// Opens again, for another run.
+    /// Resets the stop, for another run.
     pub(crate) fn reopen(&self) {
         self.stopping.store(false, SeqCst);
         self.ended_idle.store(0, SeqCst);
@@ -111,7 +110,7 @@ impl ActiveConnections {
     }
 }
 
-/// A seat taken.
+/// The registration of an active connection; dropping it removes the entry.
 #[derive(Debug)]
 pub(crate) struct Registration {
     active: Arc<ActiveConnections>,
@@ -129,17 +128,18 @@ impl Registration {
         self.connection.shut.load(SeqCst)
     }
 
-    /// Whether the time for stopping is up, and it has been ended.
+    /// Whether the drain deadline has passed and it has been aborted.
     pub(crate) fn is_cut(&self) -> bool {
         self.connection.cut.load(SeqCst)
     }
 
-    /// Its thread, which waited with nothing begun and not for its peer, has been woken by a stop.
+    /// Marks that a stop has woken its thread, which was idle and waited for something other than
+    /// its peer.
     pub(crate) fn set_found_idle(&self) {
         self.connection.found_idle.store(true, SeqCst);
     }
 
-    /// What wakes this thread; from now on a stop does, too.
+    /// The descriptor that wakes this thread; from now on a stop wakes it too.
     pub(crate) fn wakeup(&self) -> io::Result<&Arc<Wakeup>> {
         if self.connection.wakeup.get().is_none() {
             let wakeup = WAKEUP.with(|own| match own.get() {
@@ -147,14 +147,15 @@ impl Registration {
                 None => Wakeup::new()
                     .map(|make_handler| own.get_or_init(|| Arc::new(make_handler)).clone()),
             })?;
-            // It is this thread alone that sets it.
+            // Only this thread sets it.
             let _ = self.connection.wakeup.set(wakeup);
         }
         self.connection.wakeup.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Says whether its thread waits with nothing begun. A stop that comes at the same moment is
-    /// seen by one of the two: the thread looks for it after it has said so, the stop before.
+    /// Sets whether its thread is idle. With a stop at the same time, one of the two sees the
+    /// other: the thread sets this and then checks for the stop; the stop sets its flag and then
+    /// checks this.
     pub(crate) fn set_idle(&self, idle: bool) {
         self.connection.idle.store(idle, SeqCst);
     }

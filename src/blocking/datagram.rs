@@ -8,7 +8,7 @@ use crate::conversation::{DatagramCx, Handler, serve_datagram};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::sys::CatchDrop;
 
-/// A datagram with whoever answers it.
+/// A datagram with its handler.
 pub(crate) struct DatagramSession<H> {
     pub(crate) reply_socket: Arc<ReplySocket>,
     pub(crate) datagram: Datagram,

@@ -1,5 +1,5 @@
-//! A request and whoever answers it, to its end. Here a session may block; the loop's own way of
-//! serving one is the reactor's.
+//! Blocking sessions: a session serves one request to its end and may block. Requests on the event
+//! loop are in `event_loop`.
 
 use crate::address::Origin;
 use crate::closing::Lingering;
@@ -10,10 +10,10 @@ use crate::sys::CatchDrop;
 
 mod active;
 mod datagram;
-mod patience;
 mod request;
 mod stream;
 mod wait;
+mod wait_limits;
 
 pub(crate) use active::{ActiveConnections, Registration};
 pub(crate) use datagram::DatagramSession;
@@ -22,33 +22,32 @@ pub use request::{Request, RequestHandler};
 pub(crate) use stream::{SessionLimits, StreamSession};
 pub(crate) use wait::{InterruptibleWait, WaitStrategy};
 
-/// A request with whoever answers it, ready to be served to its end.
+/// A request with its handler, ready to be served to its end.
 pub(crate) trait Session {
-    /// Serves it. Never panics.
+    /// Serves the request. Never panics.
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served;
 }
 
-/// How a session went.
+/// The result of a session.
 pub(crate) struct Served {
     pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
-    /// Its output did not all go out.
+    /// Whether output was lost.
     pub(crate) cut: bool,
-    /// It is over but for this.
+    /// A connection that still lingers, if the event loop must finish it.
     pub(crate) lingering: Option<Lingering>,
 }
 
-/// Where a session is served: what its thread lends it.
+/// The context of a session: what its thread provides.
 pub(crate) struct SessionCx<'a> {
-    /// What is read into and written from.
+    /// The buffers of the thread.
     pub(crate) scratch: &'a mut Scratch,
-    /// Whether a connection that lingers is left to who asked for it to be served, rather than to
-    /// this thread.
+    /// Whether the event loop, and not this thread, finishes a connection that lingers.
     pub(crate) leaves_lingering: bool,
-    /// How it waits for its peer.
+    /// How the session waits for its peer.
     pub(crate) wait: WaitStrategy<'a>,
-    /// Why nothing can be sent to it from elsewhere, where it is not in a thread of its own.
+    /// Why the session has no `Sender`, if it does not run in its own thread.
     pub(crate) no_sender: UnsupportedError,
-    /// What its handler requests a stop of the server by.
+    /// The handle by which its handler requests a stop of the server.
     pub(crate) stop: &'a StopRequester,
 }

@@ -1,4 +1,5 @@
-//! Python's way of answering: one blocking call per request, reading and writing as with a file.
+//! Blocking request handlers, as in Python: one blocking call per request, which reads and writes
+//! as with a file.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
@@ -11,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::patience::Patience;
 use super::stream::close;
-use super::wait::{Input, Wait, is_out_of_time, out_of_time};
+use super::wait::{Input, Wait, is_stop_error, stop_error};
+use super::wait_limits::WaitLimits;
 use super::{Served, Session, SessionCx};
 use crate::address::{Address, Credentials, Origin, Peer};
 use crate::connection_id::ConnectionId;
@@ -25,7 +26,7 @@ use crate::server_state::StopRequester;
 use crate::sys::{self, CatchDrop};
 use crate::transport::local_address;
 
-/// Answers one request from its first byte to its last, waiting as it likes: Python's
+/// A handler that serves one request from its first byte to its last and may block: Python's
 /// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
 ///
 /// A new value is made for each request: a connection, or a datagram. It runs under the modes that
@@ -138,7 +139,7 @@ struct Stream<'a> {
     socket: Arc<Socket>,
     /// How it waits for its peer.
     wait: &'a mut (dyn Wait + 'a),
-    patience: Patience,
+    wait_limits: WaitLimits,
     /// What was read from the socket, of which the handler has taken the first `at` bytes.
     input: Vec<u8>,
     at: usize,
@@ -156,7 +157,7 @@ impl<'a> Stream<'a> {
         Stream {
             socket,
             wait,
-            patience: Patience::default(),
+            wait_limits: WaitLimits::default(),
             input: Vec::new(),
             at: 0,
             ended: false,
@@ -171,7 +172,7 @@ impl<'a> Stream<'a> {
         if self.ended {
             return Ok(false);
         }
-        if self.patience.is_over() {
+        if self.wait_limits.has_expired() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         if self.at == self.input.len() {
@@ -185,7 +186,7 @@ impl<'a> Stream<'a> {
         // A request is in progress until its handler returns, unless that says otherwise; what has
         // come in part is in progress all the same.
         let idle = self.idle && start == 0;
-        let timeout = self.patience.next_wait();
+        let timeout = self.wait_limits.next_wait();
         let read = self.wait.read(&self.socket, &mut self.input[start..], timeout, idle, false);
         self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
         match read? {
@@ -202,15 +203,15 @@ impl<'a> Stream<'a> {
                 io::ErrorKind::ConnectionAborted,
                 "the server is stopping and the request is idle",
             )),
-            Input::Stopping => Err(out_of_time()),
+            Input::Stopping => Err(stop_error()),
         }
     }
 
     /// Sends all of it; `more` says that more output follows at once.
     fn write_all(&mut self, mut bytes: &[u8], more: bool, tally: &mut Tally) -> io::Result<()> {
         let total = bytes.len();
-        let mut stall = self.patience.into();
-        let written = match self.patience.is_over() {
+        let mut stall = self.wait_limits.into();
+        let written = match self.wait_limits.has_expired() {
             true => Err(io::ErrorKind::TimedOut.into()),
             false => self.wait.write_all(&self.socket, &mut bytes, more, &mut stall, None),
         };
@@ -227,8 +228,8 @@ impl<'a> Stream<'a> {
         tally: &mut Tally,
     ) -> io::Result<()> {
         let start = range.start;
-        let mut stall = self.patience.into();
-        let sent = match self.patience.is_over() {
+        let mut stall = self.wait_limits.into();
+        let sent = match self.wait_limits.has_expired() {
             true => Err(io::ErrorKind::TimedOut.into()),
             false => self.wait.send_file_all(&self.socket, file, &mut range, &mut stall),
         };
@@ -398,7 +399,7 @@ impl Request<'_> {
     #[doc(alias = "timeout")]
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {
-            stream.patience.timeout = timeout.into();
+            stream.wait_limits.timeout = timeout.into();
         }
     }
 
@@ -436,7 +437,7 @@ impl Request<'_> {
     /// ```
     pub fn set_deadline(&mut self, deadline: impl Into<Option<Instant>>) {
         if let Channel::Stream(stream) = &mut self.channel {
-            stream.patience.deadline = deadline.into();
+            stream.wait_limits.deadline = deadline.into();
         }
     }
 
@@ -713,7 +714,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         drop(channel);
         // Gone before its peer learns that it is over.
         drop(handler);
-        cx.wait.over();
+        cx.wait.set_ended();
         let cut = cut || cx.wait.is_cut();
         let mut buffer = std::mem::take(&mut cx.scratch.buffer);
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
@@ -770,7 +771,7 @@ fn guarded(
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => match error.downcast::<io::Error>() {
             // It is the stop that has ended it, and not the peer.
-            Ok(error) if is_out_of_time(&error) => return Err(CloseReason::Shutdown.into()),
+            Ok(error) if is_stop_error(&error) => return Err(CloseReason::Shutdown.into()),
             Ok(error) => disconnected(*error),
             Err(error) => CloseReason::Error(error),
         },

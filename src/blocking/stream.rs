@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use super::patience::{Patience, Stall};
 use super::wait::{Input, Wait as _, WaitStrategy};
+use super::wait_limits::{Stall, WaitLimits};
 use super::{Served, Session, SessionCx};
 use crate::address::{Origin, Peer};
 use crate::closing::{Linger, Lingering, Progress, write_failure};
@@ -20,22 +20,22 @@ use crate::server_state::StopRequester;
 use crate::sys::{self, PollInterest};
 use crate::write_buffer::{WriteBuffer, send_segments};
 
-/// A connection with its conversation, on its way to where it is served.
+/// A connection with its conversation, ready to be served.
 pub(crate) struct StreamSession<H, F> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) conversation: Conversation<H, F>,
     pub(crate) limits: SessionLimits,
 }
 
-/// How much output may wait in a session.
+/// The output limits of a session.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionLimits {
-    /// How much is collected before it is written, in bytes.
+    /// How much output is collected before it is written, in bytes.
     pub(crate) room: usize,
     pub(crate) sender: SenderLimit,
 }
 
-/// The thread that serves a conversation by blocking.
+/// The driver of a conversation that a thread serves with blocking calls.
 struct ThreadDriver<'a> {
     registration: Option<&'a Registration>,
     unsupported: UnsupportedError,
@@ -63,11 +63,11 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let StreamSession { socket, mut conversation, limits } = *self;
         let mut buffer = std::mem::take(&mut cx.scratch.buffer);
-        let cut = talk(&socket, &mut conversation, limits, &mut buffer, cx);
+        let cut = serve(&socket, &mut conversation, limits, &mut buffer, cx);
         let peer = conversation.peer().clone();
-        cx.wait.over();
+        cx.wait.set_ended();
         let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
-        // The conversation is over, whatever its connection still waits for.
+        // The conversation ends here, before its connection lingers.
         let reason = conversation.closed(&mut cx.scratch.tally);
         let ended = conversation.input_ended();
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
@@ -78,7 +78,7 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
 }
 
 /// Serves the conversation until it is closing; returns whether output was lost.
-fn talk<H: Handler, F: Framing>(
+fn serve<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
     limits: SessionLimits,
@@ -89,7 +89,7 @@ fn talk<H: Handler, F: Framing>(
     pump.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut last_work = Work::Input;
     while !pump.conversation.is_closing() {
-        if pump.tell_stop(cx) {
+        if pump.notify_stop(cx) {
             continue;
         }
         let conversation = &*pump.conversation;
@@ -125,13 +125,13 @@ struct StreamPump<'a, H, F> {
     socket: &'a Socket,
     conversation: &'a mut Conversation<H, F>,
     limits: SessionLimits,
-    /// Output was lost.
+    /// Whether output was lost.
     cut: bool,
-    /// What the peer has taken of its output.
+    /// How much output the peer has taken.
     progress: Progress,
-    /// Since when no byte has moved, as far as a wait has begun since.
+    /// Since when no byte has been sent or received; set when a wait begins.
     idle_since: Option<Instant>,
-    /// The end of a peer has been seen whose input is paused.
+    /// Whether the end of the peer's input was seen while input is paused.
     end_seen: bool,
 }
 
@@ -152,7 +152,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         }
     }
 
-    /// Takes a step of the conversation and writes its output.
+    /// Runs a step of the conversation and writes its output.
     fn step(
         &mut self,
         fresh: &[u8],
@@ -169,16 +169,16 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         cx.scratch.output_buffer.clear();
         conversation.consume_delivered(fresh);
         if let Err(failed) = sent {
-            *cut |= !insist(socket, conversation, *limits, failed, cx);
+            *cut |= !retry_write(socket, conversation, *limits, failed, cx);
         }
         if !conversation.is_fast() && !conversation.is_closing() && conversation.take_output_end() {
-            // It fails where the peer is gone, which the next read reports.
+            // It fails if the peer is gone, which the next read reports.
             let _ = socket.shutdown(Shutdown::Write);
         }
     }
 
-    /// Tells the handler that the server stops, if it does and the handler has not been told.
-    fn tell_stop(&mut self, cx: &mut SessionCx<'_>) -> bool {
+    /// Calls the handler's `on_stop` once, if the server is stopping.
+    fn notify_stop(&mut self, cx: &mut SessionCx<'_>) -> bool {
         let is_due = !self.conversation.is_stop_notified() && cx.wait.is_stopping();
         if is_due {
             self.step(&[], cx, &|conversation, step_cx| conversation.stop(step_cx));
@@ -186,7 +186,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         is_due
     }
 
-    /// Ends the connection if the drain deadline has passed, however much is left to do.
+    /// Aborts the connection if the drain deadline has passed.
     fn is_overdue(&mut self, cx: &mut SessionCx<'_>) -> bool {
         let is_overdue = cx.wait.is_overdue();
         if is_overdue {
@@ -195,7 +195,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         is_overdue
     }
 
-    /// Delivers input that was left, or waits for input; with other work to do it does not wait.
+    /// Delivers buffered input, or waits for input; with other work to do it does not wait.
     fn input(&mut self, has_other_work: bool, buffer: &mut [u8], cx: &mut SessionCx<'_>) {
         if self.conversation.has_blocked_input() {
             if !self.is_overdue(cx) {
@@ -203,9 +203,9 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
             }
             return;
         }
-        // Before the thread waits: something may have come since the queue was last looked at.
+        // Before the thread waits: a message may have come since the queue was last checked.
         let queue = self.conversation.send_queue();
-        if !has_other_work && queue.is_some_and(|queue| queue.listen()) {
+        if !has_other_work && queue.is_some_and(|queue| queue.enable_notification()) {
             return;
         }
         self.conversation.end_if_nothing_follows();
@@ -214,14 +214,14 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         }
         match self.wait_for_input(has_other_work, buffer, cx) {
             Ok(Input::TimedOut) if is_timer_due(self.conversation) => {}
-            // Only the kernel knows whether the peer takes its output; it is asked only here.
+            // Only the kernel knows whether the peer takes the output, and only this place asks it.
             Ok(Input::TimedOut) if self.progress.is_made(self.socket) => self.idle_since = None,
             Ok(input) => self.take_input(input, buffer, cx),
             Err(error) => self.conversation.end(CloseReason::Disconnected(error)),
         }
     }
 
-    /// Waits for input, messages, the stop or a deadline; with other work it only looks for input.
+    /// Waits for input, messages, the stop or a deadline; with other work it reads without waiting.
     fn wait_for_input(
         &mut self,
         has_other_work: bool,
@@ -234,18 +234,18 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         let idle = conversation.is_idle();
         if has_other_work {
             let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
-            return cx.wait.look(is_read.then_some(self.socket), buffer, idle && !has_messages);
+            return cx.wait.read_now(is_read.then_some(self.socket), buffer, idle && !has_messages);
         }
         if is_read {
-            // Without a message in part only the peer matters, unless others may send.
+            // Without a partial message it waits only for the peer, unless there is a `Sender`.
             let others = conversation.send_queue().is_some() || !idle;
             return cx.wait.read(self.socket, buffer, timeout, idle, others);
         }
         if conversation.input_ended() {
-            return cx.wait.rest(None, timeout, idle);
+            return cx.wait.wait_without_read(None, timeout, idle);
         }
         let interest = if self.end_seen { PollInterest::Failure } else { PollInterest::End };
-        match cx.wait.rest(Some((self.socket, interest)), timeout, idle)? {
+        match cx.wait.wait_without_read(Some((self.socket, interest)), timeout, idle)? {
             Input::Bytes(_) if self.end_seen => Err(failure(self.socket)),
             Input::Bytes(_) => {
                 self.end_seen = true;
@@ -257,7 +257,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         }
     }
 
-    /// How long a wait may take: until the idle timeout or the timer.
+    /// The maximum time of a wait: until the idle timeout or the timer.
     fn wait_timeout(&mut self) -> Option<Duration> {
         let (idle_timeout, timer) = (self.conversation.idle_timeout(), self.conversation.timer());
         if idle_timeout.is_none() && timer.is_none() {
@@ -300,11 +300,11 @@ fn is_timer_due<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> bo
 }
 
 /// How a send waits for its peer.
-fn patience<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> Patience {
-    Patience { timeout: conversation.patience(), deadline: conversation.timer() }
+fn wait_limits<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> WaitLimits {
+    WaitLimits { timeout: conversation.output_timeout(), deadline: conversation.timer() }
 }
 
-/// Why a connection has failed that is not read.
+/// The error of a connection that has failed while it was not read.
 fn failure(socket: &Socket) -> io::Error {
     socket.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
 }
@@ -326,14 +326,14 @@ fn call<H: Handler, F: Framing>(
     take(conversation, &mut step_cx);
 }
 
-/// What the kernel did not take, and why.
+/// The output that the kernel did not take, and the error.
 struct FailedWrite {
     unsent: WriteBuffer,
     error: io::Error,
     stall: Stall,
 }
 
-/// Sends what is collected.
+/// Sends the collected output.
 fn send<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &Conversation<H, F>,
@@ -346,7 +346,7 @@ fn send<H: Handler, F: Framing>(
         return Ok(());
     }
     let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-    let mut stall = Stall::from(patience(conversation));
+    let mut stall = Stall::from(wait_limits(conversation));
     let mut unsent = WriteBuffer::default();
     let written = match output_buffer.contiguous(input) {
         Some(bytes) => {
@@ -368,10 +368,10 @@ fn send<H: Handler, F: Framing>(
     written.map_err(|error| FailedWrite { unsent, error, stall })
 }
 
-/// Goes on with output that the peer does not take; returns whether all was sent. Meanwhile the handler
-/// is told when its timer has expired, and each time that its idle timeout has passed.
+/// Retries a write to a peer that takes no output; returns whether all output was sent. Meanwhile it
+/// calls the handler when its timer has expired, and each time that its idle timeout has passed.
 #[cold]
-fn insist<H: Handler, F: Framing>(
+fn retry_write<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
     limits: SessionLimits,
@@ -382,7 +382,7 @@ fn insist<H: Handler, F: Framing>(
     loop {
         let has_stalled = stall.take_over();
         match conversation.ending() {
-            // As a sender has asked for.
+            // A `Sender` has aborted the connection.
             Ending::Aborted => {
                 conversation.abort();
                 return false;
@@ -420,7 +420,7 @@ fn insist<H: Handler, F: Framing>(
         if conversation.is_closing() {
             stall.restart();
         }
-        stall.set_patience(patience(conversation));
+        stall.set_wait_limits(wait_limits(conversation));
         unsent.keep(&mut cx.scratch.output_buffer, &[], 0);
         cx.scratch.output_buffer.clear();
         let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
@@ -432,8 +432,8 @@ fn insist<H: Handler, F: Framing>(
     }
 }
 
-/// Closes a connection, so that its output arrives, or, where it is cut, so that it does not look
-/// whole. What lingers is left to who asked for it, where it takes it.
+/// Closes a connection so that its output arrives, or with a reset if output was lost, so that the
+/// output does not look complete. If the caller can finish a lingering connection, returns it.
 pub(super) fn close(
     socket: &Arc<Socket>,
     peer: &Peer,
@@ -454,15 +454,15 @@ pub(super) fn close(
     None
 }
 
-/// Discards input until the peer has ended or has all of its output; [`Linger`] bounds it. The
-/// connection is not idle meanwhile: a stop leaves it some time, because a close at once would let late
-/// input reset the connection and cut the output.
+/// Discards input until the peer has ended or has received all output, within the limits of
+/// [`Linger`]. The connection is not idle during this time: a stop waits for it, because after an
+/// immediate close, late input would reset the connection and cut the output.
 fn linger_here(socket: &Socket, linger: &mut Linger, buffer: &mut [u8], cx: &mut SessionCx<'_>) {
     let was_stopping = cx.wait.is_stopping();
     loop {
         let now = Instant::now();
         if !was_stopping && cx.wait.is_stopping() {
-            linger.hurry(now);
+            linger.shorten(now);
         }
         if linger.is_done(socket, now) {
             return;

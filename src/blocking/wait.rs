@@ -1,4 +1,4 @@
-//! How a blocking session waits for its peer, and what can interrupt it.
+//! The wait of a blocking session for its peer, and what can interrupt it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::active::Registration;
-use super::patience::Stall;
+use super::wait_limits::Stall;
 use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Wakeup};
@@ -19,46 +19,46 @@ use crate::write_buffer::{SEND_STEP, WriteBuffer};
 /// The result of waiting for input.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// So many bytes; 0 is the peer's end.
+    /// This many bytes were read; 0 is the end of input.
     Bytes(usize),
-    /// Something else is to be looked at: the send queue, or that the server stops.
+    /// The send queue or the stop needs attention.
     Woken,
     TimedOut,
     /// The server is stopping, and the connection was idle.
     Stopping,
 }
 
-/// Where a session is served, as far as waiting goes.
+/// How a session waits, which depends on where it is served.
 pub(crate) enum WaitStrategy<'a> {
-    /// In a thread of its own: it waits in the system call, and a stop shuts its socket down.
+    /// In its own thread: it waits in the system call, and a stop shuts its socket down.
     Thread(&'a Registration),
-    /// It waits for nobody: a datagram's.
+    /// It never waits: the session of a datagram.
     Never,
-    /// On the loop's own thread, or alone in a process: it waits for what says stop, too.
+    /// On the event loop's thread, or in a child process: it waits for a stop request, too.
     Interruptible(InterruptibleWait<'a>),
 }
 
-/// What says stop to a session that nobody else can reach.
+/// A wait that a stop request interrupts, for a session without another thread that could end it.
 pub(crate) struct InterruptibleWait<'a> {
-    /// Becomes readable when there may be a reason to stop.
+    /// They become readable when there may be a stop request.
     pub(crate) wakeups: &'a [&'a Wakeup],
-    /// As those, but what it says is said by its being readable: only asking takes it back.
-    pub(crate) asked: Option<&'a Wakeup>,
-    /// Whether to stop. It is asked before each wait.
+    /// A stop request of a child process: it stays readable until `is_stopping` takes it.
+    pub(crate) child_stop_request: Option<&'a Wakeup>,
+    /// Whether to stop. It is called before each wait.
     pub(crate) is_stopping: &'a mut dyn FnMut() -> bool,
-    /// How long who is busy may go on then.
+    /// The drain timeout: how long a busy session may continue after a stop request.
     pub(crate) drain: Duration,
-    /// When it must end, once it is stopping.
+    /// The drain deadline, if the server is stopping.
     pub(crate) deadline: Option<Instant>,
-    /// What became of it, as soon as that is known.
+    /// How the session ended, as soon as this is known.
     pub(crate) stop_outcome: Option<StopOutcome>,
 }
 
-/// Reads and writes that wait, as a [`WaitStrategy`] does; a trait, so that who borrows one need not
-/// know its lifetime.
+/// Blocking reads and writes. It is a trait so that a borrower of a [`WaitStrategy`] need not name
+/// its lifetime.
 pub(crate) trait Wait {
-    /// Waits for input. With `idle`, nothing has begun, and a stop of the server ends the wait with
-    /// [`Input::Stopping`]. With `others`, messages of senders and the stop end it with
+    /// Waits for input. With `idle`, no request is in progress, and a stop of the server ends the
+    /// wait with [`Input::Stopping`]. With `others`, messages of senders and the stop end it with
     /// [`Input::Woken`].
     fn read(
         &mut self,
@@ -69,11 +69,10 @@ pub(crate) trait Wait {
         others: bool,
     ) -> io::Result<Input>;
 
-    /// Sends all of it, waiting as long as it takes, but not for a peer that takes nothing for as
-    /// long as the timeout, and not beyond the deadline: that is an error of the kind `TimedOut`, and
-    /// `bytes` is then what the kernel has not taken.
-    /// `more` says that more output follows at once. Where it waits, it also sees what others ask of the
-    /// connection through `send_queue`.
+    /// Sends all of `bytes`. Fails with the kind `TimedOut` if the peer takes nothing for the timeout, or
+    /// when the deadline has passed; `bytes` is then what the kernel has not taken. `more` says that more
+    /// output follows at once. While it waits, it also reacts to a close or an abort through
+    /// `send_queue`.
     fn write_all(
         &mut self,
         socket: &Socket,
@@ -106,11 +105,11 @@ impl Wait for WaitStrategy<'_> {
             WaitStrategy::Thread(registration) => {
                 registration.set_idle(idle);
                 if idle && registration.is_stopping() {
-                    // What has arrived is answered, whether the server stops or not.
+                    // Input that has arrived is still read, even if the server stops.
                     return match sys::receive_now(socket, buffer) {
                         Ok(0) if registration.is_shut() => Ok(Input::Stopping),
                         Ok(count) => Ok(Input::Bytes(count)),
-                        Err(error) if is_passing(&error) => Ok(Input::Stopping),
+                        Err(error) if is_transient(&error) => Ok(Input::Stopping),
                         Err(error) => Err(error),
                     };
                 }
@@ -118,8 +117,8 @@ impl Wait for WaitStrategy<'_> {
                 let read = read_in_thread(socket, buffer, timeout, wakeup);
                 registration.set_idle(false);
                 match read {
-                    // The stop has shut this socket down; what came before it has been read. Where it
-                    // has not, this is the peer's own end.
+                    // The stop has shut this socket down, and all earlier input has been read.
+                    // Otherwise this is the peer's end.
                     Ok(Input::Bytes(0)) if registration.is_shut() => Ok(Input::Stopping),
                     Err(_) if registration.is_cut() => Ok(Input::Stopping),
                     other => other,
@@ -158,7 +157,7 @@ impl Wait for WaitStrategy<'_> {
         if range.is_empty() {
             return Ok(());
         }
-        let _brief = BriefSends::begin(socket)?;
+        let _short_timeout = ShortSendTimeout::begin(socket)?;
         self.send_all(socket, stall, None, &mut || {
             let count = usize::try_from(range.end - range.start).unwrap_or(SEND_STEP);
             let sent = sys::send_file(socket, file, range.start, count.min(SEND_STEP))?;
@@ -169,15 +168,15 @@ impl Wait for WaitStrategy<'_> {
 }
 
 impl WaitStrategy<'_> {
-    /// Takes the input that is there, if it is to be read, and does not wait: there is other work. With
-    /// `idle`, that is nothing that a stop waits for.
-    pub(crate) fn look(
+    /// Reads available input, if the socket is to be read, without waiting, because there is other work
+    /// too. With `idle`, a stop of the server does not wait for that work.
+    pub(crate) fn read_now(
         &mut self,
         socket: Option<&Socket>,
         buffer: &mut [u8],
         idle: bool,
     ) -> io::Result<Input> {
-        // Asked before the socket: what has arrived before the stop is answered.
+        // This comes before the read: what has arrived before the stop is answered.
         let ends = idle && self.is_stopping();
         let nothing = if ends { Input::Stopping } else { Input::Woken };
         let Some(socket) = socket else { return Ok(nothing) };
@@ -186,7 +185,7 @@ impl WaitStrategy<'_> {
                 Ok(Input::Stopping)
             }
             Ok(count) => Ok(Input::Bytes(count)),
-            Err(error) if is_passing(&error) => Ok(nothing),
+            Err(error) if is_transient(&error) => Ok(nothing),
             Err(_) if self.is_cut() => Ok(Input::Stopping),
             Err(error) => Err(error),
         }
@@ -201,7 +200,7 @@ impl WaitStrategy<'_> {
         }
     }
 
-    /// Whether the time for stopping is up.
+    /// Whether the drain deadline has passed; false for a session that another thread aborts.
     pub(crate) fn is_overdue(&mut self) -> bool {
         match self {
             WaitStrategy::Interruptible(wait) => wait.is_overdue(),
@@ -210,14 +209,14 @@ impl WaitStrategy<'_> {
         }
     }
 
-    /// The session is over, but for its closing.
-    pub(crate) fn over(&mut self) {
+    /// Marks that the session has ended, except for closing the connection.
+    pub(crate) fn set_ended(&mut self) {
         if let WaitStrategy::Interruptible(wait) = self {
             wait.stop_outcome = wait.stop_outcome();
         }
     }
 
-    /// Whether the time for stopping was up before it was over.
+    /// Whether the drain deadline passed before the session ended.
     pub(crate) fn is_cut(&self) -> bool {
         match self {
             WaitStrategy::Thread(registration) => registration.is_cut(),
@@ -226,9 +225,9 @@ impl WaitStrategy<'_> {
         }
     }
 
-    /// Waits without reading: for messages of senders, the stop or the time to pass, and for what
-    /// `watched` says of the peer, which is then [`Input::Bytes`].
-    pub(crate) fn rest(
+    /// Waits without reading: for messages of senders, the stop or the timeout, and for the
+    /// readiness in `watched`, which gives [`Input::Bytes`].
+    pub(crate) fn wait_without_read(
         &mut self,
         watched: Option<(&Socket, PollInterest)>,
         timeout: Option<Duration>,
@@ -237,7 +236,9 @@ impl WaitStrategy<'_> {
         let watched = watched.map(|(socket, interest)| (socket.as_fd(), interest));
         let registration = match self {
             WaitStrategy::Thread(registration) => registration,
-            WaitStrategy::Interruptible(wait) => return wait.rest(watched, timeout, idle),
+            WaitStrategy::Interruptible(wait) => {
+                return wait.wait_without_read(watched, timeout, idle);
+            }
             WaitStrategy::Never => return Ok(Input::Stopping),
         };
         let wakeup = registration.wakeup()?;
@@ -270,7 +271,8 @@ impl WaitStrategy<'_> {
         if write_buffer.is_empty() {
             return Ok(());
         }
-        let _brief = write_buffer.has_file().then(|| BriefSends::begin(socket)).transpose()?;
+        let _short_timeout =
+            write_buffer.has_file().then(|| ShortSendTimeout::begin(socket)).transpose()?;
         self.send_all(socket, stall, send_queue, &mut || {
             let sent = write_buffer.send(socket, SEND_STEP)?;
             *bytes_out += sent as u64;
@@ -278,8 +280,8 @@ impl WaitStrategy<'_> {
         })
     }
 
-    /// Calls `send` until nothing is left, which it says by `None`; else, it says how much it has sent.
-    /// Where that is 0, the kernel has no room.
+    /// Calls `send` until it returns `None`: nothing is left. Otherwise `send` returns how much it
+    /// has sent; 0 means that the kernel has no room.
     fn send_all(
         &mut self,
         socket: &Socket,
@@ -292,7 +294,7 @@ impl WaitStrategy<'_> {
                 wait.is_overdue();
             }
             if self.is_cut() {
-                return Err(out_of_time());
+                return Err(stop_error());
             }
             match send()? {
                 None => return Ok(()),
@@ -310,7 +312,7 @@ impl WaitStrategy<'_> {
     }
 
     /// Waits until the kernel has room or the time for stopping is up; returns false if something else has
-    /// woken it, or the patience may be at its end.
+    /// woken it, or the limits of the wait may be reached.
     fn wait_writable(
         &mut self,
         socket: &Socket,
@@ -323,7 +325,7 @@ impl WaitStrategy<'_> {
         match (self, send_queue) {
             (WaitStrategy::Thread(registration), Some(send_queue)) => {
                 let wakeup = registration.wakeup()?;
-                send_queue.listen();
+                send_queue.enable_notification();
                 match send_queue.ending() {
                     Ending::Closing if !stall.is_closing => return stall.begin_closing(socket),
                     Ending::Open | Ending::HalfOpen | Ending::Closing => {}
@@ -348,7 +350,8 @@ impl WaitStrategy<'_> {
     }
 }
 
-/// Waits in the read itself where nothing but the peer matters, and the socket waits.
+/// Waits for input. If it waits only for the peer, and the socket is blocking, it waits in the read
+/// itself.
 fn read_in_thread(
     mut socket: &Socket,
     buffer: &mut [u8],
@@ -374,73 +377,70 @@ fn read_in_thread(
                 _ => {}
             }
         }
-        // What the poll has seen may be gone: another process can have the socket, too.
+        // The input that poll(2) has reported may be gone: another process may share the socket.
         let read = if polls { sys::receive_now(socket, buffer) } else { socket.read(buffer) };
         match read {
             Ok(count) => return Ok(Input::Bytes(count)),
-            // A socket that was made non-blocking by someone else does not wait in the read.
+            // Other code may have made the socket non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => polls = true,
-            Err(error) if is_passing(&error) => {}
+            Err(error) if is_transient(&error) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-/// While it lives, no send waits for room in a blocking socket for longer than a tick of the kernel's
-/// clock: sendfile(2) cannot be told not to wait.
-struct BriefSends<'a> {
+/// A guard: until it is dropped, a send on a blocking socket waits for room for at most one tick of
+/// the kernel's clock, since sendfile(2) has no flag to not wait.
+struct ShortSendTimeout<'a> {
     socket: &'a Socket,
     before: Option<Duration>,
 }
 
-impl<'a> BriefSends<'a> {
+impl<'a> ShortSendTimeout<'a> {
     fn begin(socket: &'a Socket) -> io::Result<Self> {
         let before = socket.write_timeout()?;
         socket.set_write_timeout(Some(Duration::from_millis(1)))?;
-        Ok(BriefSends { socket, before })
+        Ok(ShortSendTimeout { socket, before })
     }
 }
 
-impl Drop for BriefSends<'_> {
+impl Drop for ShortSendTimeout<'_> {
     fn drop(&mut self) {
         // It fails only if the connection is gone.
         let _ = self.socket.set_write_timeout(self.before);
     }
 }
 
-/// When a wait is over that begins now; never, where that is too far to be told.
+/// The end of a wait that begins now; `None` for no end, or if it cannot be represented.
 fn expiry(timeout: Option<Duration>) -> Option<Instant> {
     timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
-/// The time for stopping is up.
-pub(super) fn out_of_time() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::ConnectionAborted,
-        "the server is stopping and its time for that is up",
-    )
+/// The error of a wait that a stop has ended.
+pub(super) fn stop_error() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the server is stopping")
 }
 
-/// Whether a stop has ended the wait: the system's own errors have a number.
-pub(super) fn is_out_of_time(error: &io::Error) -> bool {
+/// Whether a stop has ended the wait: unlike this error, errors of the system have an errno.
+pub(super) fn is_stop_error(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionAborted && error.raw_os_error().is_none()
 }
 
-fn is_passing(error: &io::Error) -> bool {
+fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }
 
 enum Woken {
     Peer,
     TimedOut,
-    /// There is a reason to stop since just now.
+    /// A stop was requested just now.
     Stop,
-    /// The time for stopping is up.
+    /// The drain deadline has passed.
     Deadline,
 }
 
 impl InterruptibleWait<'_> {
-    /// Whether it is stopping; the time for it begins when this is first found out.
+    /// Whether the server is stopping; the drain timeout begins when this is first detected.
     fn is_stopping(&mut self) -> bool {
         if self.deadline.is_none() && (self.is_stopping)() {
             self.deadline = Some(Instant::now() + self.drain);
@@ -448,7 +448,8 @@ impl InterruptibleWait<'_> {
         self.deadline.is_some()
     }
 
-    /// Whether the time for stopping is up: for a peer that never lets it wait, too.
+    /// Whether the drain deadline has passed. It is also checked for a peer that never makes the
+    /// session wait.
     fn is_overdue(&mut self) -> bool {
         let overdue =
             self.is_stopping() && self.deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -458,13 +459,12 @@ impl InterruptibleWait<'_> {
         overdue
     }
 
-    /// What became of it, now that it is over, if a stop has overtaken it.
+    /// How the session ended, if a stop began during it. Called after its end.
     pub(crate) fn stop_outcome(&mut self) -> Option<StopOutcome> {
         self.stop_outcome.or_else(|| self.is_stopping().then_some(StopOutcome::Finished))
     }
 
-    /// Waits for the peer, if there is something to wait for, and for a reason to stop while there is
-    /// none yet.
+    /// Waits for the peer, if given, and for a stop request if there is none yet.
     fn wait(
         &mut self,
         peer: Option<(BorrowedFd<'_>, PollInterest)>,
@@ -478,10 +478,10 @@ impl InterruptibleWait<'_> {
             let now = Instant::now();
             let until = self.deadline.into_iter().chain(expiry).min();
             let left = until.map(|until| until.saturating_duration_since(now));
-            // The peer, and what there is beside it: three at the most.
+            // The peer, and at most three wakeups.
             let mut wanted = [peer, None, None, None];
             if !was_stopping {
-                let wakeups = self.wakeups.iter().copied().chain(self.asked);
+                let wakeups = self.wakeups.iter().copied().chain(self.child_stop_request);
                 for (slot, wakeup) in wanted[1..].iter_mut().zip(wakeups) {
                     *slot = Some((wakeup.as_fd(), PollInterest::Read));
                 }
@@ -492,7 +492,7 @@ impl InterruptibleWait<'_> {
             }
             if ready == 0 {
                 let now = Instant::now();
-                // Which of the two comes first counts, however late this is noticed.
+                // The earlier of the two counts, even if both have passed by now.
                 if expiry.is_some_and(|expiry| until == Some(expiry) && expiry <= now) {
                     return Ok(Woken::TimedOut);
                 }
@@ -507,16 +507,16 @@ impl InterruptibleWait<'_> {
         }
     }
 
-    /// Nothing is begun, and the server is stopping. One that was busy when it heard of that has
-    /// finished since.
+    /// Ends an idle session because the server is stopping. With `knew`, it was busy when the stop
+    /// was detected and has finished its request since.
     fn end_idle(&mut self, knew: bool) -> Input {
         let how = if knew { StopOutcome::Finished } else { StopOutcome::Idle };
         self.stop_outcome.get_or_insert(how);
         Input::Stopping
     }
 
-    /// As [`WaitStrategy::rest`].
-    fn rest(
+    /// As [`WaitStrategy::wait_without_read`].
+    fn wait_without_read(
         &mut self,
         watched: Option<(BorrowedFd<'_>, PollInterest)>,
         timeout: Option<Duration>,
@@ -547,17 +547,17 @@ impl InterruptibleWait<'_> {
         others: bool,
     ) -> io::Result<Input> {
         let knew = self.deadline.is_some();
-        // Of this read as a whole: to be woken by the stop is no reason to begin again.
+        // The timeout is for this read as a whole: it does not restart when the stop wakes it.
         let expiry = expiry(timeout);
         loop {
             if self.is_overdue() {
                 return Ok(Input::Stopping);
             }
-            // Asked before it is looked: what has arrived before the stop is answered.
+            // Checked before the read: input that arrived before the stop is still read.
             let is_stopping = self.is_stopping();
             match sys::receive_now(socket, buffer) {
                 Ok(count) => return Ok(Input::Bytes(count)),
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_transient(&error) => {}
                 Err(error) => return Err(error),
             }
             if is_stopping && idle {
@@ -580,7 +580,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-    use super::super::patience::Patience;
+    use super::super::wait_limits::WaitLimits;
     use super::*;
 
     /// If the timeout restarted at the stop, the read would end after the drain deadline.
@@ -603,7 +603,7 @@ mod tests {
         wakeup.wake();
         let mut wait = InterruptibleWait {
             wakeups: &[&wakeup],
-            asked: None,
+            child_stop_request: None,
             is_stopping: &mut is_stopping,
             drain: Duration::from_millis(300),
             deadline: None,
@@ -613,7 +613,7 @@ mod tests {
         assert!(matches!(read, Input::TimedOut), "{read:?}");
     }
 
-    /// Writes to a peer that reads as `read` says, until the patience is at its end. Returns whether the
+    /// Writes to a peer that reads as `read` says, until a limit of the wait is reached. Returns whether the
     /// peer has stalled, and how long it took.
     fn write_until_late(
         timeout: Duration,
@@ -631,7 +631,7 @@ mod tests {
             });
             let begun = Instant::now();
             let deadline = deadline.map(|deadline| begun + deadline);
-            let mut stall = Stall::from(Patience { timeout: Some(timeout), deadline });
+            let mut stall = Stall::from(WaitLimits { timeout: Some(timeout), deadline });
             let bytes = vec![0; 64 << 20];
             let mut wait = WaitStrategy::Never;
             let written = wait.write_all(&socket, &mut &bytes[..], false, &mut stall, None);
@@ -685,7 +685,7 @@ mod tests {
             wakeup.wake();
             let mut wait = InterruptibleWait {
                 wakeups: &[&wakeup],
-                asked: None,
+                child_stop_request: None,
                 is_stopping: &mut is_stopping,
                 drain: Duration::from_secs(20),
                 deadline: None,

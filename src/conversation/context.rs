@@ -1,5 +1,5 @@
-//! What a handler can do to its conversation. Effects are recorded here, and the driver of the conversation
-//! carries them out after the handler has returned.
+//! The context of a handler: what it can do to its conversation. The context records the effects,
+//! and the driver of the conversation applies them after the handler has returned.
 
 use std::any::Any;
 use std::fmt;
@@ -16,12 +16,12 @@ use crate::datagram::DatagramSender;
 use crate::error::{CloseReason, FramingError, HandlerError, HandlerResult, UnsupportedError};
 use crate::sender::{Recipient, SendQueue, Sender, SharedBytes};
 
-/// What drives a conversation: an event loop, or a thread that serves one connection.
+/// A driver of conversations: an event loop, or a thread that serves one connection.
 pub(crate) trait Driver {
-    /// Makes the queue for messages and events from other threads.
+    /// Creates the queue for messages and events from other threads.
     fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError>;
 
-    /// The datagram that is answered, if it is one.
+    /// The context of the datagram, if the handler serves one.
     fn datagram(&self) -> Option<&DatagramCx<'_>> {
         None
     }
@@ -29,20 +29,20 @@ pub(crate) trait Driver {
     /// The current time: on an event loop, when the current turn began.
     fn now(&self) -> Instant;
 
-    /// Requests a stop of the server, of the run that the conversation belongs to.
+    /// Requests a stop of the run to which the conversation belongs.
     fn request_stop(&self);
 }
 
-/// What a [`Handler`](crate::Handler) answers with.
+/// The connection or the datagram of a [`Handler`](crate::Handler), through which it answers.
 ///
-/// Every effect is recorded and the call returns at once; the effect happens when the handler has
+/// Every call records its effect and returns at once. The effect happens when the handler has
 /// returned.
 pub struct Context<'a> {
     pub(super) state: &'a mut State,
     pub(super) framing: &'a mut dyn Framing,
     pub(super) output: Output<'a>,
     pub(super) driver: &'a dyn Driver,
-    /// How much output one step may collect, in bytes.
+    /// How many bytes of output one step may collect.
     pub(super) room: usize,
 }
 
@@ -55,18 +55,18 @@ impl fmt::Debug for Context<'_> {
 impl Context<'_> {
     /// Sends a message to the peer: framed, on a stream; as one datagram, on a datagram socket.
     ///
-    /// The bytes of the message just received are not copied on their way out, in whole or in part.
-    /// The call never waits; what the kernel does not take is kept, and above the high mark (see
-    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) the peer's own input is not read
-    /// until it has read enough of its output. What is sent after [`close`](Context::close) is
-    /// dropped.
+    /// Bytes of the message just received are sent without a copy. The call never waits. Output
+    /// that the kernel does not take is kept. Above the high mark (see
+    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) the connection is not read
+    /// until the peer has taken enough of its output. Messages sent after [`close`](Context::close)
+    /// are dropped.
     ///
     /// # Errors
     ///
-    /// [`FramingError`] where the framing cannot express the message.
+    /// [`FramingError`] where the framing cannot encode the message.
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> HandlerResult {
-        // A stream that is not ending, or has other things to be remembered of it: nearly always.
+        // An open stream without rare state: the usual case.
         if self.state.needs_slow_path || self.state.datagram {
             return self.send_slow(message);
         }
@@ -88,7 +88,7 @@ impl Context<'_> {
         Ok(self.framing.encode(message, &mut self.output)?)
     }
 
-    /// Sends a message that many connections share, without a copy of its own for each.
+    /// Sends a message that many connections share, without a copy for each of them.
     ///
     /// # Errors
     ///
@@ -106,13 +106,15 @@ impl Context<'_> {
         })
     }
 
-    /// Closes the connection when all that was sent has gone out; the peer's further input is
-    /// dropped. A reply already sent is not cut by a reset: where the peer may still send, the
-    /// connection is kept until the peer has acknowledged all, has ended, or has sent 1 MiB more
-    /// (nginx's `lingering_close`). [`on_close`](crate::Handler::on_close) comes before that.
+    /// Closes the connection when all that was sent has gone out; further input of the peer is
+    /// dropped. A reset does not cut a reply that was already sent. Where the peer may still send,
+    /// the connection lingers until the peer has acknowledged all output, has ended, or has sent 1
+    /// MiB more (nginx's `lingering_close`). [`on_close`](crate::Handler::on_close) is called
+    /// before that.
     ///
-    /// A peer that takes none of the output that waits for 30 seconds, or for its timeout if that is
-    /// longer, is cut by a reset; after [`on_idle_timeout`](crate::Handler::on_idle_timeout), for its timeout.
+    /// A peer that takes none of the waiting output is reset after 30 seconds, or after its idle
+    /// timeout if that is longer. After [`on_idle_timeout`](crate::Handler::on_idle_timeout) the
+    /// limit is the idle timeout.
     pub fn close(&mut self) {
         self.state.end(CloseReason::Handler);
     }
@@ -125,24 +127,24 @@ impl Context<'_> {
         }
     }
 
-    /// Closes the connection at once with a reset; what has not gone out is dropped.
+    /// Closes the connection at once with a reset; output that has not gone out is dropped.
     pub fn abort(&mut self) {
         self.state.abort();
     }
 
-    /// Asks for [`on_idle_timeout`](crate::Handler::on_idle_timeout) when no byte has moved either way for
-    /// so long; `None`, the default, waits for ever.
+    /// Requests [`on_idle_timeout`](crate::Handler::on_idle_timeout) when no byte has been received
+    /// or sent for this time. `None`, the default, switches it off.
     ///
-    /// Output has moved when the peer has taken some: over TCP by acknowledging it, over a Unix
-    /// socket by reading it, which shows when a whole piece of some 32 KiB has been read. The kernel
-    /// is asked how much it holds (`SIOCOUTQ`, see tcp(7); on Linux alone) when the time is up, so
-    /// that a peer which stops taking output is found out after no more than twice the time. On other
-    /// systems output has moved when the kernel has taken some. It is the same under every mode.
+    /// Output counts as sent when the peer has taken it: over TCP by acknowledging it, over a Unix
+    /// socket by reading it, in steps of about 32 KiB. When the time has expired, the kernel is
+    /// asked how much output it holds (`SIOCOUTQ`, see tcp(7); on Linux only). So a peer that stops
+    /// taking output is detected after at most twice the time. On other systems output counts as
+    /// sent when the kernel has taken it. Every mode does the same.
     ///
-    /// [`Duration::ZERO`] asks for it whenever there is nothing to read, again and again for as long as
-    /// the connection stays open, which keeps a processor busy.
+    /// With [`Duration::ZERO`] it is called whenever there is nothing to read, again and again
+    /// while the connection is open, which keeps a processor busy.
     ///
-    /// As Python's `timeout` of a stream request handler, but it costs nothing per message.
+    /// This is Python's `timeout` of a stream request handler, but it costs nothing per message.
     ///
     /// # Errors
     ///
@@ -159,12 +161,12 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Who talks: Python's `client_address`.
+    /// The peer: Python's `client_address`.
     pub fn peer(&self) -> &Peer {
         &self.state.peer
     }
 
-    /// Whether the datagram was longer than the receive size, and was cut to it by the kernel.
+    /// Whether the datagram was longer than the receive size, and the kernel has truncated it.
     pub fn is_truncated(&self) -> bool {
         self.state.truncated
     }
@@ -178,14 +180,14 @@ impl Context<'_> {
 
     /// A handle to this connection for other threads and other handlers.
     ///
-    /// The first one makes the connection's queue, which takes about 140 bytes, and some 100 more when
-    /// something has been sent (on 64-bit Linux); further handles share it. It costs nothing per
-    /// message that the handler is given or sends.
+    /// The first call creates the send queue of the connection. That takes about 140 bytes, and
+    /// about 100 more when something has been sent (on 64-bit Linux); further handles share it. It
+    /// costs nothing per message of the handler.
     ///
     /// # Errors
     ///
-    /// [`UnsupportedError`] for a datagram, and under `inline` and `forking`, where nothing in this
-    /// process could use it.
+    /// [`UnsupportedError`] for a datagram, and under `inline` and `forking`, where no other code
+    /// in this process could use the sender.
     pub fn sender(&mut self) -> Result<Sender, UnsupportedError> {
         if self.state.datagram {
             return Err(UnsupportedError::DatagramSender);
@@ -201,13 +203,14 @@ impl Context<'_> {
         Ok(Sender::new(send_queue, self.framing.encodable()))
     }
 
-    /// The output itself, past the framing: what is written to it goes out as it is, after what was sent
-    /// before. It implements [`io::Write`](std::io::Write), takes [shared
-    /// bytes](Output::put_shared) and [files](Output::put_file), and never waits: back-pressure applies
-    /// as for [`send`](Context::send). After [`close`](Context::close) what is written is dropped.
+    /// The output itself, without framing: what is written is sent unchanged, after what was sent
+    /// before. It implements [`io::Write`](std::io::Write) and takes [shared
+    /// bytes](Output::put_shared) and [files](Output::put_file). It never waits: back-pressure
+    /// applies as for [`send`](Context::send). What is written after [`close`](Context::close) is
+    /// dropped.
     ///
-    /// Of a datagram, everything that is written to one such output is one datagram, which begins with the
-    /// first write; each call returns the output of another datagram.
+    /// For a datagram, all that is written to one such output is one datagram, which begins with
+    /// the first write. Each call returns the output of another datagram.
     ///
     /// ```
     /// use std::io::Write;
@@ -237,14 +240,14 @@ impl Context<'_> {
         self.output.reborrow()
     }
 
-    /// How much more output the connection takes now, in bytes, before it is at its high mark (see
+    /// How many more bytes of output the connection takes now before it reaches its high mark (see
     /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)); at most 64 KiB at a time.
     ///
-    /// When this returns 0, [`on_writable`](crate::Handler::on_writable) is called once, as soon as the
-    /// output has fallen to the low mark; a handler that stops before that is not called. A handler with
-    /// much to send so keeps no more of it in memory than the high mark: it sends while there is room,
-    /// and goes on in `on_writable`. What is sent without room is kept all the same. Messages of the peer
-    /// are delivered meanwhile, unless the input is [paused](Context::pause_input).
+    /// When this returns 0, [`on_writable`](crate::Handler::on_writable) is called once, as soon as
+    /// the output has fallen to the low mark. A handler that has not seen 0 is not called. So a
+    /// handler with much to send keeps no more in memory than the high mark: it sends while there
+    /// is room, and continues in `on_writable`. Messages sent without room are kept too. Messages
+    /// of the peer are delivered meanwhile, unless the input is [paused](Context::pause_input).
     ///
     /// A datagram always has room.
     pub fn room(&mut self) -> usize {
@@ -259,14 +262,15 @@ impl Context<'_> {
         room
     }
 
-    /// Sets the deadline for [`on_timer`](crate::Handler::on_timer); `None`, the default, is none. There is
-    /// one timer: a second call replaces the deadline of the first, and a handler with several deadlines
-    /// sets the earliest. Traffic does not move it. A timer that is set costs nothing per message; setting it does, so that a
-    /// handler that measures silence keeps the time of the last message, and sets the timer anew in
+    /// Sets the deadline for [`on_timer`](crate::Handler::on_timer); `None`, the default, means no
+    /// deadline. There is one timer: a second call replaces the deadline of the first, and a
+    /// handler with several deadlines sets the earliest. Traffic does not move the deadline. A
+    /// timer that is set costs nothing per message, but setting it does. So a handler that measures
+    /// the time without messages stores the time of the last message, and sets the timer again in
     /// `on_timer`.
     ///
-    /// A deadline in the past is due at once, when the handler has returned and others have been served.
-    /// Messages go on being delivered between two such calls.
+    /// A deadline in the past expires at once, when the handler has returned and others have been
+    /// served. Messages are delivered between two such calls.
     ///
     /// # Errors
     ///
@@ -285,31 +289,35 @@ impl Context<'_> {
         self.driver.now()
     }
 
-    /// Delivers no further message until [`resume_input`](Context::resume_input): input that has been read
-    /// is kept, and no more is read, so that the peer's own send buffer is the back-pressure. All other
-    /// events go on; `on_eof` comes where no undelivered input precedes the end.
+    /// Pauses the delivery of messages until [`resume_input`](Context::resume_input). Input that
+    /// has been read is kept, and no more is read, so the peer gets back-pressure through its own
+    /// send buffer. All other events continue; `on_eof` is called where no undelivered input
+    /// precedes the end.
     ///
-    /// A protocol pauses its input while a reply comes from elsewhere, by
-    /// [`Sender::post`](crate::Sender::post) for example, so that replies keep their order. A paused
-    /// connection that nothing can resume is closed when its output has been sent: one without a
-    /// [`Sender`] (the handler's own counts too), a timer, an idle timeout and a pending `on_writable`. It is
-    /// not idle: when the server stops, it has until the [drain deadline](crate::Server::drain_timeout).
+    /// A protocol pauses its input while a reply comes from another thread, for example by
+    /// [`Sender::post`](crate::Sender::post), so that replies keep their order. A paused connection
+    /// that nothing can resume is closed when its output has been sent. It can be resumed by a
+    /// [`Sender`] (also one that the handler itself holds), a timer, an idle timeout or a pending
+    /// `on_writable`. A paused connection is not idle: when the server stops, it has until the
+    /// [drain deadline](crate::Server::drain_timeout).
     ///
-    /// While undelivered input is left, the end of the peer is not noticed, because it may have more to
-    /// say; a reset is. A handler whose wait may be long sets a timer or an idle timeout.
+    /// While undelivered input is left, the end of the peer is not detected, because more input may
+    /// precede it; a reset is detected. A handler that may wait long sets a timer or an idle
+    /// timeout.
     ///
     /// No effect for a datagram.
     pub fn pause_input(&mut self) {
         self.state.pause();
     }
 
-    /// Delivers messages again after [`pause_input`](Context::pause_input), those first that were kept.
+    /// Resumes the delivery of messages after [`pause_input`](Context::pause_input), first those
+    /// that were kept.
     pub fn resume_input(&mut self) {
         self.state.resume();
     }
 
     /// Ends the output: when all that was sent has gone out, the peer sees the end of the stream
-    /// (shutdown(2) with `SHUT_WR`). Input goes on, and what is sent after this call is dropped.
+    /// (shutdown(2) with `SHUT_WR`). Input continues, and what is sent after this call is dropped.
     ///
     /// No effect for a datagram.
     pub fn finish_output(&mut self) {
@@ -319,14 +327,14 @@ impl Context<'_> {
         }
     }
 
-    /// The framing of this connection, if it is an `F`. A framing can so keep what it parsed for the
-    /// handler, and the handler can change what the framing expects next: the next message is decoded
-    /// with the changed framing, also where its bytes have already arrived.
+    /// The framing of this connection, if it is an `F`. So a framing can store what it has parsed
+    /// for the handler, and the handler can change what the framing expects next. The next message
+    /// is decoded with the changed framing, also if its bytes have already arrived.
     ///
-    /// A framing in a `Box<dyn Framing + Send>` is found by its own type, and the box itself by
-    /// `framing::<Box<dyn Framing + Send>>()`, so that another framing can take its place. A
-    /// [`Sender`] checks what the framing could send when [`sender`](Context::sender) was called.
-    /// `None` for a datagram.
+    /// A framing in a `Box<dyn Framing + Send>` is found by its own type. The box itself is
+    /// found by `framing::<Box<dyn Framing + Send>>()`, so that the handler can replace it. A
+    /// [`Sender`] checks messages by the framing at the time when [`sender`](Context::sender) was
+    /// called. Returns `None` for a datagram.
     pub fn framing<F: Framing>(&mut self) -> Option<&mut F> {
         if self.state.datagram {
             return None;
@@ -340,28 +348,28 @@ impl Context<'_> {
         framing.downcast_mut()
     }
 
-    /// The number of this connection, as in the log. A datagram gets a number of its own when it is asked
-    /// for.
+    /// The number of this connection, as in the log. A datagram gets its own number at the first
+    /// call.
     pub fn id(&mut self) -> ConnectionId {
         *self.state.id.get_or_insert_with(ConnectionId::next)
     }
 
-    /// Sends one datagram to another peer of the same socket, in order with the replies, under every
-    /// mode. Whether it arrives is not known, as of a reply: one that cannot be sent (the peer has
-    /// gone, its queue stays full, the message is longer than the transport takes) is counted in
-    /// [`Counters::unsent`](crate::Counters::unsent). What is sent after [`close`](Context::close) is
-    /// dropped.
+    /// Sends one datagram to another peer of the same socket, in order with the replies, under
+    /// every mode. As with a reply, the sender does not know whether it arrives. A datagram that
+    /// cannot be sent is counted in [`Counters::unsent`](crate::Counters::unsent): the peer is
+    /// gone, its queue stays full, or the message is longer than the transport takes. What is sent
+    /// after [`close`](Context::close) is dropped.
     ///
-    /// On an IPv6 socket an IPv4 peer is sent to by its mapped address (`::ffff:a.b.c.d`), which the
-    /// kernel takes on a [dual-stack](crate::Builder::dual_stack) socket, see
-    /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html). A multicast group is a peer as any
-    /// other.
+    /// On an IPv6 socket, an IPv4 peer gets its mapped address (`::ffff:a.b.c.d`). The kernel takes
+    /// that on a [dual-stack](crate::Builder::dual_stack) socket, see
+    /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html). A multicast group is a peer
+    /// like any other.
     ///
     /// ```
     /// use std::sync::{Arc, Mutex};
     /// use socketserver::{Context, Handler, HandlerResult, Peer, Server};
     ///
-    /// /// Passes each datagram on to all others that have sent one.
+    /// /// Forwards each datagram to all other peers that have sent one.
     /// struct Relay(Arc<Mutex<Vec<Peer>>>);
     ///
     /// impl Handler for Relay {
@@ -388,8 +396,8 @@ impl Context<'_> {
     /// # Errors
     ///
     /// * [`UnsupportedError::StreamSendTo`] on a connection,
-    /// * [`UnsupportedError::UnaddressablePeer`] where the peer has no address that the socket can send
-    ///   to: it is [unnamed](Peer::Unnamed), or of another family.
+    /// * [`UnsupportedError::UnaddressablePeer`] where the peer has no address to which the socket
+    ///   can send: it is [unnamed](Peer::Unnamed), or of another family.
     pub fn send_to(&mut self, peer: &Peer, message: &[u8]) -> Result<(), UnsupportedError> {
         let datagram = self.driver.datagram().ok_or(UnsupportedError::StreamSendTo)?;
         let to = datagram.destination(peer)?;
@@ -399,8 +407,8 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// A handle to the socket that this datagram came by, with which other threads send datagrams to
-    /// any peer: see [`DatagramSender`].
+    /// A handle to the socket of this datagram, with which other threads send datagrams to any
+    /// peer: see [`DatagramSender`].
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the handler of a datagram can ask of the socket that received it.
+//! The context of a datagram's handler: the socket that received the datagram.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::server_state::StopRequester;
 use crate::sys::Destination;
 use crate::transport::sock_addr_of;
 
-/// The socket that a handler answers a datagram on, and where the reply goes.
+/// The socket on which a handler answers a datagram, and the destination of the reply.
 pub(crate) struct DatagramCx<'a> {
     pub(crate) reply_socket: &'a ReplySocket,
     pub(crate) from: &'a Destination,
@@ -20,7 +20,8 @@ pub(crate) struct DatagramCx<'a> {
 }
 
 impl DatagramCx<'_> {
-    /// Where a datagram to this peer goes. One to the peer that is answered goes as the reply does.
+    /// The destination of a datagram to this peer. The peer of the current datagram has the
+    /// destination of the reply.
     pub(super) fn destination(&self, peer: &Peer) -> Result<Destination, UnsupportedError> {
         let address = sock_addr_of(peer, self.reply_socket.address())?;
         if address == self.from.address {
@@ -30,7 +31,7 @@ impl DatagramCx<'_> {
     }
 }
 
-/// A datagram's handler has no sender.
+/// The handler of a datagram has no sender.
 impl Driver for DatagramCx<'_> {
     fn send_queue(&self, _recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         Err(UnsupportedError::DatagramSender)

@@ -1,4 +1,4 @@
-//! How input becomes messages.
+//! Delivery: input becomes messages.
 
 use std::ops::Range;
 
@@ -9,17 +9,18 @@ use super::{
 use crate::error::{CloseReason, FramingError};
 use crate::guard;
 
-/// How much memory is reserved at least for a frame whose length is known, in bytes; beyond that at most
-/// as much again as has arrived, so that a length alone takes no memory.
+/// The least memory that is reserved for a frame of known length, in bytes. Beyond that, at most as
+/// much as has arrived is reserved, so that a length alone takes no memory.
 const RESERVE_AT_LEAST: usize = 64 * 1024;
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
-    /// Takes in `fresh` bytes and delivers the messages that are whole now. With no bytes, it goes on with
-    /// what was left because there was no room, the budget was used up or the input was paused.
+    /// Takes `fresh` bytes and delivers the messages that are complete. Without bytes, it continues
+    /// with input that was left because there was no room, the budget was used up or the input was
+    /// paused.
     ///
-    /// The output refers to the input. So the caller sends the output, with [`input`](Self::input), and
-    /// then calls [`consume_delivered`](Self::consume_delivered) with the same bytes, before anything
-    /// else.
+    /// The output refers to the input. So the caller first sends the output together with
+    /// [`input`](Self::input), and then calls [`consume_delivered`](Self::consume_delivered) with
+    /// the same bytes, before anything else.
     #[inline(always)] // the hot path: one call less per layer is a tenth of all instructions
     pub(crate) fn receive(&mut self, fresh: &[u8], step_cx: &mut StepCx<'_>) {
         if self.state.needs_slow_path {
@@ -41,14 +42,14 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.with_read_buffer(step_cx, |this, input, step_cx| this.deliver(input, step_cx));
     }
 
-    /// Keeps `fresh` bytes to be delivered later, by [`receive_buffered`](Self::receive_buffered).
+    /// Buffers `fresh` bytes for a later [`receive_buffered`](Self::receive_buffered).
     pub(crate) fn buffer(&mut self, fresh: &[u8]) {
         self.read_buffer.extend_from_slice(fresh);
     }
 
-    /// The first message of the buffered bytes, or an error in its place, if one is whole.
+    /// Decodes the first complete message of the buffered bytes, or the error in its place.
     ///
-    /// The framing is not asked about the same message twice: the result is for
+    /// The framing does not decode the same message twice: the result is for
     /// [`receive_buffered`](Self::receive_buffered).
     pub(crate) fn peek_frame(&mut self) -> Option<PeekedFrame> {
         let mut skipped = 0;
@@ -78,7 +79,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         peeked
     }
 
-    /// Delivers every message that is whole among the buffered bytes, as [`receive`](Self::receive) does.
+    /// Delivers every complete message of the buffered bytes, as [`receive`](Self::receive) does.
     /// `peeked` is the first one.
     pub(crate) fn receive_buffered(&mut self, peeked: &mut PeekedFrame, step_cx: &mut StepCx<'_>) {
         if self.state.needs_slow_path {
@@ -94,10 +95,10 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
 }
 
 impl ConversationCore {
-    /// Drops the input that was delivered and keeps the rest, now that the output has been dealt with.
+    /// Drops the delivered input and buffers the rest, after the output has been sent or kept.
     #[inline(always)]
     pub(crate) fn consume_delivered(&mut self, fresh: &[u8]) {
-        // Nothing was kept and all was delivered: nearly always.
+        // Nothing was buffered and all was delivered: the usual case.
         if self.read_buffer.is_empty() && self.consumed == fresh.len() {
             self.consumed = 0;
         } else {
@@ -119,7 +120,7 @@ impl ConversationCore {
         self.reserve(frame_len);
     }
 
-    /// Drops the first bytes of the read buffer, and frees memory that a long message had taken.
+    /// Drops the first bytes of the read buffer, and frees the memory of a long message.
     fn drop_first(&mut self, count: usize) {
         self.read_buffer.drain(..count);
         if self.read_buffer.is_empty() {
@@ -142,9 +143,9 @@ impl ConversationCore {
 }
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
-    /// Delivers the whole messages of `input` for which there is room, up to the budget.
+    /// Delivers the complete messages of `input`, while there is room, up to the budget.
     ///
-    /// Nearly always there is one: it is counted by being the first.
+    /// The usual case is one message, so the first is delivered without the loop.
     #[inline(always)]
     fn deliver(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) {
         if self.deliver_one(input, step_cx) && self.consumed < input.len() {
@@ -164,7 +165,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         }
     }
 
-    /// Delivers one message; false when there is none, or none may be delivered.
+    /// Delivers one message; returns false when there is none, or none may be delivered.
     #[inline(always)]
     fn deliver_one(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) -> bool {
         if self.consumed >= input.len() || self.state.is_halted() {
@@ -178,7 +179,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.step(step, input, step_cx)
     }
 
-    /// Asks the framing what the bytes are that the peer left at its end. False if some are left, because
+    /// Passes the last bytes of the peer to the framing. Returns false if bytes are left, because
     /// the handler has paused the input.
     pub(super) fn deliver_last(&mut self, input: &[u8], step_cx: &mut StepCx<'_>) -> bool {
         while self.consumed < input.len() && !self.state.is_closing() {
@@ -198,7 +199,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         true
     }
 
-    /// Takes one step of the framing; false when it needs more input.
+    /// Takes one step of the framing; returns false when it needs more input.
     #[inline(always)]
     fn step(
         &mut self,
@@ -222,7 +223,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                 return false;
             }
             Ok(_) => {
-                let error = "the framing returns a range outside of the input";
+                let error = "the framing returned a range outside of the input";
                 self.reject(CloseReason::Framing(FramingError::Other(error.into())), step_cx);
             }
             Err(error) => self.reject(CloseReason::Framing(error), step_cx),

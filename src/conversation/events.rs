@@ -1,4 +1,4 @@
-//! The events of a conversation beside its messages: each calls one method of the handler.
+//! The events of a conversation besides its messages: each calls one method of the handler.
 
 use super::{Conversation, ConversationCore, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
 use crate::address::Origin;
@@ -9,7 +9,7 @@ use crate::sender::{Command, SendQueue};
 use crate::sys::CatchDrop;
 
 impl<H: Handler, F: Framing> Conversation<H, F> {
-    /// Begins: the connection is open.
+    /// The connection is open: calls `on_open`.
     pub(crate) fn open(&mut self, step_cx: &mut StepCx<'_>) {
         self.guarded(step_cx, |this, step_cx| {
             this.state.open = true;
@@ -29,7 +29,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         }
     }
 
-    /// The peer has ended: its last bytes are delivered, and the handler is told.
+    /// The peer has ended: delivers its last bytes and calls `on_eof`.
     pub(crate) fn eof(&mut self, step_cx: &mut StepCx<'_>) {
         self.state.input_ended = true;
         self.state.needs_slow_path = true;
@@ -48,7 +48,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.end_if_nothing_follows();
     }
 
-    /// No byte has moved for the idle timeout.
+    /// No byte has been received or sent for the idle timeout: calls `on_idle_timeout`.
     pub(crate) fn idle_timed_out(&mut self, step_cx: &mut StepCx<'_>) {
         self.guarded(step_cx, |this, step_cx| {
             step_cx.tally.timeouts += 1;
@@ -58,7 +58,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// The deadline of the timer has come. The handler may set the next one.
+    /// The deadline of the timer has expired: calls `on_timer`, which may set the next one.
     pub(crate) fn timer_expired(&mut self, step_cx: &mut StepCx<'_>) {
         self.guarded(step_cx, |this, step_cx| {
             this.state.set_timer(None);
@@ -68,7 +68,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// The output has fallen to the low mark after the handler found no room.
+    /// The output has fallen to the low mark after `room` returned 0: calls `on_writable`.
     pub(crate) fn writable(&mut self, step_cx: &mut StepCx<'_>) {
         self.guarded(step_cx, |this, step_cx| {
             this.state.wants_writable = false;
@@ -92,7 +92,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         }
     }
 
-    /// The server begins to stop. Called once.
+    /// The server begins to stop: calls `on_stop`. Called once.
     pub(crate) fn stop(&mut self, step_cx: &mut StepCx<'_>) {
         if std::mem::replace(&mut self.state.stop_notified, true) || self.is_closing() {
             return;
@@ -104,8 +104,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// Takes what senders have queued, as far as there is room, the budget allows and `take` gives it:
-    /// messages are framed, events go to the handler.
+    /// Takes entries of the send queue, as long as there is room, the budget allows it and `take`
+    /// returns one. Messages are framed; events go to the handler.
     pub(crate) fn drain_send_queue(
         &mut self,
         take: impl Fn(&SendQueue) -> Option<Command>,
@@ -138,7 +138,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                         let before = step_cx.output_buffer.position();
                         let mut output = Output::sharing(&message, step_cx.output_buffer);
                         if let Err(error) = this.framing.encode(&message, &mut output) {
-                            // The sender is in another place by now, and the peer is not at fault.
+                            // The call of the sender has returned by now, and the peer did nothing
+                            // wrong.
                             step_cx.output_buffer.cut_back(before);
                             step_cx.tally.unsent += 1;
                             let (id, peer) = (this.state.id, this.state.peer.clone());
@@ -151,7 +152,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         });
     }
 
-    /// The input is not acceptable: the handler may answer, then the conversation ends for this reason.
+    /// The input is not acceptable: calls `on_reject`, then ends the conversation for this reason.
     #[cold]
     pub(super) fn reject(&mut self, reason: CloseReason, step_cx: &mut StepCx<'_>) {
         let reason = CatchDrop::new(reason);
@@ -161,7 +162,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.end_on_error(result);
     }
 
-    /// Tells the handler that the conversation is over, and why; returns the reason. Nothing follows.
+    /// Calls `on_close` and returns the reason. No other call follows.
     pub(crate) fn closed(&mut self, tally: &mut Tally) -> CatchDrop<CloseReason> {
         self.notify_close(tally);
         self.take_close_reason()
@@ -189,8 +190,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         }
     }
 
-    /// Ends it where the handler has returned an error. Where the handler may have changed the framing, the
-    /// input that was left is decoded again.
+    /// Ends the conversation if the handler has returned an error. If the handler may have changed
+    /// the framing, the input that is left is decoded again.
     fn end_on_error(&mut self, result: HandlerResult) {
         if std::mem::take(&mut self.state.framing_used) && !self.read_buffer.is_empty() {
             self.state.redeliver();
@@ -200,8 +201,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         }
     }
 
-    /// As [`end_on_error`](Self::end_on_error); a close that the handler has just asked for is for
-    /// `reason`.
+    /// As [`end_on_error`](Self::end_on_error). A close that the handler has just requested gets
+    /// the reason `reason`.
     fn end_as(&mut self, reason: CloseReason, result: HandlerResult) {
         self.end_on_error(result);
         self.state.relabel(reason);

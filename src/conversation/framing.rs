@@ -1,42 +1,42 @@
-//! Where one message ends and the next begins. A framing looks at bytes and names ranges in them;
-//! it holds no bytes of its own and never scans the same byte twice.
+//! Framings: where a message ends and the next begins. A framing looks at bytes and returns ranges
+//! of them. It stores no bytes, and never scans the same byte twice.
 
 use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::output::Output;
-use crate::encodable::{Encodable, HOLDS_DELIMITER, OTHER_SIZE, find, holds_delimiter};
+use crate::encodable::{CONTAINS_DELIMITER, Encodable, OTHER_SIZE, contains_delimiter, find};
 use crate::error::FramingError;
 
-/// What a framing found at the start of the input.
+/// The result of [`Framing::decode`]: what is at the start of the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
-    /// A whole message.
+    /// A complete message.
     Frame {
-        /// Where in the input the message is, without its framing.
+        /// The range of the message in the input, without its framing.
         body: Range<usize>,
-        /// How many bytes of the input it takes up, framing included; at least 1.
+        /// How many bytes of the input the frame takes; at least 1.
         consumed: usize,
     },
     /// This many bytes belong to no message and are dropped; at least 1.
     Skip(usize),
-    /// No whole message yet: ask again when there are more bytes.
+    /// No complete message yet: `decode` is called again when there are more bytes.
     Incomplete,
-    /// As [`Incomplete`](Decoded::Incomplete), where the length of the message is known: this many bytes
-    /// of the input, framing included. Memory for a long message is then reserved ahead, at most twice
-    /// what has arrived and 64 KiB at least, so that a long message is not copied again and again and a
-    /// length alone takes no memory.
+    /// As [`Incomplete`](Decoded::Incomplete), if the length of the frame is known: this many bytes
+    /// of the input, framing included. Memory for a long frame is then reserved in advance: at
+    /// least 64 KiB and at most twice what has arrived. So a long message is not copied repeatedly,
+    /// and a length alone takes no memory.
     Need(usize),
 }
 
-/// How messages are told apart on a stream, and put on it.
+/// A framing: it splits the byte stream into messages, and encodes messages to be sent.
 ///
 /// The framings of this crate are [`Raw`], [`Lines`], [`Delimited`], [`LengthPrefixed`] and
-/// [`FixedSize`]; implement the trait for one of your own. Each connection has a value of its own: a clone
-/// of the one given to [`Builder::framing`](crate::Builder::framing), or made for the connection by
-/// [`Builder::serve_with`](crate::Builder::serve_with). One that is chosen at run time is a
-/// `Box<dyn Framing + Send>`.
+/// [`FixedSize`]; implement the trait for your own. Each connection has its own value: a clone of
+/// the one given to [`Builder::framing`](crate::Builder::framing), or one created for the
+/// connection by [`Builder::serve_with`](crate::Builder::serve_with). To choose a framing at run
+/// time, use a `Box<dyn Framing + Send>`.
 ///
 /// ```
 /// use socketserver::{Encodable, Framing, FramingError, Output, Decoded};
@@ -80,18 +80,19 @@ pub enum Decoded {
 pub trait Framing: Any {
     /// Looks for a message at the start of `input`, which is never empty.
     ///
-    /// After [`Decoded::Incomplete`] and [`Decoded::Need`] the next call gets the same bytes and more
-    /// behind them, so a framing may remember how far it has looked. After the other two it gets what
-    /// follows.
+    /// After [`Decoded::Incomplete`] and [`Decoded::Need`] the next call gets the same bytes and
+    /// more bytes after them, so a framing may remember how far it has scanned. After the other two
+    /// the next call gets the bytes that follow.
     ///
     /// # Errors
     ///
-    /// [`FramingError`] where the bytes can never become a message, or one over the framing's
-    /// maximum: the connection is closed with [`CloseReason::Framing`](crate::CloseReason::Framing).
+    /// [`FramingError`] where the bytes can never become a message, or the message is longer than
+    /// the maximum of the framing: the connection is closed with
+    /// [`CloseReason::Framing`](crate::CloseReason::Framing).
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError>;
 
-    /// Decides what the peer's last bytes are when it ends with `input` left over, which
-    /// [`decode`](Framing::decode) has answered with [`Decoded::Incomplete`].
+    /// Decodes the last bytes of a peer that has ended. `input` is what is left over:
+    /// [`decode`](Framing::decode) has returned [`Decoded::Incomplete`] for it.
     ///
     /// # Errors
     ///
@@ -100,19 +101,20 @@ pub trait Framing: Any {
         Err(FramingError::UnexpectedEof { buffered: input.len() })
     }
 
-    /// Puts `message` and what frames it on the output.
+    /// Puts the encoded `message` on the output.
     ///
     /// # Errors
     ///
-    /// [`FramingError`] where the message cannot be framed: too long, or holding its own delimiter.
-    /// Nothing should have been put on the output then.
+    /// [`FramingError`] where the message cannot be encoded: it is too long, or contains its own
+    /// delimiter. In this case nothing should have been put on the output.
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError>;
 
-    /// Tells which messages [`encode`](Framing::encode) takes, so that a [`Sender`](crate::Sender)
-    /// can refuse others in the thread that sends them. Asked once, when the connection's first
-    /// sender is made. By default [`Encodable::Any`].
+    /// Describes which messages [`encode`](Framing::encode) takes, so that a
+    /// [`Sender`](crate::Sender) can refuse others on the thread that sends them. Called once for
+    /// each sender that [`Context::sender`](crate::Context::sender) creates. By default
+    /// [`Encodable::Any`].
     ///
-    /// Where a sender has taken a message that `encode` then refuses, the message is dropped, logged
+    /// If a sender has taken a message that `encode` then refuses, the message is dropped, logged
     /// and counted as [`unsent`](crate::Counters::unsent), and the connection stays open.
     fn encodable(&self) -> Encodable {
         Encodable::Any
@@ -137,10 +139,9 @@ impl<F: Framing + ?Sized> Framing for Box<F> {
     }
 }
 
-/// No framing: a message is whatever bytes one read brought, at most 64 KiB. Python's `recv`.
+/// No framing: a message is the bytes of one read, at most 64 KiB. Python's `recv`.
 ///
-/// Where one message of the peer's ends and the next begins is then for the handler to find out:
-/// TCP joins and cuts as it likes.
+/// The handler itself has to find where a message of the peer ends: TCP joins and splits messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Raw;
 
@@ -157,22 +158,22 @@ impl Framing for Raw {
     }
 }
 
-/// What a delimiter framing does with a frame over its maximum.
+/// What a delimiter framing does with a frame that is longer than its maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Overlong {
     /// Close the connection with [`FramingError::TooLong`].
     #[default]
     Close,
-    /// Drop everything up to and with the next delimiter and go on.
+    /// Drop everything up to and including the next delimiter, and continue.
     Discard,
 }
 
-/// Lines ended by `\n` or `\r\n`, handed over without it; sent with `\n`. A message that holds `\n`
-/// reaches the peer as several lines.
+/// Lines that end in `\n` or `\r\n`, delivered without it; sent with `\n`. A message that contains
+/// `\n` reaches the peer as several lines.
 ///
-/// A line may be 8,192 bytes long unless [`max_len`](Lines::max_len) says otherwise. A last line
-/// without an end is an error ([`FramingError::UnexpectedEof`]) unless
+/// A line may be 8,192 bytes long, unless [`max_len`](Lines::max_len) sets another maximum. A last
+/// line without an end is an error ([`FramingError::UnexpectedEof`]) unless
 /// [`unterminated`](Lines::unterminated) accepts it, as Python's `readline` does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lines {
@@ -191,14 +192,14 @@ impl Lines {
         self
     }
 
-    /// Says what becomes of a line over the maximum.
+    /// Sets what happens to a line that is longer than the maximum.
     #[must_use]
     pub fn overlong(mut self, overlong: Overlong) -> Self {
         self.scan.overlong = overlong;
         self
     }
 
-    /// Accepts a last line that the peer did not end.
+    /// Accepts a last line that does not end in `\n`.
     #[must_use]
     pub fn unterminated(mut self, accepted: bool) -> Self {
         self.unterminated = accepted;
@@ -212,7 +213,7 @@ impl Default for Lines {
     }
 }
 
-/// `body` without the carriage return it may end in.
+/// `body` without a carriage return at its end.
 fn without_cr(input: &[u8], body: Range<usize>) -> Range<usize> {
     let cr = input[body.clone()].last() == Some(&b'\r');
     body.start..body.end - usize::from(cr)
@@ -255,10 +256,10 @@ impl Framing for Lines {
     }
 }
 
-/// Messages ended by a delimiter of one or more bytes, handed over without it.
+/// Messages that end in a delimiter of one or more bytes, delivered without it.
 ///
-/// A message may be 8,192 bytes long unless [`max_len`](Delimited::max_len) says otherwise; one
-/// that holds the delimiter cannot be sent.
+/// A message may be 8,192 bytes long, unless [`max_len`](Delimited::max_len) sets another maximum.
+/// A message that contains the delimiter cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delimited {
     scan: Scan,
@@ -287,7 +288,7 @@ impl Delimited {
         self
     }
 
-    /// Says what becomes of a message over the maximum.
+    /// Sets what happens to a message that is longer than the maximum.
     #[must_use]
     pub fn overlong(mut self, overlong: Overlong) -> Self {
         self.scan.overlong = overlong;
@@ -302,8 +303,8 @@ impl Framing for Delimited {
     }
 
     fn encode(&mut self, message: &[u8], output: &mut Output<'_>) -> Result<(), FramingError> {
-        if holds_delimiter(message, &self.delimiter) {
-            return Err(FramingError::Unencodable(HOLDS_DELIMITER));
+        if contains_delimiter(message, &self.delimiter) {
+            return Err(FramingError::Unencodable(CONTAINS_DELIMITER));
         }
         output.put(message);
         output.put(&self.delimiter);
@@ -315,12 +316,12 @@ impl Framing for Delimited {
     }
 }
 
-/// The incremental search for a delimiter, shared by [`Lines`] and [`Delimited`].
+/// An incremental search for a delimiter, for [`Lines`] and [`Delimited`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Scan {
     max_len: usize,
     overlong: Overlong,
-    /// How much of the input, from its start, is known to hold no delimiter.
+    /// How many bytes at the start of the input are known to contain no delimiter.
     scanned: usize,
     /// Whether an over-long frame is being dropped.
     discarding: bool,
@@ -331,7 +332,8 @@ impl Scan {
         Scan { max_len, overlong: Overlong::Close, scanned: 0, discarding: false }
     }
 
-    /// Finds `delimiter`; a frame may be `slack` bytes over the maximum (the caller cuts them).
+    /// Finds `delimiter`; a frame may be `slack` bytes longer than the maximum (the caller cuts
+    /// them).
     #[inline(always)]
     fn find(
         &mut self,
@@ -339,7 +341,7 @@ impl Scan {
         delimiter: &[u8],
         slack: usize,
     ) -> Result<Decoded, FramingError> {
-        // A delimiter may begin in what was scanned before and end in what is new.
+        // A delimiter may begin in the bytes that were scanned before and end in the new ones.
         let from = self.scanned.saturating_sub(delimiter.len() - 1);
         let end = find(&input[from..], delimiter).map(|at| from + at);
         match end {
@@ -351,7 +353,7 @@ impl Scan {
         }
     }
 
-    /// As [`find`](Self::find), when the delimiter has been looked for: `end` is where it stands.
+    /// As [`find`](Self::find), after the search: `end` is the position of the delimiter.
     #[inline(never)]
     fn found(
         &mut self,
@@ -373,7 +375,7 @@ impl Scan {
             };
         }
         self.scanned = input;
-        // What may still become the frame: all but a delimiter's beginning.
+        // The bytes that may still become the frame: all but the beginning of a delimiter.
         let kept = input.min(delimiter - 1);
         let frame = input - kept;
         if frame > most && self.overlong == Overlong::Close {
@@ -387,7 +389,7 @@ impl Scan {
         Ok(Decoded::Incomplete)
     }
 
-    /// The end of an over-long frame has been found `consumed` bytes on.
+    /// The end of an over-long frame has been found after `consumed` bytes.
     #[cold]
     fn too_long(&mut self, consumed: usize) -> Result<Decoded, FramingError> {
         match self.overlong {
@@ -407,10 +409,10 @@ pub enum Endian {
     Little,
 }
 
-/// Messages after their length, which is 1, 2, 4 or 8 bytes wide and counts the message alone.
+/// Messages with a length prefix, which is 1, 2, 4 or 8 bytes wide and counts the message only.
 ///
-/// The default is four bytes, big endian, as Python's `logging` sends its records. A message may be
-/// 8 MiB long unless [`max_len`](LengthPrefixed::max_len) says otherwise.
+/// The default is four bytes, big endian, as in the records of Python's `logging`. A message may be
+/// 8 MiB long, unless [`max_len`](LengthPrefixed::max_len) sets another maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LengthPrefixed {
     width: Width,
@@ -418,7 +420,7 @@ pub struct LengthPrefixed {
     max_len: usize,
 }
 
-/// How many bytes a length takes.
+/// How many bytes a length prefix takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Width {
@@ -434,15 +436,15 @@ pub enum Width {
 }
 
 impl LengthPrefixed {
-    /// The default longest message, in bytes, without its length.
+    /// The default longest message, in bytes, without its length prefix.
     pub const DEFAULT_MAX_LEN: usize = 8 << 20;
 
-    /// A length of this width and byte order.
+    /// A length prefix of this width and byte order.
     pub fn new(width: Width, endian: Endian) -> Self {
         LengthPrefixed { width, endian, max_len: Self::DEFAULT_MAX_LEN }
     }
 
-    /// Sets the longest message, in bytes, without its length.
+    /// Sets the longest message, in bytes, without its length prefix.
     #[must_use]
     pub fn max_len(mut self, bytes: usize) -> Self {
         self.max_len = bytes;

@@ -1,18 +1,18 @@
-//! What a user writes: one value per connection or datagram, called message by message.
+//! The handler trait: one value per connection or datagram, called with each message.
 
 use super::context::Context;
 use crate::error::{CloseReason, HandlerResult};
 use crate::sender::Event;
 
-/// Answers one peer, message by message, and never waits for the network.
+/// The user's code for one connection or datagram: it gets messages and answers them.
 ///
-/// A new value is made for each connection, and for each datagram. The same handler runs under
-/// every mode, over every transport; on the reactor it should not block, under the other modes it
-/// may. For Python's blocking style, see [`RequestHandler`](crate::RequestHandler).
+/// A new value is created for each connection, and for each datagram. The same handler runs under
+/// every mode and over every transport. On the reactor it should not block; under the other modes
+/// it may. For Python's blocking style, see [`RequestHandler`](crate::RequestHandler).
 ///
 /// An `Err` closes that connection with [`CloseReason::Error`], a panic with
-/// [`CloseReason::Panic`]; the server and everyone else's connection live on. What was sent before
-/// still goes out. With `panic = "abort"` in the profile a panic ends the process instead.
+/// [`CloseReason::Panic`]; the server and all other connections continue. Messages sent before
+/// still go out. With `panic = "abort"` in the profile, a panic ends the process instead.
 ///
 /// ```
 /// use socketserver::{Context, Handler, HandlerResult};
@@ -40,21 +40,21 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A whole message has come: a frame of the stream, or the datagram.
+    /// A complete message has arrived: a frame of the stream, or the datagram.
     ///
     /// # Errors
     ///
     /// An error closes the connection.
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult;
 
-    /// The output has fallen to the low mark, after [`Context::room`] returned 0: there is room again. By
-    /// default it does nothing.
+    /// The output has fallen to the low mark after [`Context::room`] returned 0: there is room
+    /// again. By default it does nothing.
     ///
     /// ```
     /// use std::io::Read;
     /// use socketserver::{Context, Handler, HandlerResult};
     ///
-    /// /// Sends a file, of which no more than the high mark is in memory.
+    /// /// Sends a file, and keeps no more of it in memory than the high mark.
     /// struct Download(std::fs::File);
     ///
     /// impl Download {
@@ -90,11 +90,12 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The deadline of [`Context::set_timer`] has come; the timer is off until it is set again. By
-    /// default it does nothing.
+    /// The deadline of [`Context::set_timer`] has expired; the timer is off until it is set again.
+    /// By default it does nothing.
     ///
-    /// It comes at the deadline or soon after it: not while another method of this handler runs, and
-    /// not before the connections that are ready in the same turn of the loop have been served.
+    /// It is called at the deadline or soon after: not while another method of this handler runs,
+    /// and not before the connections that are ready in the same turn of the event loop have been
+    /// served.
     ///
     /// # Errors
     ///
@@ -104,9 +105,9 @@ pub trait Handler {
         Ok(())
     }
 
-    /// An event that [`Sender::post`](crate::Sender::post) has posted to this connection. Events and
-    /// messages of one sender come in the order in which they were posted and sent; while the output is
-    /// at its high mark they wait. By default it does nothing, and the event is dropped.
+    /// An event from [`Sender::post`](crate::Sender::post). Events and messages of one sender keep
+    /// their order. While the output is at its high mark they wait. By default it does nothing, and
+    /// the event is dropped.
     ///
     /// # Errors
     ///
@@ -116,13 +117,13 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The peer will send no more, but may still read. By default the connection closes: at once, or
-    /// where [`on_writable`](Handler::on_writable) is pending, as soon as it no longer is, so that an
-    /// answer in parts arrives whole.
+    /// The peer will send no more, but may still read. By default the connection closes at once. If
+    /// [`on_writable`](Handler::on_writable) is pending, it closes as soon as none is pending, so
+    /// that an answer in parts is sent completely.
     ///
-    /// If you override this and do not close it, it stays open only while something can follow: a
-    /// [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
-    /// [`on_writable`](Handler::on_writable). When none of these is left, it is closed.
+    /// If you override this and do not close the connection, it stays open only while an event can
+    /// follow: there is a [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
+    /// [`on_writable`](Handler::on_writable). When none of these is left, the connection is closed.
     ///
     /// # Errors
     ///
@@ -132,13 +133,14 @@ pub trait Handler {
         Ok(())
     }
 
-    /// No byte has moved either way for as long as [`Context::set_idle_timeout`] says: nothing has come,
-    /// and of the output that waits, here or in the kernel, the peer has taken nothing. Closes the
-    /// connection unless overridden; the time then starts again.
+    /// No byte has been received or sent for the time of [`Context::set_idle_timeout`]: no input
+    /// has arrived, and the peer has taken none of the output that waits here or in the kernel. By
+    /// default it closes the connection. If the connection stays open, the time starts again.
     ///
-    /// Where output waits, [`Context::abort`] drops it, [`Context::close`] gives the peer the same
-    /// time once more, and a handler that does neither waits on. What is cut ends in a reset. It comes
-    /// so under every mode, but not while another method of this handler runs.
+    /// If output waits, [`Context::abort`] drops it, and [`Context::close`] gives the peer the same
+    /// time once more. A handler that does neither continues to wait. A connection that is cut ends
+    /// in a reset. This is the same under every mode. It is not called while another method of this
+    /// handler runs.
     ///
     /// # Errors
     ///
@@ -148,10 +150,11 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The peer has sent something that cannot be accepted: bytes that are not a frame
-    /// ([`CloseReason::Framing`]; an error of your own framing is in its
-    /// [`FramingError::Other`](crate::FramingError::Other), and is found by `downcast_ref`). What the handler sends here still goes out, then the connection closes
-    /// for this reason; [`Context::abort`] resets it instead. By default it does nothing.
+    /// The peer has sent bytes that are not a frame ([`CloseReason::Framing`]). An error of your
+    /// own framing is in its [`FramingError::Other`](crate::FramingError::Other); use
+    /// `downcast_ref` to get it. Messages that the handler sends here still go out, then the
+    /// connection closes for this reason; [`Context::abort`] resets it instead. By default it does
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -161,10 +164,11 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The server begins to stop. What the handler sends here still goes out; a connection that is then
-    /// idle is closed, and any other has until the [drain deadline](crate::Server::drain_timeout). It is
-    /// idle when no output waits, no message has come in part, and no `on_writable` is pending.
-    /// Called once at most. By default it does nothing.
+    /// The server begins to stop. Messages that the handler sends here still go out. Then an idle
+    /// connection is closed, and any other one may continue until the [drain
+    /// deadline](crate::Server::drain_timeout). A connection is idle when no output waits, no
+    /// message has arrived in part, and no `on_writable` is pending. Called at most once. By
+    /// default it does nothing.
     ///
     /// # Errors
     ///
@@ -174,15 +178,15 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The conversation is over, for this reason. Called once, last, if
-    /// [`on_open`](Handler::on_open) was called. A handler that needs the number or the address of its
-    /// connection here keeps them from [`Accepted`](crate::Accepted) or [`Context`].
+    /// The conversation has ended for this reason. Called once, as the last call, if
+    /// [`on_open`](Handler::on_open) was called. A handler that needs the number or the address of
+    /// its connection here stores it from [`Accepted`](crate::Accepted) or [`Context`].
     ///
-    /// It comes when the last output has been sent, or cannot be sent. Under
-    /// [`Offload`](crate::Offload) it may come before that: the worker that has called the method which
-    /// ends the conversation calls `on_close` next, and the output is sent when both have returned. An
-    /// output that cannot be sent then is not reported: under every mode the first reason stands, unless
-    /// a fault follows.
+    /// It is called when the last output has been sent, or cannot be sent. Under
+    /// [`Offload`](crate::Offload) it may be called before that: the worker that has called the method
+    /// which ends the conversation calls `on_close` next, and the loop sends the output after both have
+    /// returned. If the output cannot be sent then, that is not reported: under every mode the first
+    /// reason stands, unless a fault follows.
     fn on_close(&mut self, reason: &CloseReason) {
         let _ = reason;
     }
@@ -230,7 +234,7 @@ impl<H: Handler + ?Sized> Handler for Box<H> {
     }
 }
 
-/// A closure as a handler: made by [`handler_fn`].
+/// A handler that calls a closure with each message: see [`handler_fn`].
 #[derive(Clone, Copy)]
 pub struct HandlerFn<F>(F);
 
@@ -240,7 +244,7 @@ impl<F> std::fmt::Debug for HandlerFn<F> {
     }
 }
 
-/// Makes a handler of a closure that is called with each message.
+/// Creates a handler that calls a closure with each message.
 ///
 /// ```no_run
 /// use socketserver::{Server, handler_fn};

@@ -1,9 +1,9 @@
-//! One peer's state machine, without I/O.
+//! The state machine of one peer, without I/O.
 //!
-//! **Invariant:** nothing here knows a socket or a thread, or reads a clock. Bytes go in, bytes and
-//! effects come out. Each [`Handler`] method is called from exactly one place, in this file. The event
-//! loop and the blocking sessions both drive a [`Conversation`], so the same handler behaves the same
-//! under every mode.
+//! **Invariant:** this module uses no socket, no thread and no clock. Bytes go in; bytes and
+//! effects come out. Each [`Handler`] method is called from exactly one place in this module. Both
+//! the event loop and the blocking sessions drive a [`Conversation`], so the same handler behaves
+//! the same under every mode.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address::Peer;
-use crate::closing::CLOSING_PATIENCE;
+use crate::closing::CLOSING_TIMEOUT;
 use crate::connection_id::ConnectionId;
 use crate::counters::Tally;
 use crate::error::{CloseReason, FramingError};
@@ -45,23 +45,23 @@ pub(crate) use scratch::Scratch;
 use state::{OutputEnd, State};
 pub(crate) use work::Work;
 
-/// How much one read takes in at most, and with [`Raw`] framing the longest message, in bytes.
+/// The size of one read, and with [`Raw`] framing of the longest message, in bytes.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
 
-/// How many messages one step delivers at most, and how many steps of the framing it takes at most. The
-/// driver goes on with the rest after it has served others.
+/// How many messages one step delivers at most, and how many steps of the framing it takes at most.
+/// The driver continues with the rest after it has served others.
 pub(crate) const MESSAGE_BUDGET: usize = 256;
 
-/// Memory of less than this is kept for the input that follows.
+/// Read buffers with less capacity than this are not shrunk, in bytes.
 const SHRINK_FROM: usize = 64 * 1024;
 
-/// What a driver lends to a conversation for one step.
+/// The context that a driver passes to a conversation for one step.
 pub(crate) struct StepCx<'a> {
     /// Collects output, which is sent before the next step.
     pub(crate) output_buffer: &'a mut OutputBuffer,
     pub(crate) tally: &'a mut Tally,
     pub(crate) driver: &'a dyn Driver,
-    /// How much output may be collected, in bytes, before input is left for later.
+    /// How many bytes of output may be collected before input is left for later.
     pub(crate) room: usize,
 }
 
@@ -89,9 +89,9 @@ pub(crate) struct Conversation<H, F> {
 #[derive(Debug)]
 pub(crate) struct ConversationCore {
     state: State,
-    /// Input that is not a whole message yet, and during a step all input.
+    /// Input that is not a complete message yet; during a step, all input.
     read_buffer: Vec<u8>,
-    /// How much of the current input has been delivered.
+    /// How many bytes of the current input have been delivered.
     consumed: usize,
 }
 
@@ -139,7 +139,7 @@ impl ConversationCore {
         ConversationCore { state, read_buffer: Vec::new(), consumed: 0 }
     }
 
-    /// What the output of the last step refers to.
+    /// The bytes to which the output of the last step refers.
     #[inline(always)]
     pub(crate) fn input<'a>(&'a self, fresh: &'a [u8]) -> &'a [u8] {
         if self.read_buffer.is_empty() { fresh } else { &self.read_buffer }
@@ -150,18 +150,19 @@ impl ConversationCore {
         self.state.open
     }
 
-    /// Ends it for a reason of the driver: the peer is gone, the server stops.
+    /// Ends the conversation for a reason of the driver: the peer is gone, or the server stops.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         self.state.end(reason);
     }
 
-    /// Ends it by a reset, as a sender has asked.
+    /// Ends the conversation by a reset that a sender has requested.
     pub(crate) fn abort(&mut self) {
         self.state.abort();
     }
 
-    /// Ends it where nothing can follow: no input, no sender, no deadline, no call when there is room.
-    /// The driver is told when the last sender is dropped.
+    /// Ends the conversation if no further event can come: no input, no sender, no deadline, no
+    /// pending `on_writable`. If a sender is left, the driver is notified when the last one is
+    /// dropped.
     pub(crate) fn end_if_nothing_follows(&mut self) {
         let state = &self.state;
         let reason = match state {
@@ -178,25 +179,25 @@ impl ConversationCore {
         }
     }
 
-    /// The mail that told of its send queue has been taken: more mail may come from now on.
-    pub(crate) fn listen(&self) {
+    /// The driver has taken the notification of the send queue: the next one may be posted.
+    pub(crate) fn enable_notification(&self) {
         if let Some(send_queue) = self.state.send_queue() {
-            send_queue.listen();
+            send_queue.enable_notification();
         }
     }
 
-    /// How far its senders have brought its end.
+    /// The stage of the close, as its senders have requested.
     pub(crate) fn ending(&self) -> Ending {
         self.state.send_queue().map_or(Ending::Open, |send_queue| send_queue.ending())
     }
 
-    /// Whether it is to be closed once its output has gone.
+    /// Whether the conversation is to be closed when its output has been sent.
     #[inline]
     pub(crate) fn is_closing(&self) -> bool {
         self.state.is_closing()
     }
 
-    /// Whether it is to be closed without waiting for its output.
+    /// Whether the conversation is to be closed without waiting for its output.
     pub(crate) fn is_aborted(&self) -> bool {
         self.state.aborted
     }
@@ -211,8 +212,8 @@ impl ConversationCore {
         self.state.is_paused()
     }
 
-    /// Whether a step may deliver messages of the input that was left: the output was at its mark, the
-    /// budget was used up, or the input was paused and is no longer.
+    /// Whether a step may deliver messages from the input that was left: the output was at its
+    /// mark, the budget was used up, or the input was paused and is resumed.
     #[inline]
     pub(crate) fn has_blocked_input(&self) -> bool {
         (self.state.blocked || self.state.resumed) && !self.state.is_paused()
@@ -228,25 +229,25 @@ impl ConversationCore {
         self.state.wants_writable && !self.state.is_closing()
     }
 
-    /// Whether the handler has been told of the stop of the server.
+    /// Whether `on_stop` has been called.
     pub(crate) fn is_stop_notified(&self) -> bool {
         self.state.stop_notified
     }
 
-    /// Whether the driver need not look at its state before it reads: nothing but input is to be
-    /// expected.
+    /// Whether the driver can read without a check of the state: there is no rare state.
     #[inline(always)]
     pub(crate) fn is_fast(&self) -> bool {
         !self.state.needs_slow_path
     }
 
-    /// Whether it waits for its peer and nothing has begun: no message in part, no output to come, no
-    /// paused input, which says that a reply is being made elsewhere.
+    /// Whether the conversation only waits for its peer: no message has arrived in part, no
+    /// `on_writable` is pending, and the input is not paused, which means that a reply comes from
+    /// another thread.
     pub(crate) fn is_idle(&self) -> bool {
         !self.has_undelivered_input() && !self.state.wants_writable && !self.is_paused()
     }
 
-    /// Whether input has been read that no message has been made of.
+    /// Whether there is input that has not been delivered.
     pub(crate) fn has_undelivered_input(&self) -> bool {
         !self.read_buffer.is_empty() || self.state.blocked || self.state.resumed
     }
@@ -266,18 +267,16 @@ impl ConversationCore {
         self.timer().is_some_and(|timer| timer <= now)
     }
 
-    /// How long its peer may take no output: the idle timeout, and once it is closing at least
-    /// [`CLOSING_PATIENCE`], unless it closes because of that timeout.
-    pub(crate) fn patience(&self) -> Option<Duration> {
+    /// How long its peer may take no output: the idle timeout. While the conversation is closing,
+    /// it is at least [`CLOSING_TIMEOUT`], unless it closes because of that idle timeout.
+    pub(crate) fn output_timeout(&self) -> Option<Duration> {
         match (self.state.close_reason(), self.state.idle_timeout()) {
             (None | Some(CloseReason::Timeout), timeout @ Some(_)) | (None, timeout) => timeout,
-            (_, timeout) => {
-                Some(timeout.map_or(CLOSING_PATIENCE, |time| time.max(CLOSING_PATIENCE)))
-            }
+            (_, timeout) => Some(timeout.map_or(CLOSING_TIMEOUT, |time| time.max(CLOSING_TIMEOUT))),
         }
     }
 
-    /// Whether the handler has set another idle timeout or timer since the last call.
+    /// Whether the handler has changed the idle timeout or the timer since the last call.
     #[inline]
     pub(crate) fn take_deadline_changed(&mut self) -> bool {
         std::mem::take(&mut self.state.deadline_changed)
@@ -288,7 +287,7 @@ impl ConversationCore {
         self.state.output_end != OutputEnd::Open
     }
 
-    /// Whether the sending side is to be shut down now, all output having been sent. True once.
+    /// Whether the sending side is to be shut down now that all output has been sent. True once.
     pub(crate) fn take_output_end(&mut self) -> bool {
         let requested = self.state.output_end == OutputEnd::Requested;
         if requested {
@@ -297,12 +296,12 @@ impl ConversationCore {
         requested
     }
 
-    /// The queue that its senders push to, if it has had one.
+    /// The send queue, if there has been a sender.
     pub(crate) fn send_queue(&self) -> Option<&Arc<SendQueue>> {
         self.state.send_queue()
     }
 
-    /// Its number, if it is a connection's.
+    /// The number of the connection; a datagram may have none.
     pub(crate) fn id(&self) -> Option<ConnectionId> {
         self.state.id
     }
@@ -330,7 +329,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         (&mut self.handler, cx)
     }
 
-    /// Runs `call` over the read buffer, which stays in place for [`input`](Self::input).
+    /// Calls `call` with the read buffer, which stays in place for [`input`](Self::input).
     fn with_read_buffer(
         &mut self,
         step_cx: &mut StepCx<'_>,
@@ -341,7 +340,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.read_buffer = read_buffer;
     }
 
-    /// Runs what calls the user's code; a panic there ends this conversation and no other.
+    /// Runs code that calls user code; a panic ends only this conversation.
     #[inline(always)]
     fn guarded(&mut self, step_cx: &mut StepCx<'_>, call: impl FnOnce(&mut Self, &mut StepCx<'_>)) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(self, step_cx))) {
@@ -351,8 +350,8 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     }
 }
 
-/// Serves one datagram: a conversation of one message. Returns why it ended; the output is the reply, and
-/// refers to `packet`.
+/// Serves one datagram: a conversation of one message. Returns the close reason. The output is the
+/// reply, and refers to `packet`.
 pub(crate) fn serve_datagram<H: Handler>(
     handler: CatchDrop<H>,
     peer: Peer,

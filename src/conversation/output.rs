@@ -1,6 +1,6 @@
-//! What one turn of a conversation wants to send, without a copy where none is needed: a list of
-//! segments, each a range of the input just read, bytes in the thread's scratch, a shared payload, or a
-//! part of a file.
+//! The output of one step of a conversation, without a copy where possible: a list of segments. A
+//! segment is a range of the input just read, bytes in the thread's scratch buffer, a shared
+//! payload, or a part of a file.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -11,20 +11,21 @@ use crate::error::UnsupportedError;
 use crate::sender::SharedBytes;
 use crate::sys::Destination;
 
-/// A shared payload smaller than this is cheaper to copy than to refer to.
+/// Below this size, in bytes, copying a shared payload is cheaper than a reference to it.
 const SHARED_FROM: usize = 512;
 
-/// Gathering several segments into one buffer is cheaper than a vectored write up to here.
+/// Up to this size, in bytes, gathering several segments into one buffer is cheaper than a vectored
+/// write.
 const GATHER_UP_TO: usize = 8192;
 
-/// The most that files count as output, in bytes, so that what is added to it does not overflow.
+/// The most that files count as output, in bytes, so that adding to the length cannot overflow.
 const MOST_COUNTED: usize = usize::MAX / 2;
 
 /// The least that a part of a file counts as output, in bytes, so that the number of descriptors that
 /// wait with it is bounded too.
 const FILE_CHARGE: u64 = 4096;
 
-/// A repeated range is not searched for in the input beyond this many bytes.
+/// The most bytes that are compared to extend a repeated range of the input.
 const REPEAT_UP_TO: usize = 8;
 
 #[derive(Debug)]
@@ -40,7 +41,8 @@ impl Segment {
         matches!(self, Segment::File(..))
     }
 
-    /// Cuts it to its first `len` bytes. A file is never added to, and so is never cut.
+    /// Cuts the segment to its first `len` bytes. Nothing is appended to a file, so a file is never
+    /// cut.
     fn shorten(&mut self, len: usize) {
         match self {
             Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
@@ -50,7 +52,7 @@ impl Segment {
         }
     }
 
-    /// How many bytes of it are in memory: none of a file.
+    /// How many bytes of the segment are in memory: none for a file.
     fn len(&self) -> usize {
         match self {
             Segment::Input(range) | Segment::Scratch(range) | Segment::Shared(_, range) => {
@@ -61,7 +63,7 @@ impl Segment {
     }
 }
 
-/// How far an [`OutputBuffer`] is filled.
+/// A position in an [`OutputBuffer`].
 pub(crate) struct Position {
     segments: usize,
     /// The length of the last segment.
@@ -70,13 +72,13 @@ pub(crate) struct Position {
     len: usize,
 }
 
-/// The buffers behind [`Output`], kept by a thread from turn to turn so that none is allocated
+/// The buffers behind [`Output`]. A thread keeps them between steps, so that none is allocated
 /// twice.
 #[derive(Debug, Default)]
 pub(crate) struct OutputBuffer {
-    /// All there is, as long as it is one range of the input: nearly always.
+    /// All of the output, while it is one range of the input, which is the usual case.
     repeated: Range<usize>,
-    /// Otherwise, all there is.
+    /// All of the output otherwise.
     segments: Vec<Segment>,
     scratch: Vec<u8>,
     len: usize,
@@ -84,7 +86,7 @@ pub(crate) struct OutputBuffer {
     is_datagram: bool,
     /// The next bytes begin a datagram.
     begins_datagram: bool,
-    /// Datagrams to others than the peer: each by the number of its segment.
+    /// The destinations of datagrams to other peers, each with the index of its segment.
     recipients: Vec<(usize, Destination)>,
 }
 
@@ -101,7 +103,7 @@ impl OutputBuffer {
         (range.end - range.start).max(FILE_CHARGE)
     }
 
-    /// How far it is filled, for [`cut_back`](OutputBuffer::cut_back).
+    /// The current position, for [`cut_back`](OutputBuffer::cut_back).
     pub(crate) fn position(&mut self) -> Position {
         self.list();
         let OutputBuffer { segments, scratch, len, .. } = self;
@@ -109,7 +111,7 @@ impl OutputBuffer {
         Position { segments: segments.len(), last, scratch: scratch.len(), len: *len }
     }
 
-    /// Takes back all that was added since.
+    /// Removes everything that was added after the position.
     pub(crate) fn cut_back(&mut self, to: Position) {
         self.list();
         self.segments.truncate(to.segments);
@@ -120,7 +122,7 @@ impl OutputBuffer {
         self.len = to.len;
     }
 
-    /// Whether there is nothing to send; a datagram may be empty and yet be one.
+    /// Whether there is nothing to send. An empty datagram counts as something.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0 && self.segments.is_empty()
@@ -131,7 +133,7 @@ impl OutputBuffer {
         self.scratch.capacity() <= 1 << 16 && self.segments.capacity() <= 1 << 8
     }
 
-    /// Forgets what was sent, and gives back what one large turn had taken.
+    /// Clears the output after it was sent, and frees the memory of a large step.
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
         self.len = 0;
@@ -154,7 +156,7 @@ impl OutputBuffer {
         }
     }
 
-    /// All of it as one slice, where it is one or is small enough to be made one.
+    /// All of the output as one slice, if it is one range, or short enough to be gathered.
     #[inline(always)]
     pub(crate) fn contiguous<'a>(&'a mut self, input: &'a [u8]) -> Option<&'a [u8]> {
         if self.segments.is_empty() {
@@ -163,7 +165,7 @@ impl OutputBuffer {
         self.gathered(input)
     }
 
-    /// Makes a list of what is one range, so that more can follow.
+    /// Converts a single range to a list, so that segments can be added.
     #[inline(never)]
     fn list(&mut self) {
         if self.repeated.start < self.repeated.end {
@@ -196,8 +198,8 @@ impl OutputBuffer {
         Some(&self.scratch[start..])
     }
 
-    /// The first segments as slices for one vectored write, up to the first file; how many were filled
-    /// in, and whether a file follows them.
+    /// Fills in the first segments, up to the first file, as slices for one vectored write. Returns
+    /// how many slices were filled in, and whether a file follows.
     pub(crate) fn slices<'a>(
         &'a mut self,
         input: &'a [u8],
@@ -213,7 +215,7 @@ impl OutputBuffer {
         (filled, self.segments.get(filled).is_some_and(Segment::is_file))
     }
 
-    /// Every segment's bytes in order.
+    /// The bytes of every segment in order.
     #[cfg(test)]
     pub(crate) fn parts<'a>(&'a mut self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.list();
@@ -221,8 +223,8 @@ impl OutputBuffer {
         segments.iter().map(move |segment| bytes(segment, input, scratch))
     }
 
-    /// Hands over what is left after `sent` bytes, all of which come before the first file: copied, or,
-    /// where it is shared or in a file, referred to.
+    /// Passes the output after the first `sent` bytes to `keep`. These bytes precede the first
+    /// file. Shared payloads and files are passed by reference, and other bytes are to be copied.
     pub(crate) fn unsent(
         &mut self,
         input: &[u8],
@@ -250,12 +252,12 @@ impl OutputBuffer {
     }
 }
 
-/// What the kernel did not take.
+/// Output that the kernel did not take.
 #[derive(Debug)]
 pub(crate) enum Unsent<'a> {
-    /// Bytes that are gone after this turn.
+    /// Bytes that are valid only in this step.
     Bytes(&'a [u8]),
-    /// Bytes that live as long as someone holds them.
+    /// Bytes with shared ownership.
     Shared(SharedBytes, Range<usize>),
     /// A part of a file, which is not empty.
     File(Arc<File>, Range<u64>),
@@ -271,14 +273,14 @@ fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u
     }
 }
 
-/// The output of one connection: where a [`Framing`](crate::Framing) puts a message that is to be sent.
+/// The output of one connection: a [`Framing`](crate::Framing) puts each message to be sent here.
 ///
-/// What is put here goes out as it is, in this order, when the handler has returned.
+/// The bytes are sent unchanged and in this order when the handler has returned.
 #[derive(Debug)]
 pub struct Output<'a> {
-    /// What the conversation is reading from now.
+    /// The input of the current step.
     input: &'a [u8],
-    /// The payload being sent, if it is a shared one.
+    /// The shared payload that is being sent, if any.
     shared: Option<&'a SharedBytes>,
     output_buffer: &'a mut OutputBuffer,
 }
@@ -293,7 +295,7 @@ impl<'a> Output<'a> {
         Output { input: &[], shared: Some(payload), output_buffer }
     }
 
-    /// Runs `call` with a payload whose bytes are referred to and not copied.
+    /// Calls `call` with an output that refers to the bytes of `payload` instead of copying them.
     pub(crate) fn share<T>(
         &mut self,
         payload: &SharedBytes,
@@ -306,15 +308,15 @@ impl<'a> Output<'a> {
         })
     }
 
-    /// The same output, for a shorter time.
+    /// The same output with a shorter lifetime.
     #[inline]
     pub(super) fn reborrow(&mut self) -> Output<'_> {
         let Output { input, shared, output_buffer } = self;
         Output { input, shared: *shared, output_buffer }
     }
 
-    /// The same output, for one datagram, which begins with the first write: all that is written is
-    /// copied behind what was written before.
+    /// The same output for one datagram, which begins with the first write; each further write is
+    /// appended to it. All bytes are copied.
     pub(super) fn datagram(&mut self) -> Output<'_> {
         self.output_buffer.is_datagram = true;
         self.output_buffer.begins_datagram = true;
@@ -326,13 +328,13 @@ impl<'a> Output<'a> {
         self.output_buffer.len()
     }
 
-    /// Adds bytes. Those of the message just received, and those of a shared payload, are referred
-    /// to and not copied; all others are copied.
+    /// Adds bytes. Bytes of the message just received and of a shared payload are referred to; all
+    /// others are copied.
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
         let OutputBuffer { repeated, segments, len, .. } = &mut *self.output_buffer;
         if segments.is_empty() {
-            // Most answers repeat the input, each where the one before ended.
+            // Most answers repeat the input, each from where the previous one ended.
             if let Some(start) = offset(self.input, bytes)
                 && (*len == 0 || repeated.end == start)
             {
@@ -343,7 +345,7 @@ impl<'a> Output<'a> {
                 *len += bytes.len();
                 return;
             }
-            // A delimiter that the input has there too keeps the answer one range of it.
+            // A delimiter that also follows in the input keeps the answer one range of it.
             if *len > 0
                 && bytes.len() <= REPEAT_UP_TO
                 && self.input[repeated.end..].starts_with(bytes)
@@ -365,7 +367,7 @@ impl<'a> Output<'a> {
         if bytes.is_empty() {
             return;
         }
-        // An answer that is written in several pieces: each is appended to the one before.
+        // An answer written in several pieces: each is appended to the previous one.
         if self.shared.is_none()
             && let Some(Segment::Scratch(range)) = segments.last_mut()
             && range.end == scratch.len()
@@ -384,8 +386,9 @@ impl<'a> Output<'a> {
         self.output_buffer.len += bytes.len();
     }
 
-    /// Adds the bytes of a payload that others send too. They are referred to and not copied, unless
-    /// they are fewer than 512: those are cheaper to copy. In a datagram they are always copied.
+    /// Adds the bytes of a payload that is shared with other connections. They are referred to and
+    /// not copied, unless they are fewer than 512, which are cheaper to copy. In a datagram they
+    /// are always copied.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -414,20 +417,21 @@ impl<'a> Output<'a> {
         self.share(payload, |output| output.put(payload));
     }
 
-    /// Adds a part of a file, without reading it: `range` in bytes from its start. It takes no memory,
-    /// whatever its length, and counts as output with all its bytes, so that back-pressure (see
-    /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) begins with it. Less than 4 KiB
-    /// count as 4 KiB: the file stays open until its part has been sent, and descriptors are few. Its own
-    /// position is neither used nor moved.
+    /// Adds a part of a file without reading it: `range` is in bytes from the start of the file. It
+    /// takes no memory, whatever its length. All of its bytes count as output, so back-pressure
+    /// begins with it (see [`Builder::write_watermarks`](crate::Builder::write_watermarks)). Less
+    /// than 4 KiB count as 4 KiB, because the file stays open until its part has been sent, and
+    /// descriptors are few. The file's own position is neither used nor changed.
     ///
-    /// The event loop sends 128 KiB at a time before others come first, on Linux by
-    /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html) and so without a copy, and
-    /// elsewhere, or where a file system cannot do that, by reading up to 64 KiB at a time. Reading
-    /// waits for the disk, as it does in the handler.
+    /// The event loop sends 128 KiB at a time before others are served. On Linux it uses
+    /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html), without a copy.
+    /// Elsewhere, or where a file system does not support that, it reads up to 64 KiB at a time.
+    /// Reading waits for the disk, as it does in the handler.
     ///
-    /// The range is read when it is its turn. Where the file is shorter then, or cannot be read, the
-    /// connection ends in a reset, so that the answer does not look whole, and
-    /// [`on_close`](crate::Handler::on_close) is told [`CloseReason::Error`](crate::CloseReason::Error).
+    /// The range is read when its turn in the output comes. If the file is shorter then, or cannot
+    /// be read, the connection ends in a reset, so that the answer does not look complete.
+    /// [`on_close`](crate::Handler::on_close) gets
+    /// [`CloseReason::Error`](crate::CloseReason::Error).
     ///
     /// ```
     /// use std::sync::Arc;
@@ -444,7 +448,8 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     ///
-    /// [`UnsupportedError::DatagramFile`] for a datagram, which is one piece of memory.
+    /// [`UnsupportedError::DatagramFile`] for a datagram, because a datagram cannot contain a part
+    /// of a file.
     pub fn put_file(&mut self, file: Arc<File>, range: Range<u64>) -> Result<(), UnsupportedError> {
         let OutputBuffer { is_datagram, len, .. } = &mut *self.output_buffer;
         if *is_datagram {
@@ -490,7 +495,7 @@ impl<'a> Output<'a> {
             return self.output_buffer.segments.push(Segment::Shared(payload.clone(), range));
         }
         match self.output_buffer.segments.last_mut() {
-            // An answer that repeats the input, delimiter and all, stays one range of it.
+            // An answer that repeats the input with its delimiter stays one range of it.
             Some(Segment::Input(range))
                 if bytes.len() <= REPEAT_UP_TO
                     && self.input[range.end..].get(..bytes.len()) == Some(bytes) =>
@@ -509,7 +514,7 @@ impl<'a> Output<'a> {
     }
 }
 
-/// What is written is [`put`](Output::put): all of it, at once, and never with an error.
+/// Writing calls [`put`](Output::put): it takes all bytes at once and never fails.
 impl io::Write for Output<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.put(bytes);
@@ -521,7 +526,7 @@ impl io::Write for Output<'_> {
         Ok(())
     }
 
-    /// Nothing is left to be done: what was put goes out when the handler has returned.
+    /// Does nothing: the output is sent when the handler has returned.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -537,7 +542,8 @@ impl OutputBuffer {
 
 /// The output of a datagram's handler: each segment is one datagram.
 impl OutputBuffer {
-    /// Every datagram in order, with where it goes: to `peer`, unless it was sent to another.
+    /// Returns each datagram in order with its destination: `peer`, unless it was sent to another
+    /// one.
     pub(crate) fn datagrams<'a>(
         &'a mut self,
         input: &'a [u8],
@@ -554,7 +560,7 @@ impl OutputBuffer {
 }
 
 impl Output<'_> {
-    /// Adds one datagram to another than the peer.
+    /// Adds one datagram to another peer.
     pub(crate) fn put_datagram_to(&mut self, to: Destination, bytes: &[u8]) {
         let number = self.output_buffer.segments.len();
         self.output_buffer.recipients.push((number, to));
@@ -562,7 +568,7 @@ impl Output<'_> {
     }
 }
 
-/// Where `part` lies in `whole`, if it is a part of it and not merely equal to one.
+/// The offset of `part` in `whole`, if `part` is the same memory and not only equal bytes.
 #[inline(always)]
 fn offset(whole: &[u8], part: &[u8]) -> Option<usize> {
     let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
@@ -656,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_among_bytes_keeps_its_place_and_counts_with_all_its_bytes() {
+    fn a_file_between_bytes_keeps_its_order_and_counts_with_all_its_bytes() {
         let input = b"input".to_vec();
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&input, &mut output_buffer);
@@ -688,7 +694,7 @@ mod tests {
         assert_eq!(output_buffer.contiguous(&[]), None);
         assert_eq!(output_buffer.slices(&[], &mut [IoSlice::new(&[])]), (0, true));
         output_buffer.clear();
-        assert_eq!(Arc::strong_count(&file), 1, "it is closed");
+        assert_eq!(Arc::strong_count(&file), 1, "the file is closed");
     }
 
     #[test]
@@ -715,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_put_in_order() {
+    fn written_bytes_are_put_in_order() {
         let mut output_buffer = OutputBuffer::default();
         let mut output = Output::new(&[], &mut output_buffer);
         write!(output, ":{}\r\n", 7).unwrap();

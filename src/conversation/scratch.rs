@@ -1,28 +1,28 @@
-//! The memory and the numbers that the calls of conversations share.
+//! The buffers and counters that the conversations of one thread share.
 
 use super::context::Driver;
 use super::{OutputBuffer, READ_SIZE, StepCx};
 use crate::counters::Tally;
 
-/// What conversations are served with, one after the other: it belongs to a thread, or to one job of
-/// a worker.
+/// The buffers and counters for serving conversations, one after the other. A thread has one, and
+/// so has each job of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// What is read into; empty where nothing is read.
+    /// The read buffer; empty where nothing is read.
     pub(crate) buffer: Box<[u8]>,
-    /// Where output is collected, to be sent before the next call.
+    /// Collects output, which is sent before the next call.
     pub(crate) output_buffer: OutputBuffer,
-    /// What has happened, counted and not yet published.
+    /// Counts that are not published yet.
     pub(crate) tally: Tally,
 }
 
 impl Scratch {
-    /// With a read buffer of [`READ_SIZE`] bytes; the default is without one.
+    /// With a read buffer of [`READ_SIZE`] bytes; the default has none.
     pub(crate) fn with_read_buffer() -> Self {
         Scratch { buffer: vec![0; READ_SIZE].into_boxed_slice(), ..Scratch::default() }
     }
 
-    /// What a conversation works with for one turn.
+    /// The context of a conversation for one step.
     #[inline(always)]
     pub(crate) fn step_cx<'a>(&'a mut self, driver: &'a dyn Driver, room: usize) -> StepCx<'a> {
         StepCx::new(&mut self.output_buffer, &mut self.tally, driver, room)

@@ -17,16 +17,16 @@ const NO_TIMEOUT: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) peer: Peer,
-    /// A datagram has none until it is asked for.
+    /// The id of a connection; a datagram has none until its handler asks for it.
     pub(super) id: Option<ConnectionId>,
     /// In nanoseconds; [`NO_TIMEOUT`] for none.
     idle_timeout: u64,
     rare: Option<Box<RareState>>,
-    /// It has a reason to close.
+    /// The conversation has a close reason.
     closing: bool,
     /// No message is delivered: the conversation is closing, or its input is paused.
     halted: bool,
-    /// The idle timeout or the timer has changed, and the driver has not looked since.
+    /// The idle timeout or the timer has changed, and the driver has not taken the change yet.
     pub(super) deadline_changed: bool,
     pub(super) aborted: bool,
     pub(super) datagram: bool,
@@ -37,9 +37,9 @@ pub(super) struct State {
     pub(super) input_ended: bool,
     /// `on_eof` has been called.
     pub(super) eof_notified: bool,
-    /// Whole messages may be left: the output was at its mark, or the budget was used up.
+    /// Complete messages may be left: the output reached its mark, or the budget was used up.
     pub(super) blocked: bool,
-    /// Whole messages may be left: the input was paused, or the framing has changed.
+    /// Complete messages may be left: the input was paused, or the framing has changed.
     pub(super) resumed: bool,
     /// The handler may have changed the framing.
     pub(super) framing_used: bool,
@@ -48,18 +48,18 @@ pub(super) struct State {
     pub(super) output_end: OutputEnd,
     /// `on_stop` has been called.
     pub(super) stop_notified: bool,
-    /// One flag for all that keeps the driver from its fast path.
+    /// Set if anything keeps the driver from its fast path.
     pub(super) needs_slow_path: bool,
 }
 
-/// How far the end of the output has come that a handler asks for.
+/// The stages of [`finish_output`](super::Context::finish_output).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OutputEnd {
-    /// It has not asked.
+    /// The handler has not called it.
     Open,
-    /// When all output is sent, the sending side is to be shut down.
+    /// The sending side is to be shut down when all output has been sent.
     Requested,
-    /// The driver has been told.
+    /// The driver has shut the sending side down, or is about to.
     Shut,
 }
 
@@ -68,15 +68,15 @@ pub(super) enum OutputEnd {
 pub(super) struct RareState {
     /// The reason to close.
     pub(super) close_reason: Option<CatchDrop<CloseReason>>,
-    /// The queue that senders push to, made when the first sender is.
+    /// The send queue, created with the first sender.
     pub(super) send_queue: Option<Arc<SendQueue>>,
     /// The deadline for `on_timer`.
     pub(super) timer: Option<Instant>,
-    /// `on_eof` wants a close as soon as `on_writable` is not pending.
+    /// The default `on_eof` closes the conversation as soon as `on_writable` is not pending.
     pub(super) closes_after_writable: bool,
-    /// The length of the frame at the start of the buffered input, where the framing knows it.
+    /// The length of the frame at the start of the buffered input, if the framing knows it.
     pub(super) frame_len: usize,
-    /// Collects output that is dropped, because the conversation sends no more.
+    /// Collects output that is dropped, because the conversation sends nothing more.
     discarded: Option<Box<OutputBuffer>>,
 }
 
@@ -136,7 +136,7 @@ impl State {
         self.rare.get_or_insert_default()
     }
 
-    /// The length of the frame that has arrived in part, where the framing has told it.
+    /// Takes the length of the frame that has arrived in part, if the framing knows it.
     pub(super) fn take_frame_len(&mut self) -> usize {
         self.rare.as_mut().map_or(0, |rare| std::mem::take(&mut rare.frame_len))
     }
@@ -180,14 +180,14 @@ impl State {
         self.needs_slow_path = true;
     }
 
-    /// Notes that whole messages may be left in the input.
+    /// Records that complete messages may be left in the input.
     #[cold]
     pub(super) fn block(&mut self) {
         self.blocked = true;
         self.needs_slow_path = true;
     }
 
-    /// Forgets that messages were left: they are about to be delivered.
+    /// Clears the flags for left messages: they are about to be delivered.
     #[inline(never)]
     pub(super) fn clear_blocked(&mut self) {
         self.blocked = false;
@@ -213,14 +213,15 @@ impl State {
         }
     }
 
-    /// Notes that whole messages may be left in the input that was not delivered.
+    /// Records that complete messages may be left in the undelivered input.
     #[cold]
     pub(super) fn redeliver(&mut self) {
         self.resumed = true;
         self.needs_slow_path = true;
     }
 
-    /// Notes why it closes. The first reason stands, except that a fault replaces one that is not.
+    /// Records the close reason. The first reason stays, but a fault replaces a reason that is not
+    /// a fault.
     #[cold]
     pub(super) fn end(&mut self, reason: CloseReason) {
         if !self.closing || reason.is_fault() {
@@ -228,7 +229,7 @@ impl State {
         }
     }
 
-    /// Notes why it closes, in place of an earlier reason.
+    /// Records the close reason in place of an earlier one.
     #[cold]
     pub(super) fn end_for(&mut self, reason: CloseReason) {
         self.rare_mut().close_reason = Some(reason.into());
@@ -237,14 +238,14 @@ impl State {
         self.needs_slow_path = true;
     }
 
-    /// Notes that it closes by a reset, and that no output is sent any more.
+    /// Records a close by a reset: no more output is sent.
     #[cold]
     pub(super) fn abort(&mut self) {
         self.end(CloseReason::Handler);
         self.aborted = true;
     }
 
-    /// Replaces the reason of a close that the handler has asked for without one.
+    /// Replaces the reason of a close that the handler has requested.
     pub(super) fn relabel(&mut self, reason: CloseReason) {
         if matches!(self.close_reason(), Some(CloseReason::Handler)) {
             self.end_for(reason);

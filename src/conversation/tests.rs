@@ -1,5 +1,5 @@
-//! The conversation without sockets, threads or a clock: bytes and events go in, bytes and calls of
-//! the handler come out.
+//! Tests of the conversation without sockets, threads or a clock: bytes and events go in, bytes and
+//! calls of the handler come out.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -101,7 +101,7 @@ impl Handler for Echo {
     }
 }
 
-/// A driver without a loop: what is posted to its mailbox stays there.
+/// A driver without an event loop: notifications stay in its mailbox.
 struct NoLoop {
     mailbox: Arc<Mailbox>,
     stop_requested: Cell<bool>,
@@ -295,8 +295,8 @@ fn pieces<'a>(wire: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8
     })
 }
 
-/// The encoded messages, cut anywhere and with any room for output, are delivered as they were, and
-/// their echo is the same bytes.
+/// Checks that the encoded messages are delivered unchanged, for any split of the input and any
+/// room for output, and that their echo has the same bytes.
 fn expect_round_trip(
     mut framing: impl Framing + Clone,
     sent: &[Vec<u8>],
@@ -582,7 +582,7 @@ fn an_end_inside_a_frame_is_unexpected() {
         };
         assert!((2..=3).contains(buffered));
         assert_eq!(messages(&log).len(), 1);
-        assert!(!log.borrow().contains(&Call::Eof), "no peer ended in order");
+        assert!(!log.borrow().contains(&Call::Eof), "no peer ended between two frames");
     }
 }
 
@@ -798,7 +798,7 @@ fn an_empty_line_is_a_message() {
 }
 
 #[test]
-fn the_calls_of_a_handler_come_in_order() {
+fn a_handler_is_called_in_order() {
     let (mut stage, log) = start(Lines::default(), echo);
     stage.feed(b"one\ntw").feed(b"o\n").eof();
     stage.close();
@@ -957,16 +957,16 @@ fn a_panic_in_a_framing_ends_only_the_conversation() {
 
 #[test]
 fn a_panic_in_on_close_is_caught_and_counted() {
-    struct Sulks;
-    impl Handler for Sulks {
+    struct PanicsInOnClose;
+    impl Handler for PanicsInOnClose {
         fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
             Ok(())
         }
         fn on_close(&mut self, _: &CloseReason) {
-            panic!("not like this");
+            panic!("in on_close, on purpose");
         }
     }
-    let mut stage = Stage::new(Sulks, Raw);
+    let mut stage = Stage::new(PanicsInOnClose, Raw);
     stage.open().eof();
     assert!(matches!(stage.close(), CloseReason::Panic(_)));
     assert_eq!(stage.tally.panics, 1);
@@ -998,7 +998,7 @@ fn a_conversation_that_is_told_of_its_close_early_keeps_its_reason_and_its_outpu
     });
     assert_eq!(stage.sent, b"last words\n");
     assert!(stage.is_closing() && !stage.conversation.is_open());
-    assert_eq!(stage.conversation.patience(), Some(Duration::from_secs(60)));
+    assert_eq!(stage.conversation.output_timeout(), Some(Duration::from_secs(60)));
     assert_eq!(log.borrow()[2..], [Call::Close("handler failed: on purpose".into())]);
     let mut core = stage.conversation.into_core();
     assert!(matches!(*core.take_close_reason(), CloseReason::Error(_)));
@@ -1094,17 +1094,17 @@ fn a_half_open_conversation_without_timeout_or_sender_is_closed() {
     assert!(matches!(stage.close(), CloseReason::Eof));
 }
 
-/// What comes from elsewhere is call by mail: nothing has to be looked at beside the input.
+/// Messages of senders are reported by a notification, so the conversation stays on the fast path.
 #[test]
-fn a_conversation_with_a_sender_has_nothing_but_its_input_to_remember() {
+fn a_conversation_with_a_sender_stays_on_the_fast_path() {
     let (mut stage, sender) = with_sender(Raw, echo);
     assert!(stage.conversation.is_fast());
-    sender.send(b"from elsewhere").unwrap();
+    sender.send(b"from a sender").unwrap();
     stage.feed(b"hello");
     assert!(stage.conversation.is_fast());
     stage.drain_send_queue();
     assert!(stage.conversation.is_fast());
-    assert_eq!(stage.sent, b"hellofrom elsewhere");
+    assert_eq!(stage.sent, b"hellofrom a sender");
 }
 
 #[test]
@@ -1149,7 +1149,7 @@ fn a_sender_dropped_before_the_end_of_input_does_not_keep_the_conversation_open(
     let (mut stage, sender) = with_sender(Raw, |_: &Call, _: &mut Context<'_>| Ok(()));
     drop(sender);
     stage.conversation.end_if_nothing_follows();
-    assert!(!stage.is_closing(), "its peer may go on");
+    assert!(!stage.is_closing(), "the peer may still send");
     stage.eof();
     assert!(stage.is_closing());
 }
@@ -1177,7 +1177,7 @@ fn messages_beyond_the_budget_are_left_for_later() {
     assert!(stage.conversation.has_blocked_input());
     stage.resume();
     assert_eq!(messages(&log).len(), 2 * MESSAGE_BUDGET);
-    assert!(stage.deliver_kept(), "by a worker");
+    assert!(stage.deliver_kept(), "a worker delivers the rest");
     assert_eq!(messages(&log).len(), wire.len());
     assert!(!stage.conversation.has_blocked_input());
     assert_eq!(stage.sent, wire);
@@ -1245,7 +1245,7 @@ fn half_a_line_buffered_for_a_worker_does_not_start_a_job() {
     assert!(stage.deliver_kept());
     assert!(stage.conversation.has_blocked_input());
     assert!(!stage.deliver_kept(), "half a line is left");
-    assert!(!stage.conversation.has_blocked_input(), "nothing can go on");
+    assert!(!stage.conversation.has_blocked_input(), "no message is complete");
 }
 
 /// A framing may have state: here, the first frame is one byte and all others are two.
@@ -1363,7 +1363,7 @@ fn messages_of_senders_are_framed_and_keep_their_order() {
     stage.drain_send_queue();
     assert_eq!(stage.sent, b"one\ntwo\n");
     stage.feed(b"f\n");
-    assert_eq!(stage.sent, b"one\ntwo\nhalf\n", "the input was left in peace");
+    assert_eq!(stage.sent, b"one\ntwo\nhalf\n", "the undelivered input is unchanged");
 }
 
 #[test]
@@ -1429,9 +1429,9 @@ fn a_message_that_cannot_be_framed_is_refused_by_its_sender() {
 
 /// A framing that writes a message and then refuses it.
 #[derive(Clone)]
-struct Picky;
+struct RefusesBad;
 
-impl Framing for Picky {
+impl Framing for RefusesBad {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         Raw.decode(input)
     }
@@ -1444,7 +1444,7 @@ impl Framing for Picky {
 
 #[test]
 fn a_message_of_a_sender_that_only_the_framing_refuses_is_dropped_and_counted() {
-    let (mut stage, sender) = with_sender(Picky, echo);
+    let (mut stage, sender) = with_sender(RefusesBad, echo);
     for message in ["one", "bad", "two", "bad"] {
         sender.send(message.as_bytes()).unwrap();
     }
@@ -1579,7 +1579,7 @@ fn quiet(_: &Call, _: &mut Context<'_>) -> HandlerResult {
 }
 
 #[test]
-fn a_handler_that_finds_no_room_is_called_when_there_is_room_again() {
+fn on_writable_is_called_when_there_is_room_again_after_room_returned_0() {
     let (mut stage, log) = start(Lines::default(), |call, cx| {
         if matches!(call, Call::Message(_) | Call::Writable) {
             while cx.room() > 0 {
@@ -1643,7 +1643,7 @@ fn a_closing_conversation_has_no_timer() {
 }
 
 #[test]
-fn events_and_messages_of_a_sender_come_in_the_order_in_which_they_were_posted() {
+fn events_and_messages_of_a_sender_keep_their_order() {
     let sender = Rc::new(RefCell::new(None));
     let own = sender.clone();
     let (mut stage, log) = start(Lines::default(), move |call, cx| {
@@ -1704,7 +1704,7 @@ fn no_message_is_delivered_while_the_input_is_paused_and_none_is_lost() {
     });
     stage.feed(b"one\nwait\ntwo\nthr");
     assert!(stage.conversation.is_paused() && stage.conversation.has_undelivered_input());
-    assert!(!stage.conversation.has_blocked_input(), "nothing is to be done with it");
+    assert!(!stage.conversation.has_blocked_input(), "the paused input is not delivered");
     assert_eq!(messages(&log), [b"one".to_vec(), b"wait".to_vec()]);
     stage.step(&[], Conversation::timer_expired);
     assert!(stage.conversation.has_blocked_input());
@@ -1734,7 +1734,7 @@ fn a_paused_conversation_that_nothing_can_resume_ends() {
 }
 
 #[test]
-fn the_end_of_the_input_is_told_to_a_paused_handler_where_nothing_undelivered_precedes_it() {
+fn on_eof_is_called_while_paused_if_no_undelivered_input_precedes_the_end() {
     let pause = |call: &Call, cx: &mut Context<'_>| {
         match call {
             Call::Open => cx.set_timer(cx.now())?,
@@ -1830,7 +1830,7 @@ fn a_conversation_that_is_idle_after_the_stop_is_told_of_ends_with_it_and_any_ot
 }
 
 #[test]
-fn the_stop_of_the_server_is_told_once_and_what_is_sent_then_goes_out() {
+fn on_stop_is_called_once_and_what_it_sends_goes_out() {
     let (mut stage, log) = start(Lines::default(), |call, cx| match call {
         Call::Stop => cx.send(b"goodbye"),
         _ => Ok(()),
@@ -1879,7 +1879,7 @@ fn a_finished_output_is_reported_once_and_later_output_is_dropped() {
 }
 
 #[test]
-fn output_past_the_framing_keeps_its_place_among_messages() {
+fn unframed_output_keeps_its_order_among_messages() {
     let (mut stage, _) = start(Lines::default(), |call, cx| {
         if let Call::Message(line) = call {
             cx.send(line)?;
@@ -1920,7 +1920,7 @@ impl Framing for Switching {
 }
 
 #[test]
-fn a_handler_changes_its_framing_and_the_bytes_behind_are_decoded_anew() {
+fn after_a_handler_changes_its_framing_the_next_bytes_are_decoded_with_it() {
     let act = |call: &Call, cx: &mut Context<'_>| {
         assert!(cx.framing::<Lines>().is_none());
         if let Call::Message(text) = call {
@@ -1985,7 +1985,7 @@ impl<A: FnMut(&Call, &mut Context<'_>) -> HandlerResult> Handler for DefaultEof<
 }
 
 #[test]
-fn by_default_the_end_of_the_peer_does_not_cut_an_answer_in_parts() {
+fn by_default_the_end_of_input_does_not_cut_an_answer_in_parts() {
     let mut stage = Stage::new(DefaultEof(three_parts()), Lines::default());
     stage.room = 1;
     stage.open().feed(b"go\n").eof();
@@ -1999,7 +1999,7 @@ fn by_default_the_end_of_the_peer_does_not_cut_an_answer_in_parts() {
 }
 
 #[test]
-fn a_framing_that_a_timer_changes_is_applied_to_the_bytes_that_wait() {
+fn a_framing_that_on_timer_changes_is_applied_to_buffered_bytes() {
     let framing: Box<dyn Framing + Send> = Box::new(Lines::default());
     let (mut stage, log) = start(framing, |call, cx| {
         if matches!(call, Call::Timer) {
@@ -2018,7 +2018,7 @@ fn a_framing_that_a_timer_changes_is_applied_to_the_bytes_that_wait() {
 }
 
 #[test]
-fn a_new_sender_checks_what_the_framing_of_today_can_send() {
+fn a_new_sender_checks_what_the_current_framing_can_send() {
     let framing: Box<dyn Framing + Send> = Box::new(Delimited::new(b"||"));
     let senders = Rc::new(RefCell::new(Vec::new()));
     let handed = senders.clone();

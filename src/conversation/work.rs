@@ -1,13 +1,13 @@
-//! What a conversation can go on with, in turn.
+//! The kinds of work of a conversation, which alternate.
 
-/// One kind of work of a conversation that is open.
+/// One kind of work of an open conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Messages and events wait in its send queue.
+    /// The send queue has messages or events.
     SendQueue,
-    /// The handler is called because there is room for output.
+    /// There is room for output, and the handler waits for it.
     Writable,
-    /// Messages were left, or its socket can be read.
+    /// Messages were left in the input, or the socket is readable.
     Input,
     /// Its timer has expired, where no list of timers tells that.
     Timer,
@@ -16,7 +16,7 @@ pub(crate) enum Work {
 impl Work {
     const ALL: [Work; 4] = [Work::SendQueue, Work::Writable, Work::Input, Work::Timer];
 
-    /// The first kind after `last` for which `is_there` holds: so each has its turn.
+    /// The first kind after `last` for which `is_there` returns true, so that no kind starves.
     pub(crate) fn next(last: Work, is_there: impl Fn(Work) -> bool) -> Option<Work> {
         (1..=4).map(|step| Work::ALL[(last as usize + step) % 4]).find(|work| is_there(*work))
     }
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_work_that_is_there_has_its_turn() {
+    fn no_kind_of_work_starves() {
         let turns = |there: &[Work]| {
             let mut last = Work::Timer;
             let mut turns = Vec::new();

@@ -4,10 +4,10 @@ use crate::address::Peer;
 use crate::connection_id::ConnectionId;
 use crate::sys::{Destination, PacketInfo, RecvMeta};
 
-mod outlet;
 mod reply_socket;
 mod retries;
 mod sender;
+mod shared_socket;
 mod unresponsive;
 
 pub(crate) use reply_socket::ReplySocket;
@@ -16,7 +16,7 @@ pub(crate) use retries::{OVERHEAD, RETRY_HIGH};
 pub(crate) use retries::{RETRY, RetryQueues, charge};
 pub use sender::DatagramSender;
 #[cfg(test)]
-pub(crate) use unresponsive::PATIENCE;
+pub(crate) use unresponsive::SEND_TIMEOUT;
 pub(crate) use unresponsive::warn_of_full_send_buffer;
 
 /// A received datagram.
@@ -24,12 +24,12 @@ pub(crate) use unresponsive::warn_of_full_send_buffer;
 pub(crate) struct Datagram {
     pub(crate) bytes: Vec<u8>,
     pub(crate) peer: Peer,
-    /// The number that it was given, if it was asked for.
+    /// Its number, if one was requested.
     pub(crate) id: Option<ConnectionId>,
     /// Where a reply goes.
     pub(crate) from: Destination,
     pub(crate) truncated: bool,
-    /// Where it was sent to, if the system has been asked to tell.
+    /// The address that it was sent to, if `IP_PKTINFO` is enabled.
     pub(crate) info: Option<PacketInfo>,
 }
 

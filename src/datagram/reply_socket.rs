@@ -1,4 +1,4 @@
-//! The socket that replies are sent on, by whichever thread.
+//! The socket that replies are sent on, by any thread.
 
 use std::io;
 use std::sync::{Arc, MutexGuard};
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::outlet::{Outlet, Queued, Queues};
 use super::sender::DatagramSender;
+use super::shared_socket::{Queued, Queues, SharedSocket};
 use crate::address::Address;
 use crate::counters::{Published, Tally};
 use crate::guard::log;
@@ -16,80 +16,80 @@ use crate::sys::{self, Destination, PacketInfo};
 use crate::token::Token;
 use crate::transport::local_addr;
 
-/// A socket on which datagrams are answered, by whichever thread.
+/// A datagram socket on which any thread sends replies.
 ///
-/// Where a loop runs beside, nobody waits for a Unix peer with a full queue: its replies are put
-/// aside, and the loop tries them again.
+/// While an event loop runs, no thread waits for a Unix peer with a full queue: the replies to this
+/// peer are queued, and the loop retries them.
 #[derive(Debug)]
 pub(crate) struct ReplySocket {
     pub(crate) socket: Arc<Socket>,
-    outlet: Arc<Outlet>,
+    shared: Arc<SharedSocket>,
 }
 
 impl ReplySocket {
     pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
-        let outlet = Arc::new(Outlet::new(socket.clone(), address));
-        ReplySocket { socket, outlet }
+        let shared = Arc::new(SharedSocket::new(socket.clone(), address));
+        ReplySocket { socket, shared }
     }
 
-    /// Where it is bound.
+    /// The address that it is bound to.
     pub(crate) fn address(&self) -> &Address {
-        &self.outlet.address
+        &self.shared.address
     }
 
-    /// The local address of a datagram: where it was sent to, if that is known, or else where the
-    /// socket is bound.
+    /// The local address of a datagram: the address that it was sent to, if that is known, or else
+    /// the address that the socket is bound to.
     pub(crate) fn local_addr(&self, info: Option<PacketInfo>) -> Address {
         local_addr(self.address(), info)
     }
 
-    /// A handle to send by from other threads.
+    /// A handle by which other threads send.
     pub(crate) fn sender(&self) -> DatagramSender {
-        DatagramSender::new(self.outlet.clone())
+        DatagramSender::new(self.shared.clone())
     }
 
-    /// What senders send is counted there from now on.
+    /// Counts what senders send in `published` from now on.
     pub(crate) fn count_into(&self, published: &Arc<Published>) {
-        self.outlet.count_into(published);
+        self.shared.count_into(published);
     }
 
-    /// The server closes the socket: no sender can use it any more.
+    /// Closes the socket for senders.
     pub(crate) fn close(&self) {
-        self.outlet.close();
+        self.shared.close();
     }
 
-    /// A run begins: from now on what finds no room is tried again by this loop, as this entry's.
+    /// Begins a run: from now on this loop retries datagrams that find no room, for the entry `token`.
     pub(crate) fn begin_run(&self, mailbox: &Arc<Mailbox>, token: Token) {
-        self.outlet.begin_run(mailbox, token);
+        self.shared.begin_run(mailbox, token);
     }
 
-    /// The loop ends: what is put aside is lost, and nothing is put aside any more.
+    /// Ends the run: queued datagrams are dropped, and no more are queued.
     pub(crate) fn end_run(&self, tally: &mut Tally) {
-        self.outlet.end_run(tally);
+        self.shared.end_run(tally);
     }
 
-    /// Holds what is put aside while a child process is forked, so that no other thread is changing it.
+    /// Locks the queue during a fork, so that no other thread is changing it.
     pub(crate) fn hold(&self) -> impl Sized {
-        let held: MutexGuard<'_, Queues> = self.outlet.queues();
+        let held: MutexGuard<'_, Queues> = self.shared.queues();
         held
     }
 
-    /// This process is a forked child: no loop of its own tries anything again.
+    /// Adapts this copy in a forked child, which has no event loop for retries.
     pub(crate) fn enter_child(&self) {
-        self.outlet.enter_child();
+        self.shared.enter_child();
     }
 
-    /// Tries those again that were put aside; after how long to try again, if some are left.
+    /// Retries the queued datagrams. Returns the time until the next retry, if some are left.
     pub(crate) fn retry(&self, now: Instant, tally: &mut Tally) -> Option<Duration> {
-        self.outlet.retry(&self.socket, now, tally)
+        self.shared.retry(&self.socket, now, tally)
     }
 
-    /// The run is about to end; how many datagrams are put aside. From now on senders add none.
+    /// Prepares the end of the run: senders can add no more datagrams. Returns how many are queued.
     pub(crate) fn drain(&self) -> usize {
-        self.outlet.drain()
+        self.shared.drain()
     }
 
-    /// Sends one datagram; a peer that has gone, or has no address, is counted and no error.
+    /// Sends one datagram. If the peer has gone or has no address, this is only counted.
     pub(crate) fn reply(&self, to: &Destination, bytes: &[u8], tally: &mut Tally) {
         match self.send(to, bytes, tally) {
             Ok(true) => {
@@ -104,7 +104,7 @@ impl ReplySocket {
         }
     }
 
-    /// Leaves a reply to the loop, if there is one: whether it did.
+    /// Queues a reply for a retry by the loop, if one runs. Returns whether it was queued.
     fn queue_retry(
         &self,
         to: &Destination,
@@ -112,12 +112,12 @@ impl ReplySocket {
         only_behind_others: bool,
         tally: &mut Tally,
     ) -> bool {
-        let queued = self.outlet.queue_retry(to, bytes, only_behind_others, false, tally);
+        let queued = self.shared.queue_retry(to, bytes, only_behind_others, false, tally);
         tally.unsent += u64::from(queued == Queued::Refused);
         queued != Queued::No
     }
 
-    /// Sends one datagram (true), or leaves it to the loop.
+    /// Sends one datagram (true), or queues it for the loop.
     fn send(&self, to: &Destination, bytes: &[u8], tally: &mut Tally) -> io::Result<bool> {
         if self.queue_retry(to, bytes, true, tally) {
             return Ok(false);
@@ -126,7 +126,7 @@ impl ReplySocket {
         loop {
             let error = match sys::send_datagram(&self.socket, to, bytes) {
                 Ok(()) => {
-                    self.outlet.record_sent(&to.address);
+                    self.shared.record_sent(&to.address);
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -140,18 +140,18 @@ impl ReplySocket {
             let deadline = match deadline {
                 Some(deadline) => deadline,
                 None => {
-                    let unresponsive = &self.outlet.queues().retries.unresponsive;
-                    let patience = unresponsive.blocking_wait_budget(&to.address, now);
-                    if patience.is_zero() {
+                    let unresponsive = &self.shared.queues().retries.unresponsive;
+                    let budget = unresponsive.blocking_wait_budget(&to.address, now);
+                    if budget.is_zero() {
                         return Err(error);
                     }
-                    *deadline.insert(now + patience)
+                    *deadline.insert(now + budget)
                 }
             };
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 let for_all = sys::is_send_buffer_full(&self.socket);
-                self.outlet.record_timeout(&to.address, now, for_all);
+                self.shared.record_timeout(&to.address, now, for_all);
                 return Err(error);
             }
             sys::wait_for_room(&self.socket, to, left)?;
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_reply_lost_without_a_wait_does_not_change_the_record_of_unresponsive_peers() {
-        let directory = std::env::temp_dir().join(format!("deaf-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("unresponsive-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let server = UnixDatagram::bind(directory.join("server")).unwrap();
         server.set_nonblocking(true).unwrap();
@@ -184,10 +184,10 @@ mod tests {
         while tally.unsent == 0 {
             reply_socket.reply(&to, b"unread", &mut tally);
         }
-        let remembered = format!("{:?}", reply_socket.outlet.queues().retries.unresponsive);
+        let recorded = format!("{:?}", reply_socket.shared.queues().retries.unresponsive);
         reply_socket.reply(&to, b"lost at once", &mut tally);
         assert_eq!(tally.unsent, 2);
-        assert_eq!(format!("{:?}", reply_socket.outlet.queues().retries.unresponsive), remembered);
+        assert_eq!(format!("{:?}", reply_socket.shared.queues().retries.unresponsive), recorded);
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

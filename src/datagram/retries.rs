@@ -1,4 +1,4 @@
-//! Replies that are put aside because a Unix peer's queue is full, to be tried again soon.
+//! The retry queues: replies that wait because the queue of a Unix peer is full.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -6,39 +6,39 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
 
-use super::unresponsive::{PATIENCE, UnresponsivePeers};
+use super::unresponsive::{SEND_TIMEOUT, UnresponsivePeers};
 use crate::counters::Tally;
 use crate::sys::{self, Destination};
 
-/// A Unix peer with a full queue does not show in the poller: it is tried again so often, while no
-/// more than [`PEERS_PER_RETRY`] are.
+/// The retry interval. The poller does not report room in the queue of a Unix peer. The interval is
+/// longer if more than [`PEERS_PER_RETRY`] peers wait.
 pub(crate) const RETRY: Duration = Duration::from_millis(2);
 
-/// How many peers are tried again in one [`RETRY`]: where more wait, all are tried less often.
+/// How many peers are retried per [`RETRY`]: if more wait, all are retried less often.
 const PEERS_PER_RETRY: usize = 128;
 
-/// How much may be put aside for such peers, in bytes; what is over it is lost.
+/// The limit of queued replies, in bytes; further replies are dropped.
 pub(crate) const RETRY_HIGH: usize = 1 << 20;
 
-/// What a reply that waits is charged for beside its bytes, so that empty ones are bounded too.
+/// How many bytes a queued reply counts in addition to its own, so that empty replies are bounded too.
 pub(crate) const OVERHEAD: usize = 64;
 
-/// What a reply that waits is charged for.
+/// How many bytes a queued reply counts.
 pub(crate) fn charge(bytes: usize) -> usize {
     bytes + OVERHEAD
 }
 
-/// The replies that are put aside on one socket.
+/// The queued replies of one socket.
 #[derive(Debug, Default)]
 pub(crate) struct RetryQueues {
     peers: HashMap<SockAddr, PeerQueue>,
     charge: usize,
     count: usize,
-    /// Peers for which nothing is put aside.
+    /// Peers that were found unresponsive.
     pub(crate) unresponsive: UnresponsivePeers,
 }
 
-/// What is put aside for one peer, in order, and since when.
+/// The queued replies to one peer, in order, with the time when each was queued.
 #[derive(Debug)]
 struct PeerQueue {
     to: Destination,
@@ -50,28 +50,28 @@ impl RetryQueues {
         self.peers.is_empty()
     }
 
-    /// How many replies are put aside.
+    /// How many replies are queued.
     pub(crate) fn len(&self) -> usize {
         self.count
     }
 
-    /// How much that is, in bytes.
+    /// The size of all queued replies, in bytes.
     pub(crate) fn charge(&self) -> usize {
         self.charge
     }
 
-    /// After how long to try again, if anything is put aside.
+    /// The time until the next retry, if any reply is queued.
     pub(crate) fn interval(&self) -> Option<Duration> {
         let steps = 1 + self.peers.len() / PEERS_PER_RETRY;
         (!self.is_empty()).then(|| RETRY * steps as u32)
     }
 
-    /// Whether something is put aside for this peer: a later reply is not to overtake it.
+    /// Whether replies to this peer are queued: a later reply must not overtake them.
     pub(crate) fn has(&self, peer: &SockAddr) -> bool {
         !self.peers.is_empty() && self.peers.contains_key(peer)
     }
 
-    /// Puts a reply aside; with too much aside it is lost, as datagrams are.
+    /// Queues a reply; if the queue is full, the reply is dropped.
     pub(crate) fn put(
         &mut self,
         to: Destination,
@@ -90,7 +90,7 @@ impl RetryQueues {
         queue.replies.push_back((now, bytes));
     }
 
-    /// Tries those again that were put aside. One that has waited too long is lost.
+    /// Retries the queued replies. A reply that has waited too long is dropped.
     pub(crate) fn retry(&mut self, socket: &Socket, now: Instant, tally: &mut Tally) {
         let RetryQueues { peers, charge: charged, count, unresponsive } = self;
         let mut nobody = false;
@@ -111,7 +111,7 @@ impl RetryQueues {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         full = true;
                         nobody = nobody || sys::is_send_buffer_full(socket);
-                        if now.duration_since(*since) < PATIENCE {
+                        if now.duration_since(*since) < SEND_TIMEOUT {
                             return true;
                         }
                         unresponsive.record_timeout(peer, now, nobody);
@@ -131,7 +131,7 @@ impl RetryQueues {
         }
     }
 
-    /// Gives up what is put aside.
+    /// Drops the queued replies.
     pub(crate) fn give_up(&mut self, tally: &mut Tally) {
         tally.unsent += self.count as u64;
         self.peers.clear();
@@ -139,7 +139,7 @@ impl RetryQueues {
     }
 }
 
-/// For how many peers there stays room when nothing is put aside any more.
+/// The capacity, in peers, that is kept when the queue is empty.
 const KEPT_PEERS: usize = 64;
 
 #[cfg(test)]
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_more_peers_wait_the_less_often_they_are_tried_again() {
+    fn the_more_peers_wait_the_longer_is_the_retry_interval() {
         let (mut retries, mut tally) = (RetryQueues::default(), Tally::default());
         let mut intervals = vec![retries.interval()];
         for number in 0..4 * PEERS_PER_RETRY {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::outlet::Outlet;
+use super::shared_socket::SharedSocket;
 use crate::address::Peer;
 use crate::error::SendError;
 use crate::sys::Destination;
@@ -13,8 +13,8 @@ use crate::transport::sock_addr_of;
 /// [`Context::datagram_sender`](crate::Context::datagram_sender) or
 /// [`Server::datagram_sender`](crate::Server::datagram_sender).
 ///
-/// It sends from the socket that the server receives on, so that a peer sees the address which it
-/// knows. It does not keep the socket open, nor the server alive.
+/// It sends on the socket that the server receives on, so a peer sees the address that it knows. It
+/// keeps neither the socket open nor the server alive.
 ///
 /// ```
 /// use std::net::UdpSocket;
@@ -36,50 +36,51 @@ use crate::transport::sock_addr_of;
 /// ```
 #[derive(Clone)]
 pub struct DatagramSender {
-    outlet: Arc<Outlet>,
+    shared: Arc<SharedSocket>,
 }
 
 impl fmt::Debug for DatagramSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DatagramSender").field("address", &self.outlet.address).finish()
+        f.debug_struct("DatagramSender").field("address", &self.shared.address).finish()
     }
 }
 
 impl DatagramSender {
-    pub(super) fn new(outlet: Arc<Outlet>) -> Self {
-        DatagramSender { outlet }
+    pub(super) fn new(shared: Arc<SharedSocket>) -> Self {
+        DatagramSender { shared }
     }
 
-    /// Sends one datagram from this thread, at once, whether the server's loop runs, sleeps or has not
-    /// begun. It does not wait.
+    /// Sends one datagram from this thread, at once, even if the server's event loop sleeps or has
+    /// not begun. It does not wait.
     ///
-    /// Where the queue of a Unix peer is full, the datagram is left to the loop, which tries it again
-    /// for half a second as it does with a reply; it is refused where no loop runs, where 512 KiB of
-    /// datagrams wait already (each counts as its bytes and 64 more), where the peer has let others
-    /// wait in vain within the last five seconds, and when the server has begun to stop. Where a UDP
-    /// socket's own send buffer is full, the datagram is refused.
+    /// If the queue of a Unix peer is full, the datagram is queued, and the event loop retries it
+    /// for half a second, as it does with a reply. The datagram is refused if no loop runs, if 512
+    /// KiB of datagrams are queued already (each counts as its bytes and 64 more), if another
+    /// datagram to this peer timed out within the last five seconds, or if the server has begun to
+    /// stop. If the send buffer of a UDP socket is full, the datagram is refused.
     ///
-    /// What one thread sends to one peer is sent in that order. A handler's own replies go out when it
-    /// has returned, and so come after what it sends by a handle.
+    /// The datagrams of one thread to one peer are sent in order. A handler's own replies are sent
+    /// after it has returned, so they follow the datagrams that it sends by a `DatagramSender`.
     ///
-    /// What is sent is counted in [`Counters::replies`](crate::Counters::replies); a datagram that the
-    /// system does not send, or that waits in vain, in [`Counters::unsent`](crate::Counters::unsent).
+    /// A sent datagram is counted in [`Counters::replies`](crate::Counters::replies); a datagram
+    /// that the system does not send, or that times out in the queue, in
+    /// [`Counters::unsent`](crate::Counters::unsent).
     ///
-    /// In a child process under [`Forking`](crate::Forking) the handle to the socket of the child's own
-    /// request works as well, without a loop and without counting; that of another service is closed.
+    /// In a child process under [`Forking`](crate::Forking) the `DatagramSender` of the child's own
+    /// request works too, without retries and without counting; that of another service is closed.
     ///
     /// # Errors
     ///
     /// The datagram is not sent:
     ///
     /// * [`SendError::Closed`] when the server is dropped,
-    /// * [`SendError::Full`] when there is no room for it,
+    /// * [`SendError::Full`] when there is no room for it, as described above,
     /// * [`SendError::Unaddressable`] when the peer has no address that the socket can send to, see
     ///   [`Context::send_to`](crate::Context::send_to),
-    /// * [`SendError::Os`] with what the system says: the peer has gone, cannot be reached, the message
-    ///   is too long.
+    /// * [`SendError::Os`] with the error of the system: the peer has gone or cannot be reached, or the
+    ///   message is too long.
     pub fn send_to(&self, peer: &Peer, message: &[u8]) -> Result<(), SendError> {
-        let to = sock_addr_of(peer, &self.outlet.address).map_err(|_| SendError::Unaddressable)?;
-        self.outlet.send(&Destination::new(to), message)
+        let to = sock_addr_of(peer, &self.shared.address).map_err(|_| SendError::Unaddressable)?;
+        self.shared.send(&Destination::new(to), message)
     }
 }

@@ -18,18 +18,19 @@ use crate::mailbox::Job;
 use crate::sys::{self, Batch, Destination, RecvMeta};
 use crate::transport::peer_of;
 
-/// How many datagrams are received before others come first.
+/// How many datagrams a call receives before other entries are served.
 const RECEIVE_BUDGET: usize = 128;
 
-/// How many receives may fail one after the other before receiving pauses.
+/// How many receives may fail in a row before receiving pauses.
 const FAILURES: u32 = 16;
 
-/// Who answers datagrams.
+/// A dispatcher that serves datagrams.
 pub(crate) trait DatagramDispatcher: Dispatcher {
-    /// Takes a datagram: answers it into the output buffer of `cx`, or has it answered elsewhere.
+    /// Serves a datagram: puts the replies into the output buffer of `cx`, or passes the datagram
+    /// on.
     fn dispatch(&mut self, bytes: &[u8], peer: Peer, received: &RecvMeta, cx: &mut LoopCx);
 
-    /// What was lent comes home: where its replies go, and what they refer to.
+    /// Takes back a finished job; returns the destination and the bytes to which its replies refer.
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         let _ = (work, cx);
         None
@@ -45,12 +46,12 @@ pub(crate) struct Datagrams<'a> {
     hooks: Box<dyn ListenerHooks + 'a>,
     received: Vec<RecvMeta>,
     replies: Replies,
-    /// What is sent beside the loop; the loop retries what it has put aside.
+    /// The socket as senders outside of the loop use it; the loop retries what they have queued.
     reply_socket: &'a ReplySocket,
     log_limiter: LogLimiter,
-    /// How many receives have failed one after the other.
+    /// How many receives have failed in a row.
     failures: u32,
-    /// Nothing is received until then, and then for twice as long if it fails again.
+    /// Nothing is received until this time. Each further failure doubles the pause.
     paused_until: Option<Instant>,
     pause: Duration,
 }
@@ -95,8 +96,8 @@ impl<'a> Datagrams<'a> {
             }
             let most = budget.min(cx.run.accepts_left).min(self.dispatcher.burst());
             match self.batch.receive(self.socket, most, &mut self.received) {
-                // Unlike a stream, a datagram socket has been drained only when it says so itself;
-                // but a batch that was not filled is as good: the next edge is for the next one.
+                // A datagram socket is drained when the kernel says so, unlike a stream. A batch
+                // that was not filled says the same: the next datagram causes a new edge.
                 Ok(drained) => {
                     if drained {
                         cx.call.readiness.remove(Readiness::READABLE);
@@ -111,11 +112,11 @@ impl<'a> Datagrams<'a> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     budget = budget.saturating_sub(1);
-                    self.not_received(&error, cx);
+                    self.on_receive_error(&error, cx);
                 }
             }
             budget = budget.saturating_sub(self.received.len());
-            self.answer_all(cx);
+            self.dispatch_all(cx);
             self.replies.send(self.socket, cx);
             if self.dispatcher.burst() == 1 && cx.call.readiness.has(Readiness::READABLE) {
                 return PostAction::Requeue;
@@ -124,31 +125,31 @@ impl<'a> Datagrams<'a> {
         PostAction::Wait
     }
 
-    /// A receive has failed. What the network says of an earlier reply is said once, and the next
-    /// call goes on; for what may stay, such as a want of memory, receiving pauses.
-    fn not_received(&mut self, error: &io::Error, cx: &mut LoopCx) {
-        cx.scratch.tally.unsent += u64::from(is_of_a_reply(error));
+    /// Handles a failed receive. An error that reports a failed reply is logged, and receiving
+    /// continues. An error that may persist, such as a lack of memory, pauses receiving.
+    fn on_receive_error(&mut self, error: &io::Error, cx: &mut LoopCx) {
+        cx.scratch.tally.unsent += u64::from(is_reply_error(error));
         self.failures += 1;
         if !is_exhaustion(error) && self.failures < FAILURES {
             return log::debug!("{}: {error}", self.address);
         }
         cx.scratch.tally.accept_pauses += 1;
         if let Some(times) = self.log_limiter.record(cx.turn.now) {
-            log::warn!("{} pauses ({times} times by now): {error}", self.address);
+            log::warn!("{} pauses receiving ({times} times so far): {error}", self.address);
         }
         self.paused_until = Some(cx.turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         cx.deadline_changed();
     }
 
-    /// Receives again after a pause.
+    /// Resumes receiving after a pause.
     fn resume(&mut self, cx: &mut LoopCx) {
         if self.paused_until.take().is_some() {
             cx.deadline_changed();
         }
     }
 
-    fn answer_all(&mut self, cx: &mut LoopCx) {
+    fn dispatch_all(&mut self, cx: &mut LoopCx) {
         let mut received = std::mem::take(&mut self.received);
         for (number, datagram) in received.drain(..).enumerate() {
             cx.scratch.tally.datagrams += 1;
@@ -170,7 +171,7 @@ impl<'a> Datagrams<'a> {
 
 impl EventSource for Datagrams<'_> {
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.dispatcher.look(cx);
+        self.dispatcher.on_ready(cx);
         self.run(cx)
     }
 
@@ -181,7 +182,7 @@ impl EventSource for Datagrams<'_> {
         self.run(cx)
     }
 
-    /// Something has been put aside by whoever sends beside the loop.
+    /// A sender outside of the loop has queued a datagram.
     fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
         if self.replies.retry_at.is_none() {
             self.replies.retry_at = Some(cx.turn.now + RETRY);
@@ -200,11 +201,11 @@ impl EventSource for Datagrams<'_> {
         let (retry, resume) = (is_due(self.replies.retry_at), is_due(self.paused_until));
         let stalled = is_due(self.replies.stalled_until);
         if retry {
-            let beside = self.reply_socket.retry(cx.turn.now, &mut cx.scratch.tally);
-            self.replies.retry(self.socket, beside, cx);
+            let sender_retry = self.reply_socket.retry(cx.turn.now, &mut cx.scratch.tally);
+            self.replies.retry(self.socket, sender_retry, cx);
         }
         if stalled {
-            self.replies.try_once_more(self.socket, cx);
+            self.replies.retry_or_drop(self.socket, cx);
         }
         if resume {
             self.resume(cx);
@@ -221,9 +222,9 @@ impl EventSource for Datagrams<'_> {
         self.replies.len() + self.reply_socket.drain()
     }
 
-    /// What could not be delivered by the end of a run is lost.
+    /// What is still queued at the end of a run is lost.
     fn finish(&mut self, cx: &mut LoopCx) {
-        self.replies.give_up(&mut cx.scratch.tally);
+        self.replies.drop_all(&mut cx.scratch.tally);
         self.reply_socket.end_run(&mut cx.scratch.tally);
     }
 
@@ -243,8 +244,8 @@ impl EventSource for Datagrams<'_> {
     }
 }
 
-/// Whether the network says that an earlier reply has not come to its peer, see icmp(7).
-fn is_of_a_reply(error: &io::Error) -> bool {
+/// Whether the error reports that an earlier reply did not reach its peer: see icmp(7).
+fn is_reply_error(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(
@@ -282,15 +283,15 @@ mod tests {
     use crate::server_state::ServerState;
 
     /// A dispatcher and hooks that do nothing.
-    struct Nobody;
+    struct DoesNothing;
 
-    impl Dispatcher for Nobody {}
+    impl Dispatcher for DoesNothing {}
 
-    impl DatagramDispatcher for Nobody {
+    impl DatagramDispatcher for DoesNothing {
         fn dispatch(&mut self, _: &[u8], _: Peer, _: &RecvMeta, _: &mut LoopCx) {}
     }
 
-    impl ListenerHooks for Nobody {
+    impl ListenerHooks for DoesNothing {
         fn prepare(
             &mut self,
             _: BorrowedFd<'_>,
@@ -316,11 +317,11 @@ mod tests {
 
     #[test]
     fn a_socket_that_keeps_failing_is_paused_longer_each_time_and_counts_no_unsent_reply() {
-        // The socket is not connected, so that each receive fails.
+        // Each receive fails, because the socket is not connected.
         let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let mut batch = Batch::new(100);
-        let (dispatcher, hooks) = (Box::new(Nobody), Box::new(Nobody));
+        let (dispatcher, hooks) = (Box::new(DoesNothing), Box::new(DoesNothing));
         let reply_socket = ReplySocket::new(Arc::new(broken), Arc::new(address));
         let mut datagrams = Datagrams::new(&reply_socket, &mut batch, dispatcher, hooks);
         let run = Arc::new(ServerState::new().unwrap()).begin();
@@ -347,7 +348,7 @@ mod tests {
         }
         for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH] {
             let error = io::Error::from_raw_os_error(errno);
-            assert!(is_of_a_reply(&error) && !is_exhaustion(&error));
+            assert!(is_reply_error(&error) && !is_exhaustion(&error));
         }
     }
 }

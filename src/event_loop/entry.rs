@@ -10,34 +10,34 @@ use super::EventLoop;
 use super::source::{EventSource, Readiness};
 use crate::token::{MAX_SLOTS, Token};
 
-/// One listener or connection: small and uniform, so that a walk over many is cheap.
+/// One listener or connection: small and of one type, so that to iterate over many is cheap.
 pub(super) struct Entry<'a> {
     pub(super) token: Token,
-    /// The listener it came from; a listener's own token.
+    /// The listener that accepted it; for a listener, its own token.
     pub(super) parent: Token,
     pub(super) readiness: Readiness,
     pub(super) descriptor: RawFd,
-    /// It stands in the ready list.
+    /// The entry is in the ready list.
     pub(super) listed: bool,
-    /// It is over; its slot is free after this batch of events.
+    /// The entry is removed; its slot is freed at the end of the turn.
     pub(super) removed: bool,
-    /// Its deadline in the timers.
+    /// The deadline of the entry in the timers.
     pub(super) armed: Option<Instant>,
     pub(super) source: Box<dyn EventSource + 'a>,
 }
 
 impl Entry<'_> {
-    /// Puts it into the ready list, once.
+    /// Adds the entry to the ready list, once.
     #[inline]
-    pub(super) fn line_up(&mut self, ready: &mut VecDeque<Token>) {
+    pub(super) fn add_to_ready_list(&mut self, ready: &mut VecDeque<Token>) {
         if !std::mem::replace(&mut self.listed, true) {
             ready.push_back(self.token);
         }
     }
 }
 
-/// Whether an entry is called at once; who moves much, or could have gone on already, is called from
-/// the ready list.
+/// Whether the entry is called at once. An entry that transferred much in its last call, or that is
+/// in the ready list already, is called from the ready list.
 #[inline]
 pub(super) fn may_run_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
     if entry.listed {
@@ -45,14 +45,15 @@ pub(super) fn may_run_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) ->
     }
     let is_heavy = entry.readiness.has(Readiness::BULK);
     if is_heavy {
-        entry.line_up(ready);
+        entry.add_to_ready_list(ready);
     }
     !is_heavy
 }
 
-/// As [`may_run_now`], of a connection with mail. One that is called later has not only input then: it
-/// is not served by the plain case, which does not look at the send queue.
-pub(super) fn may_take_mail_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
+/// As [`may_run_now`], for a connection with a notification. If the connection is called later, it
+/// also has to serve its send queue. So it is marked to skip the fast path, which does not check
+/// the send queue.
+pub(super) fn may_notify_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Token>) -> bool {
     let now = may_run_now(entry, ready);
     if !now {
         entry.readiness.add(Readiness::BULK);
@@ -60,7 +61,7 @@ pub(super) fn may_take_mail_now(entry: &mut Entry<'_>, ready: &mut VecDeque<Toke
     now
 }
 
-/// The entry a token names, if it is still that one and alive.
+/// The entry of a token, if it is still in the slab.
 #[inline]
 pub(super) fn entry_of<'s, 'a>(
     slab: &'s mut Slab<Entry<'a>>,
@@ -70,7 +71,7 @@ pub(super) fn entry_of<'s, 'a>(
 }
 
 impl EventLoop<'_> {
-    /// A token for the next entry; no token is ever used twice.
+    /// Returns a token for the next entry. No token is ever used twice.
     pub(super) fn next_token(&mut self) -> Token {
         *self.resources.generation = self.resources.generation.wrapping_add(1);
         Token::new(self.slab.vacant_key().min(MAX_SLOTS - 1), *self.resources.generation)
@@ -99,10 +100,10 @@ mod tests {
     use crate::sender::Sender;
     use crate::server_state::ServerState;
 
-    /// Gives its sender away, and echoes.
-    struct Giving(mpsc::Sender<Sender>);
+    /// A handler that passes its sender to the test, and echoes.
+    struct SharesSender(mpsc::Sender<Sender>);
 
-    impl Handler for Giving {
+    impl Handler for SharesSender {
         fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
             Ok(self.0.send(cx.sender()?)?)
         }
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_stands_in_the_ready_list_when_its_mail_comes_looks_at_its_send_queue() {
+    fn a_connection_in_the_ready_list_serves_its_send_queue_when_it_is_notified() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let ours = Socket::from(listener.accept().unwrap().0);
@@ -132,22 +133,22 @@ mod tests {
             generation: &mut generation,
         });
         let (give, given) = mpsc::channel();
-        let (handler, peer) = (Giving(give).into(), Peer::from(theirs.local_addr().unwrap()));
+        let (handler, peer) = (SharesSender(give).into(), Peer::from(theirs.local_addr().unwrap()));
         let conversation = Conversation::new(handler, Raw.into(), peer, ConnectionId::next());
         let descriptor = ours.as_raw_fd();
         let source = Box::new(Connection::new(ours, conversation, Rc::default(), Instant::now()));
         event_loop.add_connection(NewConnection { source, descriptor, parent: Token::WAKE });
-        let sender = given.try_recv().expect("it is open");
-        // As after its deadline has come while it waited for its turn.
+        let sender = given.try_recv().expect("the connection is open");
+        // The state after its deadline has expired while it was in the ready list.
         let entry = &mut event_loop.slab[0];
-        entry.line_up(&mut event_loop.ready);
+        entry.add_to_ready_list(&mut event_loop.ready);
         assert!(!entry.readiness.has(Readiness::BULK));
-        sender.send(b"from elsewhere").unwrap();
-        event_loop.serve_mail();
+        sender.send(b"from a sender").unwrap();
+        event_loop.serve_notifications();
         theirs.write_all(b"input").unwrap();
         event_loop.run_turn(Some(Duration::ZERO), None).unwrap();
         theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let mut received = vec![0; "from elsewhere".len() + "input".len()];
+        let mut received = vec![0; "from a sender".len() + "input".len()];
         theirs.read_exact(&mut received).expect("the message and the echo");
     }
 }

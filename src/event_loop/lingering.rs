@@ -1,4 +1,5 @@
-//! Lingering connections: closed by the handler, their input discarded until the output has arrived.
+//! Lingering connections: the handler has closed them, and their input is discarded until the peer
+//! has its output.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,14 +10,14 @@ use socket2::Socket;
 use super::source::{EventSource, LoopCx, PostAction};
 use crate::closing::{Linger, Lingering};
 
-/// A connection that was served on the loop's thread by blocking and now lingers on the loop, so that it
-/// does not hold up the next one.
+/// A connection that was served by blocking on the loop's thread and now lingers on the loop, so
+/// that the thread can serve the next one.
 pub(crate) struct LingeringConnection(Lingering);
 
 impl LingeringConnection {
     /// # Errors
     ///
-    /// Where it cannot be made non-blocking.
+    /// The socket cannot be set to non-blocking.
     pub(crate) fn new(lingering: Lingering) -> io::Result<Self> {
         lingering.socket.set_nonblocking(true)?;
         Ok(LingeringConnection(lingering))
@@ -26,7 +27,7 @@ impl LingeringConnection {
         self.0.socket.as_raw_fd()
     }
 
-    fn look(&mut self, cx: &mut LoopCx) -> PostAction {
+    fn check(&mut self, cx: &mut LoopCx) -> PostAction {
         let Lingering { socket, linger } = &mut self.0;
         cx.with_buffer(|buffer, cx| linger_on(socket, linger, buffer, cx))
     }
@@ -38,11 +39,11 @@ impl EventSource for LingeringConnection {
     }
 
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.look(cx)
+        self.check(cx)
     }
 
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.look(cx)
+        self.check(cx)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -50,12 +51,12 @@ impl EventSource for LingeringConnection {
     }
 
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.look(cx)
+        self.check(cx)
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.0.linger.hurry(cx.turn.now);
-        self.look(cx)
+        self.0.linger.shorten(cx.turn.now);
+        self.check(cx)
     }
 
     fn finish(&mut self, cx: &mut LoopCx) {
@@ -64,7 +65,7 @@ impl EventSource for LingeringConnection {
     }
 }
 
-/// Discards input until the peer has ended or has all of its output; [`Linger`] bounds it.
+/// Discards input until the peer has ended or has all of its output; [`Linger`] limits it.
 pub(super) fn linger_on(
     socket: &Socket,
     linger: &mut Linger,
@@ -78,7 +79,7 @@ pub(super) fn linger_on(
     PostAction::Wait
 }
 
-/// State of a connection that most never have; boxed, so that an idle connection stays small.
+/// Rare state of a connection; boxed, so that an idle connection stays small.
 pub(super) enum Rare {
     /// The conversation is closed; input is discarded until the peer has its output.
     Lingering(Linger),

@@ -1,4 +1,4 @@
-//! The listener of a stream: accepts in bursts, and survives whatever accept(2) says.
+//! A stream listener: accepts in batches, and handles every error of accept(2).
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,58 +18,58 @@ use crate::log_limiter::LogLimiter;
 use crate::sys;
 use crate::transport::peer_of;
 
-/// How many connections are accepted in one turn, however often the listener is called in it.
+/// How many connections a listener accepts in one turn, over all calls of that turn.
 const ACCEPT_BUDGET: usize = 64;
 
-/// How many clients are turned away each time that descriptors have run out.
+/// How many clients are accepted and closed at once each time that descriptors have run out.
 const SHED_BUDGET: usize = 16;
 
-/// How many accepts fail in a row, for reasons that should pass, before the listener pauses.
+/// How many accepts may fail in a row, for temporary reasons, before the listener pauses.
 const FAILURE_BUDGET: usize = 64;
 
-/// How long a listener waits when descriptors or memory have run out: first, and at most.
+/// How long a listener pauses when descriptors or memory have run out: at first, and at most.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Who takes accepted connections.
+/// A dispatcher that serves accepted connections.
 pub(crate) trait StreamDispatcher: Dispatcher {
-    /// Whether the connections it takes are to be non-blocking.
+    /// Whether accepted sockets are set to non-blocking.
     fn nonblocking(&self) -> bool;
 
-    /// Takes a connection.
+    /// Serves an accepted connection.
     fn dispatch(&mut self, stream: AcceptedStream, cx: &mut LoopCx);
 }
 
-/// A listener in the slab.
+/// A stream listener in the slab.
 pub(crate) struct Listener<'a> {
     socket: &'a Socket,
     address: &'a Address,
     dispatcher: Box<dyn StreamDispatcher + 'a>,
     hooks: Box<dyn ListenerHooks + 'a>,
-    /// Nothing is accepted until then, and then for twice as long if it fails again.
+    /// The listener accepts nothing until this time. Each further failure doubles the pause.
     paused_until: Option<Instant>,
     pause: Duration,
-    /// How many accepts are left of this turn, which is the one that began then.
+    /// How many accepts are left in the turn that began at this time.
     budget: usize,
     turn_began: Option<Instant>,
     /// How many accepts have failed in a row.
     failures: usize,
     log_limiter: LogLimiter,
-    /// It can accept no more, or never could.
+    /// The listener no longer accepts, or its socket never listened.
     closed: bool,
-    /// Connections that were made elsewhere, and come first.
+    /// Connections that were handed over by the user; they are served first.
     handed: &'a mut VecDeque<Socket>,
 }
 
-/// What accept(2) has said, as far as it matters.
+/// The classes of errors of accept(2).
 enum AcceptError {
-    /// Nobody is waiting.
+    /// No client waits.
     Drained,
-    /// This one is gone, or the call was interrupted: on to the next.
+    /// This connection is gone, or the call was interrupted: accept the next one.
     Next,
     /// Descriptors or memory have run out.
     Exhausted,
-    /// This listener is no listener.
+    /// The socket does not listen.
     Fatal,
 }
 
@@ -110,8 +110,8 @@ impl<'a> Listener<'a> {
         }
     }
 
-    /// Accepts those who wait. A listener that pauses until `pause` tries because something has
-    /// become free; where that is not enough for all, the others wait on and the pause with them.
+    /// Accepts waiting clients. If the listener pauses until `pause`, it retries because a
+    /// descriptor or memory has been freed. If descriptors run out again, the pause continues.
     fn accept(&mut self, pause: Option<Instant>, cx: &mut LoopCx) -> PostAction {
         if self.closed && self.handed.is_empty() {
             return PostAction::Wait;
@@ -121,7 +121,8 @@ impl<'a> Listener<'a> {
         }
         while self.budget > 0 {
             self.budget -= 1;
-            // Asked before the call: who is not accepted waits in the kernel's queue.
+            // Checked before the call, so that a client that cannot be served stays in the kernel's
+            // queue.
             if !cx.may_accept() || !self.dispatcher.has_room() {
                 return PostAction::Wait;
             }
@@ -148,7 +149,7 @@ impl<'a> Listener<'a> {
                         return PostAction::Wait;
                     }
                     AcceptError::Fatal => {
-                        log::error!("{} accepts no more: {error}", self.address);
+                        log::error!("{} stops accepting: {error}", self.address);
                         self.closed = true;
                         return PostAction::Wait;
                     }
@@ -158,7 +159,7 @@ impl<'a> Listener<'a> {
         PostAction::Requeue
     }
 
-    /// Takes a connection that was made elsewhere.
+    /// Serves a connection that was handed over.
     fn take(&mut self, socket: Socket, cx: &mut LoopCx) {
         let peer = socket.peer_addr().and_then(|address| {
             socket.set_nonblocking(self.dispatcher.nonblocking())?;
@@ -166,7 +167,9 @@ impl<'a> Listener<'a> {
         });
         match peer {
             Ok(peer) => self.accepted(socket, peer, cx),
-            Err(error) => log::warn!("a connection handed over is no connection: {error}"),
+            Err(error) => {
+                log::warn!("a socket that was handed over is not a connected socket: {error}")
+            }
         }
     }
 
@@ -184,24 +187,24 @@ impl<'a> Listener<'a> {
         }
     }
 
-    /// Nobody waits: the next who comes is told of by the poller.
+    /// No client waits: the poller reports the next one.
     fn drained(&mut self, cx: &mut LoopCx) {
         self.failures = 0;
         cx.call.readiness.remove(Readiness::READABLE);
         cx.keep_reserve();
     }
 
-    /// Turns some clients away with the descriptor kept for it, and waits a while.
+    /// Accepts and closes some clients with the reserve descriptor, and pauses.
     fn exhausted(&mut self, error: &io::Error, cx: &mut LoopCx) {
-        // Where descriptors have run out, accept(2) says so before it looks whether anyone waits.
-        let mut nobody_waits = false;
+        // When descriptors have run out, accept(2) fails before it checks whether a client waits.
+        let mut is_empty = false;
         let mut shed = 0;
         if cx.run.reserve.take().is_some() {
-            while shed < SHED_BUDGET && !nobody_waits {
+            while shed < SHED_BUDGET && !is_empty {
                 match sys::accept(self.socket, true) {
                     Ok(_) => shed += 1,
                     Err(error) if matches!(classify(&error), AcceptError::Drained) => {
-                        nobody_waits = true;
+                        is_empty = true;
                     }
                     Err(_) => break,
                 }
@@ -209,12 +212,12 @@ impl<'a> Listener<'a> {
         }
         cx.keep_reserve();
         cx.scratch.tally.shed_no_fd += shed as u64;
-        if nobody_waits && shed == 0 {
+        if is_empty && shed == 0 {
             return self.drained(cx);
         }
         cx.scratch.tally.accept_pauses += 1;
         if let Some(times) = self.log_limiter.record(cx.turn.now) {
-            log::warn!("{} pauses ({times} times by now): {error}", self.address);
+            log::warn!("{} pauses accepting ({times} times so far): {error}", self.address);
         }
         self.paused_until = Some(cx.turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -225,7 +228,7 @@ impl<'a> Listener<'a> {
 
 impl EventSource for Listener<'_> {
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
-        self.dispatcher.look(cx);
+        self.dispatcher.on_ready(cx);
         if !self.handed.is_empty() {
             cx.call.readiness.add(Readiness::READABLE);
         }

@@ -1,9 +1,12 @@
-//! The loop: one poller, one slab of listeners and connections, and a turn that serves whoever is
-//! ready.
+//! The event loop: one poller, one slab of listeners and connections.
 //!
-//! **Invariant:** edge-triggering never shows. What is known of a descriptor is kept in its entry
-//! until an attempt shows otherwise, and who could go on but has used up its share stands in the
-//! ready list; while that is not empty, the poller is not waited for.
+//! A *turn* is one iteration of the event loop: it waits for events, then serves the entries that
+//! are ready, the notifications of the mailbox and the deadlines that have expired.
+//!
+//! **Invariant:** edge-triggered events are not visible outside this module. The readiness of a
+//! descriptor stays in its entry until a system call returns `EAGAIN` or the like. An entry that
+//! has more to do but has used up its budget is in the ready list. While the ready list is not
+//! empty, the loop does not sleep in the poller.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +21,7 @@ use crate::address::Origin;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
-use crate::mailbox::{Mail, abandon};
+use crate::mailbox::{Notification, abandon};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, SignalWatch};
 use crate::token::Token;
@@ -39,7 +42,7 @@ mod water_marks;
 
 pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
-use entry::{Entry, entry_of, may_run_now, may_take_mail_now};
+use entry::{Entry, entry_of, may_notify_now, may_run_now};
 pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
 pub(crate) use poll::{EVENTS, LoopResources};
@@ -51,29 +54,29 @@ use source::{ListenerParts, PostAction, Readiness};
 use timers::Timers;
 pub(crate) use water_marks::{OutputLimits, WaterMarks};
 
-/// How many pieces of mail a turn takes.
-const MAIL_BUDGET: usize = 1024;
+/// How many notifications a turn takes from the mailbox.
+const NOTIFICATION_BUDGET: usize = 1024;
 
-/// How much those who could go on may read and answer together, in bytes, before it is looked who
-/// else is ready.
+/// How many bytes the entries of the ready list may read and use of their budgets together, before
+/// the loop polls for new events.
 const REQUEUED_BUDGET: u64 = 64 * 1024;
 
-/// How many deadlines a turn looks after.
+/// How many expired deadlines a turn serves.
 const EXPIRY_BUDGET: usize = 256;
 
-/// One run of the loop.
+/// An event loop, for one run of the server.
 pub(crate) struct EventLoop<'a> {
     resources: LoopResources<'a>,
     slab: Slab<Entry<'a>>,
     listeners: Vec<Token>,
-    /// Some listener wants to know when a turn is over.
+    /// A listener wants a call at the end of each turn.
     wants_turn_end: bool,
-    /// When the next turn is to begin at the latest, because the hooks of a listener want it.
+    /// The latest time at which the next turn begins, as the hooks of a listener request.
     next_turn: Option<Instant>,
     timers: Timers,
     ready: VecDeque<Token>,
-    mail: VecDeque<Mail>,
-    /// Slots to be freed when the batch is done.
+    notifications: VecDeque<Notification>,
+    /// Slots that are freed at the end of the turn.
     pending_removal: Vec<usize>,
     cx: LoopCx,
 }
@@ -90,14 +93,14 @@ impl<'a> EventLoop<'a> {
             next_turn: None,
             timers: Timers::default(),
             ready: VecDeque::new(),
-            mail: VecDeque::new(),
+            notifications: VecDeque::new(),
             pending_removal: Vec::new(),
             cx,
         }
     }
 
-    /// Adds a listener whose descriptor the poller knows already. It is looked at at once: its edge
-    /// may have come and gone with an earlier run.
+    /// Adds a listener. The loop calls it at once, because its edge may have been consumed in an
+    /// earlier run.
     pub(crate) fn add_listener(
         &mut self,
         descriptor: RawFd,
@@ -112,7 +115,7 @@ impl<'a> EventLoop<'a> {
             for watched in dispatcher.watched() {
                 let mut source = SourceFd(&watched);
                 let interest = Interest::READABLE;
-                // Known to the poller from an earlier run, or new to it.
+                // The poller knows the descriptor from an earlier run, or it is new.
                 registry
                     .reregister(&mut source, token.into(), interest)
                     .or_else(|_| registry.register(&mut source, token.into(), interest))?;
@@ -122,14 +125,14 @@ impl<'a> EventLoop<'a> {
         }
         self.insert(token, token, descriptor, source);
         self.listeners.push(token);
-        // Something may wait that brings no edge: a connection handed over.
+        // A connection that was handed over may wait; it causes no edge.
         if let Some(entry) = entry_of(&mut self.slab, token) {
-            entry.line_up(&mut self.ready);
+            entry.add_to_ready_list(&mut self.ready);
         }
         Ok(())
     }
 
-    /// What every entry is lent.
+    /// The context that each call of an entry gets.
     pub(crate) fn cx(&mut self) -> &mut LoopCx {
         &mut self.cx
     }
@@ -139,8 +142,8 @@ impl<'a> EventLoop<'a> {
         self.slab.len() - self.listeners.len() - self.pending_removal.len()
     }
 
-    /// How many of them are being served: not those that linger after a request that was served by
-    /// blocking.
+    /// How many connections in the slab are requests: all except those that linger after a blocking
+    /// request.
     pub(crate) fn requests(&self) -> usize {
         let is_request = |entry: &Entry<'_>| {
             !entry.removed && entry.parent != entry.token && entry.source.is_request()
@@ -148,19 +151,19 @@ impl<'a> EventLoop<'a> {
         self.slab.iter().filter(|(_, entry)| is_request(entry)).count()
     }
 
-    /// How many requests are served outside the slab.
+    /// How many requests are served outside of the slab.
     pub(crate) fn in_flight(&mut self) -> usize {
         self.sum_of_dispatchers(|dispatcher| dispatcher.in_flight())
     }
 
-    /// How many requests have ended that were idle when the server began to stop.
+    /// How many requests were idle when the server began to stop, and have ended.
     pub(crate) fn ended_idle(&mut self) -> usize {
         self.cx.run.ended_idle + self.sum_of_dispatchers(|dispatcher| dispatcher.ended_idle())
     }
 
-    /// How many requests that were served on this thread, outside the slab, have come to this outcome
-    /// when the stop overtook them.
-    pub(crate) fn overtaken(&mut self, outcome: StopOutcome) -> usize {
+    /// How many requests were being served on this thread, outside of the slab, when the server
+    /// stopped, and have this outcome.
+    pub(crate) fn stopped_with(&mut self, outcome: StopOutcome) -> usize {
         self.sum_of_dispatchers(|dispatcher| {
             usize::from(dispatcher.stop_outcome() == Some(outcome))
         })
@@ -176,30 +179,32 @@ impl<'a> EventLoop<'a> {
         sum
     }
 
-    /// How many datagrams wait to be sent, see [`EventSource::undelivered`].
+    /// How many datagrams wait to be sent: see [`EventSource::undelivered`].
     pub(crate) fn undelivered(&self) -> usize {
         self.listeners.iter().map(|token| self.slab[token.slot()].source.undelivered()).sum()
     }
 
-    /// How much of this run is out with workers, of requests that are not in the slab.
-    pub(crate) fn lent(&mut self) -> usize {
-        self.sum_of_dispatchers(|dispatcher| dispatcher.lent())
+    /// How many jobs of this run are with workers, for requests that are not in the slab.
+    pub(crate) fn jobs_with_workers(&mut self) -> usize {
+        self.sum_of_dispatchers(|dispatcher| dispatcher.jobs_with_workers())
     }
 
-    /// Waits, for `patience` at the most, and serves whoever is ready.
+    /// Runs one turn: waits for events, for at most `max_wait`, and serves the entries that are
+    /// ready.
     ///
     /// # Errors
     ///
-    /// Only where the poller itself fails; nothing that a peer or a handler does is an error here.
+    /// An error of the poller. Errors of peers and handlers are handled inside.
     pub(crate) fn run_turn(
         &mut self,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
-        self.wait(patience, signals)?;
+        self.wait(max_wait, signals)?;
         self.cx.scratch.tally.turns += 1;
         self.cx.turn.used = 0;
-        // Those that could have gone on after the last turn; who joins now comes in the next.
+        // The entries that wait in the ready list now. An entry that is added in this turn is
+        // served in the next one.
         let requeued = self.ready.len();
         self.serve_events();
         let begun = self.spent();
@@ -215,31 +220,31 @@ impl<'a> EventLoop<'a> {
                 break;
             }
         }
-        self.serve_mail();
+        self.serve_notifications();
         self.serve_timers();
         if std::mem::take(&mut self.cx.turn.capacity_freed) {
-            // What was closed in this turn has its descriptor until it is dropped.
+            // A socket that was closed in this turn keeps its descriptor until it is dropped.
             self.free_slots();
-            self.tell_listeners(|source, cx| source.on_capacity_freed(cx));
+            self.for_each_listener(|source, cx| source.on_capacity_freed(cx));
         }
         self.end_turn();
         Ok(())
     }
 
-    /// How much has been read in this turn, and how much of their budgets connections have used, in
-    /// bytes.
+    /// How many bytes have been read in this turn, and how many bytes connections have used of
+    /// their budgets.
     fn spent(&self) -> (u64, u64) {
         (self.cx.scratch.tally.bytes_in, self.cx.turn.used)
     }
 
-    /// Whether so much has been spent since then that others come first.
+    /// Whether so much has been used since `spent` was called that other entries are served first.
     fn is_enough_since(&self, (bytes_in, used): (u64, u64)) -> bool {
         let (bytes_in_now, used_now) = self.spent();
         (bytes_in_now - bytes_in).max(used_now - used) >= REQUEUED_BUDGET
     }
 
-    /// Serves the connections whose deadline has come; those that are left are still due in the next
-    /// turn.
+    /// Serves the entries whose deadline has expired, up to [`EXPIRY_BUDGET`]. The others stay due
+    /// for the next turn.
     fn serve_timers(&mut self) {
         let begun = self.spent();
         for _ in 0..EXPIRY_BUDGET {
@@ -253,7 +258,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Begins to stop: nothing is accepted any more, and who is idle ends.
+    /// Begins to stop: the loop accepts nothing more, and idle connections end.
     pub(crate) fn stop(&mut self) {
         self.cx.run.stopping = true;
         self.cx.set_now(Instant::now());
@@ -264,12 +269,12 @@ impl<'a> EventLoop<'a> {
         self.end_turn();
     }
 
-    /// Ends whoever is left; returns how many requests that were.
+    /// Ends all that is left; returns how many requests that were.
     pub(crate) fn abort_all(&mut self) -> usize {
         let count = self.requests() + self.in_flight();
         self.end_connections();
         if count > 0 {
-            self.tell_listeners(|source, cx| {
+            self.for_each_listener(|source, cx| {
                 source.abort_all(cx);
                 PostAction::Wait
             });
@@ -292,25 +297,26 @@ impl<'a> EventLoop<'a> {
         *self.resources.events = events;
     }
 
-    fn serve_mail(&mut self) {
-        self.resources.mailbox.collect(&mut self.mail, MAIL_BUDGET);
-        while let Some(mail) = self.mail.pop_front() {
-            match mail {
-                Mail::SendQueue(token) => {
+    fn serve_notifications(&mut self) {
+        self.resources.mailbox.collect(&mut self.notifications, NOTIFICATION_BUDGET);
+        while let Some(notification) = self.notifications.pop_front() {
+            match notification {
+                Notification::SendQueue(token) => {
                     let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {
-                        entry.source.mail_taken();
-                        // A listener has its replies to try again, which nothing else tells it.
-                        entry.parent == entry.token || may_take_mail_now(entry, ready)
+                        entry.source.notification_taken();
+                        // A listener has to retry its queued replies, and no event of the poller
+                        // reports that.
+                        entry.parent == entry.token || may_notify_now(entry, ready)
                     };
                     self.visit(token, note, |source, cx| source.send_queue_ready(cx));
                 }
-                Mail::JobDone(token, work) => match entry_of(&mut self.slab, token) {
+                Notification::JobDone(token, work) => match entry_of(&mut self.slab, token) {
                     Some(_) => self.call(token, |source, cx| source.returned(work, cx)),
                     None => abandon(work),
                 },
-                Mail::CapacityFreed => self.cx.turn.capacity_freed = true,
-                Mail::Wake => {}
-                Mail::Ended(mut ended) => {
+                Notification::CapacityFreed => self.cx.turn.capacity_freed = true,
+                Notification::Wake => {}
+                Notification::Ended(mut ended) => {
                     self.cx.scratch.tally.absorb(&mut ended.tally);
                     let listener = self.listeners[ended.service];
                     self.ended(listener, &ended.origin, &ended.reason);
@@ -319,7 +325,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Calls an entry, if it is still there, and does what follows from it.
+    /// Calls an entry, if it is still in the slab, and applies the result.
     fn call(
         &mut self,
         token: Token,
@@ -328,18 +334,18 @@ impl<'a> EventLoop<'a> {
         self.visit(token, |_, _| true, call);
     }
 
-    /// As [`call`](Self::call), if a first look at the entry says so.
+    /// As [`call`](Self::call), if `may_run` accepts the entry.
     #[inline(always)]
     fn visit(
         &mut self,
         token: Token,
-        look: impl FnOnce(&mut Entry<'a>, &mut VecDeque<Token>) -> bool,
+        may_run: impl FnOnce(&mut Entry<'a>, &mut VecDeque<Token>) -> bool,
         call: impl FnOnce(&mut dyn EventSource, &mut LoopCx) -> PostAction,
     ) {
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
-        if !look(entry, &mut self.ready) {
+        if !may_run(entry, &mut self.ready) {
             return;
         }
         let cx = &mut self.cx;
@@ -349,7 +355,7 @@ impl<'a> EventLoop<'a> {
         entry.readiness = cx.call.readiness;
         match action {
             PostAction::Wait => {}
-            PostAction::Requeue => entry.line_up(&mut self.ready),
+            PostAction::Requeue => entry.add_to_ready_list(&mut self.ready),
             PostAction::Remove => {
                 entry.source.finish(cx);
                 entry.removed = true;
@@ -360,7 +366,7 @@ impl<'a> EventLoop<'a> {
         }
         if std::mem::take(&mut cx.turn.has_follow_up) {
             if std::mem::take(&mut cx.call.deadline_changed) {
-                // Never due in this turn: an entry could keep the loop from all others.
+                // Not due in this turn: otherwise one entry could occupy the loop for ever.
                 let next_turn = cx.turn.now + Duration::from_nanos(1);
                 let deadline = entry.source.deadline().map(|deadline| deadline.max(next_turn));
                 self.timers.set_lazily(token, &mut entry.armed, deadline);
@@ -370,7 +376,8 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// What an entry left to be done by the loop: a fault to be told, connections to be let in.
+    /// Does what an entry has left for the loop: reports ended conversations and adds new
+    /// connections.
     #[cold]
     fn follow_up(&mut self, parent: Token) {
         for Closed { origin, reason } in std::mem::take(&mut self.cx.turn.ended) {
@@ -380,7 +387,7 @@ impl<'a> EventLoop<'a> {
         for new in new_connections.drain(..) {
             self.add_connection(new);
         }
-        // Its room is kept, unless someone was let in by someone let in.
+        // Keeps the capacity of the list, unless an added connection has added another.
         if self.cx.turn.new_connections.is_empty() {
             self.cx.turn.new_connections = new_connections;
         }
@@ -388,20 +395,20 @@ impl<'a> EventLoop<'a> {
             self.run_deferred(parent);
         }
         if std::mem::take(&mut self.cx.turn.exhausted) {
-            self.tell_listeners(|source, _| {
+            self.for_each_listener(|source, _| {
                 if let Some(ListenerParts { dispatcher, .. }) = source.parts() {
-                    dispatcher.tell_ends();
+                    dispatcher.notify_ends();
                 }
                 PostAction::Wait
             });
         }
     }
 
-    /// Runs the deferred work of a listener's dispatcher. Its source is taken out of the slab meanwhile,
-    /// since the work may walk over the slab.
+    /// Runs the deferred work of a listener's dispatcher. The source of the listener is outside of
+    /// the slab meanwhile, because the work may iterate over the slab.
     fn run_deferred(&mut self, listener: Token) {
         let Some(entry) = entry_of(&mut self.slab, listener) else { return };
-        let mut source = std::mem::replace(&mut entry.source, Box::new(Absent));
+        let mut source = std::mem::replace(&mut entry.source, Box::new(Placeholder));
         let inherited = source.inherited();
         if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
             dispatcher.run_deferred(hooks, &mut Access { event_loop: self, listener, inherited });
@@ -417,11 +424,11 @@ impl<'a> EventLoop<'a> {
     fn add_connection(&mut self, new: NewConnection) {
         let NewConnection { source, descriptor, parent } = new;
         let token = self.next_token();
-        // Both at once and for good: interest is never changed afterwards.
+        // Both interests at once; they never change afterwards.
         let interest = sys::stream_interest();
         let registry = self.resources.poll.registry();
         if let Err(error) = registry.register(&mut SourceFd(&descriptor), token.into(), interest) {
-            log::warn!("a connection cannot be watched and is closed: {error}");
+            log::warn!("a connection is closed because the poller cannot register it: {error}");
             self.cx.scratch.tally.closed += 1;
             return;
         }
@@ -440,7 +447,7 @@ impl<'a> EventLoop<'a> {
             token,
             parent,
             descriptor,
-            // A new socket can be written to, and whatever else holds the poller will say.
+            // A new socket is writable. The poller reports all other readiness.
             readiness: Readiness::WRITABLE,
             listed: false,
             removed: false,
@@ -457,14 +464,14 @@ impl<'a> EventLoop<'a> {
         };
         entry.armed = None;
         if entry.listed {
-            // Its input may be there, and only has to wait for others: it is served before it is
-            // judged.
+            // Its input may have arrived, but it waited behind other entries. It is served before
+            // its deadline expires.
             self.call(token, |source, cx| source.ready(cx));
         }
         let Some(entry) = entry_of(&mut self.slab, token) else {
             return;
         };
-        // It has just been given another deadline.
+        // The call has set another deadline.
         if entry.armed.is_some() {
             return;
         }
@@ -492,7 +499,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Ends every connection, whatever it is doing.
+    /// Closes every connection, in any state.
     fn end_connections(&mut self) {
         let is_connection = |entry: &&Entry<'_>| entry.parent != entry.token;
         let connections = self.slab.iter().map(|(_, entry)| entry).filter(is_connection);
@@ -502,7 +509,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn tell_listeners(
+    fn for_each_listener(
         &mut self,
         mut tell: impl FnMut(&mut dyn EventSource, &mut LoopCx) -> PostAction,
     ) {
@@ -511,7 +518,8 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Frees the slots of the dead: no event of this batch can mean their successors any more.
+    /// Frees the slots of removed entries. No event of this batch can refer to an entry that reuses
+    /// a slot.
     #[inline(never)]
     fn free_slots(&mut self) {
         for slot in self.pending_removal.drain(..) {
@@ -522,18 +530,19 @@ impl<'a> EventLoop<'a> {
 
 impl Drop for EventLoop<'_> {
     fn drop(&mut self) {
-        // Whoever waits for the poller's descriptor until the next run is to see who waits now.
+        // A thread that waits for the poller's descriptor before the next run gets the current
+        // readiness.
         for listener in &self.listeners {
             let Some(entry) = self.slab.get(listener.slot()) else { continue };
             let registry = self.resources.poll.registry();
             let (mut source, token) = (SourceFd(&entry.descriptor), Token::WAKE.into());
             let again = registry.reregister(&mut source, token, Interest::READABLE);
             if let Err(error) = again {
-                log::warn!("a listener cannot be watched between runs: {error}");
+                log::warn!("the poller cannot register a listener between two runs: {error}");
             }
         }
         self.end_connections();
-        self.tell_listeners(|source, cx| {
+        self.for_each_listener(|source, cx| {
             source.finish(cx);
             PostAction::Wait
         });
@@ -545,20 +554,20 @@ impl Drop for EventLoop<'_> {
     }
 }
 
-/// What stands in the slab for a listener while the deferred work of its dispatcher runs.
-struct Absent;
+/// The source of a listener in the slab while the deferred work of its dispatcher runs.
+struct Placeholder;
 
-impl EventSource for Absent {
+impl EventSource for Placeholder {
     fn ready(&mut self, _cx: &mut LoopCx) -> PostAction {
         PostAction::Wait
     }
 }
 
-/// The loop, for the deferred work of one listener's dispatcher.
+/// Access to the event loop for the deferred work of one listener's dispatcher.
 struct Access<'s, 'a> {
     event_loop: &'s mut EventLoop<'a>,
     listener: Token,
-    /// What the listener has beside its descriptor, see [`EventSource::inherited`].
+    /// The descriptors of the listener besides its own: see [`EventSource::inherited`].
     inherited: Vec<RawFd>,
 }
 
@@ -582,7 +591,7 @@ impl LoopAccess for Access<'_, '_> {
                 close(entry.descriptor);
             }
             entry.source.inherited().into_iter().for_each(&mut *close);
-            // The source of this listener is absent.
+            // The source of this listener is a [`Placeholder`], without parts.
             if let Some(ListenerParts { dispatcher, .. }) = entry.source.parts() {
                 dispatcher.watched().into_iter().for_each(&mut *close);
             }

@@ -1,5 +1,5 @@
-//! Waiting for events: the poller, the deadline of the next timer or of hooks, and spinning before a
-//! sleep.
+//! Waits for events: of the poller, of the next deadline or of the hooks. Spins before it sleeps,
+//! if that is configured.
 
 use std::io;
 use std::sync::Arc;
@@ -13,31 +13,31 @@ use crate::mailbox::Mailbox;
 use crate::server_state::StopRequester;
 use crate::sys::SignalWatch;
 
-/// How many events a turn takes from the poller.
+/// How many events a turn takes from the poller at most.
 pub(crate) const EVENTS: usize = 1024;
 
-/// What a loop needs that outlives it.
+/// The resources of an event loop that outlive one run.
 pub(crate) struct LoopResources<'a> {
     pub(crate) poll: &'a mut Poll,
     pub(crate) events: &'a mut Events,
     pub(crate) mailbox: Arc<Mailbox>,
-    /// What handlers request the end of the run by.
+    /// Requests the end of the run, for handlers.
     pub(crate) stop: StopRequester,
     pub(crate) published: &'a Published,
-    /// How long to look again and again before each sleep.
+    /// How long the loop polls without sleeping before each sleep.
     pub(crate) spin: Duration,
-    /// The last generation given out; no token is ever given out twice.
+    /// The last generation of a token. No token is ever used twice.
     pub(crate) generation: &'a mut usize,
 }
 
 impl EventLoop<'_> {
-    /// Waits for events, mail or a deadline; for `patience` at the most.
+    /// Waits for events, notifications or a deadline, for at most `max_wait`.
     pub(super) fn wait(
         &mut self,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
-        let mut timeout = patience;
+        let mut timeout = max_wait;
         if let Some(deadline) = self.timers.next().into_iter().chain(self.next_turn).min() {
             let left = deadline.saturating_duration_since(Instant::now());
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
@@ -58,7 +58,7 @@ impl EventLoop<'_> {
         }
         self.cx.set_now(Instant::now());
         match polled {
-            // The next turn waits for what is left of the time.
+            // The next turn waits for the rest of the time.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 self.resources.events.clear();
                 Ok(())
@@ -67,9 +67,9 @@ impl EventLoop<'_> {
         }
     }
 
-    /// Looks again and again for a moment, if that is wanted: waking a thread that sleeps may take
-    /// longer than the next request takes to come. True when there is something to do; otherwise
-    /// `timeout` is less by the time that has passed.
+    /// Polls without sleeping for [`spin`](LoopResources::spin), if that is set: to wake a sleeping
+    /// thread may take longer than until the next request arrives. Returns true if there is
+    /// something to do. Otherwise the elapsed time is subtracted from `timeout`.
     pub(super) fn spin(
         &mut self,
         timeout: &mut Option<Duration>,
@@ -90,7 +90,7 @@ impl EventLoop<'_> {
             }
             self.cx.set_now(Instant::now());
             if !self.resources.events.is_empty()
-                || self.resources.mailbox.has_mail()
+                || self.resources.mailbox.has_notifications()
                 || signals.is_some_and(SignalWatch::is_due)
             {
                 return Ok(true);

@@ -1,4 +1,4 @@
-//! The replies of a datagram socket that wait to be sent.
+//! The queue of replies of a datagram socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,28 +15,29 @@ use crate::guard::log;
 use crate::sys::{self, Destination, Transmit};
 use crate::transport::peer_of;
 
-/// How long replies wait for room in a UDP socket's own send buffer in which not one of them can be
-/// sent; then they are lost.
+/// How long a UDP socket's send buffer may stay full before the queued replies are dropped.
 const STALL: Duration = Duration::from_secs(5);
 
-/// Replies on their way out, in order.
+/// The queued replies of a datagram socket, in order.
 #[derive(Debug)]
 pub(super) struct Replies {
-    /// Their bytes, one after the other. Those of replies that have gone are dropped when nothing
-    /// waits any more, or when they are more than those of replies that wait.
+    /// The bytes of the replies, one after the other. The bytes of sent replies are dropped when
+    /// the queue is empty, or when they are more than those of the queued replies.
     bytes: Vec<u8>,
     waiting: VecDeque<Reply>,
-    /// How much waits in order, what is put aside not included.
+    /// How many bytes the queue counts, without the replies in `retries`.
     pending: usize,
-    /// Whether the kernel cuts one send into several datagrams.
+    /// Whether the kernel splits one send into several datagrams (GSO).
     gso: bool,
-    /// How many of the first replies are not joined, because the kernel has refused them joined.
-    alone: usize,
-    /// When those that wait for room in the socket's own buffer are tried for the last time.
+    /// How many of the first replies are sent one by one, because the kernel has refused them as
+    /// one send.
+    unjoined: usize,
+    /// The deadline of replies that wait for room in the socket's send buffer: they are tried once
+    /// more, then dropped.
     pub(super) stalled_until: Option<Instant>,
-    /// For Unix peers whose queues are full.
+    /// Replies to Unix peers whose queues are full.
     retries: RetryQueues,
-    /// When to try the queues of Unix peers again; the poller does not report them.
+    /// When the replies in `retries` are tried again; the poller does not report these peers.
     pub(super) retry_at: Option<Instant>,
 }
 
@@ -46,12 +47,13 @@ struct Reply {
     range: Range<usize>,
 }
 
-/// How many datagrams may be joined, and how large each may be: what passes any IPv6 path.
+/// The limits of one GSO send: the number of datagrams, and a datagram size that passes every IPv6
+/// path.
 const GSO_MAX_SEGMENTS: usize = 64;
 const GSO_MAX_SEGMENT_SIZE: usize = 1232;
 const GSO_MAX_BYTES: usize = 65_000;
 
-/// How much of replies may wait, in bytes; above it nothing is received.
+/// How many bytes of replies may be queued; above it nothing is received.
 pub(super) const REPLIES_HIGH: usize = 4 << 20;
 
 impl Replies {
@@ -61,24 +63,24 @@ impl Replies {
             waiting: VecDeque::new(),
             pending: 0,
             gso,
-            alone: 0,
+            unjoined: 0,
             stalled_until: None,
             retries: RetryQueues::default(),
             retry_at: None,
         }
     }
 
-    /// How many replies wait.
+    /// How many replies are queued.
     pub(super) fn len(&self) -> usize {
         self.waiting.len() + self.retries.len()
     }
 
-    /// How much waits, in bytes.
+    /// How many bytes the queued replies count.
     pub(super) fn charge(&self) -> usize {
         self.pending + self.retries.charge()
     }
 
-    /// Keeps the datagrams of a handler that has answered one from `peer`.
+    /// Queues the replies of a handler to a datagram from `peer`.
     pub(super) fn keep(
         &mut self,
         scratch: &mut Scratch,
@@ -88,7 +90,7 @@ impl Replies {
     ) {
         let Scratch { output_buffer, tally, .. } = scratch;
         for (part, to) in output_buffer.datagrams(input, &peer) {
-            // A peer's datagrams keep their order.
+            // The datagrams to one peer keep their order.
             if self.retries.has(&to.address) {
                 self.retries.put(to.clone(), part.into(), now, tally);
             } else {
@@ -102,42 +104,42 @@ impl Replies {
         output_buffer.clear();
     }
 
-    /// Sends what the kernel takes. What it refuses for the peer's sake is counted and dropped; what
-    /// it has no room for waits.
+    /// Sends as much as the kernel takes. A reply that the kernel refuses because of its peer is
+    /// counted and dropped. A reply for which the kernel has no room stays queued.
     pub(super) fn send(&mut self, socket: &Socket, cx: &mut LoopCx) {
         while let Some(first) = self.waiting.front()
             && cx.call.readiness.has(Readiness::WRITABLE)
         {
-            // It is not to overtake those before it.
+            // It must not overtake earlier replies to this peer.
             if self.retries.has(&first.to.address) {
                 self.put_aside_first(cx);
                 continue;
             }
             match sys::send_batch(socket, GsoBatches { replies: self, next: 0 }) {
-                Ok(sent) => self.forget(sent, &mut cx.scratch.tally),
+                Ok(sent) => self.remove_sent(sent, &mut cx.scratch.tally),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.no_room(&error, cx),
-                Err(error) if self.gso_run(0) > 1 => self.part(&error),
+                Err(error) if self.gso_run(0) > 1 => self.stop_joining(&error),
                 Err(error) => self.drop_first(&error, &mut cx.scratch.tally),
             }
         }
-        self.let_go_of_bytes();
+        self.drop_sent_bytes();
     }
 
-    /// The kernel has refused joined replies: they go one by one. Mostly that is for this peer's sake
-    /// alone (it has an address that cannot be sent to, or a path of small packets), and others'
-    /// replies are joined as before. Where a device or a route cannot do it, whatever the kernel said
-    /// before, none are any more.
-    fn part(&mut self, error: &io::Error) {
-        self.alone = self.gso_run(0);
+    /// The kernel has refused several replies as one GSO send: they are sent one by one. Mostly the
+    /// cause is only this peer: its address cannot be sent to, or the path takes only small
+    /// packets. Replies to other peers still use GSO. If the device or the route does not support
+    /// GSO, it is switched off.
+    fn stop_joining(&mut self, error: &io::Error) {
+        self.unjoined = self.gso_run(0);
         if matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) {
-            log::debug!("replies are no longer joined: {error}");
+            log::debug!("GSO is switched off for replies: {error}");
             self.gso = false;
         }
     }
 
-    /// Drops the bytes of what has gone, as soon as they are most of them.
-    fn let_go_of_bytes(&mut self) {
+    /// Drops the bytes of sent replies as soon as they are the larger part.
+    fn drop_sent_bytes(&mut self) {
         let Some(first) = self.waiting.front() else {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT);
@@ -153,12 +155,12 @@ impl Replies {
         }
     }
 
-    /// How many of the replies from the `first` on can be one send: to one peer, of one size, but for
-    /// the last one, which may be smaller.
+    /// How many replies from `first` on can be one GSO send: they have the same peer and the same
+    /// size; only the last may be smaller.
     fn gso_run(&self, first: usize) -> usize {
         let reply = &self.waiting[first];
         let size = reply.range.len();
-        if !self.gso || first < self.alone || size == 0 || size > GSO_MAX_SEGMENT_SIZE {
+        if !self.gso || first < self.unjoined || size == 0 || size > GSO_MAX_SEGMENT_SIZE {
             return 1;
         }
         let most = GSO_MAX_SEGMENTS.min(GSO_MAX_BYTES / size);
@@ -177,12 +179,12 @@ impl Replies {
         count
     }
 
-    /// The first so many sends have gone.
-    fn forget(&mut self, sends: usize, tally: &mut Tally) {
+    /// Removes the replies of the first `sends` sends.
+    fn remove_sent(&mut self, sends: usize, tally: &mut Tally) {
         self.stalled_until = None;
         for _ in 0..sends {
             let run = self.gso_run(0);
-            self.alone = self.alone.saturating_sub(run);
+            self.unjoined = self.unjoined.saturating_sub(run);
             self.retries.unresponsive.record_sent(&self.waiting[0].to.address);
             for reply in self.waiting.drain(..run) {
                 self.pending -= charge(reply.range.len());
@@ -194,15 +196,16 @@ impl Replies {
 
     fn drop_first(&mut self, error: &io::Error, tally: &mut Tally) {
         if let Some(reply) = self.waiting.pop_front() {
-            self.alone = self.alone.saturating_sub(1);
+            self.unjoined = self.unjoined.saturating_sub(1);
             self.pending -= charge(reply.range.len());
             tally.unsent += 1;
             log::debug!("a reply to {} was not sent: {error}", peer_of(&reply.to.address));
         }
     }
 
-    /// The kernel has no room. For a UDP socket that is its own buffer, and the poller will tell; for
-    /// a Unix socket it is mostly the peer's queue: this peer waits, and the others go on.
+    /// The kernel has no room. For a UDP socket its own send buffer is full, and the poller reports
+    /// room. For a Unix socket it is mostly the peer's queue: the reply is queued for a retry, and
+    /// other peers are served.
     fn no_room(&mut self, error: &io::Error, cx: &mut LoopCx) {
         let Some(reply) = self.waiting.front().filter(|reply| reply.to.address.is_unix()) else {
             if self.stalled_until.is_none() {
@@ -221,7 +224,7 @@ impl Replies {
         }
     }
 
-    /// Puts the first of those that wait aside, to be tried again.
+    /// Moves the first queued reply to the retries.
     fn put_aside_first(&mut self, cx: &mut LoopCx) {
         if let Some(Reply { to, range }) = self.waiting.pop_front() {
             self.pending -= charge(range.len());
@@ -230,52 +233,58 @@ impl Replies {
         }
     }
 
-    /// Tries those again that were put aside; `beside` says after how long others are to be tried
-    /// again too.
-    pub(super) fn retry(&mut self, socket: &Socket, beside: Option<Duration>, cx: &mut LoopCx) {
+    /// Retries the replies in `retries`. `sender_retry` is the interval after which datagrams of
+    /// other senders are retried.
+    pub(super) fn retry(
+        &mut self,
+        socket: &Socket,
+        sender_retry: Option<Duration>,
+        cx: &mut LoopCx,
+    ) {
         self.retries.retry(socket, cx.turn.now, &mut cx.scratch.tally);
         if self.retries.unresponsive.take_warning() {
             warn_of_full_send_buffer();
         }
-        self.retry_at = self.retries.interval().max(beside).map(|interval| cx.turn.now + interval);
+        self.retry_at =
+            self.retries.interval().max(sender_retry).map(|interval| cx.turn.now + interval);
         cx.deadline_changed();
     }
 
-    /// The socket's own buffer has had no room for long: if not one reply can be sent now, those that
-    /// wait are lost.
-    pub(super) fn try_once_more(&mut self, socket: &Socket, cx: &mut LoopCx) {
+    /// The socket's send buffer has been full for [`STALL`]: tries once more, and drops the queued
+    /// replies if none of them can be sent.
+    pub(super) fn retry_or_drop(&mut self, socket: &Socket, cx: &mut LoopCx) {
         let before = self.waiting.len();
         self.stalled_until = None;
         cx.deadline_changed();
         cx.call.readiness.add(Readiness::WRITABLE);
         self.send(socket, cx);
         if !self.waiting.is_empty() && self.waiting.len() == before {
-            log::debug!("{before} replies were not sent: there is no room for them");
-            self.lose_waiting(&mut cx.scratch.tally);
-            self.let_go_of_bytes();
+            log::debug!("{before} replies were dropped: the send buffer stays full");
+            self.drop_waiting(&mut cx.scratch.tally);
+            self.drop_sent_bytes();
         }
     }
 
-    fn lose_waiting(&mut self, tally: &mut Tally) {
+    fn drop_waiting(&mut self, tally: &mut Tally) {
         tally.unsent += self.waiting.len() as u64;
         self.waiting.clear();
-        (self.pending, self.alone, self.stalled_until) = (0, 0, None);
+        (self.pending, self.unjoined, self.stalled_until) = (0, 0, None);
     }
 
-    /// Nobody will send what waits any more.
-    pub(super) fn give_up(&mut self, tally: &mut Tally) {
-        self.lose_waiting(tally);
+    /// Drops all replies at the end of a run.
+    pub(super) fn drop_all(&mut self, tally: &mut Tally) {
+        self.drop_waiting(tally);
         self.retries.give_up(tally);
     }
 }
 
-/// What is kept of a large batch's buffer, in bytes.
+/// The capacity that is kept after a large batch, in bytes.
 const KEPT: usize = 1 << 20;
 
-/// For how many replies there stays room when none waits any more.
+/// The capacity of the queue that is kept when it is empty, in replies.
 const KEPT_REPLIES: usize = 4096;
 
-/// The replies that wait, as sends.
+/// Iterates over the queued replies as sends.
 struct GsoBatches<'a> {
     replies: &'a Replies,
     next: usize,
@@ -308,12 +317,12 @@ mod tests {
 
     use super::*;
     use crate::conversation::Output;
-    use crate::datagram::{OVERHEAD, PATIENCE, RETRY_HIGH};
+    use crate::datagram::{OVERHEAD, RETRY_HIGH, SEND_TIMEOUT};
     use crate::server_state::ServerState;
     use crate::sys::Batch;
 
     /// A socket with two clients, and the destinations of their replies.
-    struct Stand {
+    struct Fixture {
         socket: Socket,
         clients: [UnixDatagram; 2],
         to: [Destination; 2],
@@ -322,14 +331,14 @@ mod tests {
         directory: PathBuf,
     }
 
-    impl Drop for Stand {
+    impl Drop for Fixture {
         fn drop(&mut self) {
             std::fs::remove_dir_all(&self.directory).unwrap();
         }
     }
 
-    fn stand(name: &str) -> Stand {
-        let directory = std::env::temp_dir().join(format!("stand-{name}-{}", std::process::id()));
+    fn fixture(name: &str) -> Fixture {
+        let directory = std::env::temp_dir().join(format!("fixture-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let server = UnixDatagram::bind(directory.join("server")).unwrap();
         server.set_nonblocking(true).unwrap();
@@ -346,10 +355,10 @@ mod tests {
         let run = Arc::new(ServerState::new().unwrap()).begin();
         let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::WRITABLE);
-        Stand { socket, clients, to, cx, replies: Replies::new(false), directory }
+        Fixture { socket, clients, to, cx, replies: Replies::new(false), directory }
     }
 
-    impl Stand {
+    impl Fixture {
         fn keep(&mut self, client: usize, bytes: &[u8]) {
             let LoopCx { scratch, turn, .. } = &mut self.cx;
             Output::new(&[], &mut scratch.output_buffer).put_datagram(bytes);
@@ -384,60 +393,64 @@ mod tests {
 
     #[test]
     fn the_number_of_queued_retries_is_bounded_for_empty_datagrams_too() {
-        let mut stand = stand("bounded");
-        stand.fill();
+        let mut fixture = fixture("bounded");
+        fixture.fill();
         for _ in 0..3 * RETRY_HIGH / OVERHEAD {
-            stand.keep(0, b"");
+            fixture.keep(0, b"");
         }
-        let retries = stand.replies.retries.len();
+        let retries = fixture.replies.retries.len();
         assert!(retries <= RETRY_HIGH / OVERHEAD, "{retries} replies");
-        assert_eq!(stand.cx.scratch.tally.unsent as usize, 3 * RETRY_HIGH / OVERHEAD + 1 - retries);
-        assert!(stand.replies.charge() <= RETRY_HIGH + OVERHEAD);
-        stand.cx.turn.now += PATIENCE;
-        stand.retry();
-        assert_eq!((stand.replies.charge(), stand.replies.retries.len()), (0, 0));
+        assert_eq!(
+            fixture.cx.scratch.tally.unsent as usize,
+            3 * RETRY_HIGH / OVERHEAD + 1 - retries
+        );
+        assert!(fixture.replies.charge() <= RETRY_HIGH + OVERHEAD);
+        fixture.cx.turn.now += SEND_TIMEOUT;
+        fixture.retry();
+        assert_eq!((fixture.replies.charge(), fixture.replies.retries.len()), (0, 0));
     }
 
     #[test]
     fn the_replies_to_one_peer_keep_their_order_and_do_not_delay_others() {
-        let mut stand = stand("order");
-        stand.fill();
-        // The queue has just become full: several replies for one client, and one for the other.
-        stand.replies.retries = RetryQueues::default();
-        stand.keep(0, b"first");
-        stand.keep(1, b"for another");
-        stand.keep(0, b"second");
-        stand.send();
-        assert_eq!(stand.received(1), [b"for another"]);
-        stand.keep(0, b"third");
-        stand.send();
-        assert!(stand.received(0).iter().all(|each| each == b"unread"));
-        stand.retry();
-        assert_eq!(stand.received(0), [&b"first"[..], b"second", b"third"]);
-        assert_eq!(stand.replies.charge(), 0);
+        let mut fixture = fixture("order");
+        fixture.fill();
+        // The queue has just become full: several replies wait for one client, and one for the
+        // other.
+        fixture.replies.retries = RetryQueues::default();
+        fixture.keep(0, b"first");
+        fixture.keep(1, b"for another");
+        fixture.keep(0, b"second");
+        fixture.send();
+        assert_eq!(fixture.received(1), [b"for another"]);
+        fixture.keep(0, b"third");
+        fixture.send();
+        assert!(fixture.received(0).iter().all(|each| each == b"unread"));
+        fixture.retry();
+        assert_eq!(fixture.received(0), [&b"first"[..], b"second", b"third"]);
+        assert_eq!(fixture.replies.charge(), 0);
     }
 
     #[test]
     fn a_reply_is_delivered_once_an_unresponsive_peer_reads_again() {
-        let mut stand = stand("again");
-        stand.fill();
-        stand.cx.turn.now += PATIENCE;
-        stand.retry();
-        assert_eq!(stand.cx.scratch.tally.unsent, 1);
-        stand.keep(0, b"lost at once");
-        stand.send();
-        assert_eq!((stand.cx.scratch.tally.unsent, stand.replies.charge() as u64), (2, 0));
-        stand.received(0);
-        stand.keep(0, b"heard");
-        stand.send();
-        assert_eq!(stand.received(0), [b"heard"]);
-        stand.fill();
-        assert_eq!(stand.cx.scratch.tally.unsent, 2, "there is patience again");
+        let mut fixture = fixture("again");
+        fixture.fill();
+        fixture.cx.turn.now += SEND_TIMEOUT;
+        fixture.retry();
+        assert_eq!(fixture.cx.scratch.tally.unsent, 1);
+        fixture.keep(0, b"lost at once");
+        fixture.send();
+        assert_eq!((fixture.cx.scratch.tally.unsent, fixture.replies.charge() as u64), (2, 0));
+        fixture.received(0);
+        fixture.keep(0, b"heard");
+        fixture.send();
+        assert_eq!(fixture.received(0), [b"heard"]);
+        fixture.fill();
+        assert_eq!(fixture.cx.scratch.tally.unsent, 2, "the peer is waited for again");
     }
 
     /// A socket whose send buffer stays full until its peer reads: a TCP connection, which ignores
     /// the destination of a reply.
-    struct Narrow {
+    struct FullSocket {
         socket: Socket,
         peer: TcpStream,
         to: Destination,
@@ -445,9 +458,9 @@ mod tests {
         replies: Replies,
     }
 
-    fn narrow() -> Narrow {
+    fn full_socket() -> FullSocket {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // Set buffers do not grow, so that the kernel takes less than the tests offer.
+        // A buffer of fixed size does not grow, so that the kernel takes less than the tests send.
         socket2::SockRef::from(&listener).set_recv_buffer_size(64 << 10).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         socket2::SockRef::from(&client).set_send_buffer_size(256 << 10).unwrap();
@@ -457,10 +470,10 @@ mod tests {
         let mut cx = LoopCx::new(run.stop_requester().clone());
         cx.call.readiness.add(Readiness::WRITABLE);
         let (_, _, to) = udp();
-        Narrow { socket: Socket::from(client), peer, to, cx, replies: Replies::new(false) }
+        FullSocket { socket: Socket::from(client), peer, to, cx, replies: Replies::new(false) }
     }
 
-    impl Narrow {
+    impl FullSocket {
         fn keep(&mut self, bytes: &[u8]) {
             let LoopCx { scratch, turn, .. } = &mut self.cx;
             Output::new(&[], &mut scratch.output_buffer).put_datagram(bytes);
@@ -487,60 +500,62 @@ mod tests {
 
     #[test]
     fn sent_replies_take_no_memory_while_others_wait() {
-        let mut narrow = narrow();
+        let mut full_socket = full_socket();
         let mut read = vec![0; 256 << 10];
         let mut largest = 0;
-        // Several times the high watermark, with replies waiting all the time.
+        // Several times the high mark; replies are queued all the time.
         for _ in 0..32 << 20 >> 18 {
-            while narrow.replies.charge() < REPLIES_HIGH {
-                narrow.keep(&[b'x'; 1200]);
+            while full_socket.replies.charge() < REPLIES_HIGH {
+                full_socket.keep(&[b'x'; 1200]);
             }
-            narrow.send();
-            assert!(!narrow.replies.waiting.is_empty());
-            largest = largest.max(narrow.replies.bytes.capacity());
-            narrow.peer.read_exact(&mut read).unwrap();
+            full_socket.send();
+            assert!(!full_socket.replies.waiting.is_empty());
+            largest = largest.max(full_socket.replies.bytes.capacity());
+            full_socket.peer.read_exact(&mut read).unwrap();
         }
-        assert!(largest <= 4 * REPLIES_HIGH, "{largest} bytes for what waits");
+        assert!(largest <= 4 * REPLIES_HIGH, "{largest} bytes for the queued replies");
     }
 
     #[test]
     fn a_waiting_reply_is_unchanged_after_earlier_ones_are_removed() {
-        let mut narrow = narrow();
+        let mut full_socket = full_socket();
         for number in 0..2000 {
-            narrow.keep(&[number as u8; 1000]);
+            full_socket.keep(&[number as u8; 1000]);
         }
-        narrow.replies.forget(1500, &mut narrow.cx.scratch.tally);
-        narrow.replies.let_go_of_bytes();
-        assert_eq!(narrow.replies.bytes.len(), 500 * 1000);
-        for (number, send) in (1500..2000).zip(GsoBatches { replies: &narrow.replies, next: 0 }) {
+        full_socket.replies.remove_sent(1500, &mut full_socket.cx.scratch.tally);
+        full_socket.replies.drop_sent_bytes();
+        assert_eq!(full_socket.replies.bytes.len(), 500 * 1000);
+        for (number, send) in
+            (1500..2000).zip(GsoBatches { replies: &full_socket.replies, next: 0 })
+        {
             assert_eq!(send.bytes, [number as u8; 1000]);
         }
     }
 
     #[test]
-    fn replies_that_find_no_room_for_long_are_dropped_and_counted() {
-        let mut narrow = narrow();
-        while narrow.replies.waiting.is_empty() {
-            narrow.keep(&[b'x'; 1200]);
-            narrow.send();
+    fn replies_are_dropped_and_counted_when_the_send_buffer_stays_full() {
+        let mut full_socket = full_socket();
+        while full_socket.replies.waiting.is_empty() {
+            full_socket.keep(&[b'x'; 1200]);
+            full_socket.send();
         }
-        narrow.keep(b"one more");
-        assert_eq!(narrow.replies.stalled_until, Some(narrow.cx.turn.now + STALL));
+        full_socket.keep(b"one more");
+        assert_eq!(full_socket.replies.stalled_until, Some(full_socket.cx.turn.now + STALL));
         let mut read = vec![0; 8 << 20];
-        narrow.peer.set_nonblocking(true).unwrap();
-        // Some replies can be sent: the rest continues to wait.
-        while narrow.replies.waiting.len() == 2 {
-            let _ = narrow.peer.read(&mut read);
-            narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
+        full_socket.peer.set_nonblocking(true).unwrap();
+        // Some replies can be sent: the others stay queued.
+        while full_socket.replies.waiting.len() == 2 {
+            let _ = full_socket.peer.read(&mut read);
+            full_socket.replies.retry_or_drop(&full_socket.socket, &mut full_socket.cx);
         }
-        assert_eq!(narrow.cx.scratch.tally.unsent, 0);
-        while narrow.replies.waiting.len() < 3 {
-            narrow.keep(&[b'x'; 1200]);
-            narrow.send();
+        assert_eq!(full_socket.cx.scratch.tally.unsent, 0);
+        while full_socket.replies.waiting.len() < 3 {
+            full_socket.keep(&[b'x'; 1200]);
+            full_socket.send();
         }
-        narrow.replies.try_once_more(&narrow.socket, &mut narrow.cx);
-        assert_eq!((narrow.cx.scratch.tally.unsent, narrow.replies.charge()), (3, 0));
-        assert_eq!(narrow.replies.stalled_until, None);
+        full_socket.replies.retry_or_drop(&full_socket.socket, &mut full_socket.cx);
+        assert_eq!((full_socket.cx.scratch.tally.unsent, full_socket.replies.charge()), (3, 0));
+        assert_eq!(full_socket.replies.stalled_until, None);
     }
 
     #[test]
@@ -592,11 +607,11 @@ mod tests {
         for _ in 0..6 {
             assert_eq!(client.recv(&mut [0; 10]).unwrap(), 5);
         }
-        assert_eq!((replies.gso, replies.alone), (gso, 0));
+        assert_eq!((replies.gso, replies.unjoined), (gso, 0));
         let refused = io::Error::from_raw_os_error(libc::EIO);
         Output::new(&[], &mut cx.scratch.output_buffer).put_datagram(b"a device that cannot do it");
         replies.keep(&mut cx.scratch, &[], to, cx.turn.now);
-        replies.part(&refused);
+        replies.stop_joining(&refused);
         assert!(!replies.gso);
     }
 }

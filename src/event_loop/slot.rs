@@ -1,11 +1,12 @@
-//! A conversation of a connection: on the loop, or with a worker for the length of a job.
+//! The slot for a conversation in a connection: the conversation is on the loop, or with a worker
+//! during a job.
 
 use super::source::LoopCx;
 use crate::conversation::{Conversation, ConversationCore, Framing, Handler};
 use crate::mailbox::Job;
 use crate::sender::SendQueue;
 
-/// What happens to a conversation: the input of its state machine.
+/// An event for a conversation: the input of its state machine.
 pub(crate) enum ConversationEvent<'a> {
     Open,
     Receive(&'a [u8]),
@@ -24,7 +25,7 @@ pub(crate) enum ConversationEvent<'a> {
     StopIfIdle,
 }
 
-/// A conversation that runs on the loop, or on a worker while a job is under way.
+/// A conversation that runs on the loop, or on a worker during a job.
 pub(crate) trait ConversationSlot: 'static {
     /// Whether workers run the handler. Each step is a job then, and the driver has those events share a
     /// step that come together. `Open` waits for the `Receive` that follows it at once.
@@ -47,10 +48,10 @@ pub(crate) trait ConversationSlot: 'static {
     /// The conversation, for reading, unless a worker has it.
     fn local_ref(&self) -> Option<&ConversationCore>;
 
-    /// Takes the conversation back from a worker; its output goes to `cx`.
+    /// Puts the conversation back after a job; its output goes to `cx`.
     fn put_back(&mut self, work: Box<dyn Job>, cx: &mut LoopCx);
 
-    /// Closes the conversation: `on_close` is called, here or on a worker.
+    /// Closes the conversation: calls `on_close`, here or on a worker.
     fn close(&mut self, cx: &mut LoopCx);
 }
 

@@ -1,5 +1,5 @@
-//! What a loop keeps in its slab, listeners and connections alike, and what it lends them for the
-//! length of a call.
+//! The trait for entries of the slab, listeners and connections, and the context that the loop
+//! passes to each call.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,11 +17,12 @@ use crate::server_state::{StopOutcome, StopRequester};
 use crate::sys::{self, CatchDrop};
 use crate::token::Token;
 
-/// Who reads so much at once holds up those who wait beside it.
+/// A connection that reads this much in one call delays the others: it is served from the ready
+/// list next time.
 const BULK_FROM: usize = 32 * 1024;
 
-/// What is known of a descriptor. Edge-triggered, the poller tells each of these once; it is kept
-/// until an attempt shows that it no longer holds.
+/// The known state of a descriptor. The edge-triggered poller reports each flag once; the flag
+/// stays until a system call shows that it no longer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Readiness(u8);
 
@@ -29,26 +30,26 @@ impl Readiness {
     pub(crate) const NONE: Readiness = Readiness(0);
     pub(crate) const READABLE: Readiness = Readiness(1);
     pub(crate) const WRITABLE: Readiness = Readiness(2);
-    /// The peer has ended or failed: a short read no longer means that all is read.
+    /// The peer has ended or failed: a short read no longer means that the input is drained.
     pub(crate) const READ_CLOSED: Readiness = Readiness(4);
     /// The peer takes no more output either.
     pub(crate) const WRITE_CLOSED: Readiness = Readiness(8);
-    /// It moved much when it was last called: who moves little comes before it.
+    /// The last call transferred much: the entry is served after those that transfer little.
     pub(crate) const BULK: Readiness = Readiness(16);
     /// A read may stop at a boundary in the input, an urgent mark or ancillary data: until the next
-    /// EAGAIN, a short read does not mean that all is read.
+    /// EAGAIN, a short read does not mean that the input is drained.
     pub(crate) const BOUNDARY: Readiness = Readiness(32);
-    /// Ancillary data can come with its input: each read has to tell whether there was any.
+    /// Ancillary data can come with the input: each read has to report whether there was any.
     pub(crate) const ANCILLARY: Readiness = Readiness(64);
 
-    /// What keeps a short read from meaning that all is read.
+    /// The flags with which a short read does not mean that the input is drained.
     const NOT_DRAINED: Readiness = Readiness(Self::READ_CLOSED.0 | Self::BOUNDARY.0);
 
     #[inline]
     pub(crate) fn of(event: &mio::event::Event) -> Self {
         let gone = event.is_write_closed() || event.is_error();
         let mut readiness = if gone || event.is_read_closed() {
-            // Any sign of an end or an error is a reason to read: the system call tells the truth.
+            // Any sign of an end or an error causes a read: the system call returns the real state.
             Readiness(
                 Self::READABLE.0
                     | Self::READ_CLOSED.0
@@ -66,14 +67,15 @@ impl Readiness {
         readiness
     }
 
-    /// Readable, and no sign of an end or a boundary.
+    /// Readable, without a sign of an end or a boundary.
     #[inline]
     pub(crate) fn is_only_readable(self) -> bool {
         self.0 & !Self::WRITABLE.0 == Self::READABLE.0
     }
 
-    /// The same where ancillary data can come with the input.
-    pub(crate) fn is_plainly_readable_with_ancillary(self) -> bool {
+    /// As [`is_only_readable`](Self::is_only_readable), where ancillary data can come with the
+    /// input.
+    pub(crate) fn is_only_readable_with_ancillary(self) -> bool {
         self.0 & !Self::WRITABLE.0 == Self::READABLE.0 | Self::ANCILLARY.0
     }
 
@@ -93,94 +95,95 @@ impl Readiness {
     }
 }
 
-/// What becomes of an entry after a call.
+/// What the loop does with an entry after a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PostAction {
-    /// It waits for the poller, its deadline or mail.
+    /// The entry waits for the poller, its deadline or a notification.
     Wait,
-    /// It could go on at once, but others come first.
+    /// The entry has more to do, but others are served first.
     Requeue,
-    /// It is over.
+    /// The entry is finished.
     Remove,
 }
 
-/// What a loop lends to an entry for the length of a call.
+/// The context that the loop passes to each call of an entry.
 pub(crate) struct LoopCx {
-    /// What belongs to this call.
+    /// The state of this call.
     pub(crate) call: CallState,
-    /// What belongs to this turn of the loop.
+    /// The state of this turn.
     pub(crate) turn: TurnState,
-    /// What belongs to this run of the loop.
+    /// The state of this run.
     pub(crate) run: RunState,
-    /// What is read into and written from.
+    /// The read buffer and the output buffer.
     pub(crate) scratch: Scratch,
 }
 
 /// The state of one call of an entry.
 pub(crate) struct CallState {
-    /// The entry that is being called, and how it is reached from elsewhere.
+    /// The entry that is being called, as other threads reach it.
     pub(crate) entry: EntryRef,
-    /// What is known of its descriptor; it removes what turns out not to hold.
+    /// The readiness of its descriptor; the entry removes flags that no longer hold.
     pub(crate) readiness: Readiness,
-    /// It has another deadline than before.
+    /// The deadline of the entry has changed.
     pub(crate) deadline_changed: bool,
 }
 
-/// The state of one turn: what its calls use together, and what they leave for the loop to do.
+/// The state of one turn: what its calls share, and what they leave for the loop to do.
 pub(crate) struct TurnState {
-    /// When this turn began: the only clock there is.
+    /// When this turn began. The loop reads no other clock.
     pub(crate) now: Instant,
-    /// How much of their budgets connections have used in this turn, in bytes; what is read in the
-    /// plain case counts nowhere.
+    /// How many bytes connections have used of their budgets in this turn. Reads on the fast path
+    /// are not included.
     pub(crate) used: u64,
-    /// An entry leaves something for the loop to do after its call: a deadline, or one of the next
-    /// four.
+    /// The entry has left something for the loop to do after the call: its deadline has changed, or
+    /// one of the next four fields is set.
     pub(crate) has_follow_up: bool,
-    /// Conversations that have ended: how, for the hooks of their listener.
+    /// Conversations that have ended, with the reason for the hooks of their listener.
     pub(crate) ended: Vec<Closed>,
-    /// Connections just accepted, to be put into the slab.
+    /// New connections, to be added to the slab.
     pub(crate) new_connections: Vec<NewConnection>,
     /// The dispatcher wants [`Dispatcher::run_deferred`] to be called after the current call.
     pub(crate) deferred: bool,
-    /// A listener has no descriptor left for who waits: it is to be told of each that becomes free.
+    /// A listener waits for a free descriptor: it is called after each close.
     pub(crate) exhausted: bool,
-    /// A connection has been closed: descriptors and room are free again.
+    /// A connection has been closed: descriptors and places are free again.
     pub(crate) capacity_freed: bool,
 }
 
 /// The state of one run of the loop.
 pub(crate) struct RunState {
-    /// The server is stopping: nothing is accepted, and who becomes idle is closed.
+    /// The server is stopping: nothing is accepted, and a connection that becomes idle is closed.
     pub(crate) stopping: bool,
     /// How many more requests may be accepted.
     pub(crate) accepts_left: usize,
     /// How many connections have ended that were idle when the server began to stop.
     pub(crate) ended_idle: usize,
-    /// Why the loop cannot go on.
+    /// The error that ends the run.
     pub(crate) failed: Option<Error>,
-    /// A descriptor kept to be given up when there is no other, so that a client can be turned away.
+    /// A reserve descriptor. When no other is left, it is closed, so that one client can be
+    /// accepted and closed.
     pub(crate) reserve: Option<OwnedFd>,
 }
 
-/// An entry of one run's loop, as its conversation knows it: how it is reached from elsewhere, and how
-/// it asks for the end of the run.
+/// A reference to one entry, for its conversation: other threads reach the entry by it, and it can
+/// request the end of the run.
 #[derive(Clone)]
 pub(crate) struct EntryRef {
     pub(crate) stop: StopRequester,
     pub(crate) token: Token,
-    /// How much its senders may queue.
+    /// How many bytes its senders may queue.
     pub(crate) limit: SenderLimit,
     /// When the turn began, or later.
     pub(super) now: Instant,
 }
 
 impl EntryRef {
-    /// The mailbox of its loop.
+    /// The mailbox of the event loop.
     pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
         self.stop.mailbox()
     }
 
-    /// Sets the time to the current one, where it is used outside of the turn.
+    /// Sets `now` to the current time, for use outside of a turn.
     pub(crate) fn renew_now(&mut self) {
         self.now = Instant::now();
     }
@@ -237,7 +240,7 @@ impl LoopCx {
         cx
     }
 
-    /// Lends the read buffer apart from the rest, which is needed while the buffer is full.
+    /// Lends the read buffer to `call` separately from the context, which is used at the same time.
     #[inline(always)]
     pub(super) fn with_buffer<T>(&mut self, call: impl FnOnce(&mut [u8], &mut LoopCx) -> T) -> T {
         let mut buffer = std::mem::take(&mut self.scratch.buffer);
@@ -246,9 +249,10 @@ impl LoopCx {
         result
     }
 
-    /// So many bytes have been read into a buffer of that size. A short read has drained a stream,
-    /// see epoll(7), unless its end is there to be read too: the end brings no edge of its own if it
-    /// was part of this one. Nor does what lies behind a boundary.
+    /// Records that `count` bytes have been read into a buffer of `buffer` bytes. After a short
+    /// read a stream is drained, see epoll(7). That does not hold when the peer has ended, because
+    /// the end causes no edge of its own if it came with this one. It does not hold after a
+    /// boundary either.
     #[inline(always)]
     pub(crate) fn read(&mut self, count: usize, buffer: usize) {
         let readiness = &mut self.call.readiness;
@@ -261,7 +265,7 @@ impl LoopCx {
         }
     }
 
-    /// A connection has used so much of its budget for one call, in bytes.
+    /// Records that a connection has used so many bytes of its budget.
     pub(crate) fn use_budget(&mut self, bytes: usize) {
         self.turn.used += bytes as u64;
         if bytes >= BULK_FROM {
@@ -269,7 +273,7 @@ impl LoopCx {
         }
     }
 
-    /// A turn begins.
+    /// Begins a turn.
     #[inline]
     pub(super) fn set_now(&mut self, now: Instant) {
         self.turn.now = now;
@@ -281,8 +285,8 @@ impl LoopCx {
         !self.run.stopping && !self.call.entry.stop.is_requested() && self.run.accepts_left > 0
     }
 
-    /// Sees to it that there is a descriptor to be given up in need: another number for one that is
-    /// open anyway, for which no file has to be found.
+    /// Opens the reserve descriptor, if there is none: a duplicate of a descriptor that is open
+    /// anyway, which needs no file.
     pub(crate) fn keep_reserve(&mut self) {
         if self.run.reserve.is_none() {
             let wakeup = self.call.entry.mailbox().wakeup();
@@ -290,13 +294,13 @@ impl LoopCx {
         }
     }
 
-    /// The entry has another deadline than before.
+    /// Records that the deadline of the entry has changed.
     pub(crate) fn deadline_changed(&mut self) {
         self.call.deadline_changed = true;
         self.turn.has_follow_up = true;
     }
 
-    /// A conversation has ended. Nearly all end in peace, and of those there is nothing to tell.
+    /// Records that a conversation has ended. Most end without a fault, and need no report.
     pub(crate) fn end(
         &mut self,
         id: Option<ConnectionId>,
@@ -310,20 +314,20 @@ impl LoopCx {
         }
     }
 
-    /// A connection is to be put into the slab.
+    /// Adds a connection to the slab after the call.
     pub(crate) fn register(&mut self, new: NewConnection) {
         self.turn.new_connections.push(new);
         self.turn.has_follow_up = true;
     }
 
-    /// Has [`Dispatcher::run_deferred`] called after the current call of its listener.
+    /// Requests a call of [`Dispatcher::run_deferred`] after the current call of its listener.
     pub(crate) fn defer(&mut self) {
         self.turn.deferred = true;
         self.turn.has_follow_up = true;
     }
 }
 
-/// A connection on its way into the slab.
+/// A connection that is to be added to the slab.
 pub(crate) struct NewConnection {
     pub(crate) source: Box<dyn EventSource>,
     pub(crate) descriptor: RawFd,
@@ -331,105 +335,106 @@ pub(crate) struct NewConnection {
     pub(crate) parent: Token,
 }
 
-/// How an entry has ended, for the hooks of its listener.
+/// A conversation that has ended, with the reason for the hooks of its listener.
 pub(crate) struct Closed {
     pub(crate) origin: Origin,
     pub(crate) reason: CatchDrop<CloseReason>,
 }
 
-/// An entry of the slab.
+/// An entry of the slab: a listener or a connection.
 pub(crate) trait EventSource {
-    /// It is in the slab now.
+    /// The entry has been added to the slab.
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
         let _ = cx;
         PostAction::Wait
     }
 
-    /// `cx.call.readiness` holds of its descriptor, or it asked to go on.
+    /// The descriptor has the readiness `cx.call.readiness`, or the entry had more to do.
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction;
 
-    /// The mail that told of its outlet has been taken: more mail may come from now on.
-    fn mail_taken(&mut self) {}
+    /// The notification of its send queue has been taken from the mailbox: the next one may be
+    /// posted.
+    fn notification_taken(&mut self) {}
 
-    /// Something waits in its outlet.
+    /// Something waits in its send queue.
     fn send_queue_ready(&mut self, cx: &mut LoopCx) -> PostAction {
         let _ = cx;
         PostAction::Wait
     }
 
-    /// What it had lent comes home.
+    /// A job of the entry has finished.
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         let _ = (work, cx);
         PostAction::Wait
     }
 
-    /// When to look at it again if nothing happens before.
+    /// When to call the entry again if no event comes before.
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    /// Its deadline has come.
+    /// The deadline of the entry has expired.
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
         let _ = cx;
         PostAction::Wait
     }
 
-    /// The server begins to stop: what is idle ends, what is busy may finish.
+    /// The server begins to stop: an idle connection ends, and a busy one may finish.
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
         let _ = cx;
         PostAction::Wait
     }
 
-    /// It is over, by its own [`PostAction::Remove`] or because the time for stopping is up; a listener, with
-    /// its run.
+    /// The entry has ended: by [`PostAction::Remove`] or, for a connection, at the drain deadline;
+    /// for a listener, with the run.
     fn finish(&mut self, cx: &mut LoopCx) {
         let _ = cx;
     }
 
-    /// A descriptor or room has become free.
+    /// A descriptor or a place has become free.
     fn on_capacity_freed(&mut self, cx: &mut LoopCx) -> PostAction {
         let _ = cx;
         PostAction::Wait
     }
 
-    /// The time for stopping is up: ends what it serves elsewhere.
+    /// The drain deadline has come: ends the requests that are served outside of the slab.
     fn abort_all(&mut self, cx: &mut LoopCx) {
         let _ = cx;
     }
 
-    /// Whether it is a request, and not what is left of one that has been served.
+    /// Whether the entry is a request; a lingering connection whose request has been served is not.
     fn is_request(&self) -> bool {
         true
     }
 
-    /// How many replies wait for room in the kernel, of those that no connection holds: datagrams. A
-    /// run does not end before they are sent or lost, which each is after a while.
+    /// How many datagrams wait for room in the kernel. A run ends only after they are sent or lost;
+    /// each is lost after a time limit.
     fn undelivered(&self) -> usize {
         0
     }
 
-    /// What it has beside its descriptor that a forked child must not keep.
+    /// The descriptors besides its own that a forked child must not keep.
     fn inherited(&self) -> Vec<RawFd> {
         Vec::new()
     }
 
-    /// Who stands behind it, if it is a listener; a connection has nobody.
+    /// The dispatcher and the hooks of a listener; `None` for a connection.
     fn parts(&mut self) -> Option<ListenerParts<'_>> {
         None
     }
 }
 
-/// Who stands behind a listener.
+/// The dispatcher and the hooks of a listener.
 pub(crate) struct ListenerParts<'s> {
-    /// The mode that takes its requests.
+    /// Serves the requests: one mode.
     pub(crate) dispatcher: &'s mut dyn Dispatcher,
     /// The user's hooks.
     pub(crate) hooks: &'s mut dyn ListenerHooks,
 }
 
-/// What stands between the world and a mode: the user's hooks, guarded.
+/// The user's hooks of a listener, guarded against panics.
 pub(crate) trait ListenerHooks {
-    /// Whether the connection could be made ready to be served.
+    /// Whether the connection could be prepared for its handler.
     fn prepare(
         &mut self,
         connection: BorrowedFd<'_>,
@@ -438,20 +443,19 @@ pub(crate) trait ListenerHooks {
         cx: &mut LoopCx,
     ) -> bool;
 
-    /// Whether this peer may come in.
+    /// Whether this peer is accepted.
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool;
 
-    /// A request failed.
+    /// Reports that a request failed.
     fn fault(&mut self, origin: &Origin, reason: &CloseReason, cx: &mut LoopCx);
 
     /// Whether [`on_turn_end`](ListenerHooks::on_turn_end) is wanted.
     fn wants_turn_end(&self) -> bool;
 
-    /// A turn of the loop is over.
+    /// The turn has ended.
     fn on_turn_end(&mut self, cx: &mut LoopCx);
 
-    /// When the next turn of the loop is to begin at the latest. It is asked when a run begins and after
-    /// each turn.
+    /// The latest time at which the next turn begins. Called when a run begins and after each turn.
     fn next_turn(&mut self, cx: &mut LoopCx) -> Option<Instant> {
         let _ = cx;
         None
@@ -463,37 +467,37 @@ pub(crate) trait ListenerHooks {
     }
 }
 
-/// The loop, for the deferred work of a dispatcher.
+/// Access to the event loop for the deferred work of a dispatcher.
 pub(crate) trait LoopAccess {
-    /// What each call is given.
+    /// The context that each call of an entry gets.
     fn cx(&mut self) -> &mut LoopCx;
 
     /// Adds a descriptor that is [`watched`](Dispatcher::watched) for this listener.
     ///
     /// # Errors
     ///
-    /// Where the poller does not take it.
+    /// The poller cannot register the descriptor.
     fn watch(&mut self, descriptor: RawFd) -> io::Result<()>;
 
-    /// Closes the descriptors of the loop by `close`, one after the other: those of its poller, its
-    /// listeners and its connections. `keep_listener` leaves that of this listener open; those that are
-    /// watched for this listener stay open in any case. For a forked child, which does not return to the
-    /// loop.
+    /// Closes the descriptors of the loop one after the other by `close`: those of its poller, its
+    /// listeners and its connections. `keep_listener` leaves the descriptor of this listener open.
+    /// Those that are watched for this listener always stay open. For a forked child, which does
+    /// not return to the loop.
     fn close_all_but(&mut self, keep_listener: bool, close: &mut dyn FnMut(RawFd));
 }
 
-/// Who takes the requests that a listener lets in: one mode of serving them.
+/// A dispatcher: one mode of serving the requests of a listener.
 pub(crate) trait Dispatcher {
-    /// Whether another request can be taken; when room is made, a [`Mail::CapacityFreed`] says so, or a
-    /// descriptor that is [`watched`](Dispatcher::watched).
+    /// Whether the dispatcher can take another request. When this becomes true again, a
+    /// [`Notification::CapacityFreed`] or a [`watched`](Dispatcher::watched) descriptor reports it.
     ///
-    /// [`Mail::CapacityFreed`]: crate::mailbox::Mail::CapacityFreed
+    /// [`Notification::CapacityFreed`]: crate::mailbox::Notification::CapacityFreed
     fn has_room(&mut self) -> bool {
         true
     }
 
-    /// How many requests it takes before others come first, at most and at least one: no more than
-    /// there is room for.
+    /// How many requests the dispatcher takes before other entries are served: at least one, and no
+    /// more than it has room for.
     fn burst(&self) -> usize {
         usize::MAX
     }
@@ -503,53 +507,54 @@ pub(crate) trait Dispatcher {
         false
     }
 
-    /// A turn of the loop is over.
+    /// The turn has ended.
     fn on_turn_end(&mut self) {}
 
     /// The listener's descriptor is ready, or one that is watched for it.
-    fn look(&mut self, cx: &mut LoopCx) {
+    fn on_ready(&mut self, cx: &mut LoopCx) {
         let _ = cx;
     }
 
-    /// What else is to be watched.
+    /// Further descriptors for the poller to watch.
     fn watched(&self) -> Vec<RawFd> {
         Vec::new()
     }
 
-    /// Does what was put off by [`LoopCx::defer`]: work that needs the loop beside its context.
+    /// Does the work that was deferred by [`LoopCx::defer`]: it needs the loop besides its context.
     fn run_deferred(&mut self, hooks: &mut dyn ListenerHooks, access: &mut dyn LoopAccess) {
         let _ = (hooks, access);
     }
 
-    /// Descriptors have run out: from now on the loop is told when a request that is served elsewhere
-    /// has ended.
-    fn tell_ends(&mut self) {}
+    /// Descriptors have run out: from now on the dispatcher notifies the loop when a request that
+    /// is served outside of the slab has ended.
+    fn notify_ends(&mut self) {}
 
-    /// The server begins to stop: what is idle elsewhere ends.
+    /// The server begins to stop: idle requests outside of the slab end.
     fn stop(&mut self) {}
 
-    /// The time for stopping is up: ends what it serves elsewhere.
+    /// The drain deadline has come: ends the requests outside of the slab.
     fn abort_all(&mut self, cx: &mut LoopCx) {
         let _ = cx;
     }
 
-    /// How many requests it serves elsewhere.
+    /// How many requests the dispatcher serves outside of the slab.
     fn in_flight(&self) -> usize {
         0
     }
 
-    /// How many requests have ended elsewhere that the stop found idle.
+    /// How many requests outside of the slab were idle at the stop and have ended.
     fn ended_idle(&self) -> usize {
         0
     }
 
-    /// What became of the request that it served on the loop's own thread when a stop overtook it.
+    /// The outcome of the request that was being served on the loop's own thread when the server
+    /// stopped.
     fn stop_outcome(&self) -> Option<StopOutcome> {
         None
     }
 
-    /// How much of this run is out with workers, of requests that the slab no longer holds.
-    fn lent(&self) -> usize {
+    /// How many jobs of this run are with workers, for requests that are no longer in the slab.
+    fn jobs_with_workers(&self) -> usize {
         0
     }
 }

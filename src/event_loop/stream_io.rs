@@ -1,4 +1,4 @@
-//! Reading from and writing to the socket of a connection, without waiting.
+//! Non-blocking reads and writes on the socket of a connection.
 
 use std::io::{self, Read as _};
 
@@ -8,7 +8,7 @@ use super::source::{LoopCx, Readiness};
 use crate::sys;
 use crate::write_buffer::{SEND_STEP, WriteBuffer, send_segments};
 
-/// Reads from a stream, and records where a short read does not mean that the queue is empty.
+/// Reads from a stream, and records where a short read does not mean that the input is drained.
 pub(super) fn read(mut socket: &Socket, buffer: &mut [u8], cx: &mut LoopCx) -> io::Result<usize> {
     if cx.call.readiness.has(Readiness::ANCILLARY) {
         return receive_with_ancillary(socket, buffer, cx);
@@ -16,7 +16,7 @@ pub(super) fn read(mut socket: &Socket, buffer: &mut [u8], cx: &mut LoopCx) -> i
     socket.read(buffer)
 }
 
-/// Reads from a Unix stream, where a read ends behind bytes that came with ancillary data.
+/// Reads from a Unix stream. There, a read ends after bytes that came with ancillary data.
 pub(super) fn receive_with_ancillary(
     socket: &Socket,
     buffer: &mut [u8],
@@ -29,8 +29,8 @@ pub(super) fn receive_with_ancillary(
     Ok(count)
 }
 
-/// Sends the output of a step; what the kernel does not take goes to the write buffer. Returns whether
-/// any byte was sent.
+/// Sends the output of a step; the rest goes to the write buffer. Returns whether any byte was
+/// sent.
 #[inline(always)]
 pub(super) fn transmit(
     socket: &Socket,
@@ -63,7 +63,8 @@ fn refused(
     write_buffer.get_or_insert_default().keep(&mut cx.scratch.output_buffer, input, sent);
 }
 
-/// Sends several segments, or appends to output that waits already. Returns whether any byte was sent.
+/// Sends several segments, or appends to a write buffer that is not empty. Returns whether any byte
+/// was sent.
 #[inline(never)]
 fn transmit_many(
     socket: &Socket,
@@ -72,7 +73,7 @@ fn transmit_many(
     cx: &mut LoopCx,
 ) -> io::Result<bool> {
     if let Some(waiting) = write_buffer {
-        // It is sent when the kernel has room, or in another turn.
+        // The write buffer is sent when the kernel has room, or in another turn.
         waiting.keep(&mut cx.scratch.output_buffer, input, 0);
         return Ok(false);
     }
@@ -82,14 +83,16 @@ fn transmit_many(
         refused(write_buffer, input, sent, cx);
         return Ok(sent > 0);
     }
-    // That one call did not take all slices says nothing about the kernel's buffer: go on trying.
+    // One call did not take all slices. That does not show that the socket buffer is full: try
+    // again.
     write_buffer.get_or_insert_default().keep(&mut cx.scratch.output_buffer, input, sent);
     Ok(sent + flush(socket, write_buffer, cx)? > 0)
 }
 
-/// Sends from the write buffer until it is empty, the kernel has no room, or [`SEND_STEP`] bytes are sent.
-/// Returns how many bytes were sent. Where output is left and the readiness still has
-/// [`WRITABLE`](Readiness::WRITABLE), the connection is to be queued again: no event of the poller comes.
+/// Sends from the write buffer until it is empty, the kernel has no room, or [`SEND_STEP`] bytes
+/// are sent. Returns how many bytes were sent. If output is left and the readiness still has
+/// [`WRITABLE`](Readiness::WRITABLE), the caller has to requeue the connection: the poller reports
+/// no event.
 pub(super) fn flush(
     socket: &Socket,
     write_buffer: &mut Option<Box<WriteBuffer>>,
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_that_sends_all_with_the_last_of_its_budget_leaves_no_write_buffer() {
+    fn a_flush_that_sends_all_within_its_budget_removes_the_write_buffer() {
         let (ours, _theirs) = tcp();
         let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
         Output::new(&[], &mut cx.scratch.output_buffer).put(&vec![7; SEND_STEP]);
@@ -167,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn output_behind_output_that_waits_is_appended_and_not_sent() {
+    fn output_is_appended_and_not_sent_while_other_output_waits() {
         let (ours, _theirs) = tcp();
         let mut cx = cx();
         let mut write_buffer = Some(Box::<WriteBuffer>::default());
@@ -177,7 +180,7 @@ mod tests {
         assert_eq!(cx.scratch.tally.bytes_out, 0);
     }
     #[test]
-    fn a_header_and_its_short_file_are_sent_at_once_and_leave_nothing_behind() {
+    fn a_header_and_a_short_file_are_sent_at_once_and_leave_no_write_buffer() {
         let (ours, mut theirs) = tcp();
         let mut cx = cx();
         let mut write_buffer = None;

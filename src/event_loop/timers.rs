@@ -1,12 +1,12 @@
-//! Deadlines in order. Owns no clock: `now` comes in. Nothing here happens per packet, since a
-//! deadline that has moved on is only found out, and set again, when it is due.
+//! Ordered deadlines. The caller passes the current time. Nothing here runs per message: a deadline
+//! that has moved to a later time is detected, and set again, only when the old one expires.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::token::Token;
 
-/// When to look at which entry again. An entry has at most one deadline here.
+/// The deadlines of the entries. Each entry has at most one.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     deadlines: BTreeSet<(Instant, Token)>,
@@ -32,9 +32,9 @@ impl Timers {
         *armed = deadline;
     }
 
-    /// As [`set`](Timers::set), where the deadline that is armed stays if it comes before the other one: the
-    /// entry is then looked at too early, and its deadline is set again. So a deadline that is put off with
-    /// each message costs nothing per message.
+    /// As [`set`](Timers::set), but an earlier deadline stays armed: the entry is then called too
+    /// early, and sets its deadline again. So a deadline that moves with each message costs nothing
+    /// per message.
     pub(crate) fn set_lazily(
         &mut self,
         token: Token,
@@ -52,7 +52,7 @@ impl Timers {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Takes one entry that is due; its deadline is gone from here.
+    /// Removes one deadline that has expired and returns its entry.
     #[inline]
     pub(crate) fn due(&mut self, now: Instant) -> Option<Token> {
         if self.next()? > now {

@@ -1,4 +1,4 @@
-//! What comes after the calls of a turn or of a run: workers are woken, hooks are called.
+//! The end of a turn and of a run: wakes workers and calls hooks.
 
 use std::time::Instant;
 
@@ -6,12 +6,12 @@ use super::EventLoop;
 use super::source::{ListenerParts, PostAction};
 
 impl EventLoop<'_> {
-    /// What was put off to the end of a turn: workers are called for what was lent in it.
+    /// Ends a turn: wakes workers for the jobs of this turn, and calls the hooks.
     #[inline]
     pub(super) fn end_turn(&mut self) {
         if self.wants_turn_end {
             let mut next_turn: Option<Instant> = None;
-            self.tell_listeners(|source, cx| {
+            self.for_each_listener(|source, cx| {
                 if let Some(ListenerParts { dispatcher, hooks }) = source.parts() {
                     dispatcher.on_turn_end();
                     hooks.on_turn_end(cx);
@@ -27,9 +27,9 @@ impl EventLoop<'_> {
         self.resources.published.add(&mut self.cx.scratch.tally);
     }
 
-    /// The run ends because there was no request in time: tells the hooks.
+    /// Calls the hooks because the run ends without a request within its time limit.
     pub(crate) fn no_request(&mut self) {
-        self.tell_listeners(|source, cx| {
+        self.for_each_listener(|source, cx| {
             if let Some(ListenerParts { hooks, .. }) = source.parts() {
                 hooks.no_request(cx);
             }

@@ -1,12 +1,12 @@
-//! How much output may wait before the input of its connection is no longer read.
+//! The water marks: how much output may wait before the loop stops reading from its connection.
 
 use crate::sender::SenderLimit;
 
-/// The most output that one step of a conversation collects before it is sent, in bytes.
+/// The maximum output that one step of a conversation collects before it is sent, in bytes.
 const MOST_AT_ONCE: usize = 64 * 1024;
 
-/// The water marks of the write buffer, in bytes. At `high` the peer is no longer read; at `low` reading
-/// resumes. They are stored as `u32`: a limit above 4 GiB counts as 4 GiB.
+/// The water marks of the write buffer, in bytes. At `high` the loop stops reading from the peer;
+/// at `low` it resumes. They are stored as `u32`: a mark above 4 GiB counts as 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WaterMarks {
     high: u32,
@@ -29,7 +29,7 @@ impl WaterMarks {
         self.low as usize
     }
 
-    /// How much output is collected at once while none waits.
+    /// How many bytes of output one step may collect while the write buffer is empty.
     #[inline]
     pub(crate) fn room(self) -> usize {
         self.high().min(MOST_AT_ONCE)
@@ -42,8 +42,8 @@ impl Default for WaterMarks {
     }
 }
 
-/// How much output may wait in the connections of one service. They share it, so that each keeps no
-/// more than a pointer to it.
+/// The limits of waiting output for all connections of one service. They are shared, so that a
+/// connection stores only a pointer.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct OutputLimits {
     pub(crate) marks: WaterMarks,

@@ -26,15 +26,15 @@ use crate::guard::log;
 use crate::server_state::{StopOutcome, StopRequester};
 use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
 
-/// A process for each request: Python's `ForkingMixIn`. Nothing a handler does can touch another
-/// one's memory, at the price of a fork per request.
+/// The mode that serves each request in its own child process: Python's `ForkingMixIn`. Handlers do
+/// not share memory; each request costs a fork.
 ///
-/// A fork is sound only in a process of one thread, so a server with this mode refuses one that
-/// starts threads beside it, and a fork where other threads run fails with
-/// [`Error::Mode`]; bind and serve on the main thread. A thread that has ended and
-/// been joined is none. On Linux the threads are counted in `/proc/self/task`, or, where there is no
-/// `/proc`, by [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html); where neither tells,
-/// a fork fails as well. Other systems do not tell, and there it is left to the user.
+/// A fork is sound only in a process with one thread. So a server with this mode refuses services
+/// whose mode starts threads, and a fork fails with [`Error::Mode`] while other threads run. Bind
+/// and serve on the main thread. A thread that has ended and been joined does not count. On Linux
+/// the threads are counted in `/proc/self/task`, or, without `/proc`, by
+/// [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html); if neither works, a fork
+/// fails as well. Other systems do not report the number of threads; there the user must ensure it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forking {
     max_children: usize,
@@ -44,8 +44,8 @@ pub struct Forking {
 impl Forking {
     pub(super) const DEFAULT: Forking = Forking { max_children: 40, allow_threads: false };
 
-    /// Sets Python's `max_children`, 40 by default: with as many the listener pauses, and clients
-    /// wait in the kernel's queue. The loop goes on.
+    /// Sets Python's `max_children`, 40 by default: with as many child processes the listener
+    /// pauses, and clients wait in the kernel's queue. The event loop continues.
     #[must_use]
     pub fn max_children(mut self, children: usize) -> Self {
         self.max_children = children.max(1);
@@ -54,9 +54,9 @@ impl Forking {
 
     /// Forks although the process has other threads.
     ///
-    /// Only for those who know that no other thread holds a lock which the handler could want in
-    /// the child, where it would stay locked for ever: that of the allocator, of standard output,
-    /// of a logger, of the user's own.
+    /// Use this only if no other thread can hold a lock that the handler needs in the child,
+    /// because it would stay locked there without limit: a lock of the allocator, of standard
+    /// output, of a logger, or of the user's code.
     #[must_use]
     pub fn allow_threads(mut self, allowed: bool) -> Self {
         self.allow_threads = allowed;
@@ -70,7 +70,7 @@ impl Default for Forking {
     }
 }
 
-/// What a service keeps between runs: a child process serves each request.
+/// The state of a service between runs: a child process serves each request.
 struct ForkRunner<T, S> {
     start: Box<dyn MakeFactory<T>>,
     serve: S,
@@ -115,9 +115,9 @@ struct ForkDispatcher<'a, T, S> {
     children: &'a mut Children,
     listener_handle: ListenerHandle,
     stop: StopRequester,
-    /// Requests that are about to be forked for.
+    /// Requests for which a fork is due.
     pending: VecDeque<Incoming>,
-    /// The end of a child is the end of a connection.
+    /// Whether requests are connections, so that the end of a child is the end of a connection.
     of_connections: bool,
 }
 
@@ -136,18 +136,19 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         })
     }
 
-    /// Queues a request; it is forked for after the current call of the loop.
+    /// Queues a request; the fork follows after the current call of the loop.
     fn fork_for(&mut self, request: Incoming, cx: &mut LoopCx) {
         self.pending.push_back(request);
         cx.defer();
     }
 
-    /// How many more requests there is room for.
+    /// How many more requests can be taken.
     fn room(&self) -> usize {
         self.children.room().saturating_sub(self.pending.len())
     }
 
-    /// Forks for a request. The child closes what is the loop's and serves; it does not return.
+    /// Forks for a request. The child closes the descriptors of the event loop and serves the
+    /// request; it does not return.
     fn fork(
         &mut self,
         request: Incoming,
@@ -173,7 +174,9 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
             }),
             Ok(Forked::Parent(child)) => {
                 if let Err(error) = access.watch(child.as_fd().as_raw_fd()) {
-                    log::warn!("the end of a child process cannot be watched for: {error}");
+                    log::warn!(
+                        "cannot register the end of a child process with the poller: {error}"
+                    );
                 }
                 self.children.add(child);
             }
@@ -181,11 +184,11 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
                 let cx = access.cx();
                 cx.scratch.tally.rejected_full += 1;
                 cx.scratch.tally.closed += u64::from(self.of_connections);
-                // No child will end, so nothing else says that there is room.
+                // There may be no child whose end would resume the listener.
                 cx.turn.capacity_freed = true;
                 match error {
                     Error::Mode(_) => cx.run.failed = Some(error),
-                    error => log::error!("a request is turned away: {error:#}"),
+                    error => log::error!("a request is rejected: {error:#}"),
                 }
             }
         }
@@ -244,7 +247,7 @@ impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
         self.room().max(1)
     }
 
-    fn look(&mut self, cx: &mut LoopCx) {
+    fn on_ready(&mut self, cx: &mut LoopCx) {
         let reaped = self.children.reap();
         if self.of_connections {
             cx.scratch.tally.closed += reaped as u64;
@@ -299,50 +302,50 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_,
     }
 }
 
-/// A request that is to have a process of its own.
+/// A request that waits for its child process.
 enum Incoming {
     Stream(AcceptedStream),
     Datagram(Box<Datagram>),
 }
 
-/// Forks, unless other threads make that unsound.
+/// Forks, unless other threads make the fork unsound.
 fn fork_if_sound(allow_threads: bool) -> Result<Forked, Error> {
     match if allow_threads { Ok(true) } else { sys::is_only_thread() } {
         Ok(true) => {}
         Ok(false) => {
             return Err(Error::Mode(
                 "this process has other threads, so a fork is unsound: serve on the only thread, \
-                 before others are started, or say Forking::allow_threads(true)"
+                 before others are started, or use Forking::allow_threads(true)"
                     .to_owned(),
             ));
         }
         Err(error) => {
             return Err(Error::Mode(format!(
-                "it cannot be told whether this process has other threads, beside which a fork is \
-                 unsound: there is no /proc, and unshare(2) says {error}; see to one of the two, or \
-                 say Forking::allow_threads(true)"
+                "it is not known whether this process has other threads, beside which a fork is \
+                 unsound: there is no /proc, and unshare(2) fails: {error}; provide one of the two, or \
+                 use Forking::allow_threads(true)"
             )));
         }
     }
-    // What is buffered for standard output would be written by both processes.
+    // Otherwise both processes would write what is buffered for standard output.
     let _ = io::stdout().flush();
     sys::fork().map_err(Error::Loop)
 }
 
-/// The exit code of a child that a stop has ended while it was idle. One whose request has failed
-/// exits with 1, all others with 0.
+/// The exit code of a child that a stop has ended while it was idle. A child whose request has
+/// failed exits with 1, all others with 0.
 const EXIT_IDLE: i32 = 90;
 
-/// The children of one service.
+/// The child processes of one service.
 #[derive(Debug)]
 struct Children {
     mode: Forking,
     children: Vec<Child>,
-    /// They have been asked to finish.
+    /// Whether they have been asked to finish.
     stopping: bool,
-    /// How many of them have ended since, and were idle when they were asked.
+    /// How many have ended since then and were idle when they were asked.
     ended_idle: usize,
-    /// How long it waits for those that are left when it is dropped.
+    /// How long a drop waits for the remaining children.
     drain: Duration,
 }
 
@@ -363,7 +366,7 @@ impl Children {
         self.drain = drain;
     }
 
-    /// Asks all to finish what they are doing, and ends those that have not by the deadline.
+    /// Asks all to finish their requests, and kills those that have not finished by the drain deadline.
     fn finish(&mut self) {
         self.terminate();
         let deadline = Instant::now() + self.drain;
@@ -379,7 +382,7 @@ impl Children {
         self.kill();
     }
 
-    /// How many more children there may be.
+    /// How many more children are allowed.
     fn room(&self) -> usize {
         self.mode.max_children.saturating_sub(self.children.len())
     }
@@ -396,7 +399,7 @@ impl Children {
         self.children.len()
     }
 
-    /// Reaps those that have ended; how many that were.
+    /// Reaps the children that have ended; returns how many.
     fn reap(&mut self) -> usize {
         let before = self.children.len();
         let mut idle = 0;
@@ -411,28 +414,28 @@ impl Children {
         before - self.children.len()
     }
 
-    /// How many have ended since they were asked to, and were idle then.
+    /// How many have ended since they were asked to finish and were idle then.
     fn ended_idle(&self) -> usize {
         self.ended_idle
     }
 
-    /// Asks all to finish what they are doing.
+    /// Asks all to finish their requests.
     fn terminate(&mut self) {
         self.stopping = true;
         self.children.iter().for_each(Child::terminate);
     }
 
-    /// Ends all that are left; how many that were.
+    /// Kills the remaining children; returns how many.
     fn kill(&mut self) -> usize {
         self.children.drain(..).map(|mut child| child.kill()).count()
     }
 
-    /// What the loop is to watch: the ends of children.
+    /// The descriptors that the event loop registers: they report the ends of children.
     fn watched(&self) -> Vec<RawFd> {
         self.children.iter().map(|child| child.as_fd().as_raw_fd()).collect()
     }
 
-    /// In the child: serves its request; the code to end with.
+    /// In the child: serves its request. Returns the exit code.
     fn serve_in_child(
         &mut self,
         session: Box<dyn Session + '_>,
@@ -452,9 +455,9 @@ impl Children {
             leaves_lingering: false,
             wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,
-                asked: None,
+                child_stop_request: None,
                 is_stopping: &mut is_stopping,
-                // The parent sees to it that it does not take for ever.
+                // The parent enforces the drain deadline.
                 drain: Duration::from_secs(365 * 24 * 3600),
                 deadline: None,
                 stop_outcome: None,
@@ -467,7 +470,7 @@ impl Children {
         let served = session.run(&mut cx);
         sys::reset_on_termination(None);
         if let (Some(connection), Some(linger), false) = (connection, linger, served.cut) {
-            // Whole, it is closed as any other.
+            // The reply is complete, so the connection is closed without a reset.
             let _ = connection.set_linger(linger);
         }
         let idle = match &mut cx.wait {
@@ -479,7 +482,7 @@ impl Children {
         if served.reason.is_fault() {
             fault(&served);
         }
-        // What the handler has printed is not lost; nothing else of the parent's is run.
+        // Flushes what the handler has printed; no other code of the parent runs.
         let _ = std::io::stdout().flush();
         code
     }

@@ -1,4 +1,5 @@
-//! The mode `inline`: requests are served on the loop's own thread, by blocking, one at a time.
+//! The mode `inline`: requests are served on the event loop's thread, with blocking calls, one at a
+//! time.
 
 use std::io;
 use std::sync::Arc;
@@ -21,11 +22,12 @@ use crate::server_state::{ServerState, StopOutcome, StopRequester};
 use crate::sys::{RecvMeta, SignalWatch};
 use crate::token::Token;
 
-/// One request at a time, to its end, while all others wait: Python's `TCPServer` without a mix-in.
+/// The mode that serves one request at a time to its end, while all others wait: Python's
+/// `TCPServer` without a mix-in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Inline;
 
-/// What a service keeps between runs: its requests are served one at a time, on the loop's thread.
+/// The state of a service between runs: its requests are served one at a time, on the loop's thread.
 struct InlineRunner<T, S> {
     start: Box<dyn MakeFactory<T>>,
     serve: S,
@@ -60,7 +62,7 @@ struct InlineDispatcher<'a, T, S> {
     listener_handle: ListenerHandle,
     listener: Token,
     driver: InlineDriver,
-    /// What became of the request that was served last, if a stop began meanwhile.
+    /// How the last request ended, if a stop began while it was served.
     stop_outcome: Option<StopOutcome>,
 }
 
@@ -85,7 +87,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
         let (served, stop_outcome) = self.driver.serve(Box::new(session), &mut cx.scratch);
         let Served { origin, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
-            // On the loop, since here it would delay the next request.
+            // The loop lingers, since lingering here would delay the next request.
             match LingeringConnection::new(lingering) {
                 Ok(lingers) => cx.register(NewConnection {
                     descriptor: lingers.descriptor(),
@@ -98,7 +100,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
         cx.end(origin.id, &origin.peer, reason);
         self.stop_outcome = stop_outcome;
         if self.driver.is_stopping() {
-            // Nothing more is accepted, in this turn either.
+            // Nothing more is accepted, not even in this turn.
             self.driver.stop.request();
         }
     }
@@ -146,25 +148,25 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'
 struct InlineDriver {
     control: Arc<ServerState>,
     stop: StopRequester,
-    /// The signals that request a stop, if signals do.
+    /// The watch for signals that request a stop, if there is one.
     signals: Option<SignalWatch>,
     drain: Duration,
 }
 
 impl InlineDriver {
-    /// Whether the server is to stop.
+    /// Whether the server must stop.
     fn is_stopping(&self) -> bool {
         self.control.stop_requested() || self.signals.as_ref().is_some_and(SignalWatch::is_due)
     }
 
-    /// Serves a session to its end. Returns as well what became of it, if a stop began meanwhile.
+    /// Serves a session to its end. Also returns how it ended, if a stop began during it.
     fn serve(
         &self,
         session: Box<dyn Session + '_>,
         scratch: &mut Scratch,
     ) -> (Served, Option<StopOutcome>) {
         let mailbox = &self.control.mailbox;
-        // A thread that posts a reason to stop wakes this one only where the mailbox knows that it waits.
+        // A thread that posts a stop request wakes this thread only if the mailbox knows that it waits.
         let mut prepare_and_ask = || {
             mailbox.prepare_park_elsewhere();
             self.is_stopping()
@@ -176,7 +178,7 @@ impl InlineDriver {
             leaves_lingering: true,
             wait: WaitStrategy::Interruptible(InterruptibleWait {
                 wakeups: &wakeups,
-                asked: self.control.child_stop_request().map(|asked| &**asked),
+                child_stop_request: self.control.child_stop_request().map(|request| &**request),
                 is_stopping: &mut prepare_and_ask,
                 drain: self.drain,
                 deadline: None,

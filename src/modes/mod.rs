@@ -1,8 +1,8 @@
-//! The modes: where requests are served. Each has one file, with its options, its dispatchers and its
-//! mechanics.
+//! The modes: where requests are served. Each mode has one file with its options, its dispatchers
+//! and its threads or processes.
 //!
-//! Under [`Reactor`] and [`Offload`] a connection stays on the loop; under the other modes each request
-//! is taken away from the loop and is served by blocking.
+//! Under [`Reactor`] and [`Offload`] a connection stays on the event loop. Under the other modes a
+//! session serves each request with blocking calls.
 
 mod completion;
 mod forking;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::{Forking, Inline, Offload, Pool, Reactor, Threading};
 use crate::error::Error;
 
-/// Any mode, chosen at run time; a handler under it must be `Send`, as the strictest mode asks.
+/// Any mode, chosen at run time. The handler must be `Send`, as the strictest mode requires.
 ///
 /// ```
 /// use socketserver::Mode;
@@ -47,7 +47,7 @@ impl Mode {
         .into_iter()
     }
 
-    /// Its name, as it is parsed.
+    /// Its name, as [`FromStr`] reads it.
     pub const fn name(&self) -> &'static str {
         match self {
             Mode::Reactor(_) => "reactor",
@@ -59,7 +59,7 @@ impl Mode {
         }
     }
 
-    /// Sets the number of workers where the mode has one: `offload` and `pool`.
+    /// Sets the number of worker threads, if the mode has one: `offload` and `pool`.
     #[must_use]
     pub fn workers(self, count: usize) -> Self {
         match self {
@@ -88,7 +88,7 @@ impl FromStr for Mode {
     fn from_str(name: &str) -> Result<Self, Error> {
         Mode::all().find(|mode| mode.name() == name).ok_or_else(|| {
             let names = Mode::all().map(|mode| mode.name()).collect::<Vec<_>>().join(", ");
-            Error::Mode(format!("no mode is called {name:?}; there are {names}"))
+            Error::Mode(format!("unknown mode {name:?}; the modes are {names}"))
         })
     }
 }
@@ -117,8 +117,8 @@ impl TryFrom<Mode> for BlockingMode {
             Mode::Pool(mode) => Ok(BlockingMode::Pool(mode)),
             Mode::Forking(mode) => Ok(BlockingMode::Forking(mode)),
             Mode::Reactor(_) | Mode::Offload(_) => Err(Error::Mode(format!(
-                "the mode {mode} cannot run a blocking request handler: it waits for its peer, and \
-                 the loop must not; use inline, threading, pool or forking"
+                "the mode {mode} cannot run a blocking request handler: it would block the event \
+                 loop; use inline, threading, pool or forking"
             ))),
         }
     }

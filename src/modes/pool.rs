@@ -1,18 +1,18 @@
-//! The mode `pool`: one of a bounded number of threads serves each request.
+//! The mode `pool`: a bounded number of worker threads serves the requests.
 
 use super::service::{MakeFactory, ServiceRunner, SessionFactory};
 use super::thread_pool::PoolConfig;
-use super::threading::{ThreadRunner, Threads, When};
+use super::threading::{ThreadRunner, Threads, WhenFull};
 
-/// A bounded pool of threads and a bounded queue in front of it; each request has a thread of its
-/// own from its first byte to its last.
+/// The mode that serves requests with a bounded thread pool and a bounded queue in front of it; one
+/// worker thread serves a request from its first byte to its last.
 ///
-/// With a client that stays connected a thread is taken for as long; for many clients that are
-/// mostly idle, see [`Offload`](crate::Offload).
+/// A connected client occupies a thread until it disconnects; for many clients that are mostly
+/// idle, see [`Offload`](crate::Offload).
 ///
-/// Where the system starts no more threads (`RLIMIT_NPROC`, a control group's limit on pids, memory)
-/// requests wait in the queue for those that there are, and a warning is logged, once in ten seconds;
-/// where there is none, they are turned away and counted in
+/// If the system cannot start more threads (`RLIMIT_NPROC`, a control group's limit on pids,
+/// memory), requests wait in the queue for the existing ones, and a warning is logged at most once
+/// in ten seconds. If there is no thread at all, requests are rejected and counted in
 /// [`Counters::rejected_full`](crate::Counters::rejected_full).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool {
@@ -26,7 +26,8 @@ impl Pool {
     pub(super) const DEFAULT: Pool =
         Pool { threads: 16, queue: 128, reject: false, stack_size: None };
 
-    /// As many threads, or one where that is 0; each is started when there is work for it.
+    /// A pool with this number of threads, or with one if it is 0. A thread is started when there
+    /// is work for it.
     pub fn new(threads: usize) -> Self {
         Pool::DEFAULT.threads(threads)
     }
@@ -45,7 +46,7 @@ impl Pool {
         self
     }
 
-    /// Says that a request for which there is no room is turned away at once, and not left in the
+    /// Sets whether a request is rejected at once when the queue is full, and not left in the
     /// kernel's queue. Off by default.
     #[must_use]
     pub fn reject_when_full(mut self, reject: bool) -> Self {
@@ -85,7 +86,7 @@ impl Threads {
             keep_alive: None,
             stack_size,
         };
-        let when_full = if mode.reject { When::Reject } else { When::Pause };
+        let when_full = if mode.reject { WhenFull::Reject } else { WhenFull::Pause };
         Threads::new(config, mode.threads.saturating_add(mode.queue), when_full, false)
     }
 }

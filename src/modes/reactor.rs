@@ -1,4 +1,4 @@
-//! The mode `reactor`: connections and handlers are on the loop.
+//! The mode `reactor`: connections and handlers run on the event loop.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,11 +19,12 @@ use crate::event_loop::{
 use crate::sys::{CatchDrop, RecvMeta};
 use crate::token::Token;
 
-/// On the loop: the default. One thread serves everyone; a handler must not block.
+/// The default mode: the event loop runs all connections and handlers on one thread. A handler must
+/// not block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Reactor;
 
-/// What a service keeps between runs: its handlers run on the loop.
+/// The state of a service between runs: its handlers run on the loop.
 struct ReactorRunner<H, F>(ServiceConfig<(F, H)>);
 
 pub(super) fn reactor<H, F>(config: ServiceConfig<(F, H)>) -> ServiceRunner
@@ -70,7 +71,7 @@ impl<H: Handler + 'static, F: Framing + 'static> StreamDispatcher
     }
 }
 
-/// What the connections of one listener are made of, under a mode that leaves them on the loop.
+/// Makes the connections of one listener, under a mode that keeps them on the loop.
 pub(super) struct LoopConnections<'a, H, F> {
     make: HandlerFactory<'a, (F, H)>,
     limits: Rc<OutputLimits>,
@@ -82,7 +83,7 @@ impl<'a, H: Handler, F: Framing> LoopConnections<'a, H, F> {
     ///
     /// # Errors
     ///
-    /// Where the user's function that makes the handlers panics.
+    /// If the user's function that makes the handlers panics.
     pub(super) fn new(
         config: &'a mut ServiceConfig<(F, H)>,
         run_cx: &RunContext<'_>,
@@ -92,8 +93,8 @@ impl<'a, H: Handler, F: Framing> LoopConnections<'a, H, F> {
         Ok(LoopConnections { make, limits: Rc::new(*limits), listener })
     }
 
-    /// Makes a conversation, and registers its connection with the loop; `slot` says where the
-    /// conversation runs.
+    /// Makes a conversation and registers its connection with the loop; `slot` wraps the
+    /// conversation for the mode.
     pub(super) fn open<T: ConversationSlot>(
         &mut self,
         stream: AcceptedStream,

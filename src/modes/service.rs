@@ -1,4 +1,5 @@
-//! What the modes share: how a service is made of a handler and a mode, and what a run gives it.
+//! The parts that the modes share: how a service is made of a handler and a mode, and what a run
+//! gives it.
 
 use std::cell::Cell;
 use std::io;
@@ -29,10 +30,11 @@ use crate::server_state::{ServerState, StopRequester};
 use crate::sys::{CatchDrop, SignalWatch};
 use crate::token::Token;
 
-/// The user's function that makes what serves one connection or datagram.
+/// The user's function that makes the handler of one connection or datagram.
 type MakeFn<'a, T> = Box<dyn FnMut(&Accepted<'_>) -> T + 'a>;
 
-/// Makes what serves one connection or datagram: a framing with a handler, or a request handler.
+/// A factory of the handlers of connections or datagrams: a framing with a handler, or a request
+/// handler.
 pub(crate) struct HandlerFactory<'a, T>(CatchDrop<MakeFn<'a, T>>);
 
 impl<'a, T> HandlerFactory<'a, T> {
@@ -40,23 +42,23 @@ impl<'a, T> HandlerFactory<'a, T> {
         HandlerFactory(CatchDrop::new(Box::new(make)))
     }
 
-    /// Calls the user's function: only where a panic is caught.
+    /// Calls the user's function. The caller must catch a panic.
     pub(super) fn make(&mut self, accepted: &Accepted<'_>) -> T {
         (self.0)(accepted)
     }
 }
 
-/// What a service keeps between runs, and makes the handlers of a run from.
+/// The part of a service that is kept between runs and makes the handler factory of each run.
 pub(crate) trait MakeFactory<T>: Send {
-    /// Begins a run. What it makes beside the handlers is left in `run_cx`.
+    /// Begins a run. If it makes hooks too, it stores them in `run_cx`.
     ///
     /// # Errors
     ///
-    /// Where the user's function panics.
+    /// If the user's function panics.
     fn start(&mut self, run_cx: &RunContext<'_>) -> io::Result<HandlerFactory<'_, T>>;
 }
 
-/// A function that makes the handlers of all runs, on whatever thread a run is.
+/// A function that makes the handlers of all runs, on the thread of each run.
 pub(crate) struct SharedFactory<M>(pub(crate) CatchDrop<M>);
 
 impl<T, M: FnMut(&Accepted<'_>) -> T + Send> MakeFactory<T> for SharedFactory<M> {
@@ -65,7 +67,7 @@ impl<T, M: FnMut(&Accepted<'_>) -> T + Send> MakeFactory<T> for SharedFactory<M>
     }
 }
 
-/// A function that is called when a run begins, and returns the one that makes the handlers of the run.
+/// A function that is called when a run begins and returns the handler factory of the run.
 pub(crate) struct PerRunFactory<S>(pub(crate) CatchDrop<S>);
 
 impl<T, M: FnMut(&Accepted<'_>) -> T + 'static, S: FnMut() -> M + Send> MakeFactory<T>
@@ -80,11 +82,11 @@ impl<T, M: FnMut(&Accepted<'_>) -> T + 'static, S: FnMut() -> M + Send> MakeFact
 pub(crate) fn start_run<R>(start: impl FnOnce() -> R) -> io::Result<R> {
     guard::call(start).map_err(|message| {
         guard::note(1);
-        io::Error::other(format!("what makes the handlers panicked: {message}"))
+        io::Error::other(format!("the handler factory panicked: {message}"))
     })
 }
 
-/// Implemented by this crate's modes alone, so that no others can be written.
+/// Implemented only by this crate's modes, so that other crates cannot add modes.
 pub trait Sealed {}
 
 impl Sealed for Reactor {}
@@ -96,16 +98,16 @@ impl Sealed for Forking {}
 impl Sealed for Mode {}
 impl Sealed for BlockingMode {}
 
-/// What a mode needs of its process.
+/// The requirements of a mode on its process.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Requirements {
     /// It starts threads.
     pub(crate) threads: bool,
-    /// It forks, and so cannot be where threads are.
+    /// It forks, so the process must have only one thread.
     pub(crate) one_thread: bool,
 }
 
-/// What a mode makes a service of: `T` is a framing with a handler, or a request handler.
+/// The input from which a mode makes a service: `T` is a framing with a handler, or a request handler.
 pub struct ServiceConfig<T> {
     pub(crate) start: Box<dyn MakeFactory<T>>,
     pub(crate) limits: OutputLimits,
@@ -117,7 +119,7 @@ impl<T> std::fmt::Debug for ServiceConfig<T> {
     }
 }
 
-/// What a mode has made of a [`ServiceConfig`].
+/// The result that a mode makes of a [`ServiceConfig`].
 pub struct ServiceRunner(pub(crate) Box<dyn ModeRunner>);
 
 impl std::fmt::Debug for ServiceRunner {
@@ -126,7 +128,7 @@ impl std::fmt::Debug for ServiceRunner {
     }
 }
 
-/// What a service keeps of its handlers and its mode between runs.
+/// The state of a service's handlers and mode between runs.
 pub(crate) trait ModeRunner: Send {
     /// Begins a run of a stream service.
     fn stream_dispatcher<'a>(
@@ -140,35 +142,36 @@ pub(crate) trait ModeRunner: Send {
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>>;
 
-    /// The server is dropped: asks what is left of earlier runs to end. Dropping this waits for it.
+    /// The server is dropped: asks the remaining requests of earlier runs to end. Dropping this
+    /// waits for them.
     fn close(&mut self) {}
 
-    /// What it needs of its process.
+    /// Its requirements on the process.
     fn requirements(&self) -> Requirements {
         Requirements::default()
     }
 }
 
-/// What a run gives to a service.
+/// The context that a run gives to a service.
 pub(crate) struct RunContext<'a> {
     pub(crate) listener: Token,
     /// The service's number in the server.
     pub(crate) service: usize,
     pub(crate) listener_handle: ListenerHandle,
     pub(crate) control: &'a Arc<ServerState>,
-    /// What the handlers of this run request its end by.
+    /// The handle by which the handlers of this run request a stop.
     pub(crate) stop: &'a StopRequester,
     pub(crate) signals: Option<SignalWatch>,
     pub(crate) drain: Duration,
-    /// The hooks of this run, where they are made together with what makes its handlers.
+    /// The hooks of this run, if they are made together with its handler factory.
     pub(crate) hooks: Cell<Option<Box<dyn ListenerHooks>>>,
 }
 
-/// The modes that can run this [`Handler`]: all of them, as far as it is `Send` where the mode
-/// takes it to another thread.
+/// The modes that can run this [`Handler`]: all modes; a mode that moves it to another thread
+/// requires `Send`.
 #[diagnostic::on_unimplemented(
     message = "the mode `{Self}` cannot run the handler `{H}`",
-    label = "this is no mode for it",
+    label = "this mode cannot run the handler",
     note = "a blocking `RequestHandler` is served by `serve_blocking`, under `Inline`, `Threading`, `Pool` or `Forking`"
 )]
 pub trait HandlerMode<H: Handler>: Sealed {
@@ -257,12 +260,12 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
     }
 }
 
-/// The modes that can run this blocking [`RequestHandler`]: those that serve a request away from
-/// the loop, or instead of it.
+/// The modes that can run this blocking [`RequestHandler`]: those that serve a request in a thread
+/// or process of its own, or block the event loop for it.
 #[diagnostic::on_unimplemented(
     message = "the mode `{Self}` cannot run a blocking `RequestHandler`",
-    label = "this mode never waits for one peer, and a `RequestHandler` does",
-    note = "say `.mode(Threading::default())`, or `Inline`, `Pool` or `Forking`; or write a `Handler`, which every mode can run"
+    label = "this mode must not block, and a `RequestHandler` does",
+    note = "use `.mode(Threading::default())`, or `Inline`, `Pool` or `Forking`; or write a `Handler`, which every mode can run"
 )]
 pub trait RequestMode<R: RequestHandler>: Sealed {
     #[doc(hidden)]
@@ -304,7 +307,7 @@ impl<R: RequestHandler + Send + 'static> RequestMode<R> for BlockingMode {
     }
 }
 
-/// Makes a session of a handler and a request, to be served by blocking.
+/// Makes a session of a handler and a request; the session blocks.
 pub(crate) trait SessionFactory<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
@@ -365,7 +368,7 @@ impl<H: Handler + 'static, F: Framing + Send + 'static> SessionFactory<(F, H)> f
     }
 }
 
-/// A [`RequestHandler`] is served by its one call.
+/// A [`RequestHandler`] is served by one call.
 pub(crate) struct RequestSessions;
 
 impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
@@ -396,8 +399,8 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
     }
 }
 
-/// Makes what serves a connection or a datagram, by the user's function; a panic there ends its own
-/// request and nothing else.
+/// Makes the handler of a connection or a datagram by the user's function; a panic there ends its
+/// own request and nothing else.
 pub(super) fn make_handler<T>(
     make: &mut HandlerFactory<'_, T>,
     accepted: &Accepted<'_>,

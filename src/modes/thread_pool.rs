@@ -1,12 +1,13 @@
-//! Threads that take jobs from one queue: behind `offload`, `threading` and `pool`.
+//! A thread pool: worker threads that take jobs from one queue. `offload`, `threading` and `pool`
+//! use it.
 //!
-//! **Invariant:** nobody is woken who is awake, and no one more while one is on the way: who comes
-//! for work calls the next if there is more than its own. A thread is started only when none sleeps.
+//! **Invariant:** only a sleeping thread is woken, and only one at a time: a woken thread wakes the
+//! next one if there are more jobs than its own. A thread is started only when no thread sleeps.
 //!
-//! **No thread to be had.** The system may refuse to start one: RLIMIT_NPROC, a limit on the pids of a
-//! control group, memory. Then the jobs wait for the threads that there are, or are
-//! [refused](RunJob::refuse): if the crew has none at all, or if [`PoolConfig::waits`] says that a job
-//! never waits for another one's end. It is logged, once per period.
+//! **If no thread can be started.** The system may refuse to start a thread: RLIMIT_NPROC, a limit
+//! on the pids of a control group, memory. Then the jobs wait for the existing threads. They are
+//! [refused](RunJob::refuse) if the pool has no thread at all, or if [`PoolConfig::waits`] is
+//! false. This is logged once per period.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,39 +21,37 @@ use crate::guard::log;
 use crate::log_limiter::LogLimiter;
 use crate::sync::lock;
 
-/// How many threads all crews have ever started: a name is unique in the process, whichever
-/// listener its thread works for.
+/// How many threads all pools have started. So the name of a thread is unique in the process.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
 
-/// What a thread does with a job.
+/// The function that a worker thread runs for each job.
 pub(crate) trait RunJob<J>: Send + Sync + 'static {
-    /// What is left to be said when the job no longer counts.
+    /// The value that [`run`](RunJob::run) passes to [`after`](RunJob::after).
     type After;
 
-    /// Does the job. It never panics, and should it all the same, another thread takes this one's
-    /// place.
+    /// Runs the job. It must not panic; if it does, another thread replaces this one.
     fn run(&self, job: J) -> Self::After;
 
-    /// The job no longer counts in the crew's [`load`](ThreadPool::load).
+    /// Called when the job no longer counts in the pool's [`load`](ThreadPool::load).
     fn after(&self, after: Self::After);
 
-    /// No thread comes for the job: it is dealt with here, on a thread that has other things to do. It
-    /// no longer counts, and it never panics.
+    /// Handles a job for which there is no worker thread, on another thread, which should not be
+    /// blocked for long. The job no longer counts. It must not panic.
     fn refuse(&self, job: J);
 }
 
-/// How a crew is manned.
+/// The settings of a pool.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PoolConfig {
-    /// Threads are named so, and numbered.
+    /// The name of the threads; a number is appended.
     pub(crate) name: &'static str,
-    /// The most threads there may be.
+    /// The maximum number of threads.
     pub(crate) max_threads: usize,
-    /// Where no more threads can be started, a job waits for one of those that there are.
+    /// Whether a job waits for an existing thread if no more threads can be started.
     pub(crate) waits: bool,
-    /// How long a thread without work stays; for good, if `None`.
+    /// How long a thread without work is kept; without limit if `None`.
     pub(crate) keep_alive: Option<Duration>,
-    /// The size of a thread's stack, in bytes; the standard library's, if `None`.
+    /// The size of a thread's stack, in bytes; the standard library's default if `None`.
     pub(crate) stack_size: Option<usize>,
 }
 
@@ -61,21 +60,21 @@ struct Queue<J> {
     threads: usize,
     /// Threads that sleep and have not been woken.
     asleep: usize,
-    /// Threads that have been woken and are on their way; who was about to sleep may go in place of
-    /// one.
+    /// Threads that have been woken and have not taken a job yet. A thread that is about to sleep
+    /// may take the job of one of them.
     woken: usize,
-    /// Threads that have been started and are on their way; nobody can go in their place.
+    /// Threads that have been started and do not run yet.
     starting: usize,
-    /// Jobs that are being done.
+    /// Jobs that are being run.
     busy: usize,
     closed: bool,
-    /// Where wakes are counted, once a server has run.
+    /// Counts the wakes; set when a server first runs.
     published: Option<Arc<Published>>,
-    /// For threads that cannot be started.
+    /// Limits the warnings about threads that cannot be started.
     log_limiter: LogLimiter,
 }
 
-/// The threads and their queue. Dropped, it lets them end when their work is done.
+/// A thread pool with its job queue. After a drop, the threads end when the queue is empty.
 pub(crate) struct ThreadPool<J: Send + 'static, L: RunJob<J>> {
     shared: Arc<PoolShared<J, L>>,
 }
@@ -88,7 +87,7 @@ struct PoolShared<J, L> {
 }
 
 impl<J: Send + 'static, L: RunJob<J>> ThreadPool<J, L> {
-    /// A crew of which no thread is started yet.
+    /// Makes a pool; no thread is started yet.
     pub(crate) fn new(config: PoolConfig, run_job: L) -> Self {
         let queue = Mutex::new(Queue {
             jobs: VecDeque::new(),
@@ -104,42 +103,42 @@ impl<J: Send + 'static, L: RunJob<J>> ThreadPool<J, L> {
         ThreadPool { shared: Arc::new(PoolShared { queue, work: Condvar::new(), config, run_job }) }
     }
 
-    /// Has wakes counted there from now on.
+    /// Counts wakes in `published` from now on.
     pub(crate) fn count_into(&self, published: &Arc<Published>) {
         lock(&self.shared.queue).published = Some(published.clone());
     }
 
-    /// Queues a job, for which [`call`](ThreadPool::call) has yet to fetch someone.
+    /// Queues a job; [`call`](ThreadPool::call) then wakes a thread for it.
     pub(crate) fn push(&self, job: J) {
         lock(&self.shared.queue).jobs.push_back(job);
     }
 
-    /// Sees to it that someone comes for what was queued, or that it is refused.
+    /// Wakes or starts a thread for the queued jobs, or refuses them.
     pub(crate) fn call(&self) {
         let mut queue = lock(&self.shared.queue);
-        let refused = self.shared.call_one(&mut queue);
+        let refused = self.shared.wake_or_start_one(&mut queue);
         drop(queue);
         self.shared.refuse(refused);
     }
 
-    /// How many jobs are not done.
+    /// How many jobs are not finished.
     pub(crate) fn load(&self) -> usize {
         let queue = lock(&self.shared.queue);
         queue.jobs.len() + queue.busy
     }
 
-    /// Takes back the jobs that nobody has begun.
+    /// Removes the jobs that no thread has begun.
     pub(crate) fn take_waiting(&self) -> VecDeque<J> {
         std::mem::take(&mut lock(&self.shared.queue).jobs)
     }
 }
 
 impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
-    /// Calls someone for the next job. The jobs that nobody will come for are to be refused by the
-    /// caller, when it has let go of the queue.
+    /// Wakes or starts one thread for the next job. Returns the jobs that no thread will take: the
+    /// caller must refuse them after it has unlocked the queue.
     #[must_use]
-    fn call_one(self: &Arc<Self>, queue: &mut Queue<J>) -> VecDeque<J> {
-        // Who is on the way calls the next itself.
+    fn wake_or_start_one(self: &Arc<Self>, queue: &mut Queue<J>) -> VecDeque<J> {
+        // The thread that is being woken or started wakes the next one itself.
         if queue.jobs.is_empty() || queue.woken + queue.starting > 0 {
             return VecDeque::new();
         }
@@ -156,7 +155,7 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
                     queue.threads += 1;
                     queue.starting += 1;
                 }
-                Err(error) => return self.unmanned(queue, &error),
+                Err(error) => return self.on_start_failure(queue, &error),
             }
         }
         VecDeque::new()
@@ -172,15 +171,15 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
         builder.spawn(move || shared.work()).map(drop)
     }
 
-    /// No thread could be started; the jobs that are to be refused.
-    fn unmanned(&self, queue: &mut Queue<J>, error: &io::Error) -> VecDeque<J> {
+    /// Handles a failed start of a thread. Returns the jobs that the caller must refuse.
+    fn on_start_failure(&self, queue: &mut Queue<J>, error: &io::Error) -> VecDeque<J> {
         let waits = self.config.waits && queue.threads > 0;
         if let Some(times) = queue.log_limiter.record(Instant::now()) {
             log::warn!(
-                "no {} thread can be started beside the {} there are ({times} times by now), {}: {error}",
+                "cannot start another {} thread beside the existing {} ({times} times so far), {}: {error}",
                 self.config.name,
                 queue.threads,
-                if waits { "so work waits for them" } else { "so requests are turned away" },
+                if waits { "so jobs wait for them" } else { "so requests are rejected" },
             );
         }
         if waits { VecDeque::new() } else { std::mem::take(&mut queue.jobs) }
@@ -190,7 +189,7 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
         jobs.into_iter().for_each(|job| self.run_job.refuse(job));
     }
 
-    /// A thread's life.
+    /// Runs jobs until the thread is no longer needed.
     fn work(self: Arc<Self>) {
         let guard = RespawnGuard(&self);
         let mut queue = lock(&self.queue);
@@ -198,7 +197,7 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 queue.busy += 1;
-                let refused = self.call_one(&mut queue);
+                let refused = self.wake_or_start_one(&mut queue);
                 drop(queue);
                 self.refuse(refused);
                 let after = self.run_job.run(job);
@@ -224,7 +223,7 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
         std::mem::forget(guard);
     }
 
-    /// Sleeps until it is called (true), or for as long as a thread stays.
+    /// Sleeps until the thread is woken (true), or until [`PoolConfig::keep_alive`] has passed.
     fn sleep<'a>(
         &'a self,
         mut queue: std::sync::MutexGuard<'a, Queue<J>>,
@@ -245,7 +244,7 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
     }
 }
 
-/// A thread's place, taken by another one when it ends by a panic.
+/// A guard that starts another thread if its thread ends by a panic.
 struct RespawnGuard<'a, J: Send + 'static, L: RunJob<J>>(&'a Arc<PoolShared<J, L>>);
 
 impl<J: Send + 'static, L: RunJob<J>> Drop for RespawnGuard<'_, J, L> {
@@ -253,7 +252,7 @@ impl<J: Send + 'static, L: RunJob<J>> Drop for RespawnGuard<'_, J, L> {
         let mut queue = lock(&self.0.queue);
         queue.threads -= 1;
         queue.busy -= 1;
-        let refused = self.0.call_one(&mut queue);
+        let refused = self.0.wake_or_start_one(&mut queue);
         drop(queue);
         self.0.refuse(refused);
     }
@@ -272,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     /// A job that is a function of its input.
     struct Do<F>(F);
@@ -322,21 +321,21 @@ mod tests {
             config(3),
             Do(move |number: usize| {
                 started.send(number).unwrap();
-                let _ = lock(&gate).recv_timeout(PATIENCE);
+                let _ = lock(&gate).recv_timeout(TEST_TIMEOUT);
             }),
         );
         for number in 0..5 {
             pool.push(number);
         }
         pool.call();
-        let first: Vec<_> = (0..3).map(|_| starts.recv_timeout(PATIENCE).unwrap()).collect();
+        let first: Vec<_> = (0..3).map(|_| starts.recv_timeout(TEST_TIMEOUT).unwrap()).collect();
         assert_eq!(first, [0, 1, 2]);
         assert_eq!(pool.load(), 5);
         for _ in 0..5 {
             release.send(()).unwrap();
         }
-        assert_eq!(starts.recv_timeout(PATIENCE), Ok(3));
-        assert_eq!(starts.recv_timeout(PATIENCE), Ok(4));
+        assert_eq!(starts.recv_timeout(TEST_TIMEOUT), Ok(3));
+        assert_eq!(starts.recv_timeout(TEST_TIMEOUT), Ok(4));
     }
 
     #[test]
@@ -352,7 +351,7 @@ mod tests {
         pool.push(0);
         pool.push(1);
         pool.call();
-        assert_eq!(results.recv_timeout(PATIENCE), Ok(1));
+        assert_eq!(results.recv_timeout(TEST_TIMEOUT), Ok(1));
     }
 
     #[test]
@@ -364,13 +363,13 @@ mod tests {
         );
         pool.push(());
         pool.call();
-        let first = results.recv_timeout(PATIENCE).unwrap();
+        let first = results.recv_timeout(TEST_TIMEOUT).unwrap();
         // Wait until the thread sleeps.
         while lock(&pool.shared.queue).asleep == 0 {
             thread::yield_now();
         }
         pool.push(());
         pool.call();
-        assert_eq!(results.recv_timeout(PATIENCE).unwrap(), first);
+        assert_eq!(results.recv_timeout(TEST_TIMEOUT).unwrap(), first);
     }
 }

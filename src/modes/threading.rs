@@ -1,4 +1,4 @@
-//! The mode `threading`: a thread serves each request. `pool` shares all but the options with it.
+//! The mode `threading`: a thread serves each request. `pool` uses the same code with other options.
 
 use std::cell::RefCell;
 use std::io;
@@ -22,16 +22,18 @@ use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher
 use crate::server_state::StopRequester;
 use crate::sys::RecvMeta;
 
-/// How long a thread that has served its request waits for another one.
+/// How long a thread that has served its request waits for the next one.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// A thread for each request: Python's `ThreadingMixIn`. A thread that has served its request is
-/// used again for the next one, and ends after some seconds without any.
+/// The mode that serves each request in its own thread: Python's `ThreadingMixIn`. A thread that
+/// has served its request is reused for the next one, and ends after some seconds without a
+/// request.
 ///
-/// Where the system starts no more threads (`RLIMIT_NPROC`, a control group's limit on pids, memory) a
-/// request for which none is free is turned away at once, as in Python: it is counted in
-/// [`Counters::rejected_full`](crate::Counters::rejected_full), and a warning is logged, once in ten seconds. A
-/// [`limit`](Threading::limit) below what the system allows lets clients wait instead.
+/// If the system cannot start more threads (`RLIMIT_NPROC`, a control group's limit on pids,
+/// memory) and no thread is free, a request is rejected at once, as in Python. It is counted in
+/// [`Counters::rejected_full`](crate::Counters::rejected_full), and a warning is logged at most
+/// once in ten seconds. With a [`limit`](Threading::limit) below the system's limit, clients wait
+/// instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Threading {
     limit: Option<usize>,
@@ -44,32 +46,32 @@ impl Threading {
     pub(super) const DEFAULT: Threading =
         Threading { limit: None, stack_size: None, daemon: false, block_on_close: true };
 
-    /// Sets how many requests may be served at a time; above it the listener pauses and clients
-    /// wait in the kernel's queue. Without limit by default, as in Python.
+    /// Sets how many requests may be served at a time; at this limit the listener pauses and
+    /// clients wait in the kernel's queue. Without limit by default, as in Python.
     #[must_use]
     pub fn limit(mut self, requests: usize) -> Self {
         self.limit = Some(requests.max(1));
         self
     }
 
-    /// Sets the size of a thread's stack, in bytes; the standard library's 2 MiB by default, of
-    /// which only what is used takes memory.
+    /// Sets the size of a thread's stack, in bytes; the standard library's 2 MiB by default. Only
+    /// the used part takes memory.
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
         self
     }
 
-    /// Python's `daemon_threads`: a stop neither waits for the threads nor cuts them, and they end
-    /// with the process. Off by default.
+    /// Python's `daemon_threads`: a stop neither waits for the threads nor aborts their
+    /// connections, and they end with the process. Off by default.
     #[must_use]
     pub fn daemon_threads(mut self, daemon: bool) -> Self {
         self.daemon = daemon;
         self
     }
 
-    /// Python's `block_on_close`: a stop waits for the threads, until the
-    /// [`drain`](crate::Server::drain_timeout) deadline. On by default; off is as
+    /// Python's `block_on_close`: a stop waits for the threads until the [drain
+    /// deadline](crate::Server::drain_timeout). On by default; off has the same effect as
     /// [`daemon_threads`](Threading::daemon_threads).
     #[must_use]
     pub fn block_on_close(mut self, block: bool) -> Self {
@@ -77,7 +79,7 @@ impl Threading {
         self
     }
 
-    fn is_left_alone(&self) -> bool {
+    fn is_detached(&self) -> bool {
         self.daemon || !self.block_on_close
     }
 }
@@ -88,12 +90,12 @@ impl Default for Threading {
     }
 }
 
-/// What a service keeps between runs: a thread serves each request.
+/// The state of a service between runs: a thread serves each request.
 pub(super) struct ThreadRunner<T, S> {
     start: Box<dyn MakeFactory<T>>,
     serve: S,
     threads: Threads,
-    /// Made with the first run: a request may end in a later one than it came in.
+    /// Made by the first run: a request may end in a later run than the one that accepted it.
     notifier: Option<Arc<CompletionNotifier>>,
 }
 
@@ -171,10 +173,10 @@ where
         })
     }
 
-    /// Whether a request is turned away, rather than left in the kernel's queue.
+    /// Whether a request is rejected, and not left in the kernel's queue.
     fn rejects(&self, cx: &mut LoopCx) -> bool {
         let rejected =
-            self.threads.when_full == When::Reject && !self.threads.has_room(&self.notifier);
+            self.threads.when_full == WhenFull::Reject && !self.threads.has_room(&self.notifier);
         cx.scratch.tally.rejected_full += u64::from(rejected);
         rejected
     }
@@ -187,10 +189,10 @@ fn completion_notifier(run_cx: &RunContext<'_>) -> CompletionNotifier {
 
 impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
     fn has_room(&mut self) -> bool {
-        self.threads.when_full == When::Reject || self.threads.has_room(&self.notifier)
+        self.threads.when_full == WhenFull::Reject || self.threads.has_room(&self.notifier)
     }
 
-    fn tell_ends(&mut self) {
+    fn notify_ends(&mut self) {
         self.notifier.notify_on_completion();
     }
 
@@ -270,31 +272,31 @@ where
 /// A request that waits for a thread.
 struct SessionJob {
     session: Box<dyn Session + Send>,
-    /// Its place among the active connections; a datagram has none, since it does not wait for a peer.
+    /// Its entry in the active connections; `None` for a datagram, since it does not wait for a peer.
     registration: Option<Registration>,
     notifier: Arc<CompletionNotifier>,
-    /// What its handler requests a stop by: of the run in which it was accepted.
+    /// The handle by which its handler requests a stop of the run that accepted it.
     stop: StopRequester,
 }
 
-/// What becomes of a request for which there is no room.
+/// What to do with a request when the limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum When {
-    /// Leave it in the kernel's queue.
+pub(super) enum WhenFull {
+    /// Pause the listener, which leaves it in the kernel's queue.
     Pause,
-    /// Turn it away.
+    /// Reject it.
     Reject,
 }
 
-/// The threads of one service, and the requests they are serving.
+/// The threads of one service, and the requests that they serve.
 pub(super) struct Threads {
     pool: ThreadPool<SessionJob, RunSession>,
     active: Arc<ActiveConnections>,
-    /// The limit of requests, those that wait for a thread included.
+    /// The limit of requests, including those that wait for a thread.
     most: usize,
-    when_full: When,
-    /// A stop does not wait for them.
-    left_alone: bool,
+    when_full: WhenFull,
+    /// Whether a stop does not wait for the threads.
+    detached: bool,
 }
 
 impl Threads {
@@ -307,12 +309,17 @@ impl Threads {
             keep_alive: Some(KEEP_ALIVE),
             stack_size,
         };
-        Self::new(config, most, When::Pause, mode.is_left_alone())
+        Self::new(config, most, WhenFull::Pause, mode.is_detached())
     }
 
-    pub(super) fn new(config: PoolConfig, most: usize, when_full: When, left_alone: bool) -> Self {
+    pub(super) fn new(
+        config: PoolConfig,
+        most: usize,
+        when_full: WhenFull,
+        detached: bool,
+    ) -> Self {
         let pool = ThreadPool::new(config, RunSession);
-        Threads { pool, active: Arc::default(), most, when_full, left_alone }
+        Threads { pool, active: Arc::default(), most, when_full, detached }
     }
 
     /// Counts the wakes of threads in `published` from now on.
@@ -320,34 +327,34 @@ impl Threads {
         self.pool.count_into(published);
     }
 
-    /// Whether another request can be taken; if not, the loop is told when one has ended.
+    /// Whether another request can be taken. If not, the loop is notified when a request ends.
     fn has_room(&self, notifier: &CompletionNotifier) -> bool {
         if self.most == usize::MAX || self.pool.load() < self.most {
             return true;
         }
         notifier.notify_on_completion();
-        // One may have ended just before the loop asked to be told.
+        // A request may have ended just before the notification was enabled.
         self.pool.load() < self.most
     }
 
-    /// How many more requests can be taken at once; at least one, for which
-    /// [`has_room`](Threads::has_room) answers. Those that are turned away take no room.
+    /// How many more requests can be taken at once; at least one, which
+    /// [`has_room`](Threads::has_room) checks. Rejected requests do not count.
     fn room(&self) -> usize {
-        if self.most == usize::MAX || self.when_full == When::Reject {
+        if self.most == usize::MAX || self.when_full == WhenFull::Reject {
             return usize::MAX;
         }
         self.most.saturating_sub(self.pool.load()).max(1)
     }
 
-    /// Hands a request to a thread; it is turned away where no thread can be started for it.
+    /// Hands a request to a thread; it is rejected if no thread can be started for it.
     fn assign(&self, job: SessionJob) {
         self.pool.push(job);
         self.pool.call();
     }
 
-    /// How many requests a stop has to wait for.
+    /// How many requests a stop must wait for.
     fn load(&self) -> usize {
-        if self.left_alone { 0 } else { self.pool.load() }
+        if self.detached { 0 } else { self.pool.load() }
     }
 
     /// How many requests have ended that were idle when the stop began.
@@ -357,17 +364,17 @@ impl Threads {
 
     /// Ends the idle connections.
     fn stop(&self, notifier: &CompletionNotifier) {
-        if self.left_alone {
+        if self.detached {
             return;
         }
         notifier.notify_on_completion();
         self.active.stop();
     }
 
-    /// Shuts down every connection that is left. Returns how many connections have ended that no thread
+    /// Aborts every remaining connection. Returns how many connections were dropped that no thread
     /// had begun to serve.
     fn abort_all(&self) -> usize {
-        if self.left_alone {
+        if self.detached {
             return 0;
         }
         let wait = self.pool.take_waiting();
@@ -377,7 +384,7 @@ impl Threads {
 }
 
 thread_local! {
-    /// What a thread keeps from request to request.
+    /// The buffers that a thread keeps between requests.
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::with_read_buffer());
 }
 
@@ -410,7 +417,7 @@ impl RunJob<SessionJob> for RunSession {
         notifier.freed();
     }
 
-    /// Turns it away.
+    /// Rejects the request.
     fn refuse(&self, job: SessionJob) {
         let SessionJob { session, registration, notifier, stop: _ } = job;
         let closed = u64::from(registration.is_some());

@@ -1,5 +1,4 @@
-//! From an address to a service: what is said before a socket is bound, and the service that comes
-//! of it.
+//! The builder of a service, and the service.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,27 +30,28 @@ use crate::transport::{self, BindOptions, Bound, Family, Kind, SocketOption, Tar
 
 mod options;
 
-/// Python's default, for those who ask for `service_actions`.
+/// The default of [`Builder::poll_interval`], as in Python.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How much of a datagram is received by default: any UDP datagram, and what a Unix socket sends
-/// with Linux's default buffers.
+/// The default receive sizes of datagrams, in bytes: any UDP datagram fits, and any datagram that a
+/// Unix socket can send with Linux's default buffers.
 const UDP_PACKET_SIZE: usize = 64 * 1024;
 const UNIX_PACKET_SIZE: usize = 256 * 1024;
 
-/// One listener and all that answers it: from [`Builder::service`], for [`Server::add`].
+/// One listener with its handler factory, framing, mode and hooks: from [`Builder::service`], for
+/// [`Server::add`].
 #[must_use = "a service is served by the server that it is added to"]
 pub struct Service {
-    /// The socket, as replies to datagrams are sent on it.
+    /// Sends replies to datagrams on the socket.
     pub(super) reply_socket: Arc<ReplySocket>,
-    // Dropped first: nobody connects any more to what waits for its last requests.
+    // Dropped before `runner`: no client can connect while the runner waits for its last requests.
     pub(super) bound: Bound,
     pub(super) runner: Box<dyn ModeRunner>,
     pub(super) hooks: CatchDrop<Box<dyn Hooks + Send>>,
     pub(super) action_plan: ActionPlan,
-    /// What datagrams are received into.
+    /// The buffers that datagrams are received into.
     pub(super) batch: Option<Batch>,
-    /// Connections that were handed over and not yet taken.
+    /// Connections that were handed over and that no run has taken yet.
     pub(super) handed: VecDeque<Socket>,
 }
 
@@ -68,7 +68,7 @@ impl Drop for Service {
 }
 
 impl Service {
-    /// Where it listens, with the port that the kernel chose.
+    /// The address that it listens on, with the port that the kernel chose.
     pub fn address(&self) -> &Address {
         &self.bound.address
     }
@@ -77,11 +77,11 @@ impl Service {
         &self.bound.socket
     }
 
-    /// Whether it can live in one server beside `other`.
+    /// Checks that it can be in one server with `other`.
     pub(super) fn check_beside(&self, other: &Service) -> Result<(), Error> {
         let (ours, theirs) = (self.runner.requirements(), other.runner.requirements());
-        let clash = (ours.one_thread && theirs.threads) || (ours.threads && theirs.one_thread);
-        if !clash {
+        let conflict = (ours.one_thread && theirs.threads) || (ours.threads && theirs.one_thread);
+        if !conflict {
             return Ok(());
         }
         Err(Error::Mode(format!(
@@ -93,7 +93,7 @@ impl Service {
     }
 }
 
-/// Says how a service is to be, and then makes it: from [`Server::tcp`] and its like.
+/// A builder of a [`Service`] or a [`Server`]: from [`Server::tcp`], [`Server::udp`] and so on.
 #[must_use = "it listens when a service or a server is made of it"]
 #[derive(Debug)]
 pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
@@ -103,7 +103,7 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
     hooks: K,
 }
 
-/// What does not depend on who answers.
+/// The settings that do not depend on the type of the handler.
 #[derive(Debug)]
 pub(super) struct Plan {
     socket: Source,
@@ -118,7 +118,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// How much output may wait in the connections of the service.
+    /// The output limits of the service's connections.
     fn limits(&self) -> OutputLimits {
         OutputLimits { marks: self.water_marks.unwrap_or_default(), sender: self.sender_limit }
     }
@@ -203,7 +203,7 @@ impl Builder {
             socket,
             bind: BindOptions::default(),
             options: Vec::new(),
-            backlog: transport::all_the_system_allows(),
+            backlog: transport::max_backlog(),
             water_marks: None,
             sender_limit: SenderLimit::default(),
             poll_interval: POLL_INTERVAL,
@@ -214,13 +214,13 @@ impl Builder {
 }
 
 impl<F, D, K> Builder<F, D, K> {
-    /// Says how messages are told apart on a stream; [`Raw`] by default. A datagram is its own
-    /// message, and a datagram service does not use it.
+    /// Sets the framing, which separates the messages on a stream; [`Raw`] by default. A datagram
+    /// is one message, so a datagram service does not use the framing.
     pub fn framing<G: Framing>(self, framing: G) -> Builder<G, D, K> {
         Builder { plan: self.plan, framing, mode: self.mode, hooks: self.hooks }
     }
 
-    /// Says where requests are served; on the [`Reactor`] by default.
+    /// Sets the mode, which says where requests are served; [`Reactor`] by default.
     pub fn mode<E>(self, mode: E) -> Builder<F, E, K> {
         Builder { plan: self.plan, framing: self.framing, mode, hooks: self.hooks }
     }
@@ -230,12 +230,12 @@ impl<F, D, K> Builder<F, D, K> {
         Builder { plan: self.plan, framing: self.framing, mode: self.mode, hooks }
     }
 
-    /// Binds now, and listens when the service is made: Python's `server_bind` by itself, as after
-    /// `bind_and_activate=False`. In between, options can be set through the descriptor, and
-    /// [`address`](Builder::address) tells the port.
+    /// Binds the socket now; the socket listens when the service is made. Python's `server_bind` by
+    /// itself, as after `bind_and_activate=False`. In between, options can be set through the
+    /// descriptor, and [`address`](Builder::address) returns the port.
     ///
-    /// What concerns the binding (the reuse flags, [`dual_stack`](Builder::dual_stack),
-    /// [`nodelay`](Builder::nodelay), [`unix_mode`](Builder::unix_mode)) is to be said before.
+    /// The options of the binding (the reuse flags, [`dual_stack`](Builder::dual_stack),
+    /// [`nodelay`](Builder::nodelay), [`unix_mode`](Builder::unix_mode)) must be set before.
     ///
     /// # Errors
     ///
@@ -249,12 +249,12 @@ impl<F, D, K> Builder<F, D, K> {
         Ok(self)
     }
 
-    /// Where it is bound, once it is.
+    /// The address, if the socket is bound.
     pub fn address(&self) -> Option<&Address> {
         self.bound().map(|bound| &*bound.address)
     }
 
-    /// The socket, once it is bound.
+    /// The socket, if it is bound.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.bound().map(|bound| bound.socket.as_fd())
     }
@@ -266,30 +266,31 @@ impl<F, D, K> Builder<F, D, K> {
         }
     }
 
-    /// Sets how many connections the kernel may keep waiting: Python's `request_queue_size`. By
-    /// default as many as the system allows (`net.core.somaxconn`).
+    /// Sets the backlog: how many connections may wait to be accepted. Python's
+    /// `request_queue_size`. By default as many as the system allows (`net.core.somaxconn`).
     #[doc(alias = "backlog")]
     pub fn request_queue_size(mut self, connections: u16) -> Self {
         self.plan.backlog = connections.into();
         self
     }
 
-    /// What is said of the actions of hooks `L`.
+    /// The action plan for hooks of type `L`.
     pub(super) fn action_plan<L: Hooks + 'static>(&self) -> ActionPlan {
         ActionPlan::of::<L>(self.plan.poll_interval)
     }
 
-    /// What is said of all but the hooks.
+    /// The settings without the hooks.
     pub(super) fn without_hooks(self) -> (Plan, F, D) {
         (self.plan, self.framing, self.mode)
     }
 
-    /// Sets how much output, in bytes, may wait for a peer before its input is no longer read, and
-    /// how little must be left before it is read again. By default 64 KiB and 16 KiB.
+    /// Sets the water marks of a connection's write buffer, in bytes. At `high` bytes or more the
+    /// connection's input is no longer read (back-pressure); at `low` bytes or fewer it is read
+    /// again. By default 64 KiB and 16 KiB.
     ///
-    /// The most that a connection keeps is `high` and what the handler sends for one message; what its
-    /// [`Sender`](crate::Sender)s queue comes beside it, see [`sender_limit`](Builder::sender_limit).
-    /// More than 4 GiB count as 4 GiB.
+    /// The write buffer holds at most `high` bytes and what the handler sends for one message. The
+    /// send queue of its [`Sender`](crate::Sender)s is separate, see
+    /// [`sender_limit`](Builder::sender_limit). Values above 4 GiB count as 4 GiB.
     ///
     /// # Panics
     ///
@@ -300,38 +301,38 @@ impl<F, D, K> Builder<F, D, K> {
         self
     }
 
-    /// Sets how much the [`Sender`](crate::Sender)s of one connection may queue together before they
-    /// are told [`SendError::Full`](crate::SendError::Full), in bytes; 256 KiB by default. More than
-    /// 4 GiB count as 4 GiB.
+    /// Sets the limit of the send queue, in bytes: how much all [`Sender`](crate::Sender)s of one
+    /// connection together may queue before they get [`SendError::Full`](crate::SendError::Full).
+    /// 256 KiB by default. Values above 4 GiB count as 4 GiB.
     ///
-    /// Each message counts as its bytes and 64 more, and one message always fits. The queue is apart
-    /// from the output that waits for the peer: it is emptied into that as far as the high mark of
-    /// [`write_watermarks`](Builder::write_watermarks) allows. So it holds what comes faster than the
-    /// connection's loop or thread takes it, and what a peer that reads slowly is behind. Events are
-    /// bounded by their number, see [`Sender::post`](crate::Sender::post).
+    /// Each message counts as its bytes and 64 more, and one message always fits. The send queue is
+    /// separate from the write buffer: its messages move into the write buffer as far as the high
+    /// mark of [`write_watermarks`](Builder::write_watermarks) allows. So messages stay in the
+    /// queue if they come faster than the connection's loop or thread takes them, or if the peer
+    /// reads slowly. Events are bounded by their number, see [`Sender::post`](crate::Sender::post).
     pub fn sender_limit(mut self, bytes: usize) -> Self {
         self.plan.sender_limit = SenderLimit::new(bytes);
         self
     }
 
-    /// Sets how often [`Hooks::service_actions`] is called at least where
-    /// [`Hooks::wants_service_actions`] says so; every 0.5 s by default. Without such a hook the loop
-    /// does not poll.
+    /// Sets the maximum time between two calls of [`Hooks::service_actions`], if
+    /// [`Hooks::wants_service_actions`] returns true; 0.5 s by default. Without such a hook the
+    /// event loop does not poll.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.plan.poll_interval = interval;
         self
     }
 
-    /// Sets Python's `max_packet_size`: how many bytes of a datagram are received. A longer one is
-    /// cut, which [`Context::is_truncated`](crate::Context::is_truncated) tells. By default 64 KiB,
-    /// which is all of any UDP datagram, and 256 KiB of a Unix one.
+    /// Sets Python's `max_packet_size`: how many bytes of a datagram are received. A longer
+    /// datagram is truncated, see [`Context::is_truncated`](crate::Context::is_truncated). By
+    /// default 64 KiB for UDP, in which any UDP datagram fits, and 256 KiB for a Unix socket.
     pub fn max_packet_size(mut self, bytes: usize) -> Self {
         self.plan.max_packet_size = Some(bytes.max(1));
         self
     }
 
-    /// Makes the service, and binds it: a new handler for each request is made by `make`, on the
-    /// loop's thread.
+    /// Makes the service and binds its socket. `make` makes a new handler for each request, on the
+    /// event loop's thread.
     ///
     /// # Errors
     ///
@@ -436,8 +437,8 @@ impl<F, D, K> Builder<F, D, K> {
         alone(self.service_local(start)?)
     }
 
-    /// As [`service`](Builder::service), for a blocking [`RequestHandler`]; the framing is not used,
-    /// since such a handler reads for itself.
+    /// As [`service`](Builder::service), for a blocking [`RequestHandler`]. The framing is not
+    /// used, since such a handler reads the socket itself.
     ///
     /// # Errors
     ///
@@ -458,7 +459,7 @@ impl<F, D, K> Builder<F, D, K> {
                 address: plan.socket.url(),
                 source: io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    "a RequestHandler waits until its output is sent",
+                    "a RequestHandler has no write buffer: it waits until its output is sent",
                 ),
             });
         }
@@ -487,10 +488,10 @@ impl<F, D, K> Builder<F, D, K> {
 }
 
 impl<D, K> Builder<Raw, D, K> {
-    /// As [`service`](Builder::service), with a framing of its own for each connection: `make` returns
-    /// both. So framing and handler of a connection can share what `make` gives them, and a framing that
-    /// is chosen at run time, a `Box<dyn Framing + Send>`, need not be `Clone`. A datagram is its own
-    /// message, and its framing is not used.
+    /// As [`service`](Builder::service), but `make` returns both a framing and a handler for each
+    /// connection. So the two can share data, and a framing that is chosen at run time, a `Box<dyn
+    /// Framing + Send>`, need not be `Clone`. A datagram is one message, so its framing is not
+    /// used.
     ///
     /// ```
     /// use socketserver::{Framing, LengthPrefixed, Lines, Server, handler_fn};
@@ -561,7 +562,7 @@ where
     bound(plan, hooks, || mode.build(config))
 }
 
-/// Binds the socket, and then makes the rest of the service.
+/// Binds the socket, then makes the rest of the service.
 fn bound<K>(plan: Plan, hooks: K, build: impl FnOnce() -> ServiceRunner) -> Result<Service, Error>
 where
     K: Hooks + Send + 'static,

@@ -1,5 +1,5 @@
-//! What Python lets a subclass of a server override, and the guard around it: an error or a panic
-//! in a hook never ends the loop.
+//! The hooks of a listener: the methods that a subclass of a Python server can override. An error
+//! or a panic in a hook never ends the event loop.
 
 use std::any::TypeId;
 use std::cell::Cell;
@@ -16,25 +16,25 @@ use crate::guard::{contain, guard};
 use crate::sys::CatchDrop;
 
 thread_local! {
-    /// The connection whose fault [`Hooks::handle_error`] is told on this thread: by default it is
-    /// logged.
+    /// The connection that [`Hooks::handle_error`] is being called for on this thread; the default
+    /// method logs its number.
     static FAULTY: Cell<Option<ConnectionId>> = const { Cell::new(None) };
 }
 
-/// Hooks of one listener: each method is Python's of the same name.
+/// The hooks of one listener: each method is Python's method of the same name.
 ///
-/// They run on the loop's thread, whatever the mode; a panic in one is caught, counted and logged.
-/// A hook that refuses or panics costs its own request and nothing else.
+/// Hooks run on the event loop's thread under every mode. A panic in a hook is caught, counted and
+/// logged. A hook that refuses or panics ends its own request and nothing else.
 pub trait Hooks {
-    /// Whether this peer's request is served; called before anything is read. A peer that is refused
-    /// is closed. By default all are served.
+    /// Returns whether this peer's request is served; called before anything is read. If not, its
+    /// connection is closed. By default all requests are served.
     fn verify_request(&mut self, peer: &Peer) -> bool {
         let _ = peer;
         true
     }
 
-    /// A connection has been accepted, and is about to be served: a place to set its options. Python's
-    /// `get_request` is overridden for that; for other things, see
+    /// Called when a connection has been accepted and before it is served, to set socket options.
+    /// Python programs override `get_request` for this; for its other uses, see
     /// [`Server::add_connection`](crate::Server::add_connection). By default it does nothing.
     ///
     /// # Errors
@@ -46,44 +46,47 @@ pub trait Hooks {
         Ok(())
     }
 
-    /// A handler failed or panicked (see [`CloseReason::is_fault`]); its connection is closed. By
-    /// default it is logged as an error, with the peer and the number of the connection.
+    /// Called when a handler has failed or panicked (see [`CloseReason::is_fault`]); its connection
+    /// is closed. By default it logs an error with the peer and the number of the connection.
     ///
-    /// It is told once of each, by the run in which the request ends; under `threading` and `pool`
-    /// that may be a later one than it came in, see
-    /// [`Server::handle_request`](crate::Server::handle_request). Under `forking` it is called in the
-    /// child.
+    /// It is called once for each fault, by the run in which the request ends. Under `threading`
+    /// and `pool` this may be a later run than the one that accepted the request, see
+    /// [`Server::handle_request`](crate::Server::handle_request). Under `forking` it is called in
+    /// the child.
     fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
         let origin = Origin { id: FAULTY.get(), peer: peer.clone() };
         log::error!("{origin}: {reason}");
     }
 
-    /// [`Server::handle_request`](crate::Server::handle_request) has waited for its timeout in vain.
+    /// Called when [`Server::handle_request`](crate::Server::handle_request) got no request before
+    /// its timeout.
     fn handle_timeout(&mut self) {}
 
-    /// Does what the service has to do beside its requests: lets keys expire, writes statistics. It is
-    /// called when the deadline has come that [`next_action`](Hooks::next_action) has told. Where
-    /// [`wants_service_actions`](Hooks::wants_service_actions) says so it is called after each turn of
-    /// the loop too, and at least once per [`poll_interval`](crate::Builder::poll_interval).
+    /// Does periodic work of the service, for example expires keys or writes statistics. It is
+    /// called when the deadline of [`next_action`](Hooks::next_action) has passed. If
+    /// [`wants_service_actions`](Hooks::wants_service_actions) returns true, it is also called
+    /// after each turn of the event loop, and at least once per
+    /// [`poll_interval`](crate::Builder::poll_interval).
     ///
-    /// No request is served meanwhile by the loop, so much work is done in parts, a part in each call.
+    /// The event loop serves no request during the call, so do long work in parts, one part in each
+    /// call.
     fn service_actions(&mut self) {}
 
-    /// When [`service_actions`](Hooks::service_actions) is to be called; `None`, the default, is not
-    /// at all.
+    /// Returns when [`service_actions`](Hooks::service_actions) is to be called next; `None`, the
+    /// default, means never.
     ///
-    /// It is asked when the server begins to serve and after each turn of the loop, so it should be
-    /// quick, and what a handler has changed in the turn counts. The loop sleeps until the earliest
-    /// of its deadlines at the most, and an idle server does not wake before. A deadline that has
-    /// passed is due in the next turn, in which all who are ready are served too: one that always
-    /// has passed is due in each turn, which keeps a processor busy.
+    /// It is called when the server begins to serve and after each turn of the event loop, so it
+    /// should be fast, and it can use what a handler has changed in the turn. The loop sleeps no
+    /// longer than until the earliest of its deadlines, and an idle server does not wake before. A
+    /// deadline that has passed is due in the next turn, which also serves all ready connections. A
+    /// deadline that is always in the past is due in every turn, which keeps one processor busy.
     ///
     /// Under `inline` an action waits for the request that is being served. Under `threading` and
-    /// `pool` the loop has no turn for what a handler does in its thread, so an earlier deadline that
-    /// a handler sets there is heard of in the next turn; where that is too late, use
+    /// `pool` a handler runs in its own thread and does not cause a turn of the event loop. So an
+    /// earlier deadline that a handler sets is seen only in the next turn; if that is too late, use
     /// [`wants_service_actions`](Hooks::wants_service_actions).
     ///
-    /// Python has no such deadline, only the way of
+    /// Python has no such deadline; it works as with
     /// [`wants_service_actions`](Hooks::wants_service_actions).
     ///
     /// ```
@@ -92,7 +95,7 @@ pub trait Hooks {
     /// use std::time::Instant;
     /// use socketserver::Hooks;
     ///
-    /// /// Lets keys expire; handlers have the other handle to the map.
+    /// /// Expires keys; handlers share the map.
     /// struct Expiry(Arc<Mutex<BTreeMap<(Instant, u64), String>>>);
     ///
     /// impl Hooks for Expiry {
@@ -117,25 +120,26 @@ pub trait Hooks {
         None
     }
 
-    /// Whether [`service_actions`](Hooks::service_actions) is to be called after each turn of the loop,
-    /// and at least once per [`poll_interval`](crate::Builder::poll_interval), which wakes an idle
-    /// server too: Python's way. It is asked when the server begins to serve.
+    /// Returns whether [`service_actions`](Hooks::service_actions) is called after each turn of the
+    /// event loop, and at least once per [`poll_interval`](crate::Builder::poll_interval), which
+    /// wakes an idle server too. Python's servers do this. It is called when the server begins to
+    /// serve.
     fn wants_service_actions(&self) -> bool {
         false
     }
 }
 
-/// The default hooks: everyone is served, faults are logged.
+/// The default hooks: all requests are served, faults are logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NoHooks;
 
 impl Hooks for NoHooks {}
 
-/// What is known of the service's actions before a run begins.
+/// The settings of a service's actions that are known before a run begins.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ActionPlan {
     poll_interval: Duration,
-    /// [`Hooks::next_action`] is asked: they are not [`NoHooks`].
+    /// Whether [`Hooks::next_action`] is called: the hooks are not [`NoHooks`].
     asks: bool,
 }
 
@@ -148,18 +152,18 @@ impl ActionPlan {
 /// Hooks behind a guard, for one run.
 pub(super) struct GuardedHooks<P> {
     hooks: P,
-    /// The loop asks when the next action is due.
+    /// Whether [`Hooks::next_action`] is called after each turn.
     asks: bool,
-    /// How often there is an action at least, if they want one after each turn.
+    /// The maximum time between two actions, if the hooks want one after each turn.
     poll_interval: Option<Duration>,
-    /// What they have said last of their next action.
+    /// The last result of [`Hooks::next_action`].
     next_action: Option<Instant>,
 }
 
 impl<P: DerefMut<Target: Hooks>> GuardedHooks<P> {
     pub(super) fn new(hooks: P, plan: ActionPlan) -> Self {
         let ActionPlan { poll_interval, asks } = plan;
-        // Hooks that panic do not want it.
+        // After a panic, it is not called.
         let wants = contain("wants_service_actions", || hooks.wants_service_actions());
         let poll_interval = (wants == Some(true)).then_some(poll_interval);
         GuardedHooks { hooks, asks, poll_interval, next_action: None }
@@ -188,7 +192,7 @@ impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
     }
 
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool {
-        // One that panics has not said yes.
+        // After a panic, the request is refused.
         guard("verify_request", &mut cx.scratch.tally.panics, || self.hooks.verify_request(peer))
             .unwrap_or(false)
     }
@@ -214,7 +218,7 @@ impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
     fn next_turn(&mut self, cx: &mut LoopCx) -> Option<Instant> {
         let panics = &mut cx.scratch.tally.panics;
         self.next_action = match self.asks {
-            // Hooks that panic have no action.
+            // After a panic, there is no action.
             true => guard("next_action", panics, || self.hooks.next_action()).flatten(),
             false => None,
         };

@@ -1,4 +1,4 @@
-//! Hooks that are made when a run begins, and live on its thread.
+//! Hooks that are made when a run begins and stay on its thread.
 
 use std::io;
 
@@ -13,14 +13,14 @@ use crate::sys::CatchDrop;
 
 impl<F, D> Builder<F, D> {
     /// As [`service_local`](Builder::service_local), for handlers and hooks that share state of one
-    /// thread: what `start` returns makes the handlers of a run, and is the hooks of that run. Neither
-    /// need be `Send`. They are dropped when the run ends.
+    /// thread. `start` returns the handler factory and the hooks of a run. Neither need be `Send`,
+    /// and both are dropped when the run ends.
     ///
     /// ```
     /// use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::{Duration, Instant}};
     /// use socketserver::{Accepted, Hooks, Server, handler_fn};
     ///
-    /// /// When each message is to be forgotten.
+    /// /// The deadline of each message.
     /// type Deadlines = Rc<RefCell<BTreeSet<Instant>>>;
     ///
     /// struct Forgets(Deadlines);
@@ -99,8 +99,8 @@ impl<F, D> Builder<F, D> {
     }
 }
 
-/// A function that is called when a run begins, and returns what makes the handlers of the run, and its
-/// hooks.
+/// A function that is called when a run begins and returns the handler factory and the hooks of the
+/// run.
 struct PerRunHooksFactory<S> {
     start: CatchDrop<S>,
     action_plan: ActionPlan,

@@ -1,5 +1,5 @@
-//! The server: any number of listeners, each with its own handler, framing and mode, in one loop.
-//! The only place that knows all axes.
+//! The server: any number of listeners, each with its own handler, framing and mode, in one event
+//! loop. Only this module knows all four.
 
 use std::cell::Cell;
 use std::fmt;
@@ -41,29 +41,29 @@ pub use shutdown::{ShutdownHandle, StopReport};
 
 use hooks::{ActionPlan, GuardedHooks};
 
-/// How long a stop waits for who is busy, unless [`Server::drain_timeout`] says otherwise.
+/// The default of [`Server::drain_timeout`].
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What is for ever, and can still be added to a point in time.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// The longest time that is accepted: it can be added to an `Instant` without an overflow.
+const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Names one listener of a server: from [`Server::add`] or [`Server::listeners`].
+/// The identifier of one listener of a server: from [`Server::add`] or [`Server::listeners`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerId(usize);
 
-/// Accepts requests on any number of listeners and serves them in one loop, one thread: Python's
-/// server classes, all in one.
+/// A server: it accepts requests on any number of listeners and runs one event loop on one thread.
+/// It stands for all of Python's server classes.
 ///
-/// It is `Send`: bind here and serve there. What belongs to one run of the loop (live connections,
-/// their handlers) never leaves that run's thread, so under [`Reactor`](crate::Reactor) a handler
-/// need not be `Send`.
+/// It is `Send`: it can be bound on one thread and serve on another. The connections and handlers
+/// of one run of the event loop never leave the thread of that run, so under
+/// [`Reactor`](crate::Reactor) a handler need not be `Send`.
 ///
-/// Dropping it closes its listeners and removes its own Unix socket files: Python's `server_close`,
-/// and the end of its `with`. Under [`Forking`](crate::Forking) it then asks the children that
-/// [`handle_request`](Server::handle_request) has left to finish, waits for them until the
-/// [`drain`](Server::drain_timeout) deadline, and kills those that are left.
+/// Dropping it closes its listeners and removes the Unix socket files that it has made: Python's
+/// `server_close`, and the end of its `with`. Under [`Forking`](crate::Forking) it then asks the
+/// child processes that [`handle_request`](Server::handle_request) has left to finish, waits for
+/// them until the [drain deadline](Server::drain_timeout), and kills the rest.
 pub struct Server {
-    // Dropped in this order: what listens goes before what it was registered with.
+    // Fields are dropped in this order: the listeners before the poller that they are registered with.
     services: Vec<Service>,
     poll: Poll,
     events: Events,
@@ -86,7 +86,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Error::Loop`] when the system has no poller or descriptor left for it.
+    /// [`Error::Loop`] when the system has no descriptor left for the poller or the wake-up.
     pub fn new() -> Result<Self, Error> {
         let poll = Poll::new().map_err(Error::Loop)?;
         let control = ServerState::new().map_err(Error::Loop)?;
@@ -107,9 +107,9 @@ impl Server {
         })
     }
 
-    /// Begins a service over TCP. The first of the addresses that binds is used, and of those of
-    /// `localhost` IPv4 comes first, the only one that Python's servers use; port 0 picks a free one.
-    /// `[::]` takes IPv6 alone unless [`Builder::dual_stack`] says otherwise.
+    /// Begins a service over TCP. If a name has several addresses, the first one that can be bound
+    /// is used; for `localhost` IPv4 is tried first, as Python's servers use only IPv4. Port 0
+    /// picks a free port. `[::]` accepts only IPv6 unless [`Builder::dual_stack`] is set.
     ///
     /// # Errors
     ///
@@ -120,10 +120,10 @@ impl Server {
 
     /// Begins a service over UDP; as [`tcp`](Server::tcp).
     ///
-    /// Replies for which the socket's send buffer has no room wait, up to 4 MiB of them under `reactor`
-    /// and `offload`; with more, nothing is received. When not one of them can be sent for five seconds
-    /// (a reply for half a second under the other modes) they are lost, and counted in
-    /// [`Counters::unsent`].
+    /// Replies wait if the socket's send buffer is full. Under `reactor` and `offload` up to 4 MiB
+    /// of replies wait; above that, nothing is received (back-pressure). If no reply can be sent
+    /// for five seconds (half a second for one reply under the other modes), the waiting replies
+    /// are dropped and counted in [`Counters::unsent`].
     ///
     /// # Errors
     ///
@@ -134,9 +134,10 @@ impl Server {
 
     /// Begins a service on a Unix stream socket at `path`.
     ///
-    /// A socket file that nobody answers at is replaced, and its own file goes with the server. While
-    /// it binds, an empty file `.NAME.lock` stands beside the file NAME, so that of several servers
-    /// that start at the same moment one has the path and the others are told that it is in use.
+    /// A stale socket file, which no process listens on, is replaced. Dropping the server removes
+    /// the file that it has made. While the server binds, an empty file `.NAME.lock` exists beside
+    /// the file NAME: if several servers start at the same time, one gets the path and the others
+    /// get an "address in use" error.
     ///
     /// # Errors
     ///
@@ -150,28 +151,29 @@ impl Server {
     ///
     /// # Clients that do not read
     ///
-    /// A client's unread replies wait in its own queue, of about ten (`net.unix.max_dgram_qlen`).
-    /// When that is full a reply waits for half a second and is then lost; the client's next ones are
-    /// lost at once, until it reads, or for five seconds. Up to 1 MiB of replies wait on a socket, those
-    /// of all clients together, and what is over that is lost at once. Whoever has answered does not
-    /// wait: the loop tries the replies again, under every mode but `forking`, so other clients notice
-    /// nothing. Under `forking` the child that has answered waits, and is one of
-    /// [`max_children`](crate::Forking::max_children) meanwhile; where it sends to several clients that
-    /// do not read, it waits less for each further one.
+    /// The kernel queues the unread replies of each client, about ten of them
+    /// (`net.unix.max_dgram_qlen`). If this queue is full, a reply waits for half a second and is
+    /// then dropped. Further replies to the same client are dropped at once, until it reads, or for
+    /// five seconds. Up to 1 MiB of replies to all clients together wait on a socket; further ones
+    /// are dropped at once. Under every mode but `forking` the handler does not wait: the event
+    /// loop retries the replies, and other clients are not delayed. Under `forking` the child
+    /// process waits, and counts as one of [`max_children`](crate::Forking::max_children) during
+    /// that time; if it sends to several clients that do not read, it waits less for each further
+    /// one.
     ///
-    /// A stop, and [`handle_request`](Server::handle_request), end only when such replies are sent or
-    /// lost; a stop no later than [`drain`](Server::drain_timeout) allows.
+    /// A stop, and [`handle_request`](Server::handle_request), end only when these replies are sent
+    /// or dropped; a stop ends at the [drain deadline](Server::drain_timeout) at the latest.
     ///
-    /// There is one exception, and Linux leaves no cure for it. The queue of a client that has
-    /// connected its socket to the server's has no limit of its own: what it does not read is charged
-    /// to the server's send buffer, of which there is one for all clients (`net.core.wmem_default`,
-    /// 208 KiB mostly: some 280 short replies). A client that connects, goes on asking and never reads
-    /// can fill that, and so can some others together, the fewer the larger the replies. From then on the server receives
-    /// and handles what comes, and can answer nobody; each reply that is lost is counted in
-    /// [`Counters::unsent`], and a warning is logged. It answers again as soon as such a client reads
-    /// or goes. So a service with clients that it does not trust better listens on a
-    /// [stream](Server::unix_stream), where each has a buffer of its own, or sends no replies to who
-    /// asks for none.
+    /// There is one exception, which cannot be avoided on Linux. If a client has connected its
+    /// socket to the server's, its queue has no limit: unread replies are charged to the server's
+    /// send buffer, which all clients share (`net.core.wmem_default`, usually 208 KiB: some 280
+    /// short replies). A client that connects, continues to send requests and never reads can fill
+    /// this buffer. So can several other clients together; the larger the replies, the fewer
+    /// clients are needed. Then the server still receives and handles datagrams, but it cannot send
+    /// any reply. Each dropped reply is counted in [`Counters::unsent`], and a warning is logged.
+    /// The server can send again as soon as such a client reads or closes its socket. So a service
+    /// with untrusted clients should listen on a [stream](Server::unix_stream), where each
+    /// connection has its own send buffer, or should not send replies that were not asked for.
     ///
     /// # Errors
     ///
@@ -180,23 +182,23 @@ impl Server {
         Builder::unix_datagram(path)
     }
 
-    /// Begins a service on whatever an [`Endpoint`] names.
+    /// Begins a service on the address of an [`Endpoint`].
     ///
     /// # Errors
     ///
-    /// [`Error::UnusableAddress`] or [`Error::Resolve`] when it cannot be an address.
+    /// [`Error::UnusableAddress`] or [`Error::Resolve`] when it is not a valid address.
     pub fn endpoint(endpoint: &Endpoint) -> Result<Builder, Error> {
         Builder::endpoint(endpoint)
     }
 
-    /// Begins a service on a socket that was bound elsewhere: handed down by a supervisor, or made
-    /// with options of its own. A stream socket is made to listen if it does not yet; a Unix socket's
-    /// file stays when the server goes.
+    /// Begins a service on a socket that is bound already: inherited from a supervisor, or made
+    /// with special options. A stream socket is made to listen if it does not listen yet. The file
+    /// of a Unix socket is not removed when the server is dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`] when it is no socket, [`Error::UnusableAddress`] when it is a connection: see
-    /// [`add_connection`](Server::add_connection).
+    /// [`Error::Bind`] when the descriptor is not a socket, [`Error::UnusableAddress`] when it is a
+    /// connection: see [`add_connection`](Server::add_connection).
     pub fn from_socket(socket: impl Into<OwnedFd>) -> Result<Builder, Error> {
         Builder::from_socket(socket.into())
     }
@@ -211,8 +213,9 @@ impl Server {
         Builder::without_listener()
     }
 
-    /// Hands a connected stream socket over to a service, to be served as if it had been accepted:
-    /// one that was connected from here, or came by other means. It is served from the next run on.
+    /// Hands a connected stream socket over to a service, which serves it as if it had been
+    /// accepted: for example a socket that this program has connected. It is served from the next
+    /// run on.
     ///
     /// # Errors
     ///
@@ -227,62 +230,69 @@ impl Server {
                 service.handed.push_back(OwnedFd::into(stream.into()));
                 Ok(())
             }
-            None => Err(Error::Mode("a connection is handed over to a stream service".to_owned())),
+            None => Err(Error::Mode(
+                "a connection can be handed over only to a stream service".to_owned(),
+            )),
         }
     }
 
-    /// Adds a service: one more listener in the same loop.
+    /// Adds a service: one more listener in the same event loop.
     ///
     /// # Errors
     ///
-    /// [`Error::Mode`] where its mode cannot live beside another listener's, [`Error::Loop`] when it
-    /// cannot be watched.
+    /// [`Error::Mode`] if its mode cannot be combined with another listener's, [`Error::Loop`] if
+    /// it cannot be registered with the poller.
     pub fn add(&mut self, service: Service) -> Result<ListenerId, Error> {
         for other in &self.services {
             service.check_beside(other)?;
         }
         let descriptor = service.socket().as_raw_fd();
-        // A token of its own comes with each run; until then nobody asks for this one. A datagram
-        // socket can always be written to, of which nobody waits to hear.
+        // Each run sets its own token; until then this one is not used. Write readiness is not
+        // registered: a datagram socket is nearly always writable.
         self.poll
             .registry()
             .register(&mut SourceFd(&descriptor), Token::WAKE.into(), Interest::READABLE)
             .map_err(Error::Loop)?;
         if service.runner.requirements().one_thread && self.control.child_stop_request().is_none() {
-            let asked = Wakeup::new().map_err(Error::Loop)?;
+            let stop_request = Wakeup::new().map_err(Error::Loop)?;
             self.poll
                 .registry()
-                .register(&mut SourceFd(&asked.as_raw_fd()), Token::WAKE.into(), Interest::READABLE)
+                .register(
+                    &mut SourceFd(&stop_request.as_raw_fd()),
+                    Token::WAKE.into(),
+                    Interest::READABLE,
+                )
                 .map_err(Error::Loop)?;
-            self.control.set_child_stop_request(asked);
+            self.control.set_child_stop_request(stop_request);
         }
         service.reply_socket.count_into(&self.control.published);
         self.services.push(service);
         Ok(ListenerId(self.services.len() - 1))
     }
 
-    /// Serves until it is asked to stop, then lets who is busy finish until the
-    /// [`drain`](Server::drain_timeout) deadline, and cuts off the rest. It may serve again afterwards.
+    /// Serves until a stop is requested. Then busy connections may finish until the [drain
+    /// deadline](Server::drain_timeout), and the rest are aborted. The server can serve again
+    /// afterwards.
     ///
-    /// While nothing happens the loop does not wake.
+    /// Without events the event loop does not wake.
     ///
     /// # Errors
     ///
-    /// [`Error::Loop`] when the poller fails; nothing that a peer or a handler does is an error
-    /// here.
+    /// [`Error::Loop`] when the poller fails. Peers and handlers never cause an error here.
     pub fn serve_forever(&mut self) -> Result<StopReport, Error> {
         self.run(usize::MAX, None).map(|(report, _)| report)
     }
 
-    /// Serves one request: returns when it is served (under `reactor`, `offload` and `inline`) or
-    /// handed over (under the other modes). `Ok(false)` after [`timeout`](Server::request_timeout) has
-    /// passed without one, and [`Hooks::handle_timeout`] has been called.
+    /// Serves one request. Returns when it is served (under `reactor`, `offload` and `inline`) or
+    /// handed over to a thread or process (under the other modes). Returns `Ok(false)` if there was
+    /// no request within the [timeout](Server::request_timeout), after calling
+    /// [`Hooks::handle_timeout`].
     ///
-    /// A request that was handed over goes on after the return. Under `threading` and `pool` its
-    /// fault, if it has one, is told to [`Hooks::handle_error`] by this call or by the next call that
-    /// serves, whichever is on when it is known; if there is none any more, it is logged as an error
-    /// when the server is dropped. A handler that asks for a shutdown ends the call that its request
-    /// came in, and no later one.
+    /// A request that was handed over continues after the return. Under `threading` and `pool` its
+    /// fault, if it has one, is given to [`Hooks::handle_error`] by the call that serves at that
+    /// time, this one or a later one. If no later call serves, the fault is logged as an error when
+    /// the server is dropped. A handler that requests a shutdown ends only the call that accepted
+    /// its request.
     ///
     /// # Errors
     ///
@@ -302,8 +312,8 @@ impl Server {
         let drain = self.drain;
         let control = self.control.clone();
         let signals = &mut self.signals;
-        if let Some(asked) = control.child_stop_request() {
-            renew(asked, &self.poll).map_err(Error::Loop)?;
+        if let Some(stop_request) = control.child_stop_request() {
+            renew_stop_request(stop_request, &self.poll).map_err(Error::Loop)?;
         }
         let mut event_loop = EventLoop::new(LoopResources {
             poll: &mut self.poll,
@@ -339,44 +349,45 @@ impl Server {
         Ok((report, served))
     }
 
-    /// Sets how long a stop waits for who is busy; 5 seconds by default.
+    /// Sets the drain timeout: how long a stop waits for busy connections; 5 seconds by default.
     pub fn drain_timeout(&mut self, deadline: Duration) -> &mut Self {
-        self.drain = deadline.min(FOR_EVER);
+        self.drain = deadline.min(MAX_TIME);
         self
     }
 
-    /// Makes the loop look for events again and again for so long, each time before it goes to sleep;
-    /// not at all by default.
+    /// Sets how long the event loop polls for events without sleeping (busy polling), each time
+    /// before it sleeps; 0 by default.
     ///
-    /// Waking a thread that sleeps on another processor can cost several times what a request does,
-    /// so with few connections that ask one thing after the other a spin of some tens of microseconds
-    /// buys latency, at the price of a processor while there is traffic. An idle server spins once and
-    /// sleeps. On a machine whose processors are all busy it only makes things worse.
+    /// Waking a sleeping thread on another processor can cost several times as much as a request.
+    /// With few connections that send one request after the other, a spin of some tens of
+    /// microseconds reduces latency, but it uses a whole processor while there is traffic. An idle
+    /// server spins once and sleeps. On a machine whose processors are all busy, a spin makes the
+    /// server slower.
     pub fn spin(&mut self, time: Duration) -> &mut Self {
-        self.spin = time.min(FOR_EVER);
+        self.spin = time.min(MAX_TIME);
         self
     }
 
-    /// Sets how long [`handle_request`](Server::handle_request) waits for a request; for ever by
-    /// default. Python's `timeout` of a server.
+    /// Sets how long [`handle_request`](Server::handle_request) waits for a request; without limit
+    /// by default. Python's `timeout` of a server.
     #[doc(alias = "timeout")]
     pub fn request_timeout(&mut self, timeout: impl Into<Option<Duration>>) -> &mut Self {
         self.timeout = timeout.into();
         self
     }
 
-    /// A handle that stops this server from anywhere, and reads its counters.
+    /// A handle that stops this server from any thread, and reads its counters.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         ShutdownHandle::new(self.control.clone())
     }
 
-    /// Makes SIGINT and SIGTERM stop this server, gracefully; a second one ends the process at once.
-    /// Every server of the process that asked for it stops.
+    /// Makes SIGINT and SIGTERM stop this server gracefully; a second signal ends the process at
+    /// once. A signal stops every server of the process that has called this method.
     ///
-    /// A signal that the process was started to ignore stays ignored, as SIGINT is by Python's
-    /// `signal` module: a shell has its background jobs ignore SIGINT where they are not to be
-    /// stopped by Ctrl-C. When the last server that asked for it is dropped, the signals do what they
-    /// did before; one that came while none of them was serving is raised again then.
+    /// A signal that was ignored when the process started stays ignored, as in Python's `signal`
+    /// module: a shell can start background jobs with SIGINT ignored, so that Ctrl-C does not stop
+    /// them. When the last of these servers is dropped, the earlier signal actions are restored; a
+    /// signal that came while none of them was serving is then raised again.
     ///
     /// # Errors
     ///
@@ -394,15 +405,15 @@ impl Server {
         Ok(())
     }
 
-    /// Where it listens, in the order the services were added: Python's `server_address`, with the
-    /// ports that the kernel chose.
+    /// The addresses of the listeners, in the order in which the services were added: Python's
+    /// `server_address`, with the ports that the kernel chose.
     #[doc(alias = "server_address")]
     pub fn addresses(&self) -> Vec<Address> {
         self.services.iter().map(|service| service.address().clone()).collect()
     }
 
-    /// The listeners, in the order the services were added: for a server that was made in one line,
-    /// and so without [`add`](Server::add), which returns each one's name.
+    /// The listeners, in the order in which the services were added: for a server that was made
+    /// without [`add`](Server::add), which returns each listener's identifier.
     ///
     /// ```
     /// use socketserver::{Server, handler_fn};
@@ -417,7 +428,7 @@ impl Server {
         (0..self.services.len()).map(ListenerId).collect()
     }
 
-    /// Where this listener listens.
+    /// The address of this listener.
     pub fn address(&self, id: ListenerId) -> Option<&Address> {
         self.services.get(id.0).map(Service::address)
     }
@@ -436,8 +447,8 @@ impl Server {
         self.services.first().map(Service::address).expect("a server with a listener")
     }
 
-    /// A handle to the socket of a datagram service, with which other threads send datagrams to any
-    /// peer: see [`DatagramSender`]. It works from now on until the server is dropped.
+    /// A handle by which other threads send datagrams to any peer on the socket of a datagram
+    /// service: see [`DatagramSender`]. It can be used from now on until the server is dropped.
     ///
     /// # Errors
     ///
@@ -445,24 +456,24 @@ impl Server {
     pub fn datagram_sender(&self, id: ListenerId) -> Result<DatagramSender, Error> {
         match self.services.get(id.0).filter(|service| service.batch.is_some()) {
             Some(service) => Ok(service.reply_socket.sender()),
-            None => Err(Error::Mode("datagrams are sent by a datagram service".to_owned())),
+            None => Err(Error::Mode("only a datagram service can send datagrams".to_owned())),
         }
     }
 
-    /// Closes the listeners, as dropping does: clients that were never accepted see the end, and no
-    /// reset. Python's `server_close`.
+    /// Closes the listeners, as dropping does: clients that were never accepted see the end of
+    /// input, not a reset. Python's `server_close`.
     pub fn server_close(self) {}
 
-    /// What it has counted since it was made.
+    /// The counters of this server since it was made.
     pub fn counters(&self) -> Counters {
         self.control.published.snapshot()
     }
 
-    /// Serves on a thread of its own until it is stopped.
+    /// Serves on a new thread until the server is stopped.
     ///
     /// # Errors
     ///
-    /// [`Error::Loop`] when the system has no thread left for it.
+    /// [`Error::Loop`] when the system cannot start a thread.
     pub fn spawn(self) -> Result<Running, Error> {
         let (addresses, handle) = (self.addresses(), self.shutdown_handle());
         let mut server = self;
@@ -477,8 +488,8 @@ impl Server {
     }
 }
 
-/// The server's own descriptor: the poller's. It is readable when
-/// [`handle_request`](Server::handle_request) would find something to do.
+/// The descriptor of the server's poller. It is readable when
+/// [`handle_request`](Server::handle_request) would have work to do.
 impl AsFd for Server {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::borrow(&self.poll)
@@ -491,17 +502,17 @@ impl AsRawFd for Server {
     }
 }
 
-/// Gives a run something of its own for child processes to say by that the server is to stop: a
-/// child of an earlier run ends no later one.
-fn renew(asked: &Wakeup, poll: &Poll) -> io::Result<()> {
-    let (descriptor, registry) = (asked.as_raw_fd(), poll.registry());
+/// Gives a run a new descriptor by which child processes request a stop, so that a child of an
+/// earlier run cannot stop a later run.
+fn renew_stop_request(stop_request: &Wakeup, poll: &Poll) -> io::Result<()> {
+    let (descriptor, registry) = (stop_request.as_raw_fd(), poll.registry());
     let Ok(fresh) = Wakeup::new() else {
-        // Without a descriptor for it, what has been said so far is forgotten at least.
-        asked.clear();
+        // No descriptor is left: only clear the earlier requests.
+        stop_request.clear();
         return Ok(());
     };
     registry.deregister(&mut SourceFd(&descriptor))?;
-    asked.replace(&fresh)?;
+    stop_request.replace(&fresh)?;
     registry.register(&mut SourceFd(&descriptor), Token::WAKE.into(), Interest::READABLE)
 }
 
@@ -512,24 +523,24 @@ impl Drop for Server {
     }
 }
 
-/// One run of the event loop, until it has served what was asked for or is to stop.
+/// One run of the event loop, until it has served the given number of requests or must stop.
 struct ServerRun<'a> {
     event_loop: EventLoop<'a>,
     control: &'a Arc<ServerState>,
-    /// How many requests it accepts; `usize::MAX` is no limit.
+    /// How many requests it accepts; `usize::MAX` means no limit.
     requests: usize,
-    /// Until when it waits for a request.
+    /// The deadline of waiting for a request.
     deadline: Option<Instant>,
     drain: Duration,
 }
 
-/// Why a run has ended.
+/// The reason why a run has ended.
 enum RunEnd {
     /// All requests were served.
     Served,
-    /// There was no request until the deadline.
+    /// There was no request before the deadline.
     TimedOut,
-    /// A stop was asked for; whether all requests had been accepted by then.
+    /// A stop was requested; `served` says whether all requests had been accepted before.
     Stopped { served: bool },
 }
 
@@ -543,7 +554,7 @@ impl ServerRun<'_> {
             }
             served = self.requests != usize::MAX && self.event_loop.cx().run.accepts_left == 0;
             if served && self.is_quiet() {
-                // Takes the mail that workers have left.
+                // Takes the notifications that workers have posted.
                 self.event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
                 return Ok(RunEnd::Served);
             }
@@ -551,7 +562,8 @@ impl ServerRun<'_> {
                 .deadline
                 .filter(|_| !served)
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            // A client that waits already is served, however little time there is.
+            // At least one turn runs: a client that is already waiting is served, even if the
+            // deadline has passed.
             if looked && left == Some(Duration::ZERO) {
                 return Ok(RunEnd::TimedOut);
             }
@@ -564,14 +576,15 @@ impl ServerRun<'_> {
         }
     }
 
-    /// Whether nothing of what was accepted is left to be done by the loop or its workers.
+    /// Whether the event loop and its workers have finished everything that was accepted.
     fn is_quiet(&mut self) -> bool {
         let event_loop = &mut self.event_loop;
-        event_loop.connections() + event_loop.undelivered() + event_loop.lent() == 0
+        event_loop.connections() + event_loop.undelivered() + event_loop.jobs_with_workers() == 0
     }
 }
 
-/// Lets who is busy finish, until the deadline.
+/// Stops the event loop: busy connections may finish until the drain deadline, then the rest are
+/// aborted.
 fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, Error> {
     let deadline = Instant::now() + drain;
     let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
@@ -585,27 +598,27 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
     }
     let ended_idle = event_loop.ended_idle();
     let cut = event_loop.abort_all();
-    // Those who have ended and are still being told so, by workers.
-    while event_loop.lent() > 0 {
+    // Workers are still closing some conversations.
+    while event_loop.jobs_with_workers() > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
         event_loop.run_turn(Some(left), None).map_err(Error::Loop)?;
     }
-    // What they have left in the mailbox.
+    // Takes the messages that workers have left in the mailbox.
     event_loop.run_turn(Some(Duration::ZERO), None).map_err(Error::Loop)?;
     let ended = (requests + in_flight).saturating_sub(cut);
     let ended_idle = ended_idle.min(ended);
     Ok(StopReport {
-        idle: ended_idle + event_loop.overtaken(StopOutcome::Idle),
-        finished: ended - ended_idle + event_loop.overtaken(StopOutcome::Finished),
-        aborted: cut + event_loop.overtaken(StopOutcome::Cut),
+        idle: ended_idle + event_loop.stopped_with(StopOutcome::Idle),
+        finished: ended - ended_idle + event_loop.stopped_with(StopOutcome::Finished),
+        aborted: cut + event_loop.stopped_with(StopOutcome::Cut),
     })
 }
 
-/// A server on a thread of its own: from [`Server::spawn`]. Dropping it stops the server and waits
-/// for it.
+/// A server that runs on its own thread: from [`Server::spawn`]. Dropping it stops the server and
+/// waits for its end.
 #[must_use = "dropping it stops the server at once"]
 #[derive(Debug)]
 pub struct Running {
@@ -629,12 +642,12 @@ impl Running {
         self.addresses.first().expect("a server with a listener")
     }
 
-    /// A handle to stop it by, and to read its counters.
+    /// A handle that stops the server and reads its counters.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.handle.clone()
     }
 
-    /// Stops it, waits for it, and gives it back with the report of its stop.
+    /// Stops the server, waits for its end, and returns the server with the report of the stop.
     ///
     /// # Errors
     ///
@@ -644,7 +657,7 @@ impl Running {
         self.join_thread()
     }
 
-    /// Waits until it has been stopped by other means.
+    /// Waits until the server has been stopped by other means.
     ///
     /// # Errors
     ///
@@ -714,7 +727,7 @@ impl Service {
     }
 }
 
-/// The hooks of a run: its own, where some were made when it began, or those of the service.
+/// The hooks of a run: those that were made when the run began, or else those of the service.
 fn hooks_of_run<'a>(
     run_cx: &RunContext<'_>,
     hooks: &'a mut CatchDrop<Box<dyn Hooks + Send>>,
@@ -726,7 +739,7 @@ fn hooks_of_run<'a>(
     }
 }
 
-/// What one run gives its services.
+/// The settings that one run gives to its services.
 struct RunOptions<'a> {
     control: &'a Arc<ServerState>,
     stop: &'a StopRequester,

@@ -1,4 +1,5 @@
-//! Python's twelve classes by name: thin constructors for those who come from there.
+//! The twelve server classes of Python by name: short constructors for programs that are ported
+//! from Python.
 
 use std::fmt::Debug;
 use std::net::ToSocketAddrs;
@@ -35,8 +36,8 @@ macro_rules! classes {
                 Self::builder($address)?.serve_blocking(make)
             }
 
-            /// As [`bind`](Self::bind), with options still to be said: what Python does with
-            /// `bind_and_activate=False` and class attributes.
+            /// As [`bind`](Self::bind), but returns the builder, so that options can be set:
+            /// Python's `bind_and_activate=False` and class attributes.
             ///
             /// # Errors
             ///

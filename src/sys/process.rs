@@ -176,7 +176,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 impl Child {
     /// Reaps the child if it has ended; returns whether it is gone. Never reaps another child.
     pub(crate) fn reap(&mut self) -> bool {
-        let mut patience = match &self.exit {
+        let mut checks_left = match &self.exit {
             ExitFd::Pidfd(_) => 0,
             // The pipe is closed, so the child can be reaped soon. The loop gets no event for that,
             // so this waits for it, at most 100 ms.
@@ -189,10 +189,10 @@ impl Child {
             // An error means that other code has reaped it, or that SIGCHLD is ignored: it is gone
             // too.
             let gone = self.wait(libc::WNOHANG).unwrap_or(true);
-            if gone || patience == 0 {
+            if gone || checks_left == 0 {
                 return gone;
             }
-            patience -= 1;
+            checks_left -= 1;
             std::thread::sleep(Duration::from_millis(1));
         }
     }

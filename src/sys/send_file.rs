@@ -14,13 +14,13 @@ use super::socket::send_now;
 /// itself.
 const READ_AT_MOST: usize = 64 * 1024;
 
-/// Sends bytes of `file` from `offset` on to a stream, at most `count` of them, and at least one.
-/// Returns how many the kernel took; 0 for EAGAIN. Where the file has no byte at `offset`, or cannot
-/// be read, that is an error of which [`is_file_error`] is true.
+/// Sends at most `count` bytes of `file`, from `offset` on, to a stream. Returns how many the
+/// kernel took; 0 for EAGAIN. If the file has no byte at `offset` or cannot be read, the result is
+/// an error for which [`is_file_error`] returns true.
 ///
-/// It never waits for a non-blocking socket, and waits for a blocking one for no longer than its
-/// SO_SNDTIMEO: sendfile(2) has no counterpart of MSG_DONTWAIT. It does wait for the disk. No SIGPIPE
-/// is left pending.
+/// It never waits for a non-blocking socket, and for a blocking one at most its SO_SNDTIMEO:
+/// sendfile(2) has no counterpart of MSG_DONTWAIT. It can wait for the disk. No SIGPIPE is left
+/// pending.
 pub(crate) fn send_file(
     socket: &Socket,
     file: &File,
@@ -34,7 +34,7 @@ pub(crate) fn send_file(
     }
 }
 
-/// The way of systems and files for which there is no sendfile(2).
+/// For systems and files that sendfile(2) does not support.
 fn read_and_send(socket: &Socket, file: &File, offset: u64, count: usize) -> io::Result<usize> {
     let mut buffer = vec![0; count.min(READ_AT_MOST)];
     let count = loop {
@@ -48,7 +48,7 @@ fn read_and_send(socket: &Socket, file: &File, offset: u64, count: usize) -> io:
     send_now(socket, &buffer[..count], false)
 }
 
-/// Whether it is the file that could not be sent from, and not the socket that could not be sent to.
+/// Whether the error is an error of the file, and not of the socket.
 pub(crate) fn is_file_error(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<FileError>())
 }
@@ -57,7 +57,8 @@ fn too_short() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, FileError(None))
 }
 
-/// Why no bytes of a file can be sent: what the system said, or that the file has ended.
+/// The reason why no bytes of a file can be sent: an error of the system, or `None` if the file has
+/// ended.
 #[derive(Debug)]
 struct FileError(Option<io::Error>);
 
@@ -80,8 +81,8 @@ mod imp {
 
     use socket2::Socket;
 
-    /// Errors that sendfile(2) has for a file that it cannot send, or where it is not allowed: no
-    /// socket has them, or it has them again.
+    /// Errors of sendfile(2) for a file that it cannot send, or if it is not allowed. A socket does
+    /// not have these errors, or has them again at the next send.
     const OF_THE_FILE: [libc::c_int; 10] = [
         libc::EINVAL,
         libc::ENOSYS,
@@ -95,7 +96,7 @@ mod imp {
         libc::EACCES,
     ];
 
-    /// `None` where the file is to be read instead.
+    /// `None` if the file must be read instead.
     pub(super) fn send_file(
         socket: &Socket,
         file: &File,
@@ -122,10 +123,9 @@ mod imp {
         }
     }
 
-    /// Calls `send`, which is to send `count` bytes, and takes back the SIGPIPE that it raises where
-    /// the peer is gone, as MSG_NOSIGNAL does for send(2). The signal is sent to this thread, which
-    /// blocks it meanwhile: a program whose action for SIGPIPE is the default would end. A thread that
-    /// has blocked it already finds it pending.
+    /// Calls `send`, which sends `count` bytes, and removes the SIGPIPE that it raises if the peer
+    /// is gone, as MSG_NOSIGNAL does for send(2). The signal is sent to this thread, which blocks
+    /// it during the call; otherwise the default action of SIGPIPE would end the process.
     fn without_sigpipe(count: usize, send: impl FnOnce() -> libc::ssize_t) -> io::Result<usize> {
         // SAFETY: zeros are a valid signal set; these calls write and read the two sets.
         let (sigpipe, before) = unsafe {
@@ -139,7 +139,7 @@ mod imp {
         let sent = usize::try_from(send()).map_err(|_| io::Error::last_os_error());
         // SAFETY: sigismember reads a set.
         let was_blocked = unsafe { libc::sigismember(&before, libc::SIGPIPE) } == 1;
-        // It can be raised after a part has been sent, too.
+        // SIGPIPE can also be raised after a part has been sent.
         if !was_blocked && !matches!(sent, Ok(all) if all == count) {
             let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             // SAFETY: sigtimedwait reads a set and a time, and writes nothing, because the pointer in
@@ -161,7 +161,7 @@ mod imp {
 
     use socket2::Socket;
 
-    /// The sendfile of this system is not used.
+    /// The sendfile call of this system is not used.
     pub(super) fn send_file(
         _socket: &Socket,
         _file: &File,
@@ -185,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// A way to send: that of this system, or that of the others.
+    /// A function that sends: that of this system, or that of the other systems.
     type Send = fn(&Socket, &File, u64, usize) -> io::Result<usize>;
 
     const WAYS: [Send; 2] = [send_file, read_and_send];
@@ -217,7 +217,7 @@ mod tests {
         (0..length).map(|at| (at % 251) as u8).collect()
     }
 
-    /// Sends until there is no room, and reads what was sent; how much that was.
+    /// Sends until there is no room, and reads what was sent.
     fn fill_and_take(send: Send, ours: &Socket, mut theirs: impl io::Read) {
         ours.set_nonblocking(true).unwrap();
         let whole = bytes(16 << 20);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocking_socket_is_waited_for_no_longer_than_its_timeout() {
+    fn a_send_on_a_blocking_socket_waits_no_longer_than_its_timeout() {
         let (ours, _theirs) = unix();
         ours.set_write_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
         let file = unnamed_file(&bytes(16 << 20));
@@ -302,7 +302,7 @@ mod tests {
         assert!((1..16 << 20).contains(&sent), "{sent}");
     }
 
-    /// The default action for SIGPIPE would end the process, so a child plays this.
+    /// The default action of SIGPIPE would end the process, so this runs in a child process.
     #[test]
     fn a_peer_that_is_gone_is_an_error_of_the_socket_and_raises_no_signal() {
         let file = unnamed_file(&bytes(1 << 20));

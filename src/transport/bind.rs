@@ -1,4 +1,5 @@
-//! From what a user asked for to a socket that is bound, and, for a stream, listens.
+//! Binding: makes a socket of the user's address and options, binds it, and, for a stream, makes it
+//! listen.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
@@ -14,7 +15,7 @@ use crate::address::{Address, Endpoint, checked_path, host_and_port};
 use crate::error::Error;
 use crate::sys;
 
-/// What kind of requests a socket brings, and over which family of addresses.
+/// The transport of a socket: its kind of requests and its address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Tcp,
@@ -53,10 +54,10 @@ impl From<&Address> for Family {
     }
 }
 
-/// Where to bind, resolved.
+/// The resolved address or addresses to bind to.
 #[derive(Debug)]
 pub(crate) enum Target {
-    /// These in turn, until one binds.
+    /// These are tried in order until one can be bound.
     Inet(Vec<SocketAddr>),
     Path(PathBuf),
 }
@@ -115,8 +116,8 @@ impl Target {
     }
 }
 
-/// The order in which addresses are tried: as they were given or resolved, but IPv4 first for
-/// `localhost`, whose clients otherwise find nobody where they expect 127.0.0.1.
+/// Puts addresses into the order in which they are tried: as given or resolved, but IPv4 first for
+/// `localhost`, because its clients often connect to 127.0.0.1.
 fn ordered(shown: &str, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     // `localhost:80` as text, `("localhost", 80)` as a pair.
     let name = shown.trim_start_matches(['(', '"']).split([':', '"']).next().unwrap_or_default();
@@ -126,8 +127,8 @@ fn ordered(shown: &str, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     addresses
 }
 
-/// Resolves an IPv6 address with the name of an interface, which the standard library does not read
-/// in one piece: `[fe80::1%eth0]:80`. `None` when it is none.
+/// Resolves an IPv6 address with the name of an interface, which the standard library cannot parse:
+/// `[fe80::1%eth0]:80`. `None` if the text is not of this form.
 fn resolve_with_interface(text: &str) -> Option<io::Result<Vec<SocketAddr>>> {
     let (host, port) = host_and_port(text).ok().filter(|(host, _)| host.contains('%'))?;
     Some((host.as_str(), port).to_socket_addrs().map(Iterator::collect))
@@ -142,7 +143,7 @@ impl std::fmt::Display for SocketAddrText<'_> {
     }
 }
 
-/// What is settled before a socket is bound.
+/// The options that must be set before a socket is bound.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BindOptions {
     pub(crate) reuse_address: Option<bool>,
@@ -152,7 +153,7 @@ pub(crate) struct BindOptions {
 }
 
 impl BindOptions {
-    /// The name of an option that is not as by default, if any is.
+    /// The name of an option that does not have its default value, if any.
     pub(crate) fn first_set(&self) -> Option<&'static str> {
         [
             (self.reuse_address.is_some(), "reuse_address"),
@@ -165,32 +166,33 @@ impl BindOptions {
     }
 }
 
-/// How many connections may wait to be accepted: the kernel cuts what is too much to what it allows: `net.core.somaxconn` on Linux.
-pub(crate) fn all_the_system_allows() -> i32 {
+/// The largest backlog of listen(2); the kernel reduces it to its own limit, `net.core.somaxconn`
+/// on Linux.
+pub(crate) fn max_backlog() -> i32 {
     i32::from(u16::MAX)
 }
 
-/// A bound socket, non-blocking, and what goes with it. Field order is drop order: the file goes
-/// while the socket still answers, so that nobody finds it stale.
+/// A bound, non-blocking socket with its file and lock. The order of the fields is the drop order:
+/// the file is removed while the socket still accepts, so that no other process finds a stale file.
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) address: Arc<Address>,
     pub(crate) kind: Kind,
     _file: Option<OwnFile>,
     pub(crate) socket: Arc<Socket>,
-    /// Made elsewhere, and perhaps shared with others.
+    /// Whether other code has made the socket and may share it.
     adopted: bool,
-    /// Held until a Unix stream socket answers.
+    /// Held until a Unix stream socket listens.
     lock: Option<Lock>,
 }
 
-/// What a socket brings.
+/// The kind of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Connections, once it listens.
+    /// Accepts connections after it listens.
     Stream,
     Datagram,
-    /// Nothing of itself: connections are handed to it.
+    /// Accepts nothing: connections are handed over to the service.
     WithoutListener,
 }
 
@@ -207,7 +209,7 @@ impl Bound {
         }
     }
 
-    /// Makes a stream socket listen, if it does not yet: Python's `server_activate`.
+    /// Makes a stream socket listen, if it does not listen yet: Python's `server_activate`.
     pub(crate) fn activate(&mut self, backlog: i32) -> Result<(), Error> {
         if self.kind == Kind::Stream {
             self.socket
@@ -218,7 +220,7 @@ impl Bound {
         Ok(())
     }
 
-    /// A socket that was made elsewhere: bound, or listening already.
+    /// Takes a socket that other code has made: bound, or already listening.
     pub(crate) fn from_socket(socket: Socket) -> Result<Self, Error> {
         let unusable =
             |source: io::Error| Error::Bind { address: "the socket given".into(), source };
@@ -236,16 +238,16 @@ impl Bound {
         if !datagram && socket.peer_addr().is_ok() {
             return Err(Error::unusable_address(
                 "the socket given",
-                "it is a connection: hand it over to a service",
+                "it is a connection: use add_connection",
             ));
         }
-        // Its file, if it has one, is whoever's made it.
+        // Its file, if it has one, belongs to the code that made it.
         let mut bound = Bound::new(address, socket);
         bound.adopted = true;
         Ok(bound)
     }
 
-    /// No socket of its own: for connections that are handed over.
+    /// A service without a listening socket, for connections that are handed over.
     pub(crate) fn without_listener() -> Result<Self, Error> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::Loop)?;
         let mut bound = Bound::new(Address::Unix(None), socket);
@@ -254,29 +256,29 @@ impl Bound {
     }
 }
 
-/// How many clients that were never accepted a close lets in at most, and for how long: the others
-/// are reset.
+/// The limits of accepting waiting clients at a close: their number and the time. The other clients
+/// get a reset.
 const CLOSE_BUDGET: usize = 4096;
-const CLOSE_PATIENCE: Duration = Duration::from_millis(100);
+const CLOSE_ACCEPT_TIMEOUT: Duration = Duration::from_millis(100);
 
 impl Drop for Bound {
-    /// Clients that wait to be accepted would be reset by the close: they are let in and see the
-    /// end. Those that come from now on are not.
+    /// A close would reset the clients that wait to be accepted. So they are accepted and closed,
+    /// and see end of input. Clients that connect from now on are not accepted.
     fn drop(&mut self) {
-        // Someone else who holds the socket may go on accepting.
+        // Other code that shares the socket may continue to accept.
         if self.kind != Kind::Stream || self.adopted {
             return;
         }
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        // Where the system does not tell: a Unix socket, whose file is gone, gets few new clients.
+        let deadline = Instant::now() + CLOSE_ACCEPT_TIMEOUT;
+        // If the number is unknown: a Unix socket, whose file is removed, gets few new clients.
         let waiting = sys::waiting_connections(&self.socket).unwrap_or(usize::MAX);
-        // Unread input would make the close of a connection a reset. One read takes nearly all that
-        // a client can have sent that nobody has read from.
+        // With unread input, the close of a connection would be a reset. One read takes nearly all
+        // that a client can have sent so far.
         let mut unread = vec![0; 64 * 1024];
         for _ in 0..waiting.min(CLOSE_BUDGET) {
             match sys::accept(&self.socket, true) {
                 Ok((client, _)) => {
-                    // A failed call has nothing more to say: the client is gone.
+                    // If the call fails, the client is gone.
                     let _ = client.shutdown(Shutdown::Write);
                     let _ = sys::receive_now(&client, &mut unread);
                 }
@@ -290,7 +292,7 @@ impl Drop for Bound {
     }
 }
 
-/// Binds; whatever fails leaves nothing behind.
+/// Binds a socket. If it fails, no file or socket is left.
 pub(crate) fn bind(
     family: Family,
     target: &Target,
@@ -328,7 +330,8 @@ fn bind_inet(
     Ok(Bound::new(address, socket))
 }
 
-/// A socket with what must be set before it is bound, and the defaults of this crate.
+/// Makes a socket and sets the options that must be set before it is bound, and the defaults of
+/// this crate.
 fn inet_socket(family: Family, address: SocketAddr, bind: &BindOptions) -> io::Result<Socket> {
     let (kind, protocol) = match family.is_datagram() {
         false => (Type::STREAM, Protocol::TCP),
@@ -336,8 +339,8 @@ fn inet_socket(family: Family, address: SocketAddr, bind: &BindOptions) -> io::R
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    // For a listener it only skips the wait after an earlier run; for a UDP socket it would let two
-    // servers share a port in silence, so there it must be asked for.
+    // For a listener it only skips TIME_WAIT after an earlier server. For a UDP socket it would let
+    // two servers share a port without an error, so there it is off by default.
     socket.set_reuse_address(bind.reuse_address.unwrap_or(!family.is_datagram()))?;
     if bind.reuse_port {
         socket.set_reuse_port(true)?;
@@ -346,7 +349,7 @@ fn inet_socket(family: Family, address: SocketAddr, bind: &BindOptions) -> io::R
         socket.set_only_v6(!bind.dual_stack)?;
     }
     if family == Family::Tcp {
-        // Accepted connections inherit it on Linux and the BSDs, unless an option says otherwise.
+        // On by default; accepted connections inherit it on Linux and the BSDs.
         socket.set_tcp_nodelay(true)?;
     }
     Ok(socket)
@@ -369,7 +372,7 @@ fn bind_path(
         false => Address::Unix(Some(path.into())),
         true => Address::UnixDatagram(Some(path.into())),
     };
-    // A datagram socket answers as soon as it is bound.
+    // A datagram socket receives as soon as it is bound.
     let lock = lock.filter(|_| !family.is_datagram());
     let mut bound = Bound::new(address, socket);
     (bound._file, bound.lock) = (Some(file), lock);
@@ -399,7 +402,7 @@ mod tests {
 
     #[test]
     fn of_several_addresses_the_first_one_that_binds_is_used() {
-        // One of the addresses that are for documentation, which no host has.
+        // An address for documentation, which no host has (RFC 5737).
         let target = Target::Inet(addresses(["192.0.2.1:0", "127.0.0.1:0", "127.0.0.2:0"]));
         let bound = bind(Family::Tcp, &target, &BindOptions::default(), &[]).unwrap();
         assert_eq!(bound.address.inet().unwrap().ip().to_string(), "127.0.0.1");

@@ -1,4 +1,4 @@
-//! Sockets: made, bound, named and closed, without any idea of what is said over them.
+//! Transports: makes, binds, names and closes sockets, independent of the data on them.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,11 +15,11 @@ mod bind;
 mod options;
 mod unix_file;
 
-pub(crate) use bind::{BindOptions, Bound, Family, Kind, Target, all_the_system_allows, bind};
+pub(crate) use bind::{BindOptions, Bound, Family, Kind, Target, bind, max_backlog};
 pub use options::Interface;
 pub(crate) use options::{SocketOption, check_options, set_options};
 
-/// Who the kernel says has connected or sent.
+/// The peer that the kernel reports for a connection or a datagram.
 pub(crate) fn peer_of(address: &SockAddr) -> Peer {
     if let Some(inet) = address.as_socket() {
         return Peer::from(inet);
@@ -33,9 +33,9 @@ pub(crate) fn peer_of(address: &SockAddr) -> Peer {
     }
 }
 
-/// The address of this end of a connection: that which its client has connected to, also where the
-/// listener is bound to all addresses of the host. One of a dual-stack listener that was reached by
-/// IPv4 is shown as IPv4, as its peer is.
+/// The local address of a connection: the one that the client has connected to, also if the
+/// listener is bound to all addresses of the host. An IPv4 connection of a dual-stack listener is
+/// shown as IPv4, as its peer is.
 pub(crate) fn local_address(connection: &Socket) -> io::Result<Address> {
     Ok(match peer_of(&connection.local_addr()?) {
         Peer::Inet(address) => Address::Tcp(address),
@@ -61,7 +61,7 @@ pub(crate) fn sock_addr_of(peer: &Peer, own: &Address) -> Result<SockAddr, Unsup
         (Address::UnixDatagram(_), Peer::Path(path)) => {
             checked_path(path).ok().and_then(|()| unix(path.as_os_str()))
         }
-        // As unix(7) has it: a name in the abstract namespace stands behind a NUL.
+        // A name in the abstract namespace begins with a NUL, see unix(7).
         (Address::UnixDatagram(_), Peer::Abstract(name)) => {
             unix(OsStr::from_bytes(&[&[0], &**name].concat()))
         }
@@ -70,8 +70,8 @@ pub(crate) fn sock_addr_of(peer: &Peer, own: &Address) -> Result<SockAddr, Unsup
     address.ok_or(UnsupportedError::UnaddressablePeer)
 }
 
-/// The local address of a datagram that a socket bound to `own` has received: where the datagram was
-/// sent to, if that is known. An address that is one only on its link, also of a group, comes with the
+/// The local address of a datagram that a socket bound to `own` has received: the address that the
+/// datagram was sent to, if that is known. A link-local address, also of a group, includes the
 /// interface.
 pub(crate) fn local_addr(own: &Address, info: Option<PacketInfo>) -> Address {
     let (Address::Udp(bound), Some(PacketInfo { to, interface })) = (own, info) else {
@@ -85,7 +85,7 @@ pub(crate) fn local_addr(own: &Address, info: Option<PacketInfo>) -> Address {
     })
 }
 
-/// Whether an IPv6 address names a host or a group only together with an interface: RFC 4007.
+/// Whether an IPv6 address identifies a host or a group only together with an interface: RFC 4007.
 fn is_of_one_link(ip: Ipv6Addr) -> bool {
     ip.is_unicast_link_local() || ip.is_multicast() && (1..=2).contains(&(ip.octets()[1] & 0xf))
 }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_the_kernel_has_named_is_sent_to_by_the_same_address() {
+    fn the_address_of_a_peer_converts_back_to_the_address_that_the_kernel_reported() {
         let path = SockAddr::unix("/run/peer").unwrap();
         let inet = |text: &str| SockAddr::from(text.parse::<SocketAddr>().unwrap());
         for (own, address) in [

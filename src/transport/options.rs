@@ -39,8 +39,9 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// What [if_nametoindex(3)](https://man7.org/linux/man-pages/man3/if_nametoindex.3.html) says
-    /// where no interface has this name.
+    /// The error of
+    /// [if_nametoindex(3)](https://man7.org/linux/man-pages/man3/if_nametoindex.3.html) if no
+    /// interface has this name.
     pub fn named(name: &str) -> io::Result<Self> {
         sys::interface_index(name).map(Interface::Index)
     }
@@ -58,7 +59,7 @@ impl Interface {
             Interface::Default => Ok(0),
             Interface::Index(index) => Ok(index),
             Interface::Address(address) if address.is_unspecified() => Ok(0),
-            Interface::Address(_) => Err(unusable("for IPv6 an interface is named by its index")),
+            Interface::Address(_) => Err(unusable("an IPv6 interface must be given by its index")),
         }
     }
 }
@@ -105,14 +106,14 @@ impl SocketOption {
         }
     }
 
-    /// Why the option is not for this transport, if it is not.
+    /// The reason why the option is not for this transport, if it is not.
     fn refused_for(&self, family: Family) -> Option<&'static str> {
         match (self, family) {
-            // What others send is never held back, so that one chain serves any of them.
+            // Other transports always send at once, so the option is ignored there.
             (SocketOption::Nodelay(_), _) | (SocketOption::Keepalive { .. }, Family::Tcp) => None,
-            (SocketOption::Keepalive { .. }, _) => Some("it is an option of TCP"),
+            (SocketOption::Keepalive { .. }, _) => Some("the option is only for TCP"),
             (_, Family::Udp) => None,
-            _ => Some("it is an option of UDP"),
+            _ => Some("the option is only for UDP"),
         }
     }
 
@@ -163,7 +164,7 @@ impl SocketOption {
     }
 }
 
-/// Rounds up: the system takes whole seconds.
+/// Rounds up to whole seconds, which the system takes.
 fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)))
 }
@@ -175,7 +176,7 @@ fn join_multicast(
     (ipv4, ipv6): (bool, bool),
 ) -> io::Result<()> {
     if !group.is_multicast() {
-        return Err(unusable("the address is not one of a multicast group"));
+        return Err(unusable("the address is not a multicast group"));
     }
     match group {
         IpAddr::V4(group) if ipv4 => {
@@ -186,7 +187,7 @@ fn join_multicast(
             socket.join_multicast_v6(&group, interface.index()?)?;
             sys::receive_only_joined_groups(socket, true)
         }
-        IpAddr::V4(_) => Err(unusable("a socket of IPv6 alone cannot join an IPv4 group")),
+        IpAddr::V4(_) => Err(unusable("an IPv6-only socket cannot join an IPv4 group")),
         IpAddr::V6(_) => Err(unusable("an IPv4 socket cannot join an IPv6 group")),
     }
 }
@@ -211,8 +212,8 @@ pub(crate) fn set_options(
     Ok(())
 }
 
-/// Checks that the options have a meaning for a socket, before anything is bound. `bound` says that the
-/// socket is bound already.
+/// Checks that the options have a meaning for a socket, before the socket is bound. `bound` says
+/// that it is bound already.
 pub(crate) fn check_options(
     bind: &BindOptions,
     options: &[SocketOption],

@@ -1,9 +1,9 @@
-//! The file of a Unix socket: whose it is, when it may be taken over, and that it is gone when its
-//! server is.
+//! The file of a Unix socket: when a stale file is replaced, and when the file is removed.
 //!
-//! **Invariant:** only a socket file is ever removed, and only one that nobody answers at (taken
-//! over, under the lock) or that this process made and still stands at its path (removed at close);
-//! and the lock's own, by who holds it, which is a regular file with nothing in it.
+//! **Invariant:** a socket file is removed only in two cases: it is stale, that is, no process
+//! listens on it (replaced under the lock), or this process made it and it is still at its path
+//! (removed at close). A lock file is removed only by the process that holds the lock, and only if
+//! it is an empty regular file.
 
 use crate::guard::log;
 use std::ffi::OsString;
@@ -18,13 +18,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
 
-/// How long another process may take to bind beside us before we give up waiting for it.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for the lock while another process binds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Binds `socket` to `path`. A socket file that nobody answers at is replaced.
+/// Binds `socket` to `path`. A stale socket file is replaced.
 ///
-/// As long as the lock is held that comes with it, no other server of this crate takes the file for
-/// one that nobody answers at; it is to be dropped when the socket does answer.
+/// While the returned lock is held, no other server of this crate treats the file as stale. Drop
+/// the lock when the socket listens.
 pub(super) fn bind(
     socket: &Socket,
     path: &Path,
@@ -34,9 +34,12 @@ pub(super) fn bind(
     let lock = Lock::take(path)?;
     let address = SockAddr::unix(path)?;
     if let Some(mode) = mode {
-        // The file is never more open than it is to be, not even before its mode is set below.
+        // The file never has more permissions than requested, not even before its mode is set below.
         if let Err(error) = sys::restrict_socket_file(socket, mode) {
-            log::debug!("{}: its mode is set only after it is made: {error}", path.display());
+            log::debug!(
+                "cannot restrict the mode of {} before it is created: {error}",
+                path.display()
+            );
         }
     }
     if let Err(error) = socket.bind(&address) {
@@ -46,7 +49,7 @@ pub(super) fn bind(
         remove_if_stale(path, kind, error)?;
         socket.bind(&address)?;
     }
-    // From here on a failure removes the file again.
+    // From here on, a failure removes the file again.
     let own = OwnFile::of(path)?;
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
@@ -54,8 +57,8 @@ pub(super) fn bind(
     Ok((own, lock))
 }
 
-/// Keeps other servers of this crate from binding to the same path meanwhile: a lock on a file
-/// beside it, which only who may write there can hold, and which goes with the lock.
+/// A file lock that keeps other servers of this crate from binding to the same path. Only a process
+/// that may write to the directory can hold it; the lock file is removed with the lock.
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
@@ -63,15 +66,15 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes it; `None` where no such file can be had, and so none of the socket's could be removed
-    /// either.
+    /// Takes the lock. `None` if the lock file cannot be made; then a stale socket file could not
+    /// be removed either.
     fn take(path: &Path) -> io::Result<Option<Self>> {
         let Some(name) = path.file_name() else { return Ok(None) };
         let mut hidden = OsString::from(".");
         hidden.push(name);
         hidden.push(".lock");
         let path = std::path::absolute(path)?.with_file_name(hidden);
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             let file = match Self::open(&path) {
                 Ok(file) => file,
@@ -79,18 +82,19 @@ impl Lock {
                 Err(error) => return Err(error),
             };
             match file.try_lock() {
-                // Who had it before may have removed it: then it locks nothing any more.
+                // The previous holder may have removed the file: then this lock is on no file at
+                // the path.
                 Ok(()) if is_at(&file, &path) => return Ok(Some(Lock { file, path })),
                 Ok(()) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    // Nobody tells when a file lock is free; a bind takes microseconds.
+                    // There is no event for a free file lock; a bind takes microseconds.
                     thread::sleep(Duration::from_millis(1));
                 }
                 Err(TryLockError::WouldBlock) => {
                     return Err(io::Error::new(
                         io::ErrorKind::WouldBlock,
-                        format!("another process keeps {} locked", path.display()),
+                        format!("another process holds the lock {}", path.display()),
                     ));
                 }
             }
@@ -98,7 +102,7 @@ impl Lock {
     }
 
     fn open(path: &Path) -> io::Result<File> {
-        // A link there is somebody's trick.
+        // A symbolic link there could be an attack, so it is not followed.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         File::options()
             .read(true)
@@ -113,7 +117,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Somebody else's file may happen to be called so.
+        // A file of another program may have this name.
         let is_lock = self.file.metadata().is_ok_and(|held| held.is_file() && held.len() == 0);
         if is_lock
             && is_at(&self.file, &self.path)
@@ -129,7 +133,7 @@ fn is_refused(error: &io::Error) -> bool {
     matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
 }
 
-/// Whether a file still stands at its path.
+/// Whether a file is still at its path.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(held), Ok(found)) => (held.dev(), held.ino()) == (found.dev(), found.ino()),
@@ -137,18 +141,18 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Removes a socket file that nobody answers at; otherwise says why it stays.
+/// Removes a stale socket file; otherwise returns the error why it is kept.
 fn remove_if_stale(path: &Path, kind: Type, in_use: io::Error) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            "the path exists and is no socket",
+            "the path exists and is not a socket",
         ));
     }
     let probe = Socket::new(Domain::UNIX, kind, None)?;
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
-        // Refused is what a socket without a process says; one with a full backlog says "again".
+        // ECONNREFUSED means that no process has the socket; with a full backlog the error is EAGAIN.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         _ => Err(in_use),
     }
@@ -167,7 +171,7 @@ impl OwnFile {
     fn of(path: &Path) -> io::Result<Self> {
         let found = fs::symlink_metadata(path)?;
         Ok(OwnFile {
-            // The path stays right when the process changes its directory.
+            // An absolute path stays valid when the process changes its directory.
             path: std::path::absolute(path)?,
             device: found.dev(),
             inode: found.ino(),

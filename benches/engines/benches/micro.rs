@@ -276,7 +276,9 @@ mod among {
 
     #[divan::bench(args = crowds())]
     fn idle_connections(bencher: Bencher<'_, '_>, count: usize) {
-        let echo = |_: &socketserver::Accepted<'_>| handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message));
+        let echo = |_: &socketserver::Accepted<'_>| {
+            handler_fn(|message: &[u8], cx: &mut Context<'_>| cx.send(message))
+        };
         let running = Server::tcp("127.0.0.1:0").unwrap().serve(echo).unwrap().spawn().unwrap();
         let crowd = Crowd::join(running.local_addr().to_string(), count);
         let mut client = TcpStream::connect(running.local_addr().inet().unwrap()).unwrap();
@@ -310,9 +312,9 @@ mod among {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            let mut told = String::new();
-            BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut told).unwrap();
-            assert_eq!(told.trim_end(), format!("holding {count}"));
+            let mut line = String::new();
+            BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line.trim_end(), format!("holding {count}"));
             Crowd(process)
         }
     }
@@ -396,9 +398,9 @@ mod from_elsewhere {
                 clients.push(client);
             }
             let running = server.spawn().unwrap();
-            let patience = Duration::from_secs(10);
+            let timeout = Duration::from_secs(10);
             let senders =
-                (0..connections).map(|_| incoming.recv_timeout(patience).unwrap()).collect();
+                (0..connections).map(|_| incoming.recv_timeout(timeout).unwrap()).collect();
             Crowd { clients, senders, running }
         }
 

@@ -185,7 +185,7 @@ impl Bench {
         const FEWER: u64 = 50;
         const MORE: u64 = 150;
         if !is_installed("strace") {
-            bail!("there is no strace");
+            bail!("strace is not installed");
         }
         let count = |each: u64| -> Result<f64> {
             let scratch = Scratch::new()?;

@@ -200,7 +200,7 @@ impl Cell {
                 Some("`inline` serves one connection to its end before the next".into())
             }
             "forking" if connections > CHILDREN => {
-                Some(format!("`forking` has {CHILDREN} children at most, unless told otherwise"))
+                Some(format!("`forking` has at most {CHILDREN} children by default"))
             }
             "pool" if connections > POOL => {
                 Some(format!("`pool` has {POOL} threads here, each taken by a connection"))

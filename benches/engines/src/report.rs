@@ -99,15 +99,15 @@ pub(crate) fn markdown(conditions: &Conditions, rows: &[Row], by_load: bool) -> 
 }
 
 fn table(matrix: &Matrix, rows: &[Row], notes: &mut Notes) -> Option<Table> {
-    let told: Vec<&Row> = rows
+    let shown_rows: Vec<&Row> = rows
         .iter()
         .filter(|row| {
             row.outcomes.iter().any(|outcome| outcome.figures.contains_key(&matrix.figure))
         })
         .collect();
-    let modes = told.first()?.outcomes.iter().map(|outcome| outcome.mode);
+    let modes = shown_rows.first()?.outcomes.iter().map(|outcome| outcome.mode);
     let mut table = Table::new(std::iter::once("").chain(modes));
-    for row in told {
+    for row in shown_rows {
         let cells = row.outcomes.iter().map(|outcome| cell(matrix, row, outcome, notes));
         table.row(std::iter::once(row.name.clone()).chain(cells).collect::<Vec<_>>());
     }
@@ -145,10 +145,10 @@ fn by_mode(row: &Row, notes: &mut Notes) -> Table {
     let head = std::iter::once(String::new()).chain(modes);
     let mut table =
         Table::new(head.chain(ratio.map(|(one, other)| format!("{} / {}", one.mode, other.mode))));
-    let told = |matrix: &&Matrix| {
+    let is_shown = |matrix: &&Matrix| {
         row.outcomes.iter().any(|outcome| outcome.figures.contains_key(&matrix.figure))
     };
-    for matrix in MATRICES.iter().filter(told) {
+    for matrix in MATRICES.iter().filter(is_shown) {
         let cells = row.outcomes.iter().map(|outcome| cell(matrix, row, outcome, notes));
         let cells = std::iter::once(matrix.title.to_owned()).chain(cells);
         let ratio = ratio.map(|(one, other)| {
@@ -216,14 +216,14 @@ fn remarks(conditions: &Conditions, rows: &[Row]) -> Vec<String> {
     let has_counts = |figure| outcomes().any(|outcome| outcome.figures.contains_key(&figure));
     if outcomes().any(|outcome| outcome.is_load_limited()) {
         remarks.push(
-            ">: the load generator was over 95 % busy, and may be what this figure tells; the CPU \
-             time per request tells what the server could do."
+            ">: the load generator was over 95 % busy, and may limit this figure; the CPU \
+             time per request shows the capacity of the server."
                 .into(),
         );
     }
     if outcomes().any(|outcome| outcome.errors > 0) {
         remarks.push(
-            "!: wrong bytes, failed connections or lost datagrams: this is no result.".into(),
+            "!: wrong bytes, failed connections or lost datagrams: the result is not valid.".into(),
         );
     }
     if has_counts(Figure::KibPerConnection) {
@@ -308,7 +308,7 @@ fn details(row: &Row) -> Option<Table> {
     let mut table =
         Table::new(["mode"].into_iter().chain(COLUMNS.map(|(name, _)| name)).chain(["errors"]));
     for outcome in row.outcomes.iter().filter(|outcome| outcome.absent.is_none()) {
-        let told = COLUMNS.map(|(_, wanted)| {
+        let values = COLUMNS.map(|(_, wanted)| {
             outcome.figures.get(&wanted).map_or_else(
                 || "–".to_owned(),
                 |Estimate { median, low, high }| {
@@ -318,7 +318,7 @@ fn details(row: &Row) -> Option<Table> {
                 },
             )
         });
-        let cells = std::iter::once(outcome.mode.to_owned()).chain(told);
+        let cells = std::iter::once(outcome.mode.to_owned()).chain(values);
         table.row(cells.chain([outcome.errors.to_string()]).collect::<Vec<_>>());
     }
     Some(table)

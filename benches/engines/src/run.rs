@@ -73,7 +73,7 @@ impl RunArgs {
         if cells.is_empty() {
             let all = self.setting().cells();
             let names: Vec<String> = all.iter().map(Cell::name).collect();
-            bail!("no load is called that; there are\n  {}", names.join("\n  "));
+            bail!("no load has such a name; the loads are\n  {}", names.join("\n  "));
         }
         Ok(cells)
     }

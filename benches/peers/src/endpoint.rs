@@ -114,7 +114,7 @@ impl FromStr for Endpoint {
             Some(("tcp", rest)) => Ok(Endpoint::Tcp(address(rest)?)),
             Some(("udp", rest)) => Ok(Endpoint::Udp(address(rest)?)),
             Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Unix(path.into())),
-            _ => bail!("{url:?} is none of tcp://IP:PORT, udp://IP:PORT, unix://PATH"),
+            _ => bail!("{url:?} is not of the form tcp://IP:PORT, udp://IP:PORT or unix://PATH"),
         }
     }
 }

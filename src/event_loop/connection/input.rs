@@ -15,10 +15,10 @@ impl<T: ConversationSlot> Connection<T> {
         match read(&self.socket, buffer, cx) {
             Ok(0) => {
                 cx.call.readiness.remove(Readiness::READABLE);
-                return self.step_alone(ConversationEvent::Eof, cx);
+                return self.step_without_input(ConversationEvent::Eof, cx);
             }
             Ok(count) => {
-                self.last_moved = cx.turn.now;
+                self.last_activity = cx.turn.now;
                 cx.read(count, buffer.len());
                 if T::OFFLOADED && cx.call.readiness.has(Readiness::READ_CLOSED) {
                     return self.read_to_end(count, buffer, cx);
@@ -78,7 +78,7 @@ impl<T: ConversationSlot> Connection<T> {
                 ConversationEvent::Receive(&[])
             }
         };
-        self.step_alone(event, cx);
+        self.step_without_input(event, cx);
     }
 
     /// The connection is gone, and all input has been delivered.

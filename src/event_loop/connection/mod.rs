@@ -23,59 +23,59 @@ use crate::sender::Ending;
 use crate::sys;
 use crate::write_buffer::WriteBuffer;
 
-/// How much a connection may read before others come first, in bytes; what it answers or is sent
-/// from elsewhere counts as much.
+/// The budget of a connection for one call, in bytes: how much it reads before others are served.
+/// Its answers and the messages of its senders count too.
 const READ_BUDGET: usize = 64 * 1024;
 
-/// What a message counts beside its bytes, so that as many as a conversation delivers at once are the
-/// whole budget.
+/// What a message counts in the budget besides its bytes. [`MESSAGE_BUDGET`] messages use the whole
+/// budget.
 const MESSAGE_COST: usize = READ_BUDGET / MESSAGE_BUDGET;
 
-/// What to do after a look at the state of a connection.
+/// The next action after the state of a connection has been checked.
 enum Next {
-    /// Serve its send queue and its input.
-    GoOn,
-    /// The state has changed: look again.
+    /// Serve the send queue and the input.
+    Serve,
+    /// The state has changed: check it again.
     Recheck,
 }
 
-use Next::{GoOn, Recheck};
+use Next::{Recheck, Serve};
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy, Default)]
 struct Settled {
-    /// Any byte of its output has gone.
-    moved: bool,
-    /// How many bytes of output it made.
+    /// At least one byte of output was sent.
+    sent_any: bool,
+    /// How many bytes of output the step produced.
     produced: usize,
 }
 
-/// One connection of the loop.
+/// One connection of the event loop.
 pub(crate) struct Connection<T> {
     socket: Socket,
     conversation: T,
     limits: Rc<OutputLimits>,
-    /// What the kernel has not taken; absent, most of the time.
+    /// Output that the kernel has not taken; mostly `None`.
     write_buffer: Option<Box<WriteBuffer>>,
-    /// When a byte last moved, either way.
-    last_moved: Instant,
-    /// What the peer has taken of its output.
+    /// When a byte was last received or sent.
+    last_activity: Instant,
+    /// How much of the output the peer has taken.
     progress: Progress,
-    /// State that few connections ever have.
+    /// Rare state, boxed.
     rare: Option<Box<Rare>>,
-    /// What it did last: its kinds of work take turns.
+    /// The kind of work that was done last: the kinds alternate.
     last_work: Work,
     /// The write buffer has reached the high mark and has not fallen to the low mark since.
     output_full: bool,
     /// The conversation has been closed.
     close_notified: bool,
-    /// Mail of its outlet came while the conversation was out.
-    missed_mail: bool,
-    /// Output was lost: its peer is to see a reset.
-    cut: bool,
-    /// It is over, and the kernel has been asked since how much it still holds.
-    looked: bool,
-    /// It was idle when the server began to stop.
+    /// A notification came while a worker had the conversation.
+    missed_notification: bool,
+    /// Output was lost: the peer gets a reset.
+    needs_reset: bool,
+    /// The conversation is closing, and the kernel has been asked since how much output it holds.
+    kernel_asked: bool,
+    /// The connection was idle when the server began to stop.
     idle_at_stop: bool,
 }
 
@@ -91,15 +91,15 @@ impl<T: ConversationSlot> Connection<T> {
             conversation,
             limits,
             write_buffer: None,
-            last_moved: now,
+            last_activity: now,
             progress: Progress::default(),
             rare: None,
             last_work: Work::Input,
             output_full: false,
             close_notified: false,
-            missed_mail: false,
-            cut: false,
-            looked: false,
+            missed_notification: false,
+            needs_reset: false,
+            kernel_asked: false,
             idle_at_stop: false,
         }
     }
@@ -108,15 +108,15 @@ impl<T: ConversationSlot> Connection<T> {
         matches!(self.rare.as_deref(), Some(Rare::Lingering(_)))
     }
 
-    /// Goes on as far as it can: sends, reads, talks, closes.
+    /// Serves the connection: sends, reads, delivers messages, closes.
     ///
-    /// The plain case comes first and is kept short: something to read, nothing to remember, and a
-    /// short read that takes all there is.
+    /// The fast path comes first and is short: there is input, no other state, and a short read
+    /// takes all of it.
     #[inline(always)]
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
         cx.with_buffer(|buffer, cx| {
             if cx.call.readiness.is_only_readable() && self.is_fast() {
-                if self.run_plainly(buffer, cx, |mut socket, buffer, _| socket.read(buffer)) {
+                if self.run_fast_path(buffer, cx, |mut socket, buffer, _| socket.read(buffer)) {
                     return PostAction::Wait;
                 }
                 return self.read_loop(buffer, cx);
@@ -125,11 +125,11 @@ impl<T: ConversationSlot> Connection<T> {
         })
     }
 
-    /// The plain case of a socket that can receive ancillary data.
+    /// The fast path of a socket that can receive ancillary data.
     #[inline(never)]
     fn run_with_ancillary(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
-        if cx.call.readiness.is_plainly_readable_with_ancillary() && self.is_fast() {
-            if self.run_plainly(buffer, cx, receive_with_ancillary) {
+        if cx.call.readiness.is_only_readable_with_ancillary() && self.is_fast() {
+            if self.run_fast_path(buffer, cx, receive_with_ancillary) {
                 return PostAction::Wait;
             }
             return self.read_loop(buffer, cx);
@@ -137,9 +137,9 @@ impl<T: ConversationSlot> Connection<T> {
         self.run_slow(buffer, cx)
     }
 
-    /// The plain case; false when there is more to do.
+    /// The fast path; returns false when there is more to do.
     #[inline(always)]
-    fn run_plainly(
+    fn run_fast_path(
         &mut self,
         buffer: &mut [u8],
         cx: &mut LoopCx,
@@ -149,29 +149,29 @@ impl<T: ConversationSlot> Connection<T> {
         match read(&self.socket, buffer, cx) {
             Ok(count) if count > 0 => {
                 cx.read(count, buffer.len());
-                self.last_moved = cx.turn.now;
+                self.last_activity = cx.turn.now;
                 let fresh = &buffer[..count];
-                // Nothing waits, so that all of the room is there.
+                // No output waits, so all of the room is free.
                 let room = self.limits.marks.room();
                 let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, cx);
                 let drained = !cx.call.readiness.has(Readiness::READABLE);
                 drained && !cx.run.stopping && self.is_fast()
             }
-            // Whatever it is, reading once more tells it again.
+            // The error, if it persists, is returned by the next read again.
             _ => false,
         }
     }
 
-    /// Whether there is nothing to remember of it but that it waits for its peer.
+    /// Whether the connection only waits for its peer, without any other state.
     #[inline(always)]
     fn is_fast(&mut self) -> bool {
-        // One that lingers has an end that is remembered, too.
+        // A lingering connection has a close reason, and so is not fast.
         self.write_buffer.is_none()
             && self.conversation.local().is_some_and(|conversation| conversation.is_fast())
     }
 
-    /// Goes on with whatever there is, the send queue too, which the plain cases do not look at: its mail
-    /// says that there is something.
+    /// Serves everything, also the send queue, which the fast path does not check: a notification
+    /// reports that it has entries.
     #[inline(never)]
     fn run_slow(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         cx.call.readiness.remove(Readiness::BULK);
@@ -190,8 +190,8 @@ impl<T: ConversationSlot> Connection<T> {
         self.write_buffer.is_some() && cx.call.readiness.has(Readiness::WRITABLE)
     }
 
-    /// Goes on until nothing more can be done, or its share of the turn is used up. What of its output
-    /// could still be sent comes in another turn.
+    /// Works until nothing more can be done or the budget is used up. The rest of the output is
+    /// sent in another turn.
     #[inline(never)]
     fn read_loop(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         let mut budget = READ_BUDGET;
@@ -200,7 +200,7 @@ impl<T: ConversationSlot> Connection<T> {
         match action {
             PostAction::Wait if self.can_flush(cx) => PostAction::Requeue,
             PostAction::Requeue => {
-                // It may have left something in its send queue: not the plain case.
+                // The send queue may still have entries, so the next call must not take the fast path.
                 cx.call.readiness.add(Readiness::BULK);
                 PostAction::Requeue
             }
@@ -218,7 +218,7 @@ impl<T: ConversationSlot> Connection<T> {
             match self.check_state(budget, buffer, cx) {
                 ControlFlow::Break(action) => return action,
                 ControlFlow::Continue(Recheck) => continue,
-                ControlFlow::Continue(GoOn) => {}
+                ControlFlow::Continue(Serve) => {}
             }
             let waiting = self.waiting();
             let Some(conversation) = self.conversation.local() else {
@@ -248,11 +248,11 @@ impl<T: ConversationSlot> Connection<T> {
             }
             self.last_work = work;
             let cost = match work {
-                Work::SendQueue => self.step_alone(ConversationEvent::SendQueue, cx),
-                Work::Timer => self.step_alone(ConversationEvent::Timer, cx),
-                Work::Writable => self.step_alone(ConversationEvent::Writable, cx),
+                Work::SendQueue => self.step_without_input(ConversationEvent::SendQueue, cx),
+                Work::Timer => self.step_without_input(ConversationEvent::Timer, cx),
+                Work::Writable => self.step_without_input(ConversationEvent::Writable, cx),
                 Work::Input if has_blocked_input => {
-                    self.step_alone(ConversationEvent::Receive(&[]), cx)
+                    self.step_without_input(ConversationEvent::Receive(&[]), cx)
                 }
                 Work::Input => self.read_once(buffer, cx),
             };
@@ -260,8 +260,7 @@ impl<T: ConversationSlot> Connection<T> {
         }
     }
 
-    /// Looks at what comes before input: a close that a sender asked for, an error, a full write
-    /// buffer.
+    /// Checks what comes before input: a close by a sender, an error, a full write buffer.
     fn check_state(
         &mut self,
         budget: &mut usize,
@@ -280,9 +279,9 @@ impl<T: ConversationSlot> Connection<T> {
             return ControlFlow::Break(self.close(buffer, cx));
         }
         if ending == Ending::Closing {
-            // What was sent before the close is appended to the write buffer whatever its mark: no
-            // more can come. The patience for the peer begins now.
-            self.last_moved = cx.turn.now;
+            // The messages before the close are appended to the write buffer above its mark too: no
+            // more can come. The time limit for the peer begins now.
+            self.last_activity = cx.turn.now;
             let cost = self.step_with_room(ConversationEvent::SendQueue, READ_BUDGET, cx);
             *budget = budget.saturating_sub(cost);
             return match self.conversation.local() {
@@ -296,7 +295,7 @@ impl<T: ConversationSlot> Connection<T> {
         if (conversation.input_ended() || conversation.is_paused())
             && !conversation.is_output_ended()
             && cx.call.readiness.has(Readiness::WRITE_CLOSED)
-            && !self.cut
+            && !self.needs_reset
         {
             let error = self.socket.take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
@@ -318,11 +317,11 @@ impl<T: ConversationSlot> Connection<T> {
             && !conversation.is_stop_notified()
         {
             let event = self.stop_event();
-            let cost = self.step_alone(event, cx);
+            let cost = self.step_without_input(event, cx);
             *budget = budget.saturating_sub(cost);
             return ControlFlow::Continue(Recheck);
         }
-        ControlFlow::Continue(GoOn)
+        ControlFlow::Continue(Serve)
     }
 
     /// The event that tells the conversation of the stop of the server.
@@ -342,11 +341,12 @@ impl<T: ConversationSlot> Connection<T> {
         ConversationEvent::Stop
     }
 
-    /// Nothing more can be done now, or ever; a server that stops does not wait for who is idle.
+    /// Ends a call in which nothing more can be done. A server that is stopping closes an idle
+    /// connection here.
     fn finish_turn(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         if let Some(conversation) = self.conversation.local() {
             if self.write_buffer.is_none() && conversation.take_output_end() {
-                // It fails where the peer is gone, which a read or the poller reports.
+                // This fails where the peer is gone, which a read or the poller reports.
                 let _ = self.socket.shutdown(Shutdown::Write);
             }
             if conversation.is_paused()
@@ -355,7 +355,7 @@ impl<T: ConversationSlot> Connection<T> {
                 && cx.call.readiness.has(Readiness::READ_CLOSED)
                 && sys::is_at_end(&self.socket).unwrap_or(false)
             {
-                self.step_alone(ConversationEvent::Eof, cx);
+                self.step_without_input(ConversationEvent::Eof, cx);
                 return PostAction::Requeue;
             }
             conversation.end_if_nothing_follows();
@@ -374,7 +374,7 @@ impl<T: ConversationSlot> Connection<T> {
         PostAction::Wait
     }
 
-    /// Takes a step of the conversation, and sends what it answers.
+    /// Runs a step of the conversation and sends its output.
     #[inline(always)]
     fn step(
         &mut self,
@@ -389,8 +389,8 @@ impl<T: ConversationSlot> Connection<T> {
         self.send_output(fresh, cx)
     }
 
-    /// As [`step`](Self::step), where nothing has been read; how much of the budget it takes.
-    fn step_alone(&mut self, step: ConversationEvent<'_>, cx: &mut LoopCx) -> usize {
+    /// As [`step`](Self::step), without new input; returns how much of the budget it uses.
+    fn step_without_input(&mut self, step: ConversationEvent<'_>, cx: &mut LoopCx) -> usize {
         self.step_with_room(step, self.room(), cx)
     }
 
@@ -403,14 +403,14 @@ impl<T: ConversationSlot> Connection<T> {
     ) -> usize {
         let before = delivered(cx);
         let settled = self.step(step, room, &[], cx);
-        if settled.moved {
-            self.last_moved = cx.turn.now;
+        if settled.sent_any {
+            self.last_activity = cx.turn.now;
         }
         self.cost(settled, before, cx)
     }
 
-    /// How much of the budget a step takes: what it answers, or the messages it delivers; all of it
-    /// where it leaves messages, since it does so at the limit of either.
+    /// How much of the budget a step uses: its output or its messages, whichever is more. A step
+    /// that leaves messages has reached a limit, and uses the whole budget.
     fn cost(&mut self, settled: Settled, delivered_before: u64, cx: &LoopCx) -> usize {
         if self.conversation.local().is_some_and(|conversation| conversation.is_at_limit()) {
             return READ_BUDGET;
@@ -424,12 +424,12 @@ impl<T: ConversationSlot> Connection<T> {
         self.write_buffer.as_ref().map_or(0, |write_buffer| write_buffer.len())
     }
 
-    /// How much output may be collected at once.
+    /// How many bytes of output one step may collect.
     fn room(&self) -> usize {
         self.limits.marks.high().saturating_sub(self.waiting()).min(self.limits.marks.room())
     }
 
-    /// Sends the output of a step, and lets the conversation keep what is left of its input.
+    /// Sends the output of a step, and lets the conversation keep the rest of its input.
     #[inline(always)]
     fn send_output(&mut self, fresh: &[u8], cx: &mut LoopCx) -> Settled {
         let mut settled = Settled::default();
@@ -446,10 +446,10 @@ impl<T: ConversationSlot> Connection<T> {
         }
         if !cx.scratch.output_buffer.is_empty() {
             settled.produced = cx.scratch.output_buffer.len();
-            if !self.cut {
+            if !self.needs_reset {
                 let input = conversation.input(fresh);
                 match transmit(&self.socket, &mut self.write_buffer, input, cx) {
-                    Ok(sent) => settled.moved = sent,
+                    Ok(sent) => settled.sent_any = sent,
                     Err(error) => self.on_write_error(error),
                 }
             }
@@ -461,12 +461,12 @@ impl<T: ConversationSlot> Connection<T> {
         settled
     }
 
-    /// Sends what waits, as far as the kernel takes it and others let it.
+    /// Sends from the write buffer, within its budget.
     fn flush(&mut self, cx: &mut LoopCx) {
         match flush(&self.socket, &mut self.write_buffer, cx) {
             Ok(0) => {}
             Ok(sent) => {
-                self.last_moved = cx.turn.now;
+                self.last_activity = cx.turn.now;
                 self.progress.forget();
                 cx.use_budget(sent);
             }
@@ -474,11 +474,11 @@ impl<T: ConversationSlot> Connection<T> {
         }
     }
 
-    /// The peer takes no more output, or a file of it cannot be sent. That is the end: nothing that the
-    /// peer still has to say can be answered.
+    /// The peer takes no more output, or a file of the output cannot be sent. The connection ends,
+    /// because nothing more can be answered.
     #[cold]
     fn on_write_error(&mut self, error: io::Error) {
-        self.cut = true;
+        self.needs_reset = true;
         self.write_buffer = None;
         match self.conversation.local() {
             Some(conversation) => conversation.end(write_failure(error)),
@@ -486,13 +486,13 @@ impl<T: ConversationSlot> Connection<T> {
         }
     }
 
-    /// The conversation is over: closes when its output has gone, and so that it arrives.
+    /// Closes a finished conversation when all output is sent, in a way that the output arrives.
     fn close(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
         if conversation.is_aborted() {
-            self.cut = true;
+            self.needs_reset = true;
             return PostAction::Remove;
         }
         if self.write_buffer.is_some() {
@@ -500,7 +500,7 @@ impl<T: ConversationSlot> Connection<T> {
             cx.deadline_changed();
             return PostAction::Wait;
         }
-        if conversation.input_ended() || self.cut {
+        if conversation.input_ended() || self.needs_reset {
             return PostAction::Remove;
         }
         let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, cx.turn.now)
@@ -512,7 +512,7 @@ impl<T: ConversationSlot> Connection<T> {
         self.linger(buffer, cx)
     }
 
-    /// Throws input away until the peer has ended, but not for ever.
+    /// Discards input until the peer has ended or a limit is reached.
     fn linger(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         match self.rare.as_deref_mut() {
             Some(Rare::Lingering(linger)) => linger_on(&self.socket, linger, buffer, cx),
@@ -527,8 +527,8 @@ impl<T: ConversationSlot> Connection<T> {
     }
 }
 
-/// How many messages have been delivered, and how many messages and events have been taken from senders:
-/// for a difference.
+/// The number of messages delivered, plus the messages and events taken from senders; for a
+/// difference.
 fn delivered(cx: &LoopCx) -> u64 {
     cx.scratch.tally.messages + cx.scratch.tally.from_senders
 }

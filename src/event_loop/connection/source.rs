@@ -6,7 +6,7 @@ use super::super::lingering::Rare;
 use super::super::slot::{ConversationEvent, ConversationSlot};
 use super::super::source::{EventSource, LoopCx, PostAction, Readiness};
 use super::Connection;
-use crate::closing::FIRST_LOOK;
+use crate::closing::FIRST_CHECK;
 use crate::conversation::Work;
 use crate::error::CloseReason;
 use crate::mailbox::Job;
@@ -22,7 +22,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         {
             cx.call.readiness.add(Readiness::ANCILLARY);
         }
-        self.step_alone(ConversationEvent::Open, cx);
+        self.step_without_input(ConversationEvent::Open, cx);
         cx.with_buffer(|buffer, cx| {
             if T::OFFLOADED {
                 self.read_at_open(buffer, cx);
@@ -35,10 +35,10 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         self.run(cx)
     }
 
-    fn mail_taken(&mut self) {
+    fn notification_taken(&mut self) {
         match self.conversation.local() {
-            Some(conversation) => conversation.listen(),
-            None => self.missed_mail = true,
+            Some(conversation) => conversation.enable_notification(),
+            None => self.missed_notification = true,
         }
     }
 
@@ -49,13 +49,13 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         self.conversation.put_back(work, cx);
         cx.deadline_changed();
-        if std::mem::take(&mut self.missed_mail)
+        if std::mem::take(&mut self.missed_notification)
             && let Some(conversation) = self.conversation.local()
         {
-            conversation.listen();
+            conversation.enable_notification();
         }
-        if self.send_output(&[], cx).moved {
-            self.last_moved = cx.turn.now;
+        if self.send_output(&[], cx).sent_any {
+            self.last_activity = cx.turn.now;
         }
         cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
@@ -65,10 +65,11 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
             return Some(linger.next());
         }
         let conversation = self.conversation.local_ref()?;
-        let idle = conversation.patience().and_then(|patience| {
-            // Bytes that were in flight at the close arrive soon, and do not show that the peer reads.
-            let is_first = conversation.is_closing() && !self.looked;
-            self.last_moved.checked_add(if is_first { patience.min(FIRST_LOOK) } else { patience })
+        let idle = conversation.output_timeout().and_then(|limit| {
+            // Bytes that were in flight at the close arrive soon, and do not show that the peer
+            // reads.
+            let is_first = conversation.is_closing() && !self.kernel_asked;
+            self.last_activity.checked_add(if is_first { limit.min(FIRST_CHECK) } else { limit })
         });
         idle.into_iter().chain(conversation.timer()).min()
     }
@@ -82,13 +83,14 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         };
         if conversation.is_timer_due(cx.turn.now) {
             self.last_work = Work::Timer;
-            self.step_alone(ConversationEvent::Timer, cx);
+            self.step_without_input(ConversationEvent::Timer, cx);
             return cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx));
         }
-        let is_first = conversation.is_closing() && !std::mem::replace(&mut self.looked, true);
-        // Whether the peer takes what it is sent, the kernel knows; it is asked only here.
+        let is_first =
+            conversation.is_closing() && !std::mem::replace(&mut self.kernel_asked, true);
+        // Only the kernel knows whether the peer takes its output; it is asked only here.
         if self.progress.is_made(&self.socket) {
-            self.last_moved = cx.turn.now;
+            self.last_activity = cx.turn.now;
             return PostAction::Wait;
         }
         if is_first {
@@ -97,18 +99,18 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         if conversation.is_closing() {
             return PostAction::Remove;
         }
-        self.last_moved = cx.turn.now;
+        self.last_activity = cx.turn.now;
         cx.call.entry.limit = self.limits.sender;
-        self.step_alone(ConversationEvent::IdleTimeout, cx);
+        self.step_without_input(ConversationEvent::IdleTimeout, cx);
         cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {
-        // What has arrived before the stop is answered: look once more.
+        // Input that has arrived before the stop is answered: read once more.
         cx.call.readiness.add(Readiness::READABLE);
         let now = cx.turn.now;
         if let Some(Rare::Lingering(linger)) = self.rare.as_deref_mut() {
-            linger.hurry(now);
+            linger.shorten(now);
         }
         self.idle_at_stop = self.write_buffer.is_none()
             && self
@@ -120,20 +122,21 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
 
     fn finish(&mut self, cx: &mut LoopCx) {
         match self.conversation.local() {
-            // What is under way is cut.
+            // A conversation in progress is cut.
             Some(conversation) if !self.close_notified && !conversation.is_closing() => {
                 conversation.end(CloseReason::Shutdown);
-                self.cut = true;
+                self.needs_reset = true;
             }
-            None if !self.close_notified => self.cut = true,
-            // Its output has been sent, and a worker that has it now only calls `on_close`.
+            None if !self.close_notified => self.needs_reset = true,
+            // All output has been sent, and a worker that has the conversation only calls
+            // `on_close`.
             _ => {}
         }
-        if self.cut || self.write_buffer.is_some() {
+        if self.needs_reset || self.write_buffer.is_some() {
             sys::reset_on_close(&self.socket);
         }
         self.notify_close(cx);
-        cx.run.ended_idle += usize::from(self.idle_at_stop && !self.cut);
+        cx.run.ended_idle += usize::from(self.idle_at_stop && !self.needs_reset);
         cx.scratch.tally.closed += 1;
         cx.turn.capacity_freed = true;
     }

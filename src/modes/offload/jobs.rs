@@ -24,7 +24,7 @@ use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, UnsupportedError};
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
 use crate::guard;
-use crate::mailbox::{Ended, Job, Mail};
+use crate::mailbox::{Ended, Job, Notification};
 use crate::sender::{Recipient, SendQueue};
 use crate::server_state::StopRequester;
 use crate::sys::{CatchDrop, Destination};
@@ -354,7 +354,7 @@ impl<H: Handler, F: Framing> ConversationJob<H, F> {
         let origin = Origin { id: core.id(), peer: core.peer().clone() };
         let reason = core.take_close_reason();
         let ended = Ended { service: self.service, origin, reason, tally };
-        self.entry.mailbox().post(Mail::Ended(Box::new(ended)));
+        self.entry.mailbox().post(Notification::Ended(Box::new(ended)));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The mode `offload`: the loop reads and writes, workers run the handlers.
+//! The mode `offload`: the event loop reads and writes, worker threads run the handlers.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -18,29 +18,30 @@ use crate::conversation::{Framing, Handler};
 use crate::counters::Published;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::event_loop::{DatagramDispatcher, Dispatcher, EntryRef, LoopCx, StreamDispatcher};
-use crate::mailbox::{Job, Mail, Mailbox, abandon};
+use crate::mailbox::{Job, Mailbox, Notification, abandon};
 use crate::sys::{CatchDrop, Destination, RecvMeta};
 use crate::token::Token;
 
 mod jobs;
 
-/// Handlers on a bounded pool of workers, everything else on the loop; a handler may block.
+/// The mode that runs handlers on a bounded pool of worker threads and everything else on the event
+/// loop; a handler may block.
 ///
-/// The loop reads, finds out whether a message is whole, and writes. For the messages that one read
-/// brought, a connection is lent to one worker, so a peer's messages are handled in order, one after
-/// the other; while it is lent its socket is not read, and the peer's own send buffer is the
-/// back-pressure. An idle connection costs no thread.
+/// The loop reads, checks whether a message is complete, and writes. One worker handles the
+/// messages of one read as one job, so the messages of a peer are handled in order, one after the
+/// other. During the job the socket is not read, which gives back-pressure to the peer. An idle
+/// connection does not occupy a thread.
 ///
-/// A job wakes a worker and then the loop. Events that come together share one: `on_open` and messages
-/// that have arrived when the connection is accepted, the last messages and `on_eof`, and
-/// [`on_close`](crate::Handler::on_close) with whatever ends the conversation. The output of a job is
-/// sent after it, so `on_close` may come before the last output has left; not where output of earlier
-/// jobs waits for the peer, or where the job has made more than 64 KiB (or than the high mark of
-/// [`write_watermarks`](crate::Builder::write_watermarks), if that is less).
+/// A job wakes a worker and then the loop. Events that come together share one job: `on_open` and the
+/// messages that have arrived when the connection is accepted, the last messages and `on_eof`, and
+/// [`on_close`](crate::Handler::on_close) with whatever ends the conversation. The loop sends the output
+/// of a job after it, so `on_close` may be called before the last output has left; but not while output
+/// of earlier jobs waits for the peer, or if the job has made more than 64 KiB (or more than the high
+/// mark of [`write_watermarks`](crate::Builder::write_watermarks), if that is less).
 ///
-/// Where the system starts no more workers (`RLIMIT_NPROC`, a control group's limit on pids, memory)
-/// messages wait for those that there are, and a warning is logged, once in ten seconds; where there
-/// is none, the loop runs the handlers itself.
+/// If the system cannot start more workers (`RLIMIT_NPROC`, a control group's limit on pids,
+/// memory), messages wait for the existing ones, and a warning is logged at most once in ten
+/// seconds. If there is no worker at all, the loop runs the handlers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Offload {
     workers: NonZeroUsize,
@@ -49,7 +50,8 @@ pub struct Offload {
 impl Offload {
     pub(super) const DEFAULT: Offload = Offload { workers: NonZeroUsize::new(16).unwrap() };
 
-    /// As many workers, or one where that is 0. Threads are started when there is work for them.
+    /// A pool with this number of workers, or with one if it is 0. A thread is started when there
+    /// is work for it.
     pub fn new(workers: usize) -> Self {
         Offload { workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN) }
     }
@@ -62,7 +64,7 @@ impl Default for Offload {
     }
 }
 
-/// What a service keeps between runs: its handlers run on workers, its connections are on the loop.
+/// The state of a service between runs: its handlers run on workers, its connections are on the loop.
 struct OffloadRunner<H, F> {
     config: ServiceConfig<(F, H)>,
     workers: Arc<OffloadWorkers>,
@@ -115,7 +117,7 @@ struct OffloadStreamDispatcher<'a, H, F> {
 }
 
 impl<H, F> Dispatcher for OffloadStreamDispatcher<'_, H, F> {
-    fn lent(&self) -> usize {
+    fn jobs_with_workers(&self) -> usize {
         self.target.closing()
     }
 
@@ -144,7 +146,7 @@ where
     }
 }
 
-/// How many datagrams workers may have, or that may wait for one; more wait in the kernel.
+/// How many datagrams may be with workers or wait for one; more wait in the kernel.
 const LENT_DATAGRAMS: usize = 1024;
 
 struct OffloadDatagramDispatcher<'a, H, F> {
@@ -155,7 +157,7 @@ struct OffloadDatagramDispatcher<'a, H, F> {
 }
 
 impl<H, F> Dispatcher for OffloadDatagramDispatcher<'_, H, F> {
-    fn lent(&self) -> usize {
+    fn jobs_with_workers(&self) -> usize {
         self.lent
     }
 
@@ -211,7 +213,8 @@ struct QueuedJob {
 struct RunOffloadJob;
 
 impl RunJob<QueuedJob> for RunOffloadJob {
-    /// The mailbox of the loop that may wait for the last job; of a job that does not return to it.
+    /// For a job that does not return to the loop: the mailbox of the loop, which may wait for the
+    /// last job.
     type After = Option<Arc<Mailbox>>;
 
     fn run(&self, job: QueuedJob) -> Option<Arc<Mailbox>> {
@@ -226,11 +229,11 @@ impl RunJob<QueuedJob> for RunOffloadJob {
 
     fn after(&self, mailbox: Option<Arc<Mailbox>>) {
         if let Some(mailbox) = mailbox {
-            mailbox.post(Mail::Wake);
+            mailbox.post(Notification::Wake);
         }
     }
 
-    /// No worker can be started: the job is done here, slowly, and not left undone.
+    /// No worker can be started, so the job runs on this thread.
     fn refuse(&self, job: QueuedJob) {
         self.after(self.run(job));
     }
@@ -254,10 +257,11 @@ impl OffloadWorkers {
         OffloadWorkers { pool: ThreadPool::new(config, RunOffloadJob) }
     }
 
-    /// Queues a job of a connection or a datagram socket; [`call`](OffloadWorkers::call) has yet to wake a
-    /// worker for it. When it is done it is posted to `mailbox` as [`Mail::JobDone`].
+    /// Queues a job of a connection or a datagram socket; [`call`](OffloadWorkers::call) then wakes
+    /// a worker for it. When the job has finished, it is posted to `mailbox` as
+    /// [`Notification::JobDone`].
     ///
-    /// [`Mail::JobDone`]: crate::mailbox::Mail::JobDone
+    /// [`Notification::JobDone`]: crate::mailbox::Notification::JobDone
     pub(super) fn submit(&self, mailbox: &Arc<Mailbox>, token: Token, work: Box<dyn Job>) {
         self.pool.push(QueuedJob { mailbox: mailbox.clone(), run: mailbox.run(), token, work });
     }
@@ -267,7 +271,7 @@ impl OffloadWorkers {
         self.pool.count_into(published);
     }
 
-    /// Wakes or starts a worker for what was queued: once per turn, however many jobs it was.
+    /// Wakes or starts a worker for the queued jobs: called once per turn, for any number of jobs.
     pub(crate) fn call(&self) {
         self.pool.call();
     }

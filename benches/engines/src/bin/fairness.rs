@@ -76,7 +76,7 @@ fn run(cli: &Cli) -> Result<()> {
             windows.push(measure(cli, crowd)?);
         }
     }
-    let mut table = Table::new(["beside", "p99 ms", "longest ms", "MiB/s to the crowd"]);
+    let mut table = Table::new(["beside", "p99 ms", "longest ms", "MiB/s to the busy clients"]);
     let names = ["64 KiB, echoed", "1 B, answered by 64 KiB"];
     for (name, windows) in names.into_iter().zip(&windows) {
         let of = |value: fn(&Window) -> f64| median(windows.iter().map(value)).unwrap_or(f64::NAN);
@@ -119,7 +119,7 @@ fn measure(cli: &Cli, crowd: Crowd) -> Result<Window> {
         let latencies = ask(address, Duration::from_secs_f64(cli.secs));
         let volume = (answered.load(Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
         if is_over.swap(true, Relaxed) {
-            bail!("the crowd has gone");
+            bail!("the busy clients have disconnected");
         }
         for client in busy {
             client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
@@ -129,7 +129,7 @@ fn measure(cli: &Cli, crowd: Crowd) -> Result<Window> {
     running.stop()?;
     let (mut latencies, volume) = measured?;
     latencies.sort_unstable();
-    let last = latencies.len().checked_sub(1).context("nothing was asked")?;
+    let last = latencies.len().checked_sub(1).context("no request was sent")?;
     Ok(Window { p99: latencies[last * 99 / 100], longest: latencies[last], volume })
 }
 
@@ -139,12 +139,14 @@ fn start(crowd: Crowd) -> Result<Running> {
         Crowd::Echo => builder.serve(|_: &socketserver::Accepted<'_>| {
             handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message))
         }),
-        Crowd::Lines => builder.framing(Lines::default()).serve(|_: &socketserver::Accepted<'_>| {
-            handler_fn(|line: &[u8], cx: &mut socketserver::Context<'_>| match line {
-                b"l" => cx.send(&[b'x'; LONG - 1]),
-                line => cx.send(line),
+        Crowd::Lines => {
+            builder.framing(Lines::default()).serve(|_: &socketserver::Accepted<'_>| {
+                handler_fn(|line: &[u8], cx: &mut socketserver::Context<'_>| match line {
+                    b"l" => cx.send(&[b'x'; LONG - 1]),
+                    line => cx.send(line),
+                })
             })
-        }),
+        }
     };
     Ok(server?.spawn()?)
 }

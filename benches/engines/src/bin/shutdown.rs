@@ -125,8 +125,9 @@ fn subjects(cli: &Cli) -> Vec<Subject> {
 
 /// Starts a server, connects clients that send one request and stay connected, and shuts it down.
 fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
-    let echo =
-        |_: &socketserver::Accepted<'_>| handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message));
+    let echo = |_: &socketserver::Accepted<'_>| {
+        handler_fn(|message: &[u8], cx: &mut socketserver::Context<'_>| cx.send(message))
+    };
     let mut server = Server::tcp("127.0.0.1:0")?.mode(mode).serve(echo)?;
     let address = server.local_addr().inet().context("no address")?;
     let handle = server.shutdown_handle();
@@ -137,7 +138,7 @@ fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
     let began = Instant::now();
     while !handle.is_running() {
         if began.elapsed() > PATIENCE {
-            bail!("the server does not begin");
+            bail!("the server does not begin to serve");
         }
         thread::yield_now();
     }
@@ -158,7 +159,7 @@ fn shut_down(mode: Mode, connections: usize) -> Result<Duration> {
     };
     let report = report?;
     if report.aborted > 0 {
-        bail!("{} idle connections were taken for busy ones", report.aborted);
+        bail!("{} idle connections were treated as busy", report.aborted);
     }
     Ok(returned - called)
 }
@@ -204,7 +205,7 @@ for line in sys.stdin:
         writeln!(to, "again")?;
         let mut line = String::new();
         self.from.read_line(&mut line)?;
-        let seconds = line.trim().parse().context("Python does not tell how long it took")?;
+        let seconds = line.trim().parse().context("Python printed no time")?;
         Ok(Duration::try_from_secs_f64(seconds)?)
     }
 }

@@ -74,8 +74,8 @@ impl Server {
     pub(super) fn most_connections(&self) -> (usize, &'static str) {
         match self.kind {
             Kind::Ours("inline") => (1, "it serves one at a time"),
-            Kind::Ours("forking") => (40, "it keeps 40 children at most, as Python does"),
-            Kind::Python("forking") => (500, "each costs it a process"),
+            Kind::Ours("forking") => (40, "it has at most 40 children, as in Python"),
+            Kind::Python("forking") => (500, "each needs a process"),
             _ => (usize::MAX, ""),
         }
     }
@@ -83,24 +83,24 @@ impl Server {
     /// Why counts of the server's calls have no meaning, if so.
     pub(super) fn refuses_counting(&self) -> Option<&'static str> {
         let is_spinning = self.kind == Kind::OursSpinning;
-        is_spinning.then_some("how often it looks for events is a matter of time, and no count")
+        is_spinning.then_some("the number of its polls depends on time")
     }
 
     /// Why the server cannot take part in a scenario, if so.
     pub(super) fn refuses(&self, scenario: &Scenario) -> Option<&'static str> {
         match self.kind {
             Kind::Foundation(foundation) if !foundation.supports(scenario.transport) => {
-                Some("it has no such transport")
+                Some("it does not support this transport")
             }
             // A datagram is a message already.
             Kind::OursLines if scenario.transport == Transport::Udp => {
-                Some("it has no such transport")
+                Some("it does not support this transport")
             }
             Kind::OursLines if !scenario.sends_lines() => {
-                Some("it wants lines, and this load sends others")
+                Some("it needs lines, and the messages of this load are not lines")
             }
             Kind::Python("forking") if scenario.transport == Transport::Unix => {
-                Some("Python has it since 3.12 only")
+                Some("Python supports it only since 3.12")
             }
             _ => self.refuses_connections(scenario.connections()),
         }
@@ -255,9 +255,9 @@ impl Launcher {
         };
         servers.retain(|server| {
             let missing = match server.kind {
-                Kind::Python(_) if launcher.python.is_none() => "there is no python3",
+                Kind::Python(_) if launcher.python.is_none() => "python3 is not installed",
                 Kind::Libuv if launcher.libuv.is_none() => {
-                    "it does not build: there is no cc, or no libuv with its headers"
+                    "it does not build: cc or libuv with its headers is missing"
                 }
                 kind if is_ours(&kind) && launcher.ours.is_none() => {
                     "the example `echo` of socketserver does not build"

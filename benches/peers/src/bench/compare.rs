@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::catalog::{Launcher, Server, ServerArgs};
-use super::outcome::{Outcome, Side, Window, tell};
+use super::outcome::{Outcome, Side, Window, format_outcomes};
 use super::process::{Pin, ServerProcess, Start, load};
 use super::scenario::{SCENARIOS, Scenario};
 use super::{deterministic, progress, progress_in_place};
@@ -68,7 +68,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let (launcher, baseline, servers) = Launcher::against(&args.servers, &args.against)?;
     if !baseline.is_raw() {
         println!(
-            "Baseline: {baseline}, which is no practical limit: these ratios compare the two."
+            "Baseline: {baseline}, which is not a practical limit: these ratios compare the two."
         );
     } else if args.no_baseline_check {
         println!("Baseline: NOT checked (--no-baseline-check).");
@@ -89,7 +89,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         let comparison =
             Comparison { args, launcher: &launcher, baseline: &baseline, scenario, cpus: &cpus };
         let found = comparison.run(&servers);
-        println!("{}", tell(scenario, &baseline, &found));
+        println!("{}", format_outcomes(scenario, &baseline, &found));
         outcomes.extend(found);
     }
     if let Some(path) = &args.json {

@@ -13,7 +13,7 @@
 //!   process.rs        child processes: started, pinned, observed, always ended
 //!   stats.rs          median and bootstrap interval
 //!   table.rs          Markdown
-//!   telling.rs        messages about the progress of a run
+//!   progress.rs       messages about the progress of a run
 //! ```
 
 #[cfg(feature = "foundations")]
@@ -36,6 +36,6 @@ pub mod stats;
 pub mod table;
 
 #[cfg(feature = "foundations")]
-mod telling;
+mod progress;
 #[cfg(feature = "foundations")]
-use telling::{name_of, progress, progress_in_place};
+use progress::{name_of, progress, progress_in_place};

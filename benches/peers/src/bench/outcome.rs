@@ -99,7 +99,11 @@ fn price(report: &Report, cost: Cost) -> f64 {
 }
 
 /// The table of a scenario, with its notes.
-pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome]) -> String {
+pub(super) fn format_outcomes(
+    scenario: &Scenario,
+    baseline: &Server,
+    outcomes: &[Outcome],
+) -> String {
     let mut table = Table::new([
         scenario.name,
         "req/s ratio",
@@ -135,11 +139,11 @@ pub(super) fn tell(scenario: &Scenario, baseline: &Server, outcomes: &[Outcome])
         if is_limited && !scenario.is_open() {
             notes.push(outcome.server.as_str());
         }
-        let told = |ratio: Option<Estimate>| ratio.map_or_else(|| "–".into(), interval);
+        let shown = |ratio: Option<Estimate>| ratio.map_or_else(|| "–".into(), interval);
         table.row(cells(
             scenario,
             &outcome.server,
-            [rate, told(outcome.efficiency), told(outcome.p99)],
+            [rate, shown(outcome.efficiency), shown(outcome.p99)],
             &reports,
         ));
     }

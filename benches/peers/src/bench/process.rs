@@ -149,12 +149,12 @@ impl Drop for ServerProcess {
 fn listening_line(child: &mut Child) -> Result<String> {
     let stdout = child.stdout.as_mut().context("no stdout")?;
     if !sys::wait_readable(&*stdout, PATIENCE)? {
-        bail!("it says nothing");
+        bail!("it printed nothing");
     }
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     let url = line.trim_end().strip_prefix("listening on ");
-    Ok(url.with_context(|| format!("it says {line:?}"))?.to_owned())
+    Ok(url.with_context(|| format!("it printed {line:?}"))?.to_owned())
 }
 
 /// Runs the load generator, a program whose command `load` is [`crate::load::run`], until it exits,

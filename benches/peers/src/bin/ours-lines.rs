@@ -23,7 +23,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(url: &str) -> Result<(), Error> {
-    let echo = |_: &socketserver::Accepted<'_>| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
+    let echo = |_: &socketserver::Accepted<'_>| {
+        handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line))
+    };
     let listen: Endpoint = url.parse()?;
     let mut server = Server::endpoint(&listen)?.framing(Lines::default()).serve(echo)?;
     server.stop_on_signals()?;

@@ -26,7 +26,7 @@ const CHUNK: usize = 128 << 10;
 /// Streaming clients in a process that exits with this one. Dropping it kills the process.
 pub(super) struct Streams {
     process: Child,
-    told: BufReader<ChildStdout>,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Streams {
@@ -45,11 +45,11 @@ impl Streams {
             sys::run_when_idle()
         });
         let mut process = command.spawn().context("cannot start the streams")?;
-        let told = process.stdout.take().map(BufReader::new).context("no stdout")?;
-        let mut streams = Self { process, told };
+        let stdout = process.stdout.take().map(BufReader::new).context("no stdout")?;
+        let mut streams = Self { process, stdout };
         let mut line = String::new();
-        if sys::wait_readable(streams.told.get_ref(), PATIENCE)? {
-            streams.told.read_line(&mut line)?;
+        if sys::wait_readable(streams.stdout.get_ref(), PATIENCE)? {
+            streams.stdout.read_line(&mut line)?;
         }
         if line.trim_end() != UNDER_WAY {
             bail!("the streams were not all answered");
@@ -61,10 +61,10 @@ impl Streams {
     pub(super) fn end(mut self) -> Result<Report> {
         drop(self.process.stdin.take());
         let mut report = String::new();
-        if sys::wait_readable(self.told.get_ref(), PATIENCE)? {
-            self.told.read_to_string(&mut report)?;
+        if sys::wait_readable(self.stdout.get_ref(), PATIENCE)? {
+            self.stdout.read_to_string(&mut report)?;
         }
-        serde_json::from_str(&report).context("the streams have not told what they did")
+        serde_json::from_str(&report).context("the streams printed no report")
     }
 }
 

@@ -109,7 +109,7 @@ impl<'a> Engine<'a> {
         let recorder = Recorder::new(args)?;
         let epoll = Epoll::new()?;
         if args.until_eof {
-            epoll.add(io::stdin(), STDIN).context("stdin is no pipe")?;
+            epoll.add(io::stdin(), STDIN).context("stdin is not a pipe")?;
         }
         let pattern = args.pattern()?;
         let mut clients = Vec::new();

@@ -45,7 +45,7 @@ impl Epoll {
     }
 
     /// Makes `fd` report again if it is ready now, after all others that are ready. A caller that
-    /// stops reading before the socket is drained uses this in place of a list of unfinished work.
+    /// stops reading before the socket is drained uses this instead of a list of unfinished work.
     pub fn rearm(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, token)
     }

@@ -6,54 +6,54 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::closing::{CLOSING_PATIENCE, FIRST_LOOK, Progress};
+use crate::closing::{CLOSING_TIMEOUT, FIRST_CHECK, Progress};
 use crate::sys::{self, PollInterest};
 
-/// How a send waits for its peer.
+/// The limits of a wait for the peer.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Patience {
-    /// How long the peer may take nothing.
+pub(crate) struct WaitLimits {
+    /// How long there may be no progress.
     pub(crate) timeout: Option<Duration>,
-    /// When it ends, whatever the peer takes.
+    /// When the wait ends in any case.
     pub(crate) deadline: Option<Instant>,
 }
 
-impl Patience {
-    /// Whether the deadline has come.
-    pub(crate) fn is_over(self) -> bool {
+impl WaitLimits {
+    /// Whether the deadline has passed.
+    pub(crate) fn has_expired(self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// How long to wait at most before it is looked what has become of it.
+    /// The maximum time until the next check of the progress.
     pub(crate) fn next_wait(self) -> Option<Duration> {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         self.timeout.into_iter().chain(left).min()
     }
 }
 
-/// Since when a peer has taken no output, and how long a send waits for it.
+/// The state of a send to a peer that takes no output.
 #[derive(Debug)]
 pub(crate) struct Stall {
-    patience: Patience,
-    /// Since when, and what the kernel held then; absent while the peer takes output.
+    wait_limits: WaitLimits,
+    /// When the stall began, and how much the kernel held then; `None` while the peer takes output.
     begun: Option<(Instant, Progress)>,
-    /// It has lasted as long as the timeout.
+    /// The stall has lasted for the timeout.
     is_over: bool,
-    /// A sender has closed the connection.
+    /// A `Sender` has closed the connection.
     pub(super) is_closing: bool,
 }
 
-impl From<Patience> for Stall {
-    fn from(patience: Patience) -> Self {
-        Stall { patience, begun: None, is_over: false, is_closing: false }
+impl From<WaitLimits> for Stall {
+    fn from(wait_limits: WaitLimits) -> Self {
+        Stall { wait_limits, begun: None, is_over: false, is_closing: false }
     }
 }
 
 impl Stall {
     /// Sets how long a send waits. The timeout that a sender has set by closing the connection stays.
-    pub(crate) fn set_patience(&mut self, patience: Patience) {
-        let timeout = if self.is_closing { self.patience.timeout } else { patience.timeout };
-        self.patience = Patience { timeout, ..patience };
+    pub(crate) fn set_wait_limits(&mut self, wait_limits: WaitLimits) {
+        let timeout = if self.is_closing { self.wait_limits.timeout } else { wait_limits.timeout };
+        self.wait_limits = WaitLimits { timeout, ..wait_limits };
     }
 
     /// Gives the peer the whole timeout again.
@@ -66,10 +66,10 @@ impl Stall {
         std::mem::take(&mut self.is_over)
     }
 
-    /// When the patience is at its end, unless the peer takes something. The stall begins now if it has
+    /// When a limit of the wait is reached, unless the peer takes something. The stall begins now if it has
     /// not begun before.
     pub(super) fn until(&mut self, socket: &Socket) -> Option<Instant> {
-        let Patience { timeout, deadline } = self.patience;
+        let WaitLimits { timeout, deadline } = self.wait_limits;
         let over = timeout.and_then(|timeout| {
             let now = || (Instant::now(), Progress::of(socket));
             self.begun.get_or_insert_with(now).0.checked_add(timeout)
@@ -77,9 +77,11 @@ impl Stall {
         over.into_iter().chain(deadline).min()
     }
 
-    /// Returns an error if the patience is at its end.
+    /// Returns an error if a limit of the wait is reached.
     pub(super) fn check(&mut self, socket: &Socket) -> io::Result<()> {
-        if let (Some(timeout), Some((since, progress))) = (self.patience.timeout, &mut self.begun) {
+        if let (Some(timeout), Some((since, progress))) =
+            (self.wait_limits.timeout, &mut self.begun)
+        {
             let now = Instant::now();
             if now.saturating_duration_since(*since) >= timeout {
                 // Only the kernel knows whether the peer takes its output; it is asked only here.
@@ -87,7 +89,7 @@ impl Stall {
                 *since = now;
             }
         }
-        if self.is_over || self.patience.is_over() {
+        if self.is_over || self.wait_limits.has_expired() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())
@@ -97,10 +99,10 @@ impl Stall {
     /// Returns whether the kernel has room.
     pub(super) fn begin_closing(&mut self, socket: &Socket) -> io::Result<bool> {
         self.is_closing = true;
-        self.patience.timeout = Some(CLOSING_PATIENCE);
+        self.wait_limits.timeout = Some(CLOSING_TIMEOUT);
         // What is on its way now is the peer's soon, and is then no sign of progress.
         let peer = (socket.as_fd(), PollInterest::Write);
-        let has_room = sys::wait_for(&[peer], Some(FIRST_LOOK))? != 0;
+        let has_room = sys::wait_for(&[peer], Some(FIRST_CHECK))? != 0;
         self.restart();
         Ok(has_room)
     }

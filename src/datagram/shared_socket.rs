@@ -1,5 +1,5 @@
-//! What all who send on one datagram socket share: the datagrams that wait for room, and the loop that
-//! tries them again.
+//! The state that all senders on one datagram socket share: the datagrams that wait for room, and
+//! the event loop that retries them.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -13,25 +13,25 @@ use super::unresponsive::warn_of_full_send_buffer;
 use crate::address::Address;
 use crate::counters::{Published, Tally};
 use crate::error::SendError;
-use crate::mailbox::{Mail, Mailbox};
+use crate::mailbox::{Mailbox, Notification};
 use crate::sync::lock;
 use crate::sys::{self, Destination};
 use crate::token::Token;
 
-/// How much may wait before a [`DatagramSender`](super::DatagramSender) is refused, in bytes: the other
-/// half is for replies.
+/// The limit of waiting datagrams for a [`DatagramSender`](super::DatagramSender), in bytes: the
+/// other half is for replies.
 const SENDER_HIGH: usize = RETRY_HIGH / 2;
 
-/// The state of a datagram socket that its users share. It does not keep the socket open.
+/// The shared state of a datagram socket. It does not keep the socket open.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(super) struct SharedSocket {
     pub(super) address: Arc<Address>,
     /// The socket, for senders; `None` when the server has closed it.
     open: RwLock<Option<Arc<Socket>>>,
-    /// This process is a forked child that answers a datagram of this socket.
+    /// Whether this process is a forked child that serves a datagram of this socket.
     kept_in_child: AtomicBool,
     queues: Mutex<Queues>,
-    /// Where senders count, once the socket belongs to a server.
+    /// The counters of senders; set when the socket belongs to a server.
     published: OnceLock<Arc<Published>>,
 }
 
@@ -39,25 +39,26 @@ pub(super) struct Outlet {
 #[derive(Debug, Default)]
 pub(super) struct Queues {
     pub(super) retries: RetryQueues,
-    /// The loop that tries them again, while one runs. It is told when there is something.
+    /// The event loop that retries them, while one runs. It is notified when the first datagram is
+    /// queued.
     event_loop: Option<(Arc<Mailbox>, Token)>,
-    /// The run is about to end: no sender's datagram is queued any more.
+    /// Whether the run is about to end: then datagrams of senders are no longer queued.
     draining: bool,
 }
 
-/// What has become of a datagram that the loop may try again.
+/// The result of queueing a datagram for a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Queued {
     Yes,
-    /// No loop tries it again, or it need not wait.
+    /// There is no loop to retry it, or it need not wait.
     No,
-    /// Too much waits, or the peer has been waited for in vain.
+    /// The queue is full, or the peer is unresponsive.
     Refused,
 }
 
-impl Outlet {
+impl SharedSocket {
     pub(super) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
-        Outlet {
+        SharedSocket {
             address,
             open: RwLock::new(Some(socket)),
             kept_in_child: AtomicBool::new(false),
@@ -66,12 +67,12 @@ impl Outlet {
         }
     }
 
-    /// What its senders send is counted there.
+    /// Counts what its senders send in `published`.
     pub(super) fn count_into(&self, published: &Arc<Published>) {
         let _ = self.published.set(published.clone());
     }
 
-    /// The server closes the socket: waits for senders that are using it, and refuses all later ones.
+    /// Closes the socket for senders: waits for those that are using it, and refuses all later sends.
     pub(super) fn close(&self) {
         self.open.write().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -80,32 +81,32 @@ impl Outlet {
         lock(&self.queues)
     }
 
-    /// A run begins: from now on what finds no room is tried again by this loop, as this entry's.
+    /// Begins a run: from now on this loop retries datagrams that find no room, for the entry `token`.
     pub(super) fn begin_run(&self, mailbox: &Arc<Mailbox>, token: Token) {
         self.queues().event_loop = Some((mailbox.clone(), token));
     }
 
-    /// The run has ended: what waits is lost.
+    /// Ends the run: waiting datagrams are dropped.
     pub(super) fn end_run(&self, tally: &mut Tally) {
         let mut queues = self.queues();
         queues.retries.give_up(tally);
         (queues.event_loop, queues.draining) = (None, false);
     }
 
-    /// This process is a forked child, which has a copy of all this. What waits is the parent's.
+    /// Adapts the copy of this state in a forked child: the waiting datagrams belong to the parent.
     pub(super) fn enter_child(&self) {
         self.kept_in_child.store(true, SeqCst);
         *self.queues() = Queues::default();
     }
 
-    /// The run is about to end; how many datagrams wait. No sender can prolong that.
+    /// Prepares the end of the run: senders can add no more datagrams. Returns how many wait.
     pub(super) fn drain(&self) -> usize {
         let mut queues = self.queues();
         queues.draining = true;
         queues.retries.len()
     }
 
-    /// Tries those again that wait; after how long to try again, if some are left.
+    /// Retries the waiting datagrams. Returns the time until the next retry, if some are left.
     pub(super) fn retry(
         &self,
         socket: &Socket,
@@ -119,14 +120,15 @@ impl Outlet {
         interval
     }
 
-    /// A datagram has waited in vain; `for_all` says that one to anybody would have.
+    /// Records that a datagram found no room in time; `for_all` says that the socket's own send
+    /// buffer was full, so that no datagram could be sent.
     pub(super) fn record_timeout(&self, peer: &SockAddr, now: Instant, for_all: bool) {
         let mut queues = self.queues();
         queues.retries.unresponsive.record_timeout(peer, now, for_all);
         self.warn(queues);
     }
 
-    /// Warns if that is due, when the queues are unlocked.
+    /// Unlocks the queues, and then warns if a warning is due.
     fn warn(&self, mut queues: MutexGuard<'_, Queues>) {
         let warns = queues.retries.unresponsive.take_warning();
         drop(queues);
@@ -135,8 +137,8 @@ impl Outlet {
         }
     }
 
-    /// Leaves a datagram to the loop, if there is one. A peer's datagrams keep their order, so where
-    /// `only_behind_others` says so it is left only if others for the same peer are.
+    /// Queues a datagram for a retry by the loop, if one runs. With `only_behind_others` it is
+    /// queued only if others for the same peer wait, so that a peer's datagrams keep their order.
     pub(super) fn queue_retry(
         &self,
         to: &Destination,
@@ -168,19 +170,19 @@ impl Outlet {
         retries.put(to.clone(), bytes.into(), now, tally);
         drop(queues);
         if let Some((mailbox, token)) = wake {
-            mailbox.post(Mail::SendQueue(token));
+            mailbox.post(Notification::SendQueue(token));
         }
         Queued::Yes
     }
 
-    /// A datagram to this peer has gone.
+    /// Records that a datagram to this peer was sent.
     pub(super) fn record_sent(&self, peer: &SockAddr) {
         if peer.is_unix() {
             self.queues().retries.unresponsive.record_sent(peer);
         }
     }
 
-    /// Sends a datagram for a sender, or leaves it to the loop, or refuses it; never waits.
+    /// Sends a datagram for a sender, or queues it for the loop, or refuses it; never waits.
     pub(super) fn send(&self, to: &Destination, bytes: &[u8]) -> Result<(), SendError> {
         if sys::is_forked_child() && !self.kept_in_child.load(SeqCst) {
             return Err(SendError::Closed);
