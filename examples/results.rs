@@ -50,12 +50,6 @@ impl Handler for Factors {
         }
         Ok(())
     }
-
-    /// The client sends no more, but reads. As long as the thread has its `Sender`, the connection stays
-    /// open.
-    fn on_eof(&mut self, _cx: &mut Context<'_>) -> HandlerResult {
-        Ok(())
-    }
 }
 
 fn main() {

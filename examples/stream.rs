@@ -43,12 +43,6 @@ impl Handler for Numbers {
     fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         self.send(cx)
     }
-
-    /// The client sends no more, but reads. As long as `on_writable` is to come, the connection stays
-    /// open.
-    fn on_eof(&mut self, _cx: &mut Context<'_>) -> HandlerResult {
-        Ok(())
-    }
 }
 
 fn main() {

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_is_awake_is_not_woken() {
+    fn a_running_loop_is_not_woken() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(Notification::CapacityFreed);
         assert!(!mailbox.wakeup().is_set().unwrap());

@@ -6,14 +6,20 @@
 //! `cargo test --test powers -- tcp::reactor` runs a part of the tests; with `--full` the long streams have
 //! 1 GiB. The table in docs/events.md names the test that holds each row.
 
+#[path = "powers/framings.rs"]
+mod framings;
 #[path = "powers/heap.rs"]
 mod heap;
+#[path = "powers/pausing.rs"]
+mod pausing;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/runner.rs"]
 mod runner;
 #[path = "powers/server.rs"]
 mod server;
+#[path = "powers/stopping.rs"]
+mod stopping;
 #[path = "powers/streams.rs"]
 mod streams;
 #[path = "powers/timers.rs"]
@@ -41,11 +47,25 @@ macro_rules! powers {
 pub(crate) use powers;
 
 /// The services that a test can start.
-const SERVICES: &[(&str, MakeService)] =
-    &[("streams", streams::service), ("timers", timers::service), ("stalled", timers::stalled)];
+const SERVICES: &[(&str, MakeService)] = &[
+    ("streams", streams::service),
+    ("timers", timers::service),
+    ("stalled", timers::stalled),
+    ("rejecting", framings::rejecting),
+    ("switching", framings::switching),
+    ("switching_boxed", framings::switching_boxed),
+    ("replacing", framings::replacing),
+    ("at_the_end", framings::at_the_end),
+    ("pausing", pausing::service),
+    ("goodbye", stopping::service),
+    ("paused_at_open", pausing::paused_at_open),
+];
 
 fn all_powers() -> Vec<Power> {
-    [streams::powers(), timers::powers()].into_iter().flatten().collect()
+    [streams::powers(), timers::powers(), framings::powers(), pausing::powers(), stopping::powers()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn main() -> ExitCode {

@@ -241,7 +241,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
             let others = conversation.send_queue().is_some() || !idle;
             return cx.wait.read(self.socket, buffer, timeout, idle, others);
         }
-        if conversation.input_ended() {
+        if conversation.input_ended() || cx.wait.is_shut() {
             return cx.wait.wait_without_read(None, timeout, idle);
         }
         let interest = if self.end_seen { PollInterest::Failure } else { PollInterest::End };

@@ -181,14 +181,17 @@ impl WaitStrategy<'_> {
         let nothing = if ends { Input::Stopping } else { Input::Woken };
         let Some(socket) = socket else { return Ok(nothing) };
         match sys::receive_now(socket, buffer) {
-            Ok(0) if matches!(self, WaitStrategy::Thread(registration) if registration.is_shut()) => {
-                Ok(Input::Stopping)
-            }
+            Ok(0) | Err(_) if self.is_cut() => Ok(Input::Stopping),
+            Ok(0) if self.is_shut() => Ok(nothing),
             Ok(count) => Ok(Input::Bytes(count)),
             Err(error) if is_transient(&error) => Ok(nothing),
-            Err(_) if self.is_cut() => Ok(Input::Stopping),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a stop has shut the socket down, so that an end of its input is not the end of the peer.
+    pub(crate) fn is_shut(&self) -> bool {
+        matches!(self, WaitStrategy::Thread(registration) if registration.is_shut())
     }
 
     /// Whether the server is stopping.

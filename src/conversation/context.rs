@@ -119,10 +119,10 @@ impl Context<'_> {
         self.state.end(CloseReason::Handler);
     }
 
-    /// Closes the connection when [`on_writable`](crate::Handler::on_writable) is not pending.
-    pub(super) fn close_after_writable(&mut self) {
-        match self.state.wants_writable {
-            true => self.state.rare_mut().closes_after_writable = true,
+    /// Closes the connection as soon as no answer is being made.
+    pub(super) fn close_when_answered(&mut self) {
+        match self.state.is_answering() {
+            true => self.state.rare_mut().closes_when_answered = true,
             false => self.close(),
         }
     }

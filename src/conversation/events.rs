@@ -32,7 +32,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// The peer has ended: delivers its last bytes and calls `on_eof`.
     pub(crate) fn eof(&mut self, step_cx: &mut StepCx<'_>) {
         self.state.input_ended = true;
-        self.state.needs_slow_path = true;
+        self.state.clear_blocked();
         if self.state.eof_notified {
             return;
         }
@@ -75,9 +75,6 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             let (handler, mut cx) = this.parts(&[], step_cx);
             let result = handler.on_writable(&mut cx);
             this.end_on_error(result);
-            if this.state.closes_after_writable() && !this.state.wants_writable {
-                this.state.end(CloseReason::Eof);
-            }
         });
     }
 
@@ -191,13 +188,17 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     }
 
     /// Ends the conversation if the handler has returned an error. If the handler may have changed
-    /// the framing, the input that is left is decoded again.
+    /// the framing, the input that is left is decoded again. If the peer has ended, the conversation
+    /// may end now.
     fn end_on_error(&mut self, result: HandlerResult) {
         if std::mem::take(&mut self.state.framing_used) && !self.read_buffer.is_empty() {
             self.state.redeliver();
         }
         if let Err(error) = result {
             self.state.end(CloseReason::Error(error));
+        }
+        if self.state.closes_when_answered() && !self.state.is_answering() {
+            self.state.end(CloseReason::Eof);
         }
     }
 

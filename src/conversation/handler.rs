@@ -117,9 +117,9 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The peer will send no more, but may still read. By default the connection closes at once. If
-    /// [`on_writable`](Handler::on_writable) is pending, it closes as soon as none is pending, so
-    /// that an answer in parts is sent completely.
+    /// The peer will send no more, but may still read. By default the connection closes. If an
+    /// answer is still being made, which is so while [`on_writable`](Handler::on_writable) is pending
+    /// or the input is [paused](Context::pause_input), it closes as soon as neither is the case.
     ///
     /// If you override this and do not close the connection, it stays open only while an event can
     /// follow: there is a [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
@@ -129,7 +129,7 @@ pub trait Handler {
     ///
     /// An error closes the connection.
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        cx.close_after_writable();
+        cx.close_when_answered();
         Ok(())
     }
 

@@ -72,8 +72,8 @@ pub(super) struct RareState {
     pub(super) send_queue: Option<Arc<SendQueue>>,
     /// The deadline for `on_timer`.
     pub(super) timer: Option<Instant>,
-    /// The default `on_eof` closes the conversation as soon as `on_writable` is not pending.
-    pub(super) closes_after_writable: bool,
+    /// `on_eof` asks for a close as soon as no answer is being made.
+    pub(super) closes_when_answered: bool,
     /// The length of the frame at the start of the buffered input, if the framing knows it.
     pub(super) frame_len: usize,
     /// Collects output that is dropped, because the conversation sends nothing more.
@@ -116,9 +116,14 @@ impl State {
         self.halted && !self.closing
     }
 
-    /// Whether the conversation closes as soon as `on_writable` is not pending.
-    pub(super) fn closes_after_writable(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.closes_after_writable)
+    /// Whether an answer is still being made: `on_writable` is pending, or the input is paused.
+    pub(super) fn is_answering(&self) -> bool {
+        self.wants_writable || self.is_paused()
+    }
+
+    /// Whether the conversation closes as soon as no answer is being made.
+    pub(super) fn closes_when_answered(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.closes_when_answered)
     }
 
     /// Whether no message may be delivered now.

@@ -1740,7 +1740,6 @@ fn on_eof_is_called_while_paused_if_no_undelivered_input_precedes_the_end() {
             Call::Open => cx.set_timer(cx.now())?,
             Call::Message(_) => cx.pause_input(),
             Call::Timer => cx.resume_input(),
-            Call::Eof => cx.close(),
             _ => {}
         }
         Ok(())
@@ -1749,12 +1748,19 @@ fn on_eof_is_called_while_paused_if_no_undelivered_input_precedes_the_end() {
     stage.feed(b"one\n").eof();
     assert_eq!(log.borrow()[1..], [message("one"), Call::Eof]);
 
-    let (mut stage, log) = start(Lines::default().unterminated(true), pause);
-    stage.feed(b"one\ntwo").eof();
-    assert_eq!(log.borrow()[1..], [message("one")]);
-    stage.step(&[], Conversation::timer_expired);
-    stage.resume();
-    assert_eq!(log.borrow()[2..], [Call::Timer, message("two"), Call::Eof]);
+    for by_eof in [false, true] {
+        let (mut stage, log) = start(Lines::default().unterminated(true), pause);
+        stage.feed(b"one\ntwo").eof();
+        assert_eq!(log.borrow()[1..], [message("one")]);
+        stage.step(&[], Conversation::timer_expired);
+        assert!(stage.conversation.has_blocked_input());
+        match by_eof {
+            true => _ = stage.eof(),
+            false => stage.resume(),
+        }
+        assert_eq!(log.borrow()[2..], [Call::Timer, message("two"), Call::Eof]);
+        assert!(!stage.conversation.has_blocked_input());
+    }
 }
 
 /// Delivers what was kept and then the end, if it is next; whether the end was call.

@@ -148,6 +148,26 @@ impl TestServer {
         number.unwrap_or_else(|| panic!("a number behind {name:?}, and not {line:?}"))
     }
 
+    /// Waits until all threads of the server, and of its children, sleep: each has gone back to where it waits.
+    pub fn wait_until_asleep(&self) {
+        let sleeps = |pid: i32| {
+            let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            threads.all(|thread| {
+                let stat = std::fs::read_to_string(thread.unwrap().path().join("stat"));
+                // The state is behind the name, which is in parentheses.
+                stat.is_ok_and(|stat| stat.rsplit(") ").next().unwrap().starts_with('S'))
+            })
+        };
+        process::eventually("all threads sleep", || {
+            let all_sleep = || {
+                let children = self.process.children();
+                children.into_iter().chain([self.process.pid()]).all(sleeps)
+            };
+            // Twice, since one may have been about to wake another one.
+            all_sleep() && all_sleep()
+        });
+    }
+
     /// Waits until the server has ended without a failure.
     #[track_caller]
     pub fn wait(mut self) -> AtExit {
