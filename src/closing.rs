@@ -26,6 +26,17 @@ const LINGER_BYTES: usize = 1 << 20;
 pub(crate) const FIRST_CHECK: Duration = Duration::from_millis(50);
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Why a connection ends whose peer takes no more output. `None` if the peer has closed in order and
+/// input from before that is left, here (`is_left`) or in the kernel: it is delivered first.
+#[cold]
+pub(crate) fn failure(socket: &Socket, is_left: bool) -> Option<io::Error> {
+    match socket.take_error() {
+        Ok(Some(error)) | Err(error) => Some(error),
+        Ok(None) if is_left || matches!(sys::peek(socket), Ok(1..)) => None,
+        Ok(None) => Some(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
 /// The close reason after output could not be sent: the peer is gone, or a file of the output
 /// cannot be read to the end of its range.
 pub(crate) fn write_failure(error: io::Error) -> CloseReason {

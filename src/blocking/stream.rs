@@ -12,7 +12,7 @@ use super::wait::{Input, Wait as _, WaitStrategy};
 use super::wait_limits::{Stall, WaitLimits};
 use super::{Served, Session, SessionCx};
 use crate::address::{Origin, Peer};
-use crate::closing::{Linger, Lingering, Progress, write_failure};
+use crate::closing::{Linger, Lingering, Progress, failure, write_failure};
 use crate::conversation::{Conversation, Driver, Framing, Handler, StepCx, Work};
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sender::{Ending, Recipient, SendQueue, SenderLimit, Waker};
@@ -131,8 +131,18 @@ struct StreamPump<'a, H, F> {
     progress: Progress,
     /// Since when no byte has been sent or received; set when a wait begins.
     idle_since: Option<Instant>,
-    /// Whether the end of the peer's input was seen while input is paused.
-    end_seen: bool,
+    /// The end of the peer, as far as the kernel has reported it while the input was paused.
+    peer_end: PeerEnd,
+}
+
+/// The end of a peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PeerEnd {
+    Unseen,
+    /// The peer has ended its output.
+    Seen,
+    /// The peer has closed the connection, and input from before that is still to be delivered.
+    Closed,
 }
 
 impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
@@ -148,7 +158,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
             cut: false,
             progress: Progress::default(),
             idle_since: None,
-            end_seen: false,
+            peer_end: PeerEnd::Unseen,
         }
     }
 
@@ -244,11 +254,22 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         if conversation.input_ended() || cx.wait.is_shut() {
             return cx.wait.wait_without_read(None, timeout, idle);
         }
-        let interest = if self.end_seen { PollInterest::Failure } else { PollInterest::End };
-        match cx.wait.wait_without_read(Some((self.socket, interest)), timeout, idle)? {
-            Input::Bytes(_) if self.end_seen => Err(failure(self.socket)),
+        let watched = match self.peer_end {
+            PeerEnd::Unseen => Some((self.socket, PollInterest::End)),
+            PeerEnd::Seen => Some((self.socket, PollInterest::Failure)),
+            PeerEnd::Closed => None,
+        };
+        match cx.wait.wait_without_read(watched, timeout, idle)? {
+            Input::Bytes(_) if self.peer_end == PeerEnd::Seen => {
+                let is_left = self.conversation.has_undelivered_input();
+                if let Some(error) = failure(self.socket, is_left) {
+                    return Err(error);
+                }
+                self.peer_end = PeerEnd::Closed;
+                Ok(Input::Woken)
+            }
             Input::Bytes(_) => {
-                self.end_seen = true;
+                self.peer_end = PeerEnd::Seen;
                 let at_end = sys::is_at_end(self.socket)?;
                 let nothing_precedes = !self.conversation.has_undelivered_input();
                 Ok(if at_end && nothing_precedes { Input::Bytes(0) } else { Input::Woken })
@@ -276,7 +297,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
                 self.step(&[], cx, &|conversation, step_cx| conversation.eof(step_cx));
             }
             Input::Bytes(count) => {
-                (self.idle_since, self.end_seen) = (None, false);
+                (self.idle_since, self.peer_end) = (None, PeerEnd::Unseen);
                 cx.scratch.tally.bytes_in += count as u64;
                 let fresh = &buffer[..count];
                 self.step(fresh, cx, &|conversation, step_cx| conversation.receive(fresh, step_cx));
@@ -302,11 +323,6 @@ fn is_timer_due<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> bo
 /// How a send waits for its peer.
 fn wait_limits<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> WaitLimits {
     WaitLimits { timeout: conversation.output_timeout(), deadline: conversation.timer() }
-}
-
-/// The error of a connection that has failed while it was not read.
-fn failure(socket: &Socket) -> io::Error {
-    socket.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
 }
 
 /// Calls the conversation; its output is collected.

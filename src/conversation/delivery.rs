@@ -19,7 +19,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// paused.
     ///
     /// The output refers to the input. So the caller first sends the output together with
-    /// [`input`](Self::input), and then calls [`consume_delivered`](Self::consume_delivered) with
+    /// [`input`](super::ConversationCore::input), and then calls [`consume_delivered`](super::ConversationCore::consume_delivered) with
     /// the same bytes, before anything else.
     #[inline(always)] // the hot path: one call less per layer is a tenth of all instructions
     pub(crate) fn receive(&mut self, fresh: &[u8], step_cx: &mut StepCx<'_>) {

@@ -224,7 +224,7 @@ impl ConversationCore {
         self.state.blocked
     }
 
-    /// Whether [`writable`](Self::writable) is to be called when there is room for output.
+    /// Whether [`writable`](Conversation::writable) is to be called when there is room for output.
     pub(crate) fn wants_writable(&self) -> bool {
         self.state.wants_writable && !self.state.is_closing()
     }
@@ -257,12 +257,12 @@ impl ConversationCore {
         self.state.idle_timeout()
     }
 
-    /// When [`timer_expired`](Self::timer_expired) is due.
+    /// When [`timer_expired`](Conversation::timer_expired) is due.
     pub(crate) fn timer(&self) -> Option<Instant> {
         if self.state.is_closing() { None } else { self.state.timer() }
     }
 
-    /// Whether [`timer_expired`](Self::timer_expired) is due at this time.
+    /// Whether [`timer_expired`](Conversation::timer_expired) is due at this time.
     pub(crate) fn is_timer_due(&self, now: Instant) -> bool {
         self.timer().is_some_and(|timer| timer <= now)
     }
@@ -329,7 +329,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         (&mut self.handler, cx)
     }
 
-    /// Calls `call` with the read buffer, which stays in place for [`input`](Self::input).
+    /// Calls `call` with the read buffer, which stays in place for [`input`](ConversationCore::input).
     fn with_read_buffer(
         &mut self,
         step_cx: &mut StepCx<'_>,

@@ -16,7 +16,7 @@ use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{LoopCx, PostAction, Readiness};
 use super::stream_io::{flush, receive_with_ancillary, transmit};
 use super::water_marks::OutputLimits;
-use crate::closing::{Linger, Progress, write_failure};
+use crate::closing::{Linger, Progress, failure, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, Work};
 use crate::error::CloseReason;
 use crate::sender::Ending;
@@ -296,9 +296,8 @@ impl<T: ConversationSlot> Connection<T> {
             && !conversation.is_output_ended()
             && cx.call.readiness.has(Readiness::WRITE_CLOSED)
             && !self.needs_reset
+            && let Some(error) = failure(&self.socket, conversation.has_undelivered_input())
         {
-            let error = self.socket.take_error().ok().flatten();
-            let error = error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
             self.rare = Some(Box::new(Rare::SocketError(error)));
         }
         // A peer that takes no answers is not served any further.
@@ -353,10 +352,15 @@ impl<T: ConversationSlot> Connection<T> {
                 && !conversation.input_ended()
                 && !conversation.has_undelivered_input()
                 && cx.call.readiness.has(Readiness::READ_CLOSED)
-                && sys::is_at_end(&self.socket).unwrap_or(false)
             {
-                self.step_without_input(ConversationEvent::Eof, cx);
-                return PostAction::Requeue;
+                match sys::is_at_end(&self.socket) {
+                    Ok(true) => {
+                        self.step_without_input(ConversationEvent::Eof, cx);
+                        return PostAction::Requeue;
+                    }
+                    Ok(false) => {}
+                    Err(error) => conversation.end(CloseReason::Disconnected(error)),
+                }
             }
             conversation.end_if_nothing_follows();
             if conversation.is_closing() {

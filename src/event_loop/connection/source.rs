@@ -81,6 +81,7 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
+        cx.call.entry.limit = self.limits.sender;
         if conversation.is_timer_due(cx.turn.now) {
             self.last_work = Work::Timer;
             self.step_without_input(ConversationEvent::Timer, cx);
@@ -100,7 +101,6 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
             return PostAction::Remove;
         }
         self.last_activity = cx.turn.now;
-        cx.call.entry.limit = self.limits.sender;
         self.step_without_input(ConversationEvent::IdleTimeout, cx);
         cx.with_buffer(|buffer, cx| self.run_slow(buffer, cx))
     }

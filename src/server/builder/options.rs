@@ -92,8 +92,8 @@ impl<F, D, K> Builder<F, D, K> {
     /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html) and
     /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html). Off by default; only on Linux.
     ///
-    /// [`Context::local_addr`](crate::Context::local_addr) then returns this address, and
-    /// [`Context::interface`](crate::Context::interface) the interface. A reply is sent from this
+    /// [`Accepted::local_addr`](crate::Accepted::local_addr) then returns this address, and
+    /// [`Accepted::interface`](crate::Accepted::interface) the interface. A reply is sent from this
     /// address, and not from the address that the route gives. This is for hosts with several
     /// addresses, on a socket that is bound to all of them. A multicast or broadcast address cannot
     /// be the source of a reply, so the system chooses an address of this host for the reply to
