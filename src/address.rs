@@ -251,12 +251,12 @@ impl fmt::Display for Peer {
 /// The origin of a request, as the log shows it: a connection by its number and its peer, a
 /// datagram by its peer alone.
 #[derive(Debug, Clone)]
-pub(crate) struct Origin {
+pub(crate) struct LogPeer {
     pub(crate) id: Option<ConnectionId>,
     pub(crate) peer: Peer,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for LogPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(id) = self.id {
             write!(f, "connection {id} of ")?;
@@ -316,9 +316,9 @@ mod tests {
     fn the_log_names_a_connection_by_its_number_and_peer_and_a_datagram_by_its_peer() {
         let peer = Peer::Inet("127.0.0.1:4711".parse().unwrap());
         let id = ConnectionId::next();
-        let connection = Origin { id: Some(id), peer: peer.clone() };
+        let connection = LogPeer { id: Some(id), peer: peer.clone() };
         assert_eq!(connection.to_string(), format!("connection {id} of 127.0.0.1:4711"));
-        assert_eq!(Origin { id: None, peer }.to_string(), "127.0.0.1:4711");
+        assert_eq!(LogPeer { id: None, peer }.to_string(), "127.0.0.1:4711");
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub(crate) struct Linger {
 
 impl Linger {
     /// Begins the lingering close: shuts the sending side down. Returns `None` when no input is
-    /// unread and the kernel holds no output. One system call asks_kernel for each; a peer that has ended
+    /// unread and the kernel holds no output. One system call checks each; a peer that has ended
     /// costs one.
     pub(crate) fn begin(
         socket: &Socket,

@@ -115,7 +115,8 @@ impl std::error::Error for Error {
 }
 
 /// The reason why a connection was closed, or a datagram's request ended: an argument of
-/// [`Handler::on_close`](crate::Handler::on_close).
+/// [`Handler::on_close`](crate::Handler::on_close), [`Handler::on_reject`](crate::Handler::on_reject)
+/// and [`Hooks::handle_error`](crate::Hooks::handle_error).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -128,7 +129,7 @@ pub enum CloseReason {
     Disconnected(io::Error),
     /// [`Handler::on_idle_timeout`](crate::Handler::on_idle_timeout) closed the connection.
     Timeout,
-    /// The peer sent bytes that are not a valid frame.
+    /// The peer sent bytes that are not a valid frame, or ended inside of one.
     Framing(FramingError),
     /// The handler returned an error, or a file in its output could not be read
     /// ([`io::ErrorKind::UnexpectedEof`] if the file is shorter than its range).
@@ -210,14 +211,16 @@ impl std::error::Error for FramingError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnsupportedError {
-    /// The request of a datagram ends when the handler returns, so it has no timeout.
+    /// The request of a datagram ends when the handler returns, so it has neither an idle timeout nor
+    /// a timer.
     DatagramTimeout,
     /// The request of a datagram ends when the handler returns, so it has no `Sender`. A
     /// [`DatagramSender`](crate::DatagramSender) sends to its peer.
     DatagramSender,
     /// Under `inline` no other code runs during a request, so there is no `Sender`.
     InlineSender,
-    /// Threads of the parent process cannot send to a forked child.
+    /// Under `forking` threads of the parent process cannot send to the child, so there is no
+    /// `Sender`.
     ForkingSender,
     /// A datagram is sent from memory, so it cannot contain a file.
     DatagramFile,
@@ -234,7 +237,7 @@ impl fmt::Display for UnsupportedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             UnsupportedError::DatagramTimeout => {
-                "a datagram has no timeout: its request ends when the handler returns"
+                "a datagram has no timeouts or timers: its request ends when the handler returns"
             }
             UnsupportedError::DatagramSender => {
                 "a datagram has no sender: its request ends when the handler returns"
@@ -262,7 +265,7 @@ impl fmt::Display for UnsupportedError {
 impl std::error::Error for UnsupportedError {}
 
 /// The error of a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) that did
-/// not take a message.
+/// not take a message or an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {

@@ -53,6 +53,18 @@
 //! # Ok::<(), socketserver::Error>(())
 //! ```
 //!
+//! # Events and effects
+//!
+//! A [`Handler`] gets events: [`on_open`](Handler::on_open), [`on_message`](Handler::on_message),
+//! [`on_writable`](Handler::on_writable) when there is room for output again,
+//! [`on_timer`](Handler::on_timer), [`on_event`](Handler::on_event) from other threads,
+//! [`on_eof`](Handler::on_eof), [`on_idle_timeout`](Handler::on_idle_timeout),
+//! [`on_reject`](Handler::on_reject) of what is not a message, [`on_stop`](Handler::on_stop) and
+//! [`on_close`](Handler::on_close). All but `on_message` have a default. It acts through its
+//! [`Context`], which lists the effects. An event and an effect mean the same under every mode; what a
+//! mode or a datagram cannot give is an [`UnsupportedError`]. What concerns the whole service is in
+//! [`Hooks`].
+//!
 //! # The layers
 //!
 //! Imports run only downward.

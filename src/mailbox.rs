@@ -20,7 +20,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
 
-use crate::address::Origin;
+use crate::address::LogPeer;
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::guard::log;
@@ -72,7 +72,7 @@ pub(crate) enum Notification {
 pub(crate) struct Ended {
     /// The index of the service in the server; a reference could not outlive the run.
     pub(crate) service: usize,
-    pub(crate) origin: Origin,
+    pub(crate) origin: LogPeer,
     pub(crate) reason: CatchDrop<CloseReason>,
     pub(crate) tally: Tally,
 }

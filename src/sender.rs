@@ -203,8 +203,8 @@ impl SendQueue {
         lock(&self.state).ending
     }
 
-    /// From now on every send is told that the connection is closed, and what waits is dropped; but it
-    /// can still be aborted.
+    /// From now on every send returns `Closed`, and queued messages and events are dropped. The
+    /// connection can still be aborted.
     pub(crate) fn refuse(&self) {
         let mut state = lock(&self.state);
         let ending = state.ending.max(Ending::Closing);

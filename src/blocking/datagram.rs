@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Served, Session, SessionCx};
-use crate::address::Origin;
-use crate::conversation::{DatagramCx, Handler, serve_datagram};
+use crate::address::LogPeer;
+use crate::conversation::{DatagramDriver, Handler, serve_datagram};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::sys::CatchDrop;
 
@@ -19,7 +19,7 @@ impl<H: Handler> Session for DatagramSession<H> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
         let DatagramSession { reply_socket, datagram, handler } = *self;
         let driver =
-            DatagramCx { reply_socket: &reply_socket, from: &datagram.from, stop: cx.stop };
+            DatagramDriver { reply_socket: &reply_socket, from: &datagram.from, stop: cx.stop };
         let mut step_cx = cx.scratch.step_cx(&driver, usize::MAX);
         let peer = datagram.peer.clone();
         let reason = serve_datagram(
@@ -34,7 +34,7 @@ impl<H: Handler> Session for DatagramSession<H> {
             reply_socket.reply(to, reply, &mut cx.scratch.tally);
         }
         cx.scratch.output_buffer.clear();
-        let origin = Origin { id: datagram.id, peer };
+        let origin = LogPeer { id: datagram.id, peer };
         Served { origin, reason, cut: false, lingering: None }
     }
 }

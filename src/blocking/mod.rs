@@ -1,7 +1,7 @@
 //! Blocking sessions: a session serves one request to its end and may block. Requests on the event
 //! loop are in `event_loop`.
 
-use crate::address::Origin;
+use crate::address::LogPeer;
 use crate::closing::Lingering;
 use crate::conversation::Scratch;
 use crate::error::{CloseReason, UnsupportedError};
@@ -30,7 +30,7 @@ pub(crate) trait Session {
 
 /// The result of a session.
 pub(crate) struct Served {
-    pub(crate) origin: Origin,
+    pub(crate) origin: LogPeer,
     pub(crate) reason: CatchDrop<CloseReason>,
     /// Whether output was lost.
     pub(crate) cut: bool,

@@ -16,7 +16,7 @@ use super::stream::close;
 use super::wait::{Input, Wait, is_stop_error, stop_error};
 use super::wait_limits::WaitLimits;
 use super::{Served, Session, SessionCx};
-use crate::address::{Address, Credentials, Origin, Peer};
+use crate::address::{Address, Credentials, LogPeer, Peer};
 use crate::connection_id::ConnectionId;
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
@@ -39,8 +39,8 @@ use crate::transport::local_address;
 /// The order is Python's: where `setup` fails, neither of the others runs; where `handle` fails,
 /// `finish` runs all the same. When all is done, what was written is flushed and the connection is
 /// closed. An `Err` or a panic costs this request and no other (with `panic = "abort"` in the profile
-/// a panic ends the process); an [`io::Error`] that says that the peer is gone or too slow is no fault
-/// of the handler's, and is told as such.
+/// a panic ends the process); an [`io::Error`] that says that the peer is gone or too slow is not a
+/// fault of the handler, and is reported as a disconnect or a timeout.
 ///
 /// ```
 /// use std::io::Write;
@@ -84,7 +84,7 @@ pub trait RequestHandler {
     ///
     /// # Errors
     ///
-    /// An error is told, unless `handle` has failed already.
+    /// An error is reported, unless `handle` has failed already.
     fn finish(&mut self, request: &mut Request<'_>) -> HandlerResult {
         let _ = request;
         Ok(())
@@ -267,7 +267,7 @@ impl Request<'_> {
     /// The longest line that [`read_line`](Request::read_line) takes, in bytes.
     pub const MAX_LINE: usize = 64 * 1024;
 
-    /// Who asks.
+    /// The address of the client: Python's `client_address`.
     pub fn client_address(&self) -> &Peer {
         &self.peer
     }
@@ -725,7 +725,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         } else {
             let _ = socket.shutdown(Shutdown::Write);
         }
-        let origin = Origin { id: Some(id), peer };
+        let origin = LogPeer { id: Some(id), peer };
         Served { origin, reason, cut, lingering }
     }
 }
@@ -738,7 +738,7 @@ impl<R: RequestHandler> Session for DatagramRequestSession<R> {
         let mut request =
             Request::new(channel, peer.clone(), &server_address, cx.stop, &mut cx.scratch.tally);
         let reason = answer(&mut *handler, &mut request);
-        let origin = Origin { id: None, peer };
+        let origin = LogPeer { id: None, peer };
         Served { origin, reason, cut: false, lingering: None }
     }
 }

@@ -11,7 +11,7 @@ use super::active::Registration;
 use super::wait::{Input, Wait as _, WaitStrategy};
 use super::wait_limits::{Stall, WaitLimits};
 use super::{Served, Session, SessionCx};
-use crate::address::{Origin, Peer};
+use crate::address::{LogPeer, Peer};
 use crate::closing::{Linger, Lingering, Progress, failure, write_failure};
 use crate::conversation::{Conversation, Driver, Framing, Handler, StepCx, Work};
 use crate::error::{CloseReason, UnsupportedError};
@@ -72,7 +72,7 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
         let ended = conversation.input_ended();
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
         cx.scratch.buffer = buffer;
-        let origin = Origin { id: conversation.id(), peer };
+        let origin = LogPeer { id: conversation.id(), peer };
         Served { origin, reason, cut, lingering }
     }
 }
@@ -396,7 +396,7 @@ fn retry_write<H: Handler, F: Framing>(
 ) -> bool {
     let FailedWrite { mut unsent, mut error, mut stall } = failed;
     loop {
-        let has_stalled = stall.take_over();
+        let has_stalled = stall.take_timed_out();
         match conversation.ending() {
             // A `Sender` has aborted the connection.
             Ending::Aborted => {

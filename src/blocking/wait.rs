@@ -641,7 +641,7 @@ mod tests {
             let took = begun.elapsed();
             over.store(true, SeqCst);
             assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
-            (stall.take_over(), took)
+            (stall.take_timed_out(), took)
         })
     }
 

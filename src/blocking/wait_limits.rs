@@ -61,8 +61,8 @@ impl Stall {
         self.begun = None;
     }
 
-    /// Whether it has lasted as long as the timeout, which has begun again since. True once.
-    pub(crate) fn take_over(&mut self) -> bool {
+    /// Whether the stall has lasted for the timeout, which begins again after that. True once.
+    pub(crate) fn take_timed_out(&mut self) -> bool {
         std::mem::take(&mut self.is_over)
     }
 
@@ -100,7 +100,7 @@ impl Stall {
     pub(super) fn begin_closing(&mut self, socket: &Socket) -> io::Result<bool> {
         self.is_closing = true;
         self.wait_limits.timeout = Some(CLOSING_TIMEOUT);
-        // What is on its way now is the peer's soon, and is then no sign of progress.
+        // Bytes in flight arrive soon, and do not show that the peer reads.
         let peer = (socket.as_fd(), PollInterest::Write);
         let has_room = sys::wait_for(&[peer], Some(FIRST_CHECK))? != 0;
         self.restart();

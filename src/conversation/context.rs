@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::datagram::DatagramCx;
+use super::datagram::DatagramDriver;
 use super::framing::Framing;
 use super::output::Output;
 use super::state::{OutputEnd, State};
@@ -22,7 +22,7 @@ pub(crate) trait Driver {
     fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError>;
 
     /// The context of the datagram, if the handler serves one.
-    fn datagram(&self) -> Option<&DatagramCx<'_>> {
+    fn datagram(&self) -> Option<&DatagramDriver<'_>> {
         None
     }
 
@@ -37,6 +37,18 @@ pub(crate) trait Driver {
 ///
 /// Every call records its effect and returns at once. The effect happens when the handler has
 /// returned.
+///
+/// | to | call |
+/// |---|---|
+/// | answer | [`send`](Context::send), [`send_shared`](Context::send_shared) |
+/// | send unframed bytes, or a file | [`output`](Context::output) |
+/// | make a long answer in parts | [`room`](Context::room), then [`on_writable`](crate::Handler::on_writable) |
+/// | wait for a time | [`set_timer`](Context::set_timer) and [`now`](Context::now), [`set_idle_timeout`](Context::set_idle_timeout) |
+/// | wait for another thread | [`sender`](Context::sender) and [`Sender::post`], [`pause_input`](Context::pause_input), [`resume_input`](Context::resume_input) |
+/// | change the framing | [`framing`](Context::framing) |
+/// | end | [`close`](Context::close), [`abort`](Context::abort), [`finish_output`](Context::finish_output), [`stop_server`](Context::stop_server) |
+/// | know with whom it speaks | [`peer`](Context::peer), [`id`](Context::id); addresses and credentials are in [`Accepted`](crate::Accepted) |
+/// | send other datagrams | [`send_to`](Context::send_to), [`datagram_sender`](Context::datagram_sender) |
 pub struct Context<'a> {
     pub(super) state: &'a mut State,
     pub(super) framing: &'a mut dyn Framing,
@@ -186,8 +198,11 @@ impl Context<'_> {
     ///
     /// # Errors
     ///
-    /// [`UnsupportedError`] for a datagram, and under `inline` and `forking`, where no other code
-    /// in this process could use the sender.
+    /// * [`UnsupportedError::DatagramSender`] for a datagram, see
+    ///   [`datagram_sender`](Context::datagram_sender),
+    /// * [`UnsupportedError::InlineSender`] and [`UnsupportedError::ForkingSender`] under `inline` and
+    ///   `forking`, where no other code in this process could use the sender,
+    /// * [`UnsupportedError::NoDescriptor`] under `threading` and `pool`, when no descriptor is left.
     pub fn sender(&mut self) -> Result<Sender, UnsupportedError> {
         if self.state.datagram {
             return Err(UnsupportedError::DatagramSender);
@@ -283,8 +298,8 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// The current time. On the event loop it is the time at which the current turn began, and reading it
-    /// costs no system call.
+    /// The current time, for [`set_timer`](Context::set_timer). On the event loop it is the time at
+    /// which the current turn began, and reading it costs no system call.
     pub fn now(&self) -> Instant {
         self.driver.now()
     }

@@ -13,13 +13,13 @@ use crate::sys::Destination;
 use crate::transport::sock_addr_of;
 
 /// The socket on which a handler answers a datagram, and the destination of the reply.
-pub(crate) struct DatagramCx<'a> {
+pub(crate) struct DatagramDriver<'a> {
     pub(crate) reply_socket: &'a ReplySocket,
     pub(crate) from: &'a Destination,
     pub(crate) stop: &'a StopRequester,
 }
 
-impl DatagramCx<'_> {
+impl DatagramDriver<'_> {
     /// The destination of a datagram to this peer. The peer of the current datagram has the
     /// destination of the reply.
     pub(super) fn destination(&self, peer: &Peer) -> Result<Destination, UnsupportedError> {
@@ -32,7 +32,7 @@ impl DatagramCx<'_> {
 }
 
 /// The handler of a datagram has no sender.
-impl Driver for DatagramCx<'_> {
+impl Driver for DatagramDriver<'_> {
     fn send_queue(&self, _recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         Err(UnsupportedError::DatagramSender)
     }
@@ -45,7 +45,7 @@ impl Driver for DatagramCx<'_> {
         self.stop.request();
     }
 
-    fn datagram(&self) -> Option<&DatagramCx<'_>> {
+    fn datagram(&self) -> Option<&DatagramDriver<'_>> {
         Some(self)
     }
 }

@@ -1,7 +1,7 @@
 //! The events of a conversation besides its messages: each calls one method of the handler.
 
 use super::{Conversation, ConversationCore, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
-use crate::address::Origin;
+use crate::address::LogPeer;
 use crate::counters::Tally;
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard::{self, log};
@@ -140,7 +140,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
                             step_cx.output_buffer.cut_back(before);
                             step_cx.tally.unsent += 1;
                             let (id, peer) = (this.state.id, this.state.peer.clone());
-                            let origin = Origin { id, peer };
+                            let origin = LogPeer { id, peer };
                             log::debug!("{origin}: a message of a sender is dropped: {error}");
                         }
                     }

@@ -87,16 +87,18 @@ pub trait Framing: Any {
     /// # Errors
     ///
     /// [`FramingError`] where the bytes can never become a message, or the message is longer than
-    /// the maximum of the framing: the connection is closed with
-    /// [`CloseReason::Framing`](crate::CloseReason::Framing).
+    /// the maximum of the framing: [`on_reject`](crate::Handler::on_reject) is called, and the
+    /// connection is closed with [`CloseReason::Framing`](crate::CloseReason::Framing).
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError>;
 
-    /// Decodes the last bytes of a peer that has ended. `input` is what is left over:
-    /// [`decode`](Framing::decode) has returned [`Decoded::Incomplete`] for it.
+    /// Decodes the last bytes of a peer that has ended; called again until none are left. `input` is
+    /// what is left over:
+    /// [`decode`](Framing::decode) has returned [`Decoded::Incomplete`] or [`Decoded::Need`] for it.
     ///
     /// # Errors
     ///
-    /// By default [`FramingError::UnexpectedEof`]: the peer ended inside a frame.
+    /// By default [`FramingError::UnexpectedEof`]: the peer ended inside a frame. A result that asks
+    /// for more input is this error too.
     fn decode_eof(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         Err(FramingError::UnexpectedEof { buffered: input.len() })
     }

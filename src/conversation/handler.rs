@@ -4,11 +4,15 @@ use super::context::Context;
 use crate::error::{CloseReason, HandlerResult};
 use crate::sender::Event;
 
-/// The user's code for one connection or datagram: it gets messages and answers them.
+/// The user's code for one connection or datagram: it gets messages and other events, and answers
+/// through a [`Context`].
 ///
 /// A new value is created for each connection, and for each datagram. The same handler runs under
 /// every mode and over every transport. On the reactor it should not block; under the other modes
 /// it may. For Python's blocking style, see [`RequestHandler`](crate::RequestHandler).
+///
+/// Only [`on_message`](Handler::on_message) has to be written. The request of a datagram is
+/// [`on_open`](Handler::on_open), one message and [`on_close`](Handler::on_close).
 ///
 /// An `Err` closes that connection with [`CloseReason::Error`], a panic with
 /// [`CloseReason::Panic`]; the server and all other connections continue. Messages sent before
@@ -97,6 +101,28 @@ pub trait Handler {
     /// and not before the connections that are ready in the same turn of the event loop have been
     /// served.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Echoes for one minute, however much the peer sends.
+    /// struct OneMinute;
+    ///
+    /// impl Handler for OneMinute {
+    ///     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         Ok(cx.set_timer(cx.now() + Duration::from_secs(60))?)
+    ///     }
+    ///
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(message)
+    ///     }
+    ///
+    ///     fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         Ok(cx.close())
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// An error closes the connection.
@@ -108,6 +134,36 @@ pub trait Handler {
     /// An event from [`Sender::post`](crate::Sender::post). Events and messages of one sender keep
     /// their order. While the output is at its high mark they wait. By default it does nothing, and
     /// the event is dropped.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use socketserver::{Context, Event, Handler, HandlerResult};
+    ///
+    /// /// Another thread adds up the bytes of each message.
+    /// struct Sums;
+    ///
+    /// struct Sum(u64);
+    ///
+    /// impl Handler for Sums {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         let (sender, bytes) = (cx.sender()?, message.to_vec());
+    ///         cx.pause_input(); // the next message waits for this answer
+    ///         thread::spawn(move || {
+    ///             let sum = bytes.into_iter().map(u64::from).sum();
+    ///             let _ = sender.post(Box::new(Sum(sum))); // an error: the connection is closed
+    ///         });
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
+    ///         if let Ok(sum) = event.downcast::<Sum>() {
+    ///             cx.resume_input();
+    ///             cx.send(sum.0.to_string().as_bytes())?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -150,11 +206,28 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The peer has sent bytes that are not a frame ([`CloseReason::Framing`]). An error of your
+    /// The peer has sent bytes that are not a frame, or has ended inside of one
+    /// ([`CloseReason::Framing`]). An error of your
     /// own framing is in its [`FramingError::Other`](crate::FramingError::Other); use
     /// `downcast_ref` to get it. Messages that the handler sends here still go out, then the
     /// connection closes for this reason; [`Context::abort`] resets it instead. By default it does
     /// nothing.
+    ///
+    /// ```
+    /// use socketserver::{CloseReason, Context, Handler, HandlerResult};
+    ///
+    /// struct Echo;
+    ///
+    /// impl Handler for Echo {
+    ///     fn on_message(&mut self, line: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(line)
+    ///     }
+    ///
+    ///     fn on_reject(&mut self, reason: &CloseReason, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(format!("ERROR {reason}").as_bytes()) // ERROR bad frame: longer than 8192 bytes
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -167,8 +240,8 @@ pub trait Handler {
     /// The server begins to stop. Messages that the handler sends here still go out. Then an idle
     /// connection is closed, and any other one may continue until the [drain
     /// deadline](crate::Server::drain_timeout). A connection is idle when no output waits, no
-    /// message has arrived in part, and no `on_writable` is pending. Called at most once. By
-    /// default it does nothing.
+    /// message has arrived in part, no `on_writable` is pending, and its input is not
+    /// [paused](Context::pause_input). Called at most once. By default it does nothing.
     ///
     /// # Errors
     ///

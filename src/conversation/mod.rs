@@ -34,7 +34,7 @@ mod work;
 
 pub use context::Context;
 pub(crate) use context::Driver;
-pub(crate) use datagram::DatagramCx;
+pub(crate) use datagram::DatagramDriver;
 pub use framing::{
     Decoded, Delimited, Endian, FixedSize, Framing, LengthPrefixed, Lines, Overlong, Raw, Width,
 };

@@ -93,9 +93,9 @@ impl RetryQueues {
     /// Retries the queued replies. A reply that has waited too long is dropped.
     pub(crate) fn retry(&mut self, socket: &Socket, now: Instant, tally: &mut Tally) {
         let RetryQueues { peers, charge: charged, count, unresponsive } = self;
-        let mut nobody = false;
+        let mut send_buffer_full = false;
         peers.retain(|peer, PeerQueue { to, replies }| {
-            let mut full = nobody;
+            let mut full = send_buffer_full;
             while let Some((since, bytes)) = replies.front() {
                 let sent = if full {
                     Err(io::ErrorKind::WouldBlock.into())
@@ -110,11 +110,11 @@ impl RetryQueues {
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         full = true;
-                        nobody = nobody || sys::is_send_buffer_full(socket);
+                        send_buffer_full = send_buffer_full || sys::is_send_buffer_full(socket);
                         if now.duration_since(*since) < SEND_TIMEOUT {
                             return true;
                         }
-                        unresponsive.record_timeout(peer, now, nobody);
+                        unresponsive.record_timeout(peer, now, send_buffer_full);
                         tally.unsent += 1;
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

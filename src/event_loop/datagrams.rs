@@ -277,7 +277,7 @@ mod tests {
     use socket2::{Domain, Type};
 
     use super::*;
-    use crate::address::Origin;
+    use crate::address::LogPeer;
     use crate::connection_id::ConnectionId;
     use crate::error::CloseReason;
     use crate::server_state::ServerState;
@@ -306,7 +306,7 @@ mod tests {
             true
         }
 
-        fn fault(&mut self, _: &Origin, _: &CloseReason, _: &mut LoopCx) {}
+        fn fault(&mut self, _: &LogPeer, _: &CloseReason, _: &mut LoopCx) {}
 
         fn wants_turn_end(&self) -> bool {
             false

@@ -17,7 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest};
 use slab::Slab;
 
-use crate::address::Origin;
+use crate::address::LogPeer;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
@@ -487,7 +487,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn ended(&mut self, listener: Token, origin: &Origin, reason: &CloseReason) {
+    fn ended(&mut self, listener: Token, origin: &LogPeer, reason: &CloseReason) {
         log::debug!("{origin}: {reason}");
         if reason.is_fault() {
             self.call(listener, |source, cx| {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::address::{Origin, Peer};
+use crate::address::{LogPeer, Peer};
 use crate::connection_id::ConnectionId;
 use crate::conversation::{Driver, Scratch};
 use crate::error::{CloseReason, Error, UnsupportedError};
@@ -309,7 +309,7 @@ impl LoopCx {
     ) {
         let reason = reason.into();
         if reason.is_fault() || log::is_enabled(::log::Level::Debug) {
-            self.turn.ended.push(Closed { origin: Origin { id, peer: peer.clone() }, reason });
+            self.turn.ended.push(Closed { origin: LogPeer { id, peer: peer.clone() }, reason });
             self.turn.has_follow_up = true;
         }
     }
@@ -337,7 +337,7 @@ pub(crate) struct NewConnection {
 
 /// A conversation that has ended, with the reason for the hooks of its listener.
 pub(crate) struct Closed {
-    pub(crate) origin: Origin,
+    pub(crate) origin: LogPeer,
     pub(crate) reason: CatchDrop<CloseReason>,
 }
 
@@ -447,7 +447,7 @@ pub(crate) trait ListenerHooks {
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool;
 
     /// Reports that a request failed.
-    fn fault(&mut self, origin: &Origin, reason: &CloseReason, cx: &mut LoopCx);
+    fn fault(&mut self, origin: &LogPeer, reason: &CloseReason, cx: &mut LoopCx);
 
     /// Whether [`on_turn_end`](ListenerHooks::on_turn_end) is wanted.
     fn wants_turn_end(&self) -> bool;

@@ -13,7 +13,7 @@ use super::service::{
     ServiceRunner, SessionFactory,
 };
 use crate::accepted::{Accepted, AcceptedStream};
-use crate::address::{Origin, Peer};
+use crate::address::{LogPeer, Peer};
 use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
 use crate::conversation::Scratch;
 use crate::datagram::Datagram;
@@ -199,11 +199,11 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         &mut self,
         request: Incoming,
         process: &InChild,
-        fault: &mut dyn FnMut(&Origin, &CloseReason),
+        fault: &mut dyn FnMut(&LogPeer, &CloseReason),
     ) -> i32 {
         let origin = match &request {
-            Incoming::Stream(stream) => Origin { id: Some(stream.id), peer: stream.peer.clone() },
-            Incoming::Datagram(datagram) => Origin { id: None, peer: datagram.peer.clone() },
+            Incoming::Stream(stream) => LogPeer { id: Some(stream.id), peer: stream.peer.clone() },
+            Incoming::Datagram(datagram) => LogPeer { id: None, peer: datagram.peer.clone() },
         };
         let mut connection = None;
         let made = guard::call(|| {

@@ -10,7 +10,7 @@ use super::service::{
 };
 use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
-use crate::conversation::{Conversation, DatagramCx, Framing, Handler, serve_datagram};
+use crate::conversation::{Conversation, DatagramDriver, Framing, Handler, serve_datagram};
 use crate::datagram::ReplySocket;
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
@@ -131,7 +131,7 @@ impl<H: Handler, F> DatagramDispatcher for LoopDatagramDispatcher<'_, H, F> {
         let Some((framing, handler)) = make_handler(&mut self.make, &accepted, cx) else { return };
         drop(CatchDrop::new(framing));
         let (handler, id) = (handler.into(), accepted.known_id());
-        let driver = DatagramCx {
+        let driver = DatagramDriver {
             reply_socket: &self.reply_socket,
             from: &received.from,
             stop: &cx.call.entry.stop,

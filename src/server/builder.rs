@@ -97,7 +97,7 @@ impl Service {
 #[must_use = "it listens when a service or a server is made of it"]
 #[derive(Debug)]
 pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
-    plan: Plan,
+    settings: BuilderSettings,
     framing: F,
     mode: D,
     hooks: K,
@@ -105,7 +105,7 @@ pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
 
 /// The settings that do not depend on the type of the handler.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct BuilderSettings {
     socket: Source,
     bind: BindOptions,
     /// Options of the socket that are not set yet.
@@ -117,7 +117,7 @@ pub(super) struct Plan {
     max_packet_size: Option<usize>,
 }
 
-impl Plan {
+impl BuilderSettings {
     /// The output limits of the service's connections.
     fn limits(&self) -> OutputLimits {
         OutputLimits { marks: self.water_marks.unwrap_or_default(), sender: self.sender_limit }
@@ -199,7 +199,7 @@ impl Builder {
     }
 
     fn of(socket: Source) -> Self {
-        let plan = Plan {
+        let settings = BuilderSettings {
             socket,
             bind: BindOptions::default(),
             options: Vec::new(),
@@ -209,7 +209,7 @@ impl Builder {
             poll_interval: POLL_INTERVAL,
             max_packet_size: None,
         };
-        Builder { plan, framing: Raw, mode: Reactor, hooks: NoHooks }
+        Builder { settings, framing: Raw, mode: Reactor, hooks: NoHooks }
     }
 }
 
@@ -217,17 +217,17 @@ impl<F, D, K> Builder<F, D, K> {
     /// Sets the framing, which separates the messages on a stream; [`Raw`] by default. A datagram
     /// is one message, so a datagram service does not use the framing.
     pub fn framing<G: Framing>(self, framing: G) -> Builder<G, D, K> {
-        Builder { plan: self.plan, framing, mode: self.mode, hooks: self.hooks }
+        Builder { settings: self.settings, framing, mode: self.mode, hooks: self.hooks }
     }
 
     /// Sets the mode, which says where requests are served; [`Reactor`] by default.
     pub fn mode<E>(self, mode: E) -> Builder<F, E, K> {
-        Builder { plan: self.plan, framing: self.framing, mode, hooks: self.hooks }
+        Builder { settings: self.settings, framing: self.framing, mode, hooks: self.hooks }
     }
 
     /// Sets the hooks; [`NoHooks`] by default.
     pub fn hooks<L: Hooks>(self, hooks: L) -> Builder<F, D, L> {
-        Builder { plan: self.plan, framing: self.framing, mode: self.mode, hooks }
+        Builder { settings: self.settings, framing: self.framing, mode: self.mode, hooks }
     }
 
     /// Binds the socket now; the socket listens when the service is made. Python's `server_bind` by
@@ -239,13 +239,14 @@ impl<F, D, K> Builder<F, D, K> {
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`] when the address cannot be bound.
+    /// [`Error::Bind`] when the address cannot be bound, [`Error::Option`] for an option that cannot
+    /// be set.
     #[doc(alias = "server_bind")]
     pub fn bind(mut self) -> Result<Self, Error> {
-        let Plan { socket, bind, options, .. } = self.plan;
+        let BuilderSettings { socket, bind, options, .. } = self.settings;
         let socket = Source::Bound(socket.bind(&bind, &options)?);
         let (bind, options) = (BindOptions::default(), Vec::new());
-        self.plan = Plan { socket, bind, options, ..self.plan };
+        self.settings = BuilderSettings { socket, bind, options, ..self.settings };
         Ok(self)
     }
 
@@ -260,7 +261,7 @@ impl<F, D, K> Builder<F, D, K> {
     }
 
     fn bound(&self) -> Option<&Bound> {
-        match &self.plan.socket {
+        match &self.settings.socket {
             Source::Bound(bound) => Some(bound),
             Source::Planned(..) => None,
         }
@@ -270,25 +271,26 @@ impl<F, D, K> Builder<F, D, K> {
     /// `request_queue_size`. By default as many as the system allows (`net.core.somaxconn`).
     #[doc(alias = "backlog")]
     pub fn request_queue_size(mut self, connections: u16) -> Self {
-        self.plan.backlog = connections.into();
+        self.settings.backlog = connections.into();
         self
     }
 
-    /// The action plan for hooks of type `L`.
+    /// What a run of the server does at which time for hooks of type `L`.
     pub(super) fn action_plan<L: Hooks + 'static>(&self) -> ActionPlan {
-        ActionPlan::of::<L>(self.plan.poll_interval)
+        ActionPlan::of::<L>(self.settings.poll_interval)
     }
 
     /// The settings without the hooks.
-    pub(super) fn without_hooks(self) -> (Plan, F, D) {
-        (self.plan, self.framing, self.mode)
+    pub(super) fn without_hooks(self) -> (BuilderSettings, F, D) {
+        (self.settings, self.framing, self.mode)
     }
 
     /// Sets the water marks of a connection's write buffer, in bytes. At `high` bytes or more the
     /// connection's input is no longer read (back-pressure); at `low` bytes or fewer it is read
     /// again. By default 64 KiB and 16 KiB.
     ///
-    /// The write buffer holds at most `high` bytes and what the handler sends for one message. The
+    /// The write buffer holds at most `high` bytes and what the handler sends for one message; a
+    /// handler that asks for [`Context::room`](crate::Context::room) sends no more than `high`. The
     /// send queue of its [`Sender`](crate::Sender)s is separate, see
     /// [`sender_limit`](Builder::sender_limit). Values above 4 GiB count as 4 GiB.
     ///
@@ -297,7 +299,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// If `high` is 0 or `low` is not below `high`.
     pub fn write_watermarks(mut self, high: usize, low: usize) -> Self {
         assert!(low < high, "the low mark is below the high one");
-        self.plan.water_marks = Some(WaterMarks::new(high, low));
+        self.settings.water_marks = Some(WaterMarks::new(high, low));
         self
     }
 
@@ -309,9 +311,10 @@ impl<F, D, K> Builder<F, D, K> {
     /// separate from the write buffer: its messages move into the write buffer as far as the high
     /// mark of [`write_watermarks`](Builder::write_watermarks) allows. So messages stay in the
     /// queue if they come faster than the connection's loop or thread takes them, or if the peer
-    /// reads slowly. Events are bounded by their number, see [`Sender::post`](crate::Sender::post).
+    /// reads slowly. [`Sender::send`](crate::Sender::send) says when to raise the limit. Events are
+    /// bounded by their number, see [`Sender::post`](crate::Sender::post).
     pub fn sender_limit(mut self, bytes: usize) -> Self {
-        self.plan.sender_limit = SenderLimit::new(bytes);
+        self.settings.sender_limit = SenderLimit::new(bytes);
         self
     }
 
@@ -319,7 +322,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// [`Hooks::wants_service_actions`] returns true; 0.5 s by default. Without such a hook the
     /// event loop does not poll.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.plan.poll_interval = interval;
+        self.settings.poll_interval = interval;
         self
     }
 
@@ -327,17 +330,17 @@ impl<F, D, K> Builder<F, D, K> {
     /// datagram is truncated, see [`Context::is_truncated`](crate::Context::is_truncated). By
     /// default 64 KiB for UDP, in which any UDP datagram fits, and 256 KiB for a Unix socket.
     pub fn max_packet_size(mut self, bytes: usize) -> Self {
-        self.plan.max_packet_size = Some(bytes.max(1));
+        self.settings.max_packet_size = Some(bytes.max(1));
         self
     }
 
     /// Makes the service and binds its socket. `make` makes a new handler for each request, on the
-    /// event loop's thread.
+    /// event loop's thread; under `forking`, in the child.
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`] when the address cannot be bound, [`Error::Mode`] when the mode cannot be
-    /// used as asked.
+    /// [`Error::Bind`] when the address cannot be bound, [`Error::Option`] when an option has no
+    /// meaning for the transport or the system does not set it.
     pub fn service<H>(
         self,
         make: impl FnMut(&Accepted<'_>) -> H + Send + 'static,
@@ -348,10 +351,10 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        let Builder { plan, framing, mode, hooks } = self;
+        let Builder { settings, framing, mode, hooks } = self;
         let (framing, mut make) = (CatchDrop::new(framing), make);
         let make = move |accepted: &Accepted<'_>| (F::clone(&framing), make(accepted));
-        finish(plan, mode, hooks, SharedFactory(make.into()))
+        finish(settings, mode, hooks, SharedFactory(make.into()))
     }
 
     /// As [`service`](Builder::service), for handlers that share state of one thread: `start` runs
@@ -390,13 +393,13 @@ impl<F, D, K> Builder<F, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        let Builder { plan, framing, mode, hooks } = self;
+        let Builder { settings, framing, mode, hooks } = self;
         let (framing, mut start) = (CatchDrop::new(framing), start);
         let start = move || {
             let (framing, mut make) = (CatchDrop::new(F::clone(&framing)), start());
             move |accepted: &Accepted<'_>| (F::clone(&framing), make(accepted))
         };
-        finish(plan, mode, hooks, PerRunFactory(start.into()))
+        finish(settings, mode, hooks, PerRunFactory(start.into()))
     }
 
     /// A server of this one service: [`service`](Builder::service) and [`Server::add`] in one.
@@ -442,7 +445,8 @@ impl<F, D, K> Builder<F, D, K> {
     ///
     /// # Errors
     ///
-    /// As for [`service`](Builder::service).
+    /// As for [`service`](Builder::service), and [`Error::Option`] for
+    /// [`write_watermarks`](Builder::write_watermarks), since such a handler has no write buffer.
     pub fn service_blocking<R>(
         self,
         make: impl FnMut(&Accepted<'_>) -> R + Send + 'static,
@@ -452,20 +456,20 @@ impl<F, D, K> Builder<F, D, K> {
         D: RequestMode<R>,
         K: Hooks + Send + 'static,
     {
-        let Builder { plan, mode, hooks, .. } = self;
-        if plan.water_marks.is_some() {
+        let Builder { settings, mode, hooks, .. } = self;
+        if settings.water_marks.is_some() {
             return Err(Error::Option {
                 option: "write_watermarks",
-                address: plan.socket.url(),
+                address: settings.socket.url(),
                 source: io::Error::new(
                     io::ErrorKind::InvalidInput,
                     "a RequestHandler has no write buffer: it waits until its output is sent",
                 ),
             });
         }
-        let limits = plan.limits();
+        let limits = settings.limits();
         let config = ServiceConfig { start: Box::new(SharedFactory(make.into())), limits };
-        bound(plan, hooks, || mode.build_requests(config))
+        bound(settings, hooks, || mode.build_requests(config))
     }
 
     /// A server of this one service: [`service_blocking`](Builder::service_blocking) and
@@ -523,8 +527,8 @@ impl<D, K> Builder<Raw, D, K> {
         D: HandlerMode<H>,
         K: Hooks + Send + 'static,
     {
-        let Builder { plan, mode, hooks, .. } = self;
-        finish(plan, mode, hooks, SharedFactory(make.into()))
+        let Builder { settings, mode, hooks, .. } = self;
+        finish(settings, mode, hooks, SharedFactory(make.into()))
     }
 
     /// A server of this one service: [`service_with`](Builder::service_with) and [`Server::add`] in one.
@@ -547,7 +551,7 @@ impl<D, K> Builder<Raw, D, K> {
 }
 
 pub(super) fn finish<F, H, D, K>(
-    plan: Plan,
+    settings: BuilderSettings,
     mode: D,
     hooks: K,
     start: impl MakeFactory<(F, H)> + 'static,
@@ -558,19 +562,23 @@ where
     D: HandlerMode<H>,
     K: Hooks + Send + 'static,
 {
-    let config = ServiceConfig { start: Box::new(start), limits: plan.limits() };
-    bound(plan, hooks, || mode.build(config))
+    let config = ServiceConfig { start: Box::new(start), limits: settings.limits() };
+    bound(settings, hooks, || mode.build(config))
 }
 
 /// Binds the socket, then makes the rest of the service.
-fn bound<K>(plan: Plan, hooks: K, build: impl FnOnce() -> ServiceRunner) -> Result<Service, Error>
+fn bound<K>(
+    settings: BuilderSettings,
+    hooks: K,
+    build: impl FnOnce() -> ServiceRunner,
+) -> Result<Service, Error>
 where
     K: Hooks + Send + 'static,
 {
-    let mut bound = plan.socket.bind(&plan.bind, &plan.options)?;
-    bound.activate(plan.backlog)?;
+    let mut bound = settings.socket.bind(&settings.bind, &settings.options)?;
+    bound.activate(settings.backlog)?;
     let ServiceRunner(runner) = build();
-    let most = plan.max_packet_size.unwrap_or(match *bound.address {
+    let most = settings.max_packet_size.unwrap_or(match *bound.address {
         Address::UnixDatagram(_) => UNIX_PACKET_SIZE,
         _ => UDP_PACKET_SIZE,
     });
@@ -579,7 +587,7 @@ where
         reply_socket: Arc::new(ReplySocket::new(socket, address)),
         runner,
         hooks: CatchDrop::new(Box::new(hooks)),
-        action_plan: ActionPlan::of::<K>(plan.poll_interval),
+        action_plan: ActionPlan::of::<K>(settings.poll_interval),
         batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
         bound,
         handed: VecDeque::new(),

@@ -7,7 +7,7 @@ use std::ops::DerefMut;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crate::address::{Origin, Peer};
+use crate::address::{LogPeer, Peer};
 use crate::connection_id::ConnectionId;
 use crate::error::CloseReason;
 use crate::event_loop::{ListenerHooks, LoopCx};
@@ -23,7 +23,8 @@ thread_local! {
 
 /// The hooks of one listener: each method is Python's method of the same name.
 ///
-/// Hooks run on the event loop's thread under every mode. A panic in a hook is caught, counted and
+/// Hooks run on the event loop's thread under every mode, except
+/// [`handle_error`](Hooks::handle_error) under `forking`. A panic in a hook is caught, counted and
 /// logged. A hook that refuses or panics ends its own request and nothing else.
 pub trait Hooks {
     /// Returns whether this peer's request is served; called before anything is read. If not, its
@@ -54,7 +55,7 @@ pub trait Hooks {
     /// [`Server::handle_request`](crate::Server::handle_request). Under `forking` it is called in
     /// the child.
     fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
-        let origin = Origin { id: FAULTY.get(), peer: peer.clone() };
+        let origin = LogPeer { id: FAULTY.get(), peer: peer.clone() };
         log::error!("{origin}: {reason}");
     }
 
@@ -183,7 +184,7 @@ impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
         {
             Some(Ok(())) => true,
             Some(Err(error)) => {
-                let origin = Origin { id: Some(id), peer: peer.clone() };
+                let origin = LogPeer { id: Some(id), peer: peer.clone() };
                 log::warn!("{origin} is not served: {error}");
                 false
             }
@@ -197,7 +198,7 @@ impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
             .unwrap_or(false)
     }
 
-    fn fault(&mut self, origin: &Origin, reason: &CloseReason, cx: &mut LoopCx) {
+    fn fault(&mut self, origin: &LogPeer, reason: &CloseReason, cx: &mut LoopCx) {
         FAULTY.set(origin.id);
         let hook = || self.hooks.handle_error(&origin.peer, reason);
         guard("handle_error", &mut cx.scratch.tally.panics, hook);

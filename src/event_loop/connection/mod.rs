@@ -333,7 +333,7 @@ impl<T: ConversationSlot> Connection<T> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return ConversationEvent::StopIfIdle;
                 }
-                // It is gone, and is told nothing but that.
+                // The connection has failed: only `on_close` is called.
                 Err(error) => self.on_read_error(error),
             }
         }

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
 use super::OffloadWorkers;
-use crate::address::Origin;
+use crate::address::LogPeer;
 use crate::conversation::{
-    Conversation, ConversationCore, DatagramCx, Driver, Framing, Handler, PeekedFrame, Scratch,
+    Conversation, ConversationCore, DatagramDriver, Driver, Framing, Handler, PeekedFrame, Scratch,
     StepCx, serve_datagram,
 };
 use crate::counters::Tally;
@@ -332,16 +332,16 @@ impl<H: Handler, F: Framing> ConversationJob<H, F> {
     /// Calls `on_close`, drops the handler and the framing, and leaves what the loop needs to send the
     /// output.
     fn notify_close(&mut self) {
-        let Some(mut place) = self.conversation.take() else { return };
-        let core = match *place {
+        let Some(mut boxed) = self.conversation.take() else { return };
+        let core = match *boxed {
             OffloadConversation::Open(mut conversation) => {
                 conversation.notify_close(&mut self.scratch.tally);
                 Box::new(conversation.into_core())
             }
             OffloadConversation::Closed(core) => core,
         };
-        *place = OffloadConversation::Closed(core);
-        self.conversation = Some(place);
+        *boxed = OffloadConversation::Closed(core);
+        self.conversation = Some(boxed);
     }
 
     /// Closes the conversation for good: the loop finds in its mailbox how it has ended.
@@ -351,7 +351,7 @@ impl<H: Handler, F: Framing> ConversationJob<H, F> {
         tally.panics += guard::take_caught();
         let Some(mut conversation) = self.conversation.take() else { return };
         let core = conversation.core_mut();
-        let origin = Origin { id: core.id(), peer: core.peer().clone() };
+        let origin = LogPeer { id: core.id(), peer: core.peer().clone() };
         let reason = core.take_close_reason();
         let ended = Ended { service: self.service, origin, reason, tally };
         self.entry.mailbox().post(Notification::Ended(Box::new(ended)));
@@ -436,10 +436,10 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
     /// Takes it back from a worker. Returns where its replies go, and the bytes that the output in `cx`
     /// refers to.
     pub(super) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
-        let mut lent = *work.into_any().downcast::<Self>().ok()?;
-        cx.scratch.take_over(&mut lent.scratch);
-        let Datagram { bytes, peer, from, .. } = lent.datagram;
-        if let Some(reason) = lent.reason {
+        let mut job = *work.into_any().downcast::<Self>().ok()?;
+        cx.scratch.take_over(&mut job.scratch);
+        let Datagram { bytes, peer, from, .. } = job.datagram;
+        if let Some(reason) = job.reason {
             cx.end(None, &peer, reason);
         }
         Some((from, bytes))
@@ -451,7 +451,7 @@ impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
         let Some(handler) = self.handler.take() else { return true };
         let Datagram { bytes, peer, id, from, truncated, .. } = &self.datagram;
         let (reply_socket, stop) = (&*self.reply_socket, &self.stop);
-        let driver = DatagramCx { reply_socket, from, stop };
+        let driver = DatagramDriver { reply_socket, from, stop };
         let mut step_cx = self.scratch.step_cx(&driver, usize::MAX);
         self.reason =
             Some(serve_datagram(handler, peer.clone(), *id, bytes, *truncated, &mut step_cx));

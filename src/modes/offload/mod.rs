@@ -102,7 +102,7 @@ where
         let make = self.config.start.start(run_cx)?;
         let reply_socket = run_cx.listener_handle.reply_socket.clone();
         let workers = &self.workers;
-        Ok(Box::new(OffloadDatagramDispatcher { make, workers, reply_socket, lent: 0 }))
+        Ok(Box::new(OffloadDatagramDispatcher { make, workers, reply_socket, datagram_jobs: 0 }))
     }
 
     fn requirements(&self) -> Requirements {
@@ -147,26 +147,26 @@ where
 }
 
 /// How many datagrams may be with workers or wait for one; more wait in the kernel.
-const LENT_DATAGRAMS: usize = 1024;
+const MAX_DATAGRAM_JOBS: usize = 1024;
 
 struct OffloadDatagramDispatcher<'a, H, F> {
     make: HandlerFactory<'a, (F, H)>,
     workers: &'a Arc<OffloadWorkers>,
     reply_socket: Arc<ReplySocket>,
-    lent: usize,
+    datagram_jobs: usize,
 }
 
 impl<H, F> Dispatcher for OffloadDatagramDispatcher<'_, H, F> {
     fn jobs_with_workers(&self) -> usize {
-        self.lent
+        self.datagram_jobs
     }
 
     fn has_room(&mut self) -> bool {
-        self.lent < LENT_DATAGRAMS
+        self.datagram_jobs < MAX_DATAGRAM_JOBS
     }
 
     fn burst(&self) -> usize {
-        LENT_DATAGRAMS.saturating_sub(self.lent).max(1)
+        MAX_DATAGRAM_JOBS.saturating_sub(self.datagram_jobs).max(1)
     }
 
     fn wants_turn_end(&self) -> bool {
@@ -178,7 +178,7 @@ impl<H, F> Dispatcher for OffloadDatagramDispatcher<'_, H, F> {
     }
 
     fn in_flight(&self) -> usize {
-        self.lent
+        self.datagram_jobs
     }
 }
 
@@ -188,7 +188,7 @@ impl<H: Handler + Send + 'static, F> DatagramDispatcher for OffloadDatagramDispa
         let Some((framing, handler)) = make_handler(&mut self.make, &accepted, cx) else { return };
         drop(CatchDrop::new(framing));
         let (handler, id) = (handler.into(), accepted.known_id());
-        self.lent += 1;
+        self.datagram_jobs += 1;
         let datagram = Datagram::new(bytes, peer, id, received);
         let EntryRef { stop, token, .. } = &cx.call.entry;
         let reply_socket = self.reply_socket.clone();
@@ -197,7 +197,7 @@ impl<H: Handler + Send + 'static, F> DatagramDispatcher for OffloadDatagramDispa
     }
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
-        self.lent -= 1;
+        self.datagram_jobs -= 1;
         DatagramJob::<H>::take_back(work, cx)
     }
 }

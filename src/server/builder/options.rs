@@ -12,12 +12,13 @@ use crate::transport::{Interface, SocketOption};
 /// when the service is made. So is an option of the binding if the socket is bound already. Only
 /// [`nodelay`](Builder::nodelay), [`dual_stack`](Builder::dual_stack),
 /// [`reuse_address`](Builder::reuse_address), [`request_queue_size`](Builder::request_queue_size),
-/// [`max_packet_size`](Builder::max_packet_size), [`framing`](Builder::framing) and
-/// [`write_watermarks`](Builder::write_watermarks) are ignored where they have no meaning, so that
-/// one chain of calls works for any [`Endpoint`](crate::Endpoint) that is chosen at run time.
+/// [`max_packet_size`](Builder::max_packet_size), [`framing`](Builder::framing),
+/// [`write_watermarks`](Builder::write_watermarks) and [`sender_limit`](Builder::sender_limit) are
+/// ignored for transports where they have no meaning, so that one chain of calls works for any
+/// [`Endpoint`](crate::Endpoint) that is chosen at run time.
 impl<F, D, K> Builder<F, D, K> {
     fn option(mut self, option: SocketOption) -> Self {
-        self.plan.options.push(option);
+        self.settings.options.push(option);
         self
     }
 
@@ -28,7 +29,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// [socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html).
     #[doc(alias = "allow_reuse_address")]
     pub fn reuse_address(mut self, reuse: bool) -> Self {
-        self.plan.bind.reuse_address = Some(reuse);
+        self.settings.bind.reuse_address = Some(reuse);
         self
     }
 
@@ -36,14 +37,14 @@ impl<F, D, K> Builder<F, D, K> {
     /// distributes requests among them. Off by default. For TCP and UDP.
     #[doc(alias = "allow_reuse_port")]
     pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.plan.bind.reuse_port = reuse;
+        self.settings.bind.reuse_port = reuse;
         self
     }
 
     /// Lets an IPv6 listener accept IPv4 clients too; their addresses are shown as IPv4. Off by
     /// default.
     pub fn dual_stack(mut self, dual: bool) -> Self {
-        self.plan.bind.dual_stack = dual;
+        self.settings.bind.dual_stack = dual;
         self
     }
 
@@ -83,7 +84,7 @@ impl<F, D, K> Builder<F, D, K> {
     /// Sets the permissions of a Unix socket's file, for example `0o660`, before any client can
     /// connect.
     pub fn unix_mode(mut self, mode: u32) -> Self {
-        self.plan.bind.unix_mode = Some(mode);
+        self.settings.bind.unix_mode = Some(mode);
         self
     }
 
