@@ -33,6 +33,10 @@ pub(crate) trait Job: Send {
     /// Runs the job; the handler in it may block. Returns whether the job is posted back to the
     /// loop. Never panics.
     fn run(&mut self) -> bool;
+    /// What the worker is to do after it has posted the job back, if anything.
+    fn take_follow_up(&mut self) -> Option<Box<dyn FnOnce()>> {
+        None
+    }
     /// The connection is gone: calls the handler's `on_close`, and the job is not posted back.
     /// Never panics.
     fn abandoned(&mut self);

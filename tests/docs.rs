@@ -1,6 +1,6 @@
 //! The guides for Python users: every row links tests that exist, every name of Python's module has
-//! a row, and both languages have the same rows and programs. The page on attacks: every test that
-//! it names exists.
+//! a row, and both languages have the same rows and programs. The pages on attacks and on events:
+//! every test that they name exists, and every event and every effect has a row.
 
 use std::fs;
 use std::path::Path;
@@ -127,10 +127,29 @@ fn the_readme_links_both_pages() {
     }
 }
 
-/// The tests that a row of `docs/attacks.md` names, as file and function.
+/// The tests that the last cell of a row names, as file and function.
 fn tests_of<'a>(row: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let names = row.last().map(|cell| code(cell)).unwrap_or_default();
     names.iter().filter_map(|name| name.split_once("::")).collect()
+}
+
+/// Each row names a test, and each test that it names exists.
+fn expect_tests(row: &[&str]) {
+    let tests = tests_of(row);
+    assert!(!tests.is_empty(), "no `file::test_name`: {row:?}");
+    for (file, name) in tests {
+        // A name may contain modules; the last part is the function.
+        let function = name.rsplit("::").next().unwrap();
+        assert!(text_of(file).contains(&format!("fn {function}(")), "{file}::{name}: {row:?}");
+    }
+}
+
+/// The text of a test file, with that of the folder beside it. A unit test may be in any file of `src`.
+fn text_of(file: &str) -> String {
+    if file == "lib" {
+        return sources("src");
+    }
+    read(&format!("tests/{file}.rs")) + &sources(&format!("tests/{file}"))
 }
 
 #[test]
@@ -141,33 +160,39 @@ fn every_attack_names_a_test_that_exists() {
     assert!(!rows.is_empty(), "the page has no table");
     for row in rows {
         assert_eq!(row.len(), 3, "{row:?}");
-        let tests = tests_of(row);
-        assert!(!tests.is_empty(), "no `file::test_name`: {row:?}");
-        for (file, name) in tests {
-            // A unit test may be in any file of `src`.
-            if file == "lib" {
-                assert!(sources().contains(&format!("fn {name}(")), "{name}: {row:?}");
-                continue;
-            }
-            let path = format!("tests/{file}.rs");
-            assert!(exists(&path), "{path}: {row:?}");
-            // A name may contain modules; the last part is the function.
-            let function = name.rsplit("::").next().unwrap();
-            assert!(read(&path).contains(&format!("fn {function}(")), "{file}::{name}: {row:?}");
-        }
+        expect_tests(row);
     }
 }
 
-fn exists(path: &str) -> bool {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path).is_file()
+/// The methods that a source file has, as far as their declarations begin so.
+fn methods(path: &str, begin: &str) -> Vec<String> {
+    let source = read(path);
+    let names = source.lines().filter_map(|line| line.strip_prefix(begin));
+    names.map(|rest| rest.split(['(', '<']).next().unwrap().to_owned()).collect()
 }
 
-/// The text of all source files of the library.
-fn sources() -> String {
-    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+#[test]
+fn every_event_and_effect_has_a_row_and_every_row_a_test_that_exists() {
+    let page = read("docs/events.md");
+    let (_, tables) = page.split_once("## Events").expect("the tables of events and effects");
+    let headings = ["event", "effect", "rule", "a thread that"];
+    let rows: Vec<_> = rows(tables).into_iter().filter(|row| !headings.contains(&row[0])).collect();
+    rows.iter().for_each(|row| expect_tests(row));
+    let named: Vec<_> = rows.iter().flat_map(|row| code(row[0])).collect();
+    let events = methods("src/conversation/handler.rs", "    fn on_");
+    let events = events.into_iter().map(|event| format!("on_{event}"));
+    let effects = methods("src/conversation/context.rs", "    pub fn ");
+    for name in events.chain(effects) {
+        assert!(named.contains(&&name[..]), "{name}");
+    }
+}
+
+/// The text of all source files in a directory and those in it, if it exists.
+fn sources(path: &str) -> String {
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(path)];
     let mut sources = String::new();
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);

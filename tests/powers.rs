@@ -6,12 +6,18 @@
 //! `cargo test --test powers -- tcp::reactor` runs a part of the tests; with `--full` the long streams have
 //! 1 GiB. The table in docs/events.md names the test that holds each row.
 
+#[path = "powers/faults.rs"]
+mod faults;
 #[path = "powers/framings.rs"]
 mod framings;
 #[path = "powers/heap.rs"]
 mod heap;
+#[path = "powers/output.rs"]
+mod output;
 #[path = "powers/pausing.rs"]
 mod pausing;
+#[path = "powers/posting.rs"]
+mod posting;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/runner.rs"]
@@ -58,14 +64,25 @@ const SERVICES: &[(&str, MakeService)] = &[
     ("at_the_end", framings::at_the_end),
     ("pausing", pausing::service),
     ("goodbye", stopping::service),
+    ("finishing", output::finishing),
+    ("mixing", output::mixing),
+    ("everywhere", output::everywhere),
+    ("posting", posting::service),
+    ("faults", faults::service),
     ("paused_at_open", pausing::paused_at_open),
+    ("default_end", pausing::default_end),
 ];
 
 fn all_powers() -> Vec<Power> {
-    [streams::powers(), timers::powers(), framings::powers(), pausing::powers(), stopping::powers()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let mut powers = streams::powers();
+    powers.extend(timers::powers());
+    powers.extend(framings::powers());
+    powers.extend(pausing::powers());
+    powers.extend(stopping::powers());
+    powers.extend(output::powers());
+    powers.extend(posting::powers());
+    powers.extend(faults::powers());
+    powers
 }
 
 fn main() -> ExitCode {

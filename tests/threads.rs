@@ -464,7 +464,11 @@ fn stop_and_expect(mut server: Process, counted: &str) {
     server.expect_success();
     assert_eq!(server.rest(), [counted]);
     let errors = server.errors();
-    assert_eq!(errors.matches("can be started").count(), 1, "logged once per period: {errors}");
+    assert_eq!(
+        errors.matches("cannot start another").count(),
+        1,
+        "logged once per period: {errors}"
+    );
 }
 
 fn threading_rejects_requests_when_no_thread_can_be_started() {

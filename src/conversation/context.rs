@@ -336,7 +336,7 @@ impl Context<'_> {
     ///
     /// No effect for a datagram.
     pub fn finish_output(&mut self) {
-        if self.state.output_end == OutputEnd::Open {
+        if self.state.output_end == OutputEnd::Open && !self.state.datagram {
             self.state.output_end = OutputEnd::Requested;
             self.state.needs_slow_path = true;
         }

@@ -11,6 +11,9 @@ use crate::sender::Event;
 /// every mode and over every transport. On the reactor it should not block; under the other modes
 /// it may. For Python's blocking style, see [`RequestHandler`](crate::RequestHandler).
 ///
+/// What each event and each effect does in each mode, and in which order, is listed in
+/// `docs/events.md` of the repository.
+///
 /// Only [`on_message`](Handler::on_message) has to be written. The request of a datagram is
 /// [`on_open`](Handler::on_open), one message and [`on_close`](Handler::on_close).
 ///

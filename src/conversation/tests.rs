@@ -1535,6 +1535,29 @@ fn asking_for_a_sender_or_a_timeout_of_a_datagram_is_a_typed_error() {
 }
 
 #[test]
+fn the_effects_of_a_stream_change_nothing_for_a_datagram() {
+    let (sent, reason, calls) = datagram(b"x", false, |call: &Call, cx: &mut Context<'_>| {
+        if matches!(call, Call::Close(_)) {
+            return Ok(());
+        }
+        assert_eq!(cx.room(), usize::MAX);
+        assert_eq!(cx.set_timer(cx.now()), Err(UnsupportedError::DatagramTimeout));
+        assert!(cx.framing::<Raw>().is_none());
+        cx.pause_input();
+        cx.finish_output();
+        cx.send(b"reply")?;
+        if matches!(call, Call::Message(_)) {
+            cx.close();
+            cx.send(b"dropped")?;
+        }
+        Ok(())
+    });
+    assert_eq!(sent, [b"reply", b"reply"]);
+    assert!(matches!(*reason, CloseReason::Handler), "{reason:?}");
+    assert_eq!(calls.len(), 3);
+}
+
+#[test]
 fn a_fault_in_the_handler_of_a_datagram_is_reported_and_earlier_replies_are_sent() {
     let (sent, reason, calls) = datagram(b"x", false, |call: &Call, cx: &mut Context<'_>| {
         if matches!(call, Call::Message(_)) {

@@ -260,6 +260,8 @@ impl<'a> EventLoop<'a> {
 
     /// Begins to stop: the loop accepts nothing more, and idle connections end.
     pub(crate) fn stop(&mut self) {
+        // A job that a worker has posted back by now does not keep its connection from being idle.
+        self.serve_notifications();
         self.cx.run.stopping = true;
         self.cx.set_now(Instant::now());
         let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();

@@ -176,7 +176,7 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
         let waits = self.config.waits && queue.threads > 0;
         if let Some(times) = queue.log_limiter.record(Instant::now()) {
             log::warn!(
-                "cannot start another {} thread beside the existing {} ({times} times so far), {}: {error}",
+                "cannot start another thread ({}) beside the existing {} ({times} times so far), {}: {error}",
                 self.config.name,
                 queue.threads,
                 if waits { "so jobs wait for them" } else { "so requests are rejected" },

@@ -14,7 +14,7 @@ use socketserver::{CloseReason, Context, Event, Handler, HandlerResult, Lines, S
 
 use super::heap::Heap;
 use super::process;
-use super::server::{Cell, Setup, print_line, violation};
+use super::server::{Cell, Setup, Transport, print_line, violation};
 use super::{Power, powers};
 
 /// How often a handler looks whether the test has created a file.
@@ -115,6 +115,19 @@ impl Handler for Pausing {
                 cx.pause_input();
                 cx.send(b"held")
             }
+            ("close" | "abort", _) => {
+                self.pause(cx);
+                let (sender, aborts) = (cx.sender()?, text == "abort");
+                thread::spawn(move || {
+                    sender.send(b"from the sender").unwrap();
+                    if aborts { sender.abort() } else { sender.close() }
+                });
+                Ok(())
+            }
+            ("idle", _) => {
+                self.pause(cx);
+                Ok(cx.set_idle_timeout(Duration::from_millis(30))?)
+            }
             ("flip", reply) => {
                 cx.pause_input();
                 cx.resume_input();
@@ -143,6 +156,11 @@ impl Handler for Pausing {
     fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
         let reply = event.downcast::<Reply>().map_err(|_| "another event")?;
         self.reply(&reply.0, cx)
+    }
+
+    fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        cx.set_idle_timeout(None)?;
+        self.reply(b"idle", cx)
     }
 
     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
@@ -224,17 +242,21 @@ fn the_end_of_a_paused_peer_waits_for_the_input_that_precedes_it(cell: &Cell) {
     server.stop_quietly();
 }
 
-/// Also where input is left that keeps its end from being noticed.
+/// Also if input is left, behind which an end in order would wait.
 fn a_paused_peer_that_resets_is_noticed(cell: &Cell) {
     let mut server = cell.start("pausing");
     for sent in ["hold never\n", "hold never\nleft\n", "hold never\nin pa"] {
         let mut client = server.connect();
         client.send(sent).expect("held\n");
         client.reset();
+        if cell.transport == Transport::Tcp {
+            server.expect_line("disconnected");
+            continue;
+        }
+        // A Unix socket has no reset: it ends in order, in both directions.
         let line = server.line();
-        // A Unix socket has no reset: it is an end of the peer, in both directions.
-        let is_end = cell.transport == super::server::Transport::Unix && line == "end of input";
-        assert!(line == "disconnected" || is_end, "{line}");
+        assert!(["disconnected", "end of input"].contains(&&line[..]), "{line}");
+        break;
     }
     server.stop_quietly();
 }
@@ -260,6 +282,28 @@ fn a_paused_connection_is_closed_when_its_last_sender_is_dropped(cell: &Cell) {
     server.create_file("release");
     client.expect_end();
     server.expect_line("closed by the handler");
+    server.stop_quietly();
+}
+
+fn a_sender_closes_and_aborts_a_paused_connection(cell: &Cell) {
+    if !cell.has_senders() {
+        return;
+    }
+    let mut server = cell.start("pausing");
+    let mut client = server.connect();
+    client.send("close\nnot delivered\n").expect("from the sender\n").expect_end();
+    server.expect_line("closed by the handler");
+    let mut client = server.connect();
+    client.send("abort\nnot delivered\n").expect_gone();
+    server.expect_line("closed by the handler");
+    server.stop_quietly();
+}
+
+fn a_paused_connection_can_be_resumed_by_its_idle_timeout(cell: &Cell) {
+    let mut server = cell.start("pausing");
+    let mut client = server.connect();
+    client.send("idle\nflip next\n").expect("idle\nnext\n").end().expect("end\n").expect_end();
+    server.expect_line("end of input");
     server.stop_quietly();
 }
 
@@ -335,6 +379,41 @@ impl Handler for PausedAtOpen {
     }
 }
 
+/// Replies from a timer, and does not override `on_eof`.
+#[derive(Default)]
+struct DefaultEnd {
+    request: Vec<u8>,
+}
+
+impl Handler for DefaultEnd {
+    fn on_message(&mut self, line: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        self.request = line.to_vec();
+        cx.pause_input();
+        Ok(cx.set_timer(cx.now() + LOOK)?)
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        cx.resume_input();
+        cx.send(&self.request)
+    }
+
+    fn on_close(&mut self, reason: &CloseReason) {
+        print_line(reason);
+    }
+}
+
+pub fn default_end(setup: Setup) -> Service {
+    setup.serve(|_| (Lines::default(), DefaultEnd::default()))
+}
+
+fn the_last_reply_of_a_paused_connection_is_sent_after_the_end_of_its_peer(cell: &Cell) {
+    let mut server = cell.start("default_end");
+    let mut client = server.connect();
+    client.send("one\ntwo\nthree\n").end().expect("one\ntwo\nthree\n").expect_end();
+    server.expect_line("end of input");
+    server.stop_quietly();
+}
+
 pub fn paused_at_open(setup: Setup) -> Service {
     setup.serve(|directory| {
         let release = directory.join("release");
@@ -374,8 +453,11 @@ pub fn powers() -> Vec<Power> {
         a_paused_peer_that_resets_is_noticed,
         a_paused_connection_that_nothing_can_resume_is_closed,
         a_paused_connection_is_closed_when_its_last_sender_is_dropped,
+        a_paused_connection_can_be_resumed_by_its_idle_timeout,
         a_paused_connection_is_not_read,
         input_that_is_paused_and_resumed_in_one_call_goes_on,
+        the_last_reply_of_a_paused_connection_is_sent_after_the_end_of_its_peer,
+        a_sender_closes_and_aborts_a_paused_connection,
         input_that_is_paused_in_on_open_waits,
         a_paused_peer_that_closes_leaves_nothing_behind,
     ]

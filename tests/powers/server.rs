@@ -51,11 +51,6 @@ impl Cell {
         !matches!(self.mode, Mode::Inline(_))
     }
 
-    /// Whether a handler that waits keeps all other connections waiting.
-    pub fn blocks_the_loop(&self) -> bool {
-        matches!(self.mode, Mode::Inline(_) | Mode::Reactor(_))
-    }
-
     /// Whether each connection has a process of its own.
     pub fn forks(&self) -> bool {
         matches!(self.mode, Mode::Forking(_))

@@ -57,11 +57,18 @@ impl Streaming {
 
 impl Handler for Streaming {
     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        if self.length > 0 {
+            print_line(format_args!("{} after {}", message.escape_ascii(), self.made));
+            return Ok(());
+        }
         let text = std::str::from_utf8(message)?;
-        let Some(length) = text.strip_prefix("stream ") else { return cx.send(message) };
+        let Some((name, length)) = text.split_once(' ') else { return cx.send(message) };
         pattern(0, 0); // its table does not count
         self.length = length.parse()?;
         self.heap = Heap::measure();
+        if name == "stream" {
+            cx.pause_input(); // `on_writable` is enough to keep the connection
+        }
         self.go_on(cx)
     }
 
@@ -138,10 +145,45 @@ fn a_long_stream_to_a_stalling_reader_is_whole_and_bounded_in_memory(cell: &Cell
     assert!(stalls >= 4);
 }
 
+/// The peer sends again when it has read half of what it gets.
+fn a_message_is_delivered_while_a_long_stream_is_made(cell: &Cell) {
+    let mut server = cell.start("streams");
+    let length: u64 = 32 << 20;
+    let mut client = server.connect();
+    client.send(format!("open-stream {length}"));
+    let (mut checker, mut buffer) = (Checker::default(), vec![0; 64 * 1024]);
+    while checker.at < length / 2 {
+        let count = client.socket.read(&mut buffer).unwrap();
+        checker.check(&buffer[..count]);
+    }
+    client.send("message");
+    checker.read_to_end(&mut client);
+    assert_eq!(checker.at, length);
+    assert!(server.number("message after") < length);
+    assert_eq!(server.number("made"), length);
+    server.stop();
+}
+
+/// Its end comes while its input is paused, and the handler does not override `on_eof`.
+fn a_long_stream_to_a_peer_that_has_ended_is_whole(cell: &Cell) {
+    let mut server = cell.start("streams");
+    let length = 16 << 20;
+    let mut client = server.connect();
+    client.send(format!("stream {length}")).end();
+    thread::sleep(Duration::from_millis(100)); // a slow reader
+    let mut checker = Checker::default();
+    checker.read_to_end(&mut client);
+    assert_eq!(checker.at, length);
+    assert_eq!(server.number("made"), length);
+    server.stop();
+}
+
 pub fn powers() -> Vec<Power> {
     powers![
         a_long_stream_to_a_fast_reader_is_whole_and_bounded_in_memory,
         a_long_stream_to_a_slow_reader_is_whole_and_bounded_in_memory,
         a_long_stream_to_a_stalling_reader_is_whole_and_bounded_in_memory,
+        a_long_stream_to_a_peer_that_has_ended_is_whole,
+        a_message_is_delivered_while_a_long_stream_is_made,
     ]
 }

@@ -28,6 +28,7 @@ struct Timed {
     came: u32,
     wanted: u32,
     always_due: bool,
+    after_the_end: bool,
 }
 
 impl Timed {
@@ -64,6 +65,10 @@ impl Handler for Timed {
                 cx.set_timer(None)?;
                 cx.send(b"off")
             }
+            _ if line == "after the end" => {
+                self.after_the_end = true;
+                cx.send(b"yes")
+            }
             _ if line == "count" => cx.send(self.came.to_string().as_bytes()),
             _ if line == "pause" => {
                 cx.pause_input();
@@ -92,6 +97,16 @@ impl Handler for Timed {
             return self.set(cx.now() + self.period, cx);
         }
         Ok(())
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        if !self.after_the_end {
+            cx.close();
+            return Ok(());
+        }
+        // No period follows, so that the connection closes after the last one.
+        (self.wanted, self.period) = (3, Duration::from_millis(10));
+        self.set(cx.now() + self.period, cx)
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
@@ -198,6 +213,14 @@ fn a_timer_does_not_put_off_the_idle_timeout(cell: &Cell) {
     let server = cell.start("timers");
     let mut client = server.connect();
     client.send("idle 100\n").expect("idle after 3 timers\n").expect_end();
+    server.stop_quietly();
+}
+
+fn a_timer_keeps_a_connection_whose_peer_has_ended(cell: &Cell) {
+    let server = cell.start("timers");
+    let mut client = server.connect();
+    client.send("after the end\n").end();
+    client.expect("yes\ntimer 1\ntimer 2\ntimer 3\n").expect_end();
     server.stop_quietly();
 }
 
@@ -345,6 +368,7 @@ pub fn powers() -> Vec<Power> {
         a_timer_that_is_set_again_and_again_comes_each_time,
         a_timer_can_be_taken_back_and_replaced,
         a_timer_does_not_put_off_the_idle_timeout,
+        a_timer_keeps_a_connection_whose_peer_has_ended,
         a_timer_that_is_always_due_lets_input_and_the_stop_through,
         a_timer_that_is_always_due_does_not_outlast_the_drain_deadline,
         a_timer_comes_while_the_peer_takes_no_output_and_finds_no_room_there,

@@ -116,7 +116,7 @@ struct ConversationJob<H, F> {
     room: usize,
     /// No output waits from before: what the job makes is all that a close waits for.
     may_close: bool,
-    /// The handler has asked for a stop of the server, which the loop does when it has the job back.
+    /// The handler has asked for a stop of the server, which begins after the job is posted back.
     stop_requested: bool,
     service: usize,
 }
@@ -284,9 +284,6 @@ where
         };
         cx.scratch.take_over(&mut job.scratch);
         self.conversation = job.conversation.take();
-        if job.stop_requested {
-            cx.call.entry.request_stop();
-        }
         self.target.keep(job);
     }
 
@@ -322,7 +319,7 @@ impl Driver for JobDriver<'_> {
         self.entry.now()
     }
 
-    /// The stop waits for the job: until then, the loop does not know whether the connection is idle.
+    /// The stop waits for the job: a connection that a worker has does not count as idle.
     fn request_stop(&self) {
         self.stop_requested.set(true);
     }
@@ -386,6 +383,11 @@ where
         }
         self.scratch.tally.panics += guard::take_caught();
         true
+    }
+
+    fn take_follow_up(&mut self) -> Option<Box<dyn FnOnce()>> {
+        let entry = self.stop_requested.then(|| self.entry.clone())?;
+        Some(Box::new(move || entry.request_stop()))
     }
 
     fn abandoned(&mut self) {

@@ -220,7 +220,11 @@ impl RunJob<QueuedJob> for RunOffloadJob {
     fn run(&self, job: QueuedJob) -> Option<Arc<Mailbox>> {
         let QueuedJob { mailbox, run, token, mut work } = job;
         if work.run() {
+            let follow_up = work.take_follow_up();
             mailbox.return_job(run, token, work);
+            if let Some(follow_up) = follow_up {
+                follow_up();
+            }
             return None;
         }
         abandon(work);
