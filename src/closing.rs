@@ -115,6 +115,8 @@ pub(crate) struct Linger {
     last_progress: Instant,
     /// Since when the peer has acknowledged all.
     settled: Option<Instant>,
+    /// When it ends in any case, if the server stops.
+    ends: Option<Instant>,
     /// When to check again, and the interval after that.
     next: Instant,
     pause: Duration,
@@ -147,6 +149,7 @@ impl Linger {
             held,
             last_progress: now,
             settled: (held == 0).then_some(now),
+            ends: None,
             next: now + if held == 0 { LINGER } else { FIRST_CHECK },
             pause: FIRST_CHECK,
         })
@@ -157,10 +160,11 @@ impl Linger {
         self.next
     }
 
-    /// Limits the rest of the time to [`LINGER`], as if the peer had acknowledged all output now.
+    /// Limits the rest of the time to [`LINGER`], and checks soon whether the peer has acknowledged all.
     pub(crate) fn shorten(&mut self, now: Instant) {
-        self.asks_kernel = false;
-        self.settle(now);
+        self.ends.get_or_insert(now + LINGER);
+        self.next = self.next.min(now + FIRST_CHECK);
+        self.pause = FIRST_CHECK;
     }
 
     fn settle(&mut self, now: Instant) {
@@ -193,6 +197,9 @@ impl Linger {
         if now < self.next {
             return false;
         }
+        if self.ends.is_some_and(|ends| now >= ends) {
+            return true;
+        }
         let held = if self.asks_kernel { sys::unsent(socket) } else { 0 };
         if held == 0 || self.settled.is_some() {
             if self.left == LINGER_BYTES {
@@ -205,7 +212,7 @@ impl Linger {
             self.held = held;
             self.last_progress = now;
         }
-        self.next = now + self.pause;
+        self.next = self.ends.map_or(now + self.pause, |ends| ends.min(now + self.pause));
         self.pause = (self.pause * 2).min(MAX_CHECK_INTERVAL);
         now >= self.last_progress + CLOSING_TIMEOUT
     }
@@ -233,6 +240,16 @@ mod tests {
         while socket.write(&[0; 64 << 10]).is_ok() {}
     }
 
+    /// Runs the checks of a close until it is complete; returns how long that takes.
+    fn checked(linger: &mut Linger, socket: &Socket, from: Instant) -> Duration {
+        let mut at = from;
+        while !linger.is_done(socket, at) {
+            assert!(linger.next() > at, "the next check is later");
+            at = linger.next();
+        }
+        at - from
+    }
+
     #[test]
     fn progress_is_made_only_if_the_peer_reads() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -255,12 +272,35 @@ mod tests {
         let mut linger =
             Linger::begin(&ours, &peer, &mut buffer, now).expect("the kernel holds output");
         assert!(!linger.drain(&ours, &mut buffer));
-        let mut at = now;
-        while !linger.is_done(&ours, at) {
-            assert!(linger.next() > at, "the next check is later");
-            at = linger.next();
+        let taken = checked(&mut linger, &ours, now);
+        assert!((CLOSING_TIMEOUT..2 * CLOSING_TIMEOUT).contains(&taken));
+    }
+
+    #[test]
+    fn a_stop_limits_the_time_of_a_close_whose_peer_reads_nothing() {
+        let (ours, theirs) = tcp();
+        let peer = Peer::Inet(theirs.local_addr().unwrap());
+        fill(&ours);
+        let now = Instant::now();
+        let mut linger = Linger::begin(&ours, &peer, &mut [0; 100], now).unwrap();
+        linger.shorten(now);
+        assert_eq!(checked(&mut linger, &ours, now), LINGER);
+    }
+
+    #[test]
+    fn a_close_whose_peer_reads_everything_after_the_stop_is_complete_at_the_next_check() {
+        let (ours, mut theirs) = tcp();
+        let peer = Peer::Inet(theirs.local_addr().unwrap());
+        fill(&ours);
+        let now = Instant::now();
+        let mut linger = Linger::begin(&ours, &peer, &mut [0; 100], now).unwrap();
+        linger.shorten(now);
+        theirs.read_to_end(&mut Vec::new()).unwrap();
+        while sys::unsent(&ours) > 0 {
+            assert!(now.elapsed() < CLOSING_TIMEOUT, "the kernel has the acknowledgement soon");
+            std::thread::yield_now();
         }
-        assert!((CLOSING_TIMEOUT..2 * CLOSING_TIMEOUT).contains(&(at - now)));
+        assert_eq!(checked(&mut linger, &ours, now), FIRST_CHECK);
     }
 
     #[test]
