@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -326,6 +326,16 @@ impl Drop for Client {
 }
 
 impl Client {
+    /// Reads once; a read that the continuation of a stopped process has interrupted is repeated.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.socket.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+
     /// Sends bytes, or a datagram.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
@@ -354,7 +364,7 @@ impl Client {
             let mut read = vec![0; expected.len()];
             let mut filled = 0;
             while filled < read.len() {
-                match self.socket.read(&mut read[filled..]) {
+                match self.read(&mut read[filled..]) {
                     Ok(0) => break,
                     Ok(count) => filled += count,
                     Err(error) => panic!("{error} after {:?}", text(&read[..filled])),
@@ -371,7 +381,7 @@ impl Client {
     #[track_caller]
     pub fn datagram(&mut self) -> Vec<u8> {
         let mut buffer = vec![0; 256 * 1024];
-        let count = self.socket.read(&mut buffer).unwrap();
+        let count = self.read(&mut buffer).unwrap();
         buffer.truncate(count);
         buffer
     }
@@ -381,7 +391,7 @@ impl Client {
     pub fn line(&mut self) -> String {
         let mut line = Vec::new();
         let mut byte = [0];
-        while !line.ends_with(b"\n") && self.socket.read(&mut byte).unwrap() > 0 {
+        while !line.ends_with(b"\n") && self.read(&mut byte).unwrap() > 0 {
             line.extend(byte);
         }
         text(&line)
