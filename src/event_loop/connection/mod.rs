@@ -145,7 +145,6 @@ impl<T: ConversationSlot> Connection<T> {
         cx: &mut LoopCx,
         read: impl FnOnce(&Socket, &mut [u8], &mut LoopCx) -> io::Result<usize>,
     ) -> bool {
-        cx.call.entry.limit = self.limits.sender;
         match read(&self.socket, buffer, cx) {
             Ok(count) if count > 0 => {
                 cx.read(count, buffer.len());
@@ -175,7 +174,6 @@ impl<T: ConversationSlot> Connection<T> {
     #[inline(never)]
     fn run_slow(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         cx.call.readiness.remove(Readiness::BULK);
-        cx.call.entry.limit = self.limits.sender;
         if self.is_lingering() {
             return self.linger(buffer, cx);
         }
@@ -387,6 +385,8 @@ impl<T: ConversationSlot> Connection<T> {
         fresh: &[u8],
         cx: &mut LoopCx,
     ) -> Settled {
+        // The entry of the call serves all connections: a sender that is made now has this limit.
+        cx.call.entry.limit = self.limits.sender;
         if !self.conversation.run(step, room, self.write_buffer.is_some(), cx) {
             return Settled::default();
         }

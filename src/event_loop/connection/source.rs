@@ -14,7 +14,6 @@ use crate::sys;
 
 impl<T: ConversationSlot> EventSource for Connection<T> {
     fn opened(&mut self, cx: &mut LoopCx) -> PostAction {
-        cx.call.entry.limit = self.limits.sender;
         if self
             .conversation
             .local_ref()
@@ -81,7 +80,6 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
-        cx.call.entry.limit = self.limits.sender;
         if conversation.is_timer_due(cx.turn.now) {
             self.last_work = Work::Timer;
             self.step_without_input(ConversationEvent::Timer, cx);
