@@ -67,7 +67,7 @@ impl<F, D> Builder<F, D> {
         D: HandlerMode<H>,
     {
         let action_plan = self.action_plan::<K>();
-        let (plan, framing, mode) = self.without_hooks();
+        let (settings, framing, mode) = self.without_hooks();
         let (framing, mut start) = (CatchDrop::new(framing), start);
         let start = move || {
             let (framing, (mut make, hooks)) = (CatchDrop::new(F::clone(&framing)), start());
@@ -75,7 +75,7 @@ impl<F, D> Builder<F, D> {
             (make, hooks)
         };
         let start = PerRunHooksFactory { start: CatchDrop::new(start), action_plan };
-        finish(plan, mode, NoHooks, start)
+        finish(settings, mode, NoHooks, start)
     }
 
     /// A server of this one service: [`service_local_with_hooks`](Builder::service_local_with_hooks)

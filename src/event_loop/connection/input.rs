@@ -1,4 +1,4 @@
-//! How a connection reads, and what of its input goes to the conversation in one step.
+//! The reads of a connection, and how much input one step delivers.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use super::{Connection, delivered};
 use crate::error::CloseReason;
 
 impl<T: ConversationSlot> Connection<T> {
-    /// Reads once and delivers what was read; how much of the budget that takes.
+    /// Reads once and delivers the input; returns how much of the budget that uses.
     pub(super) fn read_once(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> usize {
         match read(&self.socket, buffer, cx) {
             Ok(0) => {
@@ -27,7 +27,7 @@ impl<T: ConversationSlot> Connection<T> {
                 return count.max(self.received(ConversationEvent::Receive(fresh), fresh, cx));
             }
             Err(error) => {
-                if let Some(error) = lost(error, cx) {
+                if let Some(error) = connection_error(error, cx) {
                     self.on_read_error(error);
                 }
             }
@@ -35,8 +35,8 @@ impl<T: ConversationSlot> Connection<T> {
         0
     }
 
-    /// Reads on, so that one job delivers the last messages and the end: up to the size of the buffer,
-    /// which is the whole budget. `filled` bytes of it have been read.
+    /// Reads until the end, so that one job delivers the last messages and the end. It reads at most the
+    /// size of the buffer, which is the whole budget; `filled` bytes are in the buffer already.
     fn read_to_end(&mut self, mut filled: usize, buffer: &mut [u8], cx: &mut LoopCx) -> usize {
         let mut ended = false;
         while !ended && filled < buffer.len() && cx.call.readiness.has(Readiness::READABLE) {
@@ -48,7 +48,7 @@ impl<T: ConversationSlot> Connection<T> {
                     ended = count == 0;
                 }
                 Err(error) => {
-                    if let Some(error) = lost(error, cx) {
+                    if let Some(error) = connection_error(error, cx) {
                         self.rare = Some(Box::new(Rare::SocketError(error)));
                         break;
                     }
@@ -63,7 +63,7 @@ impl<T: ConversationSlot> Connection<T> {
         filled.max(self.received(event, fresh, cx))
     }
 
-    /// Reads once, so that what has arrived already shares the job of `on_open`.
+    /// Reads once, so that input that has already arrived shares the job of `on_open`.
     pub(super) fn read_at_open(&mut self, buffer: &mut [u8], cx: &mut LoopCx) {
         let event = match read(&self.socket, buffer, cx) {
             Ok(0) => ConversationEvent::ReceiveLast(&[]),
@@ -72,7 +72,7 @@ impl<T: ConversationSlot> Connection<T> {
                 ConversationEvent::Receive(&buffer[..count])
             }
             Err(error) => {
-                if let Some(error) = lost(error, cx) {
+                if let Some(error) = connection_error(error, cx) {
                     self.on_read_error(error);
                 }
                 ConversationEvent::Receive(&[])
@@ -90,7 +90,7 @@ impl<T: ConversationSlot> Connection<T> {
         self.write_buffer = None;
     }
 
-    /// Delivers what has been read; how much of the budget the answers take.
+    /// Delivers input; returns how much of the budget the answers use.
     #[inline(never)]
     fn received(&mut self, event: ConversationEvent<'_>, fresh: &[u8], cx: &mut LoopCx) -> usize {
         let before = delivered(cx);
@@ -99,9 +99,8 @@ impl<T: ConversationSlot> Connection<T> {
     }
 }
 
-/// The error of a read, where it is one of the connection and does not only say that there is nothing to
-/// read now.
-fn lost(error: io::Error, cx: &mut LoopCx) -> Option<io::Error> {
+/// The error of a failed connection. `None` if the read was interrupted, or if there is no input now.
+fn connection_error(error: io::Error, cx: &mut LoopCx) -> Option<io::Error> {
     match error.kind() {
         io::ErrorKind::Interrupted => None,
         io::ErrorKind::WouldBlock => {

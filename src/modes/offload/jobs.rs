@@ -1,10 +1,10 @@
-//! The jobs of workers: a worker gets a conversation for the events that run the handler, and returns it
-//! with the output. The loop does all the reading and writing, and finds out whether a whole message is
-//! there to submit a job for.
+//! The jobs of workers: a worker gets a conversation for the events that call the handler, and returns
+//! it with the output. The loop does all reading and writing, and submits a job when a complete message
+//! has arrived.
 //!
-//! Each job wakes a worker and then the loop, so events share one where they come together: `on_open` and
-//! the messages that have arrived by then, the last messages and `on_eof`, and `on_close` after whatever
-//! ends the conversation, unless much output is left to be sent.
+//! Each job wakes a worker and then the loop, so events that come together share one job: `on_open` and
+//! the messages that have arrived by then, the last messages and `on_eof`, and `on_close` after the event
+//! that ends the conversation, unless much output is left to be sent.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -29,18 +29,18 @@ use crate::sender::{Recipient, SendQueue};
 use crate::server_state::StopRequester;
 use crate::sys::{CatchDrop, Destination};
 
-/// How many jobs that are done are kept for the next ones.
+/// The maximum number of finished jobs that are kept for reuse.
 const SPARE_JOBS: usize = 16;
 
 /// The workers of one listener's connections.
 pub(super) struct OffloadTarget<H, F> {
     workers: Arc<OffloadWorkers>,
-    /// The number in the server of the service that is told when a conversation has ended.
+    /// The number of the service in the server. It is notified when a conversation has ended.
     service: usize,
-    /// How many conversations workers have yet to close.
+    /// How many conversations the workers still have to close.
     closing: Arc<AtomicUsize>,
-    /// Jobs that are done, with the memory that they have allocated.
-    #[allow(clippy::vec_box)] // the boxes are what is kept
+    /// Finished jobs, with their allocated memory, for reuse.
+    #[allow(clippy::vec_box)] // the boxes themselves are reused
     spare_jobs: RefCell<Vec<Box<ConversationJob<H, F>>>>,
 }
 
@@ -49,13 +49,13 @@ impl<H, F> OffloadTarget<H, F> {
         OffloadTarget { workers, service, closing: Arc::default(), spare_jobs: RefCell::default() }
     }
 
-    /// How many conversations workers have yet to close. When this number falls, what they leave for the
-    /// loop is in its mailbox, and the loop is about to be woken.
+    /// How many conversations the workers still have to close. A worker posts the result to the mailbox
+    /// of the loop before it decrements this number.
     pub(super) fn closing(&self) -> usize {
         self.closing.load(SeqCst)
     }
 
-    /// Puts a job on the heap: in the place of one that is done, if there is one.
+    /// Boxes a job; reuses the box of a finished job if there is one.
     fn boxed(&self, job: ConversationJob<H, F>) -> Box<ConversationJob<H, F>> {
         let Some(mut spare) = self.spare_jobs.borrow_mut().pop() else {
             return Box::new(job);
@@ -65,6 +65,7 @@ impl<H, F> OffloadTarget<H, F> {
         spare
     }
 
+    /// Keeps a finished job for reuse, unless it owns much memory.
     fn keep(&self, job: Box<ConversationJob<H, F>>) {
         let mut spare_jobs = self.spare_jobs.borrow_mut();
         if spare_jobs.len() < SPARE_JOBS && job.scratch.output_buffer.is_small() {
@@ -80,11 +81,11 @@ pub(super) struct OffloadSlot<H, F> {
     conversation: Option<Box<OffloadConversation<H, F>>>,
 }
 
-/// A conversation, or what is left of it.
+/// A conversation, or its core after `on_close`.
 enum OffloadConversation<H, F> {
     /// The handler can be called.
     Open(Conversation<H, F>),
-    /// A worker has called `on_close` and dropped the handler and the framing; output may have yet to be sent.
+    /// A worker has called `on_close` and dropped the handler and the framing; output may still wait.
     Closed(Box<ConversationCore>),
 }
 
@@ -104,37 +105,37 @@ impl<H, F> OffloadConversation<H, F> {
     }
 }
 
-/// What goes to the worker: the conversation itself, and what it needs there. Only the thread that owns
-/// the job can use the conversation, so the order of messages is kept without a lock.
+/// The job of a worker: the conversation, and what it needs there. Only the thread that owns the job can
+/// use the conversation, so the order of messages is kept without a lock.
 struct ConversationJob<H, F> {
-    /// `None` when it has been closed for good, or has returned to the loop.
+    /// `None` after the final close, or after it has returned to the loop.
     conversation: Option<Box<OffloadConversation<H, F>>>,
     kind: JobKind,
-    /// Without a read buffer: a worker does not read.
+    /// Its read buffer stays empty, because a worker does not read.
     scratch: Scratch,
     entry: EntryRef,
     room: usize,
-    /// No output waits from before: what the job makes is all that a close waits for.
+    /// No earlier output waits, so a close waits only for the output of this job.
     may_close: bool,
     /// The handler has asked for a stop of the server, which begins after the job is posted back.
     stop_requested: bool,
     service: usize,
 }
 
-/// What a worker is to do with it. If that ends the conversation and little is left to be sent, the worker
-/// calls `on_close`, too.
+/// The kind of a job. If it ends the conversation and little output is left, the worker also calls
+/// `on_close`.
 enum JobKind {
-    /// Call `on_open`, if it has not been called; deliver the whole messages of the buffered input, and its
-    /// end if it has `ended`.
+    /// Call `on_open` if it has not been called. Deliver the complete messages of the buffered input, and
+    /// its end if it has `ended`.
     Receive {
         peeked: PeekedFrame,
         ended: bool,
     },
-    /// Take what senders have queued: there is an event among it.
+    /// Take the messages and events from the send queue, which has at least one event.
     SendQueue,
     Writable,
     Timer,
-    /// Deliver the end of the input, with what is buffered.
+    /// Deliver the buffered input and its end.
     Eof,
     IdleTimeout,
     Stop,
@@ -146,7 +147,7 @@ enum JobKind {
 }
 
 impl JobKind {
-    /// What is to be done with input, if anything; `ended` if its end follows.
+    /// The kind of job for new input, if one is needed; `ended` says that the end follows.
     fn of_input<H: Handler, F: Framing>(
         conversation: &mut Conversation<H, F>,
         fresh: &[u8],
@@ -154,7 +155,7 @@ impl JobKind {
     ) -> Option<Self> {
         conversation.buffer(fresh);
         if !conversation.is_open() {
-            // The framing is not asked about the first message before the handler may have changed it.
+            // The first message is decoded after `on_open`, which may change the framing.
             return Some(JobKind::Receive { peeked: PeekedFrame::default(), ended });
         }
         if conversation.input_ended() {
@@ -182,7 +183,7 @@ impl JobKind {
                     conversation.eof_if_next(step_cx);
                 }
             }
-            // It was paused before the end.
+            // The input was paused before the end.
             JobKind::Eof if conversation.input_ended() => conversation.receive(&[], step_cx),
             JobKind::Eof => conversation.eof(step_cx),
             JobKind::SendQueue => conversation.drain_send_queue(SendQueue::take, step_cx),
@@ -242,9 +243,9 @@ where
             return false;
         };
         let kind = match step {
-            // With the input that follows.
+            // `on_open` shares the job of the input that follows.
             ConversationEvent::Open => None,
-            // Without a whole message nothing has been delivered that would have to be settled.
+            // Without a complete message there is no job, and no output.
             ConversationEvent::Receive(fresh) => JobKind::of_input(conversation, fresh, false),
             ConversationEvent::ReceiveLast(fresh) => JobKind::of_input(conversation, fresh, true),
             ConversationEvent::Eof => Some(JobKind::Eof),
@@ -252,7 +253,7 @@ where
                 if !conversation.send_queue().is_some_and(|queue| queue.has_event()) {
                     // Messages are framed here; only an event needs the handler.
                     let mut step_cx = cx.scratch.step_cx(&cx.call.entry, room);
-                    // An event that comes just now is left for the next call.
+                    // An event that is posted meanwhile waits for the next call.
                     conversation.drain_send_queue(SendQueue::take_message, &mut step_cx);
                     return true;
                 }
@@ -304,7 +305,7 @@ where
     }
 }
 
-/// What drives a conversation in a job.
+/// The driver of a conversation in a job.
 struct JobDriver<'a> {
     entry: &'a EntryRef,
     stop_requested: Cell<bool>,
@@ -341,7 +342,7 @@ impl<H: Handler, F: Framing> ConversationJob<H, F> {
         self.conversation = Some(boxed);
     }
 
-    /// Closes the conversation for good: the loop finds in its mailbox how it has ended.
+    /// Closes the conversation and posts its close reason to the mailbox of the loop.
     fn close(&mut self) {
         self.notify_close();
         let mut tally = std::mem::take(&mut self.scratch.tally);
@@ -370,12 +371,12 @@ where
         let Some(OffloadConversation::Open(conversation)) = self.conversation.as_deref_mut() else {
             return false;
         };
-        // The turn in which it was submitted may be long over.
+        // The turn that submitted the job may have ended long ago.
         self.entry.renew_now();
         let driver = JobDriver { entry: &self.entry, stop_requested: Cell::new(false) };
         let mut step_cx = self.scratch.step_cx(&driver, self.room);
         self.kind.run(conversation, &mut step_cx);
-        // Much output may take the peer a long time: `on_close` is called when the loop has sent it.
+        // Much output may take long to send: `on_close` is then called after the loop has sent it.
         let is_short = step_cx.output_buffer.len() <= self.room;
         self.stop_requested = driver.stop_requested.get();
         if conversation.is_closing() && self.may_close && is_short {
@@ -412,7 +413,7 @@ pub(super) struct DatagramJob<H> {
     handler: Option<CatchDrop<H>>,
     datagram: Datagram,
     reply_socket: Arc<ReplySocket>,
-    /// Without a read buffer: a worker does not read.
+    /// Its read buffer stays empty, because a worker does not read.
     scratch: Scratch,
     reason: Option<CatchDrop<CloseReason>>,
     stop: StopRequester,
@@ -435,8 +436,8 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         }
     }
 
-    /// Takes it back from a worker. Returns where its replies go, and the bytes that the output in `cx`
-    /// refers to.
+    /// Takes the job back from a worker. Returns the destination of the replies, and the bytes to which
+    /// the output in `cx` refers.
     pub(super) fn take_back(work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
         let mut job = *work.into_any().downcast::<Self>().ok()?;
         cx.scratch.take_over(&mut job.scratch);
