@@ -15,8 +15,8 @@ use socketserver::{
     Inline, Lines, Mode, Offload, Output, Raw, SendError, Sender, Server, broadcast, handler_fn,
 };
 use support::{
-    A_WHILE, Call, Client, DEADLINE, TestServer, connect, echo, expect_close, recorders,
-    start_server,
+    A_WHILE, Call, Client, DEADLINE, TestServer, connect, echo, expect_close, expect_next,
+    recorders, start_server,
 };
 
 const LOCAL: &str = "127.0.0.1:0";
@@ -945,4 +945,41 @@ fn a_shutdown_requested_on_another_thread_stops_a_loop_that_serves_inline() {
         idle.expect_closed();
         server.join();
     }
+}
+
+/// Its first sender is made when its timer expires, and is given two messages.
+struct SendsAtTimer(mpsc::Sender<[Result<(), SendError>; 2]>);
+
+impl Handler for SendsAtTimer {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        Ok(cx.set_timer(cx.now() + Duration::from_millis(100))?)
+    }
+
+    fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
+        Ok(())
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        let sender = cx.sender()?;
+        self.0.send([sender.send(b"one"), sender.send(b"two")])?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_sender_that_is_made_when_a_timer_expires_has_the_limit_of_its_own_service() {
+    let (give, results) = mpsc::channel();
+    let mut server = Server::new().unwrap();
+    let limited = Server::tcp(LOCAL).unwrap().sender_limit(1);
+    let limited = limited.service(move |_: &Accepted<'_>| SendsAtTimer(give.clone())).unwrap();
+    let echo = Server::tcp(LOCAL).unwrap().sender_limit(1 << 20);
+    let echo = echo.service(|_: &Accepted<'_>| handler_fn(|message, cx| cx.send(message))).unwrap();
+    server.add(limited).unwrap();
+    server.add(echo).unwrap();
+    let server = start_server(server);
+    let [limited, echo] = server.addresses()[..] else { panic!("two addresses") };
+    let _limited = connect(limited);
+    // The loop calls a connection with the larger limit last.
+    connect(echo).send("hello").expect_reply("hello");
+    assert_eq!(expect_next(&results), [Ok(()), Err(SendError::Full)]);
 }
