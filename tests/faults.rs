@@ -13,6 +13,8 @@ mod process;
 mod programs;
 #[path = "support/runner.rs"]
 mod runner;
+#[path = "support/tools.rs"]
+mod tools;
 
 use std::fs;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -361,10 +363,8 @@ fn main() -> ExitCode {
         calls_that_fail_at_the_start_are_an_error_in_one_line,
     ));
     if !arguments.iter().any(|argument| argument == "--list") && !can_trace() {
-        let required =
-            std::env::var_os("SOCKETSERVER_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-        eprintln!("skipped: all tests of faults: strace is missing or may not trace");
-        return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        tools::have(false, "strace, or the right to trace,");
+        return ExitCode::SUCCESS;
     }
     // The tests wait most of the time.
     let threads = ["--test-threads".to_owned(), "8".to_owned()];
