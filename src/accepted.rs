@@ -5,12 +5,10 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use socket2::Socket;
-
 use crate::address::{Address, Credentials, Peer};
 use crate::connection_id::ConnectionId;
 use crate::datagram::ReplySocket;
-use crate::sys::{self, PacketInfo};
+use crate::sys::{self, PacketInfo, Socket};
 use crate::transport::local_address;
 
 /// An accepted connection, on its way to the mode that serves it.

@@ -6,11 +6,9 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use crate::address::Peer;
 use crate::error::CloseReason;
-use crate::sys;
+use crate::sys::{self, Socket};
 
 /// How long the peer of a closing connection may take none of its output.
 pub(crate) const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -235,9 +233,9 @@ mod tests {
     }
 
     /// Writes until the kernel takes no more.
-    fn fill(mut socket: &Socket) {
+    fn fill(socket: &Socket) {
         socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 64 << 10]).is_ok() {}
+        while (&**socket).write(&[0; 64 << 10]).is_ok() {}
     }
 
     /// Runs the checks of a close until it is complete; returns how long that takes.

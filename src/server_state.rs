@@ -10,13 +10,15 @@ use crate::counters::Published;
 use crate::guard::log;
 use crate::mailbox::{Mailbox, Notification};
 use crate::sync::lock;
-use crate::sys::Wakeup;
+use crate::sys::{Clock, Wakeup};
 
 /// The state that a server shares with its handles, its modes and their threads.
 #[derive(Debug)]
 pub(crate) struct ServerState {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
+    /// The clock of the event loop and of its workers.
+    pub(crate) clock: Clock,
     stop: AtomicBool,
     /// A child process wakes this when its handler asks the server to stop. Only a server that
     /// forks has it.
@@ -40,6 +42,7 @@ impl ServerState {
         Ok(ServerState {
             mailbox: Arc::new(Mailbox::new()?),
             published: Arc::default(),
+            clock: Clock::new(),
             stop: AtomicBool::new(false),
             child_stop_request: OnceLock::new(),
             process: AtomicU32::new(0),
@@ -179,6 +182,12 @@ impl StopRequester {
     /// The number of the run.
     pub(crate) fn run(&self) -> usize {
         self.run
+    }
+
+    /// The clock of the loop.
+    #[inline]
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.state.clock
     }
 
     /// The mailbox of the loop.

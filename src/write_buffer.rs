@@ -7,11 +7,9 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
 
-use socket2::Socket;
-
 use crate::conversation::{OutputBuffer, Unsent};
 use crate::sender::SharedBytes;
-use crate::sys;
+use crate::sys::{self, Socket};
 
 /// A chunk takes further bytes up to this size. Chunks are not moved when the buffer grows.
 const CHUNK: usize = 64 * 1024;

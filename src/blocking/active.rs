@@ -7,11 +7,9 @@ use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use slab::Slab;
-use socket2::Socket;
-
 use crate::sync::lock;
-use crate::sys::{self, Wakeup};
+use crate::sys::{self, Socket, Wakeup};
+use slab::Slab;
 
 thread_local! {
     /// Wakes this thread when there is something for the connection that it serves. It is made when

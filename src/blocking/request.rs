@@ -10,8 +10,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::stream::close;
 use super::wait::{Input, Wait, is_stop_error, stop_error};
 use super::wait_limits::WaitLimits;
@@ -23,7 +21,7 @@ use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, HandlerResult};
 use crate::guard;
 use crate::server_state::StopRequester;
-use crate::sys::{self, CatchDrop};
+use crate::sys::{self, CatchDrop, Socket};
 use crate::transport::local_address;
 
 /// A handler that serves one request from its first byte to its last and may block: Python's

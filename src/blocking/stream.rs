@@ -5,8 +5,6 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::active::Registration;
 use super::wait::{Input, Wait as _, WaitStrategy};
 use super::wait_limits::{Stall, WaitLimits};
@@ -17,7 +15,7 @@ use crate::conversation::{Conversation, Driver, Framing, Handler, StepCx, Work};
 use crate::error::{CloseReason, UnsupportedError};
 use crate::sender::{Ending, Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::StopRequester;
-use crate::sys::{self, PollInterest};
+use crate::sys::{self, PollInterest, Socket};
 use crate::write_buffer::{WriteBuffer, send_segments};
 
 /// A connection with its conversation, ready to be served.

@@ -7,13 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::active::Registration;
 use super::wait_limits::Stall;
 use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
-use crate::sys::{self, PollInterest, Wakeup};
+use crate::sys::{self, PollInterest, Socket, Wakeup};
 use crate::write_buffer::{SEND_STEP, WriteBuffer};
 
 /// The result of waiting for input.

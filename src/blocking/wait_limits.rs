@@ -4,10 +4,8 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use crate::closing::{CLOSING_TIMEOUT, FIRST_CHECK, Progress};
-use crate::sys::{self, PollInterest};
+use crate::sys::{self, PollInterest, Socket};
 
 /// The limits of a wait for the peer.
 #[derive(Debug, Clone, Copy, Default)]

@@ -4,15 +4,13 @@ use std::io;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::sender::DatagramSender;
 use super::shared_socket::{Queued, Queues, SharedSocket};
 use crate::address::Address;
 use crate::counters::{Published, Tally};
 use crate::guard::log;
 use crate::mailbox::Mailbox;
-use crate::sys::{self, Destination, PacketInfo};
+use crate::sys::{self, Destination, PacketInfo, Socket};
 use crate::token::Token;
 use crate::transport::local_addr;
 

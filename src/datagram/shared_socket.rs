@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, Socket};
+use socket2::SockAddr;
 
 use super::retries::{RETRY_HIGH, RetryQueues};
 use super::unresponsive::warn_of_full_send_buffer;
@@ -15,7 +15,7 @@ use crate::counters::{Published, Tally};
 use crate::error::SendError;
 use crate::mailbox::{Mailbox, Notification};
 use crate::sync::lock;
-use crate::sys::{self, Destination};
+use crate::sys::{self, Destination, Socket};
 use crate::token::Token;
 
 /// The limit of waiting datagrams for a [`DatagramSender`](super::DatagramSender), in bytes: the

@@ -322,7 +322,7 @@ mod tests {
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let mut batch = Batch::new(100);
         let (dispatcher, hooks) = (Box::new(DoesNothing), Box::new(DoesNothing));
-        let reply_socket = ReplySocket::new(Arc::new(broken), Arc::new(address));
+        let reply_socket = ReplySocket::new(Arc::new(broken.into()), Arc::new(address));
         let mut datagrams = Datagrams::new(&reply_socket, &mut batch, dispatcher, hooks);
         let run = Arc::new(ServerState::new().unwrap()).begin();
         let mut cx = LoopCx::new(run.stop_requester().clone());

@@ -87,9 +87,6 @@ mod tests {
     use std::sync::{Arc, mpsc};
     use std::time::Duration;
 
-    use mio::{Events, Poll};
-    use socket2::Socket;
-
     use super::*;
     use crate::address::Peer;
     use crate::connection_id::ConnectionId;
@@ -99,6 +96,7 @@ mod tests {
     use crate::event_loop::{Connection, LoopResources, NewConnection};
     use crate::sender::Sender;
     use crate::server_state::ServerState;
+    use crate::sys::{Events, Poll, Socket};
 
     /// A handler that passes its sender to the test, and echoes.
     struct SharesSender(mpsc::Sender<Sender>);

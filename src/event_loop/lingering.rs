@@ -5,10 +5,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
-use socket2::Socket;
-
 use super::source::{EventSource, LoopCx, PostAction};
 use crate::closing::{Linger, Lingering};
+use crate::sys::Socket;
 
 /// A connection that was served by blocking on the loop's thread and now lingers on the loop, so
 /// that the thread can serve the next one.

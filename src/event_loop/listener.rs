@@ -5,8 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::source::{
     Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
 };
@@ -15,7 +13,7 @@ use crate::address::{Address, Peer};
 use crate::connection_id::ConnectionId;
 use crate::guard::log;
 use crate::log_limiter::LogLimiter;
-use crate::sys;
+use crate::sys::{self, Socket};
 use crate::transport::peer_of;
 
 /// How many connections a listener accepts in one turn, over all calls of that turn.

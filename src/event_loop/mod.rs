@@ -13,8 +13,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use mio::Interest;
 use mio::unix::SourceFd;
-use mio::{Events, Interest};
 use slab::Slab;
 
 use crate::address::LogPeer;
@@ -23,7 +23,7 @@ use crate::guard;
 use crate::guard::log;
 use crate::mailbox::{Notification, abandon};
 use crate::server_state::StopOutcome;
-use crate::sys::{self, SignalWatch};
+use crate::sys::{self, Events, SignalWatch};
 use crate::token::Token;
 
 mod connection;
@@ -263,7 +263,7 @@ impl<'a> EventLoop<'a> {
         // A job that a worker has posted back by now does not keep its connection from being idle.
         self.serve_notifications();
         self.cx.run.stopping = true;
-        self.cx.set_now(Instant::now());
+        self.cx.set_now(self.resources.stop.clock().now());
         let tokens: Vec<_> = self.slab.iter().map(|(_, entry)| entry.token).collect();
         for token in tokens {
             self.call(token, |source, cx| source.stop(cx));
@@ -287,7 +287,7 @@ impl<'a> EventLoop<'a> {
 
     fn serve_events(&mut self) {
         let events = std::mem::replace(self.resources.events, Events::with_capacity(0));
-        for event in &events {
+        for event in events.iter() {
             let token = Token::from(event.token());
             let readiness = Readiness::of(event);
             let note = |entry: &mut Entry<'_>, ready: &mut VecDeque<Token>| {

@@ -3,15 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use mio::{Events, Poll};
+use std::time::Duration;
 
 use super::EventLoop;
 use crate::counters::Published;
 use crate::mailbox::Mailbox;
 use crate::server_state::StopRequester;
-use crate::sys::SignalWatch;
+use crate::sys::{Events, Poll, SignalWatch};
 
 /// How many events a turn takes from the poller at most.
 pub(crate) const EVENTS: usize = 1024;
@@ -39,7 +37,7 @@ impl EventLoop<'_> {
     ) -> io::Result<()> {
         let mut timeout = max_wait;
         if let Some(deadline) = self.timers.next().into_iter().chain(self.next_turn).min() {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(self.resources.stop.clock().now());
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         let busy = !self.ready.is_empty()
@@ -56,7 +54,7 @@ impl EventLoop<'_> {
         if !busy && self.resources.mailbox.wake_up() {
             self.cx.scratch.tally.wakes += 1;
         }
-        self.cx.set_now(Instant::now());
+        self.cx.set_now(self.resources.stop.clock().now());
         match polled {
             // The next turn waits for the rest of the time.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -79,7 +77,7 @@ impl EventLoop<'_> {
             return Ok(false);
         }
         let spin = timeout.map_or(self.resources.spin, |timeout| timeout.min(self.resources.spin));
-        let began = Instant::now();
+        let began = self.resources.stop.clock().now();
         let until = began + spin;
         loop {
             match self.resources.poll.poll(self.resources.events, Some(Duration::ZERO)) {
@@ -88,7 +86,7 @@ impl EventLoop<'_> {
                 }
                 other => other?,
             }
-            self.cx.set_now(Instant::now());
+            self.cx.set_now(self.resources.stop.clock().now());
             if !self.resources.events.is_empty()
                 || self.resources.mailbox.has_notifications()
                 || signals.is_some_and(SignalWatch::is_due)

@@ -2,7 +2,7 @@
 //! passes to each call.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
 use crate::sender::{Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::{StopOutcome, StopRequester};
-use crate::sys::{self, CatchDrop};
+use crate::sys::{self, CatchDrop, Reserve};
 use crate::token::Token;
 
 /// A connection that reads this much in one call delays the others: it is served from the ready
@@ -46,7 +46,7 @@ impl Readiness {
     const NOT_DRAINED: Readiness = Readiness(Self::READ_CLOSED.0 | Self::BOUNDARY.0);
 
     #[inline]
-    pub(crate) fn of(event: &mio::event::Event) -> Self {
+    pub(crate) fn of(event: sys::Event<'_>) -> Self {
         let gone = event.is_write_closed() || event.is_error();
         let mut readiness = if gone || event.is_read_closed() {
             // Any sign of an end or an error causes a read: the system call returns the real state.
@@ -162,7 +162,7 @@ pub(crate) struct RunState {
     pub(crate) failed: Option<Error>,
     /// A reserve descriptor. When no other is left, it is closed, so that one client can be
     /// accepted and closed.
-    pub(crate) reserve: Option<OwnedFd>,
+    pub(crate) reserve: Option<Reserve>,
 }
 
 /// A reference to one entry, for its conversation: other threads reach the entry by it, and it can
@@ -185,7 +185,7 @@ impl EntryRef {
 
     /// Sets `now` to the current time, for use outside of a turn.
     pub(crate) fn renew_now(&mut self) {
-        self.now = Instant::now();
+        self.now = self.stop.clock().now();
     }
 }
 
@@ -206,19 +206,15 @@ impl Driver for EntryRef {
 
 impl LoopCx {
     pub(crate) fn new(stop: StopRequester) -> Self {
+        let now = stop.clock().now();
         let mut cx = LoopCx {
             call: CallState {
-                entry: EntryRef {
-                    stop,
-                    token: Token::WAKE,
-                    limit: SenderLimit::default(),
-                    now: Instant::now(),
-                },
+                entry: EntryRef { stop, token: Token::WAKE, limit: SenderLimit::default(), now },
                 readiness: Readiness::NONE,
                 deadline_changed: false,
             },
             turn: TurnState {
-                now: Instant::now(),
+                now,
                 used: 0,
                 has_follow_up: false,
                 ended: Vec::new(),
@@ -285,12 +281,11 @@ impl LoopCx {
         !self.run.stopping && !self.call.entry.stop.is_requested() && self.run.accepts_left > 0
     }
 
-    /// Opens the reserve descriptor, if there is none: a duplicate of a descriptor that is open
-    /// anyway, which needs no file.
+    /// Opens the reserve descriptor, if there is none.
     pub(crate) fn keep_reserve(&mut self) {
         if self.run.reserve.is_none() {
             let wakeup = self.call.entry.mailbox().wakeup();
-            self.run.reserve = wakeup.as_fd().try_clone_to_owned().ok();
+            self.run.reserve = Reserve::new(wakeup);
         }
     }
 

@@ -2,10 +2,8 @@
 
 use std::io::{self, Read as _};
 
-use socket2::Socket;
-
 use super::source::{LoopCx, Readiness};
-use crate::sys;
+use crate::sys::{self, Socket};
 use crate::write_buffer::{SEND_STEP, WriteBuffer, send_segments};
 
 /// Reads from a stream, and records where a short read does not mean that the input is drained.

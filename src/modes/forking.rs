@@ -6,8 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
     ServiceRunner, SessionFactory,
@@ -24,7 +22,7 @@ use crate::event_loop::{
 use crate::guard;
 use crate::guard::log;
 use crate::server_state::{StopOutcome, StopRequester};
-use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Wakeup};
+use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Socket, Wakeup};
 
 /// The mode that serves each request in its own child process: Python's `ForkingMixIn`. Handlers do
 /// not share memory; each request costs a fork.

@@ -6,8 +6,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
-
 use super::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading, forking, inline,
     offload, pool, reactor, threading,
@@ -27,7 +25,7 @@ use crate::event_loop::{
 };
 use crate::guard;
 use crate::server_state::{ServerState, StopRequester};
-use crate::sys::{CatchDrop, SignalWatch};
+use crate::sys::{CatchDrop, SignalWatch, Socket};
 use crate::token::Token;
 
 /// The user's function that makes the handler of one connection or datagram.

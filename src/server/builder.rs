@@ -9,8 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
-
 use super::Server;
 use super::hooks::{ActionPlan, Hooks, NoHooks};
 use crate::accepted::Accepted;
@@ -25,7 +23,7 @@ use crate::modes::{
     ServiceRunner, SharedFactory,
 };
 use crate::sender::SenderLimit;
-use crate::sys::{Batch, CatchDrop};
+use crate::sys::{Batch, CatchDrop, Socket};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, SocketOption, Target};
 
 mod options;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mio::Interest;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll};
 
 use crate::address::{Address, Endpoint};
 use crate::counters::Counters;
@@ -23,8 +23,8 @@ use crate::event_loop::{
 use crate::guard::log;
 use crate::guard::panic_message;
 use crate::modes::{ListenerHandle, RunContext};
-use crate::server_state::{ServerState, StopOutcome, StopRequester};
-use crate::sys::{self, CatchDrop, SignalWatch, Wakeup};
+use crate::server_state::{RunGuard, ServerState, StopOutcome, StopRequester};
+use crate::sys::{self, CatchDrop, Events, Poll, SignalWatch, Wakeup};
 use crate::token::Token;
 use crate::transport::Kind;
 
@@ -298,7 +298,8 @@ impl Server {
     ///
     /// As for [`serve_forever`](Server::serve_forever).
     pub fn handle_request(&mut self) -> Result<bool, Error> {
-        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let now = self.control.clock.now();
+        let deadline = self.timeout.and_then(|timeout| now.checked_add(timeout));
         self.run(1, deadline).map(|(_, served)| served)
     }
 
@@ -308,6 +309,29 @@ impl Server {
         deadline: Option<Instant>,
     ) -> Result<(StopReport, bool), Error> {
         let running = self.control.begin();
+        let mut run = self.begin(&running, requests, deadline)?;
+        let served = match run.until_stop()? {
+            RunEnd::Served => return Ok((StopReport::default(), true)),
+            RunEnd::TimedOut => {
+                run.event_loop.no_request();
+                return Ok((StopReport::default(), false));
+            }
+            RunEnd::Stopped { served } => served,
+        };
+        let report = stop(&mut run.event_loop, run.drain)?;
+        if let Some(signals) = run.signals {
+            signals.answer();
+        }
+        Ok((report, served))
+    }
+
+    /// Begins a run of the event loop.
+    fn begin(
+        &mut self,
+        running: &RunGuard,
+        requests: usize,
+        deadline: Option<Instant>,
+    ) -> Result<ServerRun<'_>, Error> {
         let stop_requester = running.stop_requester();
         let drain = self.drain;
         let control = self.control.clone();
@@ -320,7 +344,7 @@ impl Server {
             events: &mut self.events,
             mailbox: control.mailbox.clone(),
             stop: stop_requester.clone(),
-            published: &control.published,
+            published: &self.control.published,
             spin: self.spin,
             generation: &mut self.generation,
         });
@@ -333,20 +357,8 @@ impl Server {
                 .add_listener(descriptor, |token| service.begin(&run_cx, number, token))
                 .map_err(Error::Loop)?;
         }
-        let mut run = ServerRun { event_loop, control: &control, requests, deadline, drain };
-        let served = match run.until_stop(signals.as_mut())? {
-            RunEnd::Served => return Ok((StopReport::default(), true)),
-            RunEnd::TimedOut => {
-                run.event_loop.no_request();
-                return Ok((StopReport::default(), false));
-            }
-            RunEnd::Stopped { served } => served,
-        };
-        let report = stop(&mut run.event_loop, drain)?;
-        if let Some(signals) = signals {
-            signals.answer();
-        }
-        Ok((report, served))
+        let (control, signals) = (&self.control, signals.as_mut());
+        Ok(ServerRun { event_loop, control, signals, requests, deadline, drain })
     }
 
     /// Sets the drain timeout: how long a stop waits for busy connections; 5 seconds by default.
@@ -527,6 +539,7 @@ impl Drop for Server {
 struct ServerRun<'a> {
     event_loop: EventLoop<'a>,
     control: &'a Arc<ServerState>,
+    signals: Option<&'a mut SignalWatch>,
     /// How many requests it accepts; `usize::MAX` means no limit.
     requests: usize,
     /// The deadline of waiting for a request.
@@ -545,10 +558,10 @@ enum RunEnd {
 }
 
 impl ServerRun<'_> {
-    fn until_stop(&mut self, mut signals: Option<&mut SignalWatch>) -> Result<RunEnd, Error> {
+    fn until_stop(&mut self) -> Result<RunEnd, Error> {
         let (mut looked, mut served) = (false, false);
         loop {
-            let signalled = signals.as_mut().is_some_and(|signals| signals.take());
+            let signalled = self.signals.as_mut().is_some_and(|signals| signals.take());
             if signalled || self.control.stop_requested() {
                 return Ok(RunEnd::Stopped { served });
             }
@@ -561,13 +574,13 @@ impl ServerRun<'_> {
             let left = self
                 .deadline
                 .filter(|_| !served)
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                .map(|deadline| deadline.saturating_duration_since(self.control.clock.now()));
             // At least one turn runs: a client that is already waiting is served, even if the
             // deadline has passed.
             if looked && left == Some(Duration::ZERO) {
                 return Ok(RunEnd::TimedOut);
             }
-            self.event_loop.run_turn(left, signals.as_deref()).map_err(Error::Loop)?;
+            self.event_loop.run_turn(left, self.signals.as_deref()).map_err(Error::Loop)?;
             looked = true;
             if let Some(error) = self.event_loop.cx().run.failed.take() {
                 stop(&mut self.event_loop, self.drain)?;
@@ -586,11 +599,12 @@ impl ServerRun<'_> {
 /// Stops the event loop: busy connections may finish until the drain deadline, then the rest are
 /// aborted.
 fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, Error> {
-    let deadline = Instant::now() + drain;
+    let clock = event_loop.cx().call.entry.stop.clock().clone();
+    let deadline = clock.now() + drain;
     let (requests, in_flight) = (event_loop.requests(), event_loop.in_flight());
     event_loop.stop();
     while event_loop.connections() + event_loop.in_flight() + event_loop.undelivered() > 0 {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(clock.now());
         if left.is_zero() {
             break;
         }
@@ -600,7 +614,7 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
     let cut = event_loop.abort_all();
     // Workers are still closing some conversations.
     while event_loop.jobs_with_workers() > 0 {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(clock.now());
         if left.is_zero() {
             break;
         }

@@ -8,11 +8,14 @@
 mod bytes;
 mod catch_drop;
 mod datagrams;
+mod edge;
 mod limits;
 mod options;
 mod process;
 mod send_file;
 mod signals;
+#[cfg(feature = "testing")]
+pub(crate) mod simulated;
 mod socket;
 mod wakeup;
 
@@ -22,6 +25,7 @@ pub(crate) use datagrams::{
     Batch, Destination, PacketInfo, RecvMeta, Transmit, is_send_buffer_full, send_batch,
     send_datagram, set_pktinfo, supports_gso, wait_for_room,
 };
+pub(crate) use edge::{Clock, Event, Events, Poll, Reserve, Socket};
 pub use limits::raise_descriptor_limit;
 pub(crate) use options::{
     interface_index, join_multicast_v4, receive_only_joined_groups, set_keepalive,

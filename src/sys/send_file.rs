@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use socket2::Socket;
+use super::Socket;
 
 use super::socket::send_now;
 
@@ -28,6 +28,10 @@ pub(crate) fn send_file(
     count: usize,
 ) -> io::Result<usize> {
     debug_assert!(count > 0);
+    #[cfg(feature = "testing")]
+    if socket.simulated.is_some() {
+        return read_and_send(socket, file, offset, count);
+    }
     match imp::send_file(socket, file, offset, count) {
         Some(sent) => sent,
         None => read_and_send(socket, file, offset, count),
@@ -79,7 +83,7 @@ mod imp {
     use std::io;
     use std::os::fd::AsRawFd;
 
-    use socket2::Socket;
+    use crate::sys::Socket;
 
     /// Errors of sendfile(2) for a file that it cannot send, or if it is not allowed. A socket does
     /// not have these errors, or has them again at the next send.
@@ -159,7 +163,7 @@ mod imp {
     use std::fs::File;
     use std::io;
 
-    use socket2::Socket;
+    use crate::sys::Socket;
 
     /// The sendfile call of this system is not used.
     pub(super) fn send_file(

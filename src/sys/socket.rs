@@ -8,10 +8,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
-use mio::event::Event;
-use socket2::{SockAddr, Socket};
+use socket2::SockAddr;
 
-use super::checked;
+use super::edge::simulated;
+use super::{Event, Socket, checked};
 use crate::address::Credentials;
 
 /// Accepts one connection, close-on-exec, and non-blocking if `nonblocking`; accept4(2) sets both
@@ -20,6 +20,7 @@ use crate::address::Credentials;
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
     use std::os::fd::FromRawFd;
 
+    simulated!(listener, accept());
     let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
     // SAFETY: the kernel writes an address of at most `*len` bytes into the storage that
     // `try_init` provides, and the true length into `*len`.
@@ -29,21 +30,23 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
         })
     }?;
     // SAFETY: the descriptor is new and has no other owner.
-    Ok((unsafe { Socket::from_raw_fd(fd) }, address))
+    Ok((unsafe { socket2::Socket::from_raw_fd(fd) }.into(), address))
 }
 
 /// As above, without accept4(2): a second system call sets the flag.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
+    simulated!(listener, accept());
     let (socket, address) = listener.accept()?;
     socket.set_nonblocking(nonblocking)?;
-    Ok((socket, address))
+    Ok((socket.into(), address))
 }
 
 /// How many connections wait in the accept queue; known only for TCP on Linux, see
 /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html).
 #[cfg(target_os = "linux")]
 pub(crate) fn waiting_connections(listener: &Socket) -> Option<usize> {
+    simulated!(listener, waiting_connections());
     // SAFETY: zeros are a valid tcp_info: it holds only numbers.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
@@ -105,6 +108,7 @@ pub(crate) fn send_now(socket: &Socket, bytes: &[u8], more: bool) -> io::Result<
 
 /// Receives from a blocking socket without waiting (MSG_DONTWAIT).
 pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    simulated!(socket, receive(buffer));
     // SAFETY: recv writes at most as many bytes as the buffer has.
     let received = unsafe {
         libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
@@ -115,6 +119,7 @@ pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usiz
 /// As a read into one byte, but reads nothing (MSG_PEEK) and does not wait. An error of the connection
 /// is taken: the next read returns the end.
 pub(crate) fn peek(socket: &Socket) -> io::Result<usize> {
+    simulated!(socket, peek());
     let mut byte = [0u8; 1];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: recv writes at most one byte.
@@ -143,6 +148,7 @@ pub(crate) fn is_at_end(socket: &Socket) -> io::Result<bool> {
 /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html). 0 if the call fails.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn unsent(socket: &Socket) -> usize {
+    simulated!(socket, unsent());
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request, another name of `SIOCOUTQ`, writes one integer.
     let known = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
@@ -159,6 +165,7 @@ pub(crate) fn unsent(_socket: &Socket) -> usize {
 /// that output that was cut does not look complete. A Unix socket has no reset; its peer sees end
 /// of input.
 pub(crate) fn reset_on_close(socket: &Socket) {
+    simulated!(socket, reset_on_close());
     // It fails only if the connection is gone already.
     let _ = socket.set_linger(Some(Duration::ZERO));
 }
@@ -183,6 +190,7 @@ pub(crate) fn disconnect(socket: &Socket) {
 /// see [recvmsg(2)](https://man7.org/linux/man-pages/man2/recvmsg.2.html). On Linux a read of a Unix
 /// stream stops behind it, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
 pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    simulated!(socket, receive_message(buffer));
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: zeros are a valid msghdr: no name, no slice, no room for ancillary data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -252,7 +260,7 @@ pub(crate) fn stream_interest() -> Interest {
 /// bytes behind it cause no further event. Always true where the poller does not report urgent
 /// data.
 #[inline]
-pub(crate) fn may_be_urgent(event: &Event) -> bool {
+pub(crate) fn may_be_urgent(event: Event<'_>) -> bool {
     event.is_priority() || !cfg!(any(target_os = "linux", target_os = "android"))
 }
 

@@ -5,12 +5,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::checked;
+use super::edge::simulated;
+#[cfg(feature = "testing")]
+use super::simulated::Simulated;
 
 /// A descriptor that is readable from [`wake`](Wakeup::wake) until [`take`](Wakeup::take).
 ///
 /// A poller that watches it edge-triggered reports every wake, and it need not be cleared.
 #[derive(Debug)]
 pub(crate) struct Wakeup {
+    #[cfg(feature = "testing")]
+    simulated: Option<Simulated>,
     read: OwnedFd,
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     write: OwnedFd,
@@ -22,7 +27,12 @@ impl Wakeup {
         // SAFETY: eventfd takes two numbers and accesses no memory of this process.
         let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         // SAFETY: the descriptor is new and has no other owner.
-        Ok(Wakeup { read: unsafe { OwnedFd::from_raw_fd(fd) } })
+        let read = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Wakeup {
+            #[cfg(feature = "testing")]
+            simulated: Simulated::new(&read),
+            read,
+        })
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
@@ -38,7 +48,12 @@ impl Wakeup {
             // SAFETY: as above.
             checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
         }
-        Ok(Wakeup { read, write })
+        Ok(Wakeup {
+            #[cfg(feature = "testing")]
+            simulated: Simulated::new(&read),
+            read,
+            write,
+        })
     }
 
     fn write_end(&self) -> RawFd {
@@ -66,6 +81,7 @@ impl Wakeup {
 
     /// Makes it readable. Never waits.
     pub(crate) fn wake(&self) {
+        simulated!(self, wake());
         wake_raw(self.write_end());
     }
 
@@ -88,6 +104,22 @@ impl Wakeup {
     /// Makes it unreadable until the next wake. Never waits.
     pub(crate) fn clear(&self) {
         self.take();
+    }
+
+    /// The duplicate `system` of this descriptor, in the simulated kernel, if there is one. `None` if
+    /// that kernel has no descriptor left.
+    #[cfg(feature = "testing")]
+    pub(super) fn duplicate(&self, system: &OwnedFd) -> Option<Option<Simulated>> {
+        match &self.simulated {
+            Some(simulated) => simulated.duplicate(system).map(Some),
+            None => Some(None),
+        }
+    }
+
+    /// The simulated kernel that a loop which waits on this belongs to.
+    #[cfg(feature = "testing")]
+    pub(crate) fn simulated(&self) -> Option<&Simulated> {
+        self.simulated.as_ref()
     }
 
     /// The descriptor that [`wake_raw`] takes.

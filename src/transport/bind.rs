@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Type};
 
 use super::options::{SocketOption, set_options};
 use super::unix_file::{self, Lock, OwnFile};
 use crate::address::{Address, Endpoint, checked_path, host_and_port};
 use crate::error::Error;
-use crate::sys;
+use crate::sys::{self, Socket};
 
 /// The transport of a socket: its kind of requests and its address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +299,16 @@ pub(crate) fn bind(
     bind: &BindOptions,
     options: &[SocketOption],
 ) -> Result<Bound, Error> {
+    #[cfg(feature = "testing")]
+    if let Some(kernel) = sys::simulated::current()
+        && !family.is_datagram()
+    {
+        let (address, unix) = match target {
+            Target::Inet(addresses) => (Address::Tcp(addresses[0]), false),
+            Target::Path(path) => (Address::Unix(Some(path.as_path().into())), true),
+        };
+        return Ok(Bound::new(address, kernel.bind(unix).map_err(Error::Loop)?));
+    }
     match target {
         Target::Inet(addresses) => {
             let mut refused = None;

@@ -5,11 +5,11 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;
 
-use socket2::{SockAddr, Socket};
+use socket2::SockAddr;
 
 use crate::address::{Address, Peer, checked_path};
 use crate::error::UnsupportedError;
-use crate::sys::PacketInfo;
+use crate::sys::{PacketInfo, Socket};
 
 mod bind;
 mod options;

@@ -4,11 +4,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use socket2::{InterfaceIndexOrAddress, Socket};
+use socket2::InterfaceIndexOrAddress;
 
 use super::bind::{BindOptions, Family};
 use crate::error::Error;
-use crate::sys;
+use crate::sys::{self, Socket};
 
 /// A network interface, as the multicast options of a [`Builder`](crate::Builder) name it.
 ///

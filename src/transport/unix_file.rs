@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Type};
 
-use crate::sys;
+use crate::sys::{self, Socket};
 
 /// How long to wait for the lock while another process binds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);

@@ -9,8 +9,6 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Instant;
 
-use socket2::Socket;
-
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{LoopCx, PostAction, Readiness};
@@ -20,7 +18,7 @@ use crate::closing::{Linger, Progress, failure, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, Work};
 use crate::error::CloseReason;
 use crate::sender::Ending;
-use crate::sys;
+use crate::sys::{self, Socket};
 use crate::write_buffer::WriteBuffer;
 
 /// The budget of a connection for one call, in bytes: how much it reads before others are served.

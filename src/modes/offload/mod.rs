@@ -267,7 +267,13 @@ impl OffloadWorkers {
     ///
     /// [`Notification::JobDone`]: crate::mailbox::Notification::JobDone
     pub(super) fn submit(&self, mailbox: &Arc<Mailbox>, token: Token, work: Box<dyn Job>) {
-        self.pool.push(QueuedJob { mailbox: mailbox.clone(), run: mailbox.run(), token, work });
+        let job = QueuedJob { mailbox: mailbox.clone(), run: mailbox.run(), token, work };
+        // A simulation has no threads: it runs the job at any later time.
+        #[cfg(feature = "testing")]
+        if let Some(simulated) = mailbox.wakeup().simulated() {
+            return simulated.run_later(Box::new(move || RunOffloadJob.refuse(job)));
+        }
+        self.pool.push(job);
     }
 
     /// Counts the wakes of workers in `published` from now on.
