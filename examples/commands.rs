@@ -77,7 +77,7 @@ fn main() {
     let about = About::new("commands", "Keeps bytes: PUT n, GET.", "tcp://127.0.0.1:9993");
     let options = Options::parse(&About { streams_only: true, ..about });
     options.run(|endpoint| {
-        let server = Server::endpoint(endpoint)?.mode(options.mode);
+        let server = Server::endpoint(endpoint)?.mode(options.mode).limits(options.limits());
         server.service_with(|_| (Commands::default(), Store(Vec::new())))
     });
 }

@@ -20,5 +20,7 @@ fn main() {
         values: &[("spin", "0", "microseconds to poll for events before each sleep")],
         ..About::new("echo", "Sends every byte back unchanged.", "tcp://127.0.0.1:9999")
     });
-    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_| Echo));
+    options.run(|endpoint| {
+        Server::endpoint(endpoint)?.mode(options.mode).limits(options.limits()).service(|_| Echo)
+    });
 }

@@ -28,5 +28,7 @@ fn main() {
         "tcp://127.0.0.1:8090",
     );
     let options = Options::parse(&about);
-    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_| Greet));
+    options.run(|endpoint| {
+        Server::endpoint(endpoint)?.mode(options.mode).limits(options.limits()).service(|_| Greet)
+    });
 }

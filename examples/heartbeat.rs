@@ -70,7 +70,10 @@ fn main() {
     });
     let (every, patience) = (options.seconds("every"), options.seconds("patience"));
     options.run(|endpoint| {
-        let server = Server::endpoint(endpoint)?.framing(Lines::default()).mode(options.mode);
+        let server = Server::endpoint(endpoint)?
+            .framing(Lines::default())
+            .mode(options.mode)
+            .limits(options.limits());
         server.service(move |_| Heartbeat { every, next_beat: None, patience, name_due: None })
     });
 }

@@ -46,6 +46,9 @@ fn main() {
     });
     options.run(|endpoint| {
         let mode = BlockingMode::try_from(options.mode)?;
-        Server::endpoint(endpoint)?.mode(mode).service_blocking(|_| StrippedLines)
+        Server::endpoint(endpoint)?
+            .mode(mode)
+            .limits(options.limits())
+            .service_blocking(|_| StrippedLines)
     });
 }

@@ -50,6 +50,7 @@ fn main() {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
         Server::endpoint(endpoint)?
             .mode(options.mode)
+            .limits(options.limits())
             .service_with(move |_| (framing.framing(), Nihao { text: Text::new(whole) }))
     });
 }

@@ -22,5 +22,7 @@ fn main() {
     let about =
         About::new("receive", "Prints the first message of each client.", "tcp://127.0.0.1:8888");
     let options = Options::parse(&about);
-    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_| Receive));
+    options.run(|endpoint| {
+        Server::endpoint(endpoint)?.mode(options.mode).limits(options.limits()).service(|_| Receive)
+    });
 }

@@ -57,7 +57,10 @@ fn main() {
         About::new("results", "Finds the smallest factor of a number.", "tcp://127.0.0.1:9992");
     let options = Options::parse(&About { streams_only: true, ..about });
     options.run(|endpoint| {
-        let server = Server::endpoint(endpoint)?.framing(Lines::default()).mode(options.mode);
+        let server = Server::endpoint(endpoint)?
+            .framing(Lines::default())
+            .mode(options.mode)
+            .limits(options.limits());
         server.service(|_| Factors)
     });
 }

@@ -33,5 +33,10 @@ fn main() {
             "tcp://localhost:10888",
         )
     });
-    options.run(|endpoint| Server::endpoint(endpoint)?.mode(options.mode).service(|_| StopOnEof));
+    options.run(|endpoint| {
+        Server::endpoint(endpoint)?
+            .mode(options.mode)
+            .limits(options.limits())
+            .service(|_| StopOnEof)
+    });
 }

@@ -53,7 +53,10 @@ fn main() {
     );
     let options = Options::parse(&About { streams_only: true, ..about });
     options.run(|endpoint| {
-        let server = Server::endpoint(endpoint)?.framing(Lines::default()).mode(options.mode);
+        let server = Server::endpoint(endpoint)?
+            .framing(Lines::default())
+            .mode(options.mode)
+            .limits(options.limits());
         server.service(|_| Numbers(0..0))
     });
 }

@@ -32,6 +32,9 @@ fn main() {
     });
     let once = options.has("once");
     options.run(|endpoint| {
-        Server::endpoint(endpoint)?.mode(options.mode).service(move |_| Upper { once })
+        Server::endpoint(endpoint)?
+            .mode(options.mode)
+            .limits(options.limits())
+            .service(move |_| Upper { once })
     });
 }

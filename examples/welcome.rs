@@ -69,7 +69,8 @@ fn main() {
     let framing = TextFraming::chosen(&options);
     options.run(|endpoint| {
         let whole = framing == TextFraming::Lines || is_datagram(endpoint);
-        Server::endpoint(endpoint)?.mode(options.mode).service_with(move |accepted| {
+        let server = Server::endpoint(endpoint)?.mode(options.mode).limits(options.limits());
+        server.service_with(move |accepted| {
             let peer = accepted.peer().clone();
             (framing.framing(), Welcome { peer, text: Text::new(whole) })
         })

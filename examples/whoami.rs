@@ -42,6 +42,7 @@ fn main() {
         Server::endpoint(endpoint)?
             .framing(Lines::default().unterminated(true))
             .mode(options.mode)
+            .limits(options.limits())
             .service(move |_| WhoAmI { forked, end })
     });
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::address::{Address, Credentials, Peer};
 use crate::connection_id::ConnectionId;
 use crate::datagram::ReplySocket;
+use crate::permits::ConnectionPermit;
 use crate::sys::{self, PacketInfo, Socket};
 use crate::transport::local_address;
 
@@ -17,6 +18,8 @@ pub(crate) struct AcceptedStream {
     pub(crate) socket: Socket,
     pub(crate) peer: Peer,
     pub(crate) id: ConnectionId,
+    /// Its place among the connections of its listener, if their number is limited.
+    pub(crate) permit: Option<ConnectionPermit>,
 }
 
 impl AcceptedStream {

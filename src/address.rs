@@ -145,7 +145,13 @@ pub(crate) fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
         None if host.contains(':') => return Err("an IPv6 address must be in brackets"),
         None => host,
     };
-    if host.is_empty() { Err("the host is missing") } else { Ok((host.to_owned(), port)) }
+    if host.is_empty() {
+        Err("the host is missing")
+    } else if host.contains(['[', ']']) {
+        Err("a bracket is inside of the host")
+    } else {
+        Ok((host.to_owned(), port))
+    }
 }
 
 fn path(text: &str) -> Result<PathBuf, &'static str> {
@@ -304,6 +310,8 @@ mod tests {
             ("tcp://:80", "host is missing"),
             ("tcp://::1:80", "brackets"),
             ("tcp://[::1:80", "bracket is not closed"),
+            ("tcp://[[a]:80", "bracket is inside"),
+            ("udp://a]:80", "bracket is inside"),
             ("unix://", "path is missing"),
             (&long, "longer"),
         ] {

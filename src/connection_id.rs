@@ -24,13 +24,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(NonZeroU64);
 
+/// How many numbers have been assigned.
+static ASSIGNED: AtomicU64 = AtomicU64::new(0);
+
 impl ConnectionId {
     /// The number of the next connection.
     pub(crate) fn next() -> Self {
-        /// How many numbers have been assigned.
-        static ASSIGNED: AtomicU64 = AtomicU64::new(0);
         // 64 bits do not overflow for centuries.
         ConnectionId(NonZeroU64::MIN.saturating_add(ASSIGNED.fetch_add(1, Relaxed)))
+    }
+
+    /// The number that the next connection will have, or a smaller one.
+    pub(crate) fn upcoming() -> u64 {
+        ASSIGNED.load(Relaxed) + 1
     }
 }
 

@@ -46,6 +46,9 @@ pub(crate) const CONTAINS_DELIMITER: &str =
 /// Whether the delimiter begins in the message; it may end in the delimiter that follows the
 /// message.
 pub(crate) fn contains_delimiter(message: &[u8], delimiter: &[u8]) -> bool {
+    if message.is_empty() {
+        return false; // its address may be one at which there is no memory
+    }
     let overlap = delimiter.len().saturating_sub(1);
     let tail = &message[message.len().saturating_sub(overlap)..];
     let straddles = overlap > 0 && find(&[tail, delimiter].concat(), delimiter) != Some(tail.len());

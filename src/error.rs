@@ -1,6 +1,6 @@
 //! Errors as plain data: of a server ([`Error`]), of a handler ([`HandlerError`],
 //! [`UnsupportedError`], [`SendError`]), and the reasons why a connection was closed
-//! ([`CloseReason`]).
+//! ([`CloseReason`], [`Limit`]).
 
 use std::fmt;
 use std::io;
@@ -15,6 +15,14 @@ pub type HandlerResult = Result<(), HandlerError>;
 ///
 /// `{error}` prints the error without the system's message, which is its
 /// [`source`](std::error::Error::source); `{error:#}` prints both in one line.
+///
+/// ```
+/// use socketserver::Server;
+///
+/// let error = Server::tcp("127.0.0.1:99999").unwrap_err();
+/// assert!(error.is_usage()); // what the user gave is wrong
+/// println!("{error:#}"); // with its source, in one line
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -117,6 +125,19 @@ impl std::error::Error for Error {
 /// The reason why a connection was closed, or a datagram's request ended: an argument of
 /// [`Handler::on_close`](crate::Handler::on_close), [`Handler::on_reject`](crate::Handler::on_reject)
 /// and [`Hooks::handle_error`](crate::Hooks::handle_error).
+///
+/// See [`guide::logging_and_counters`](crate::guide::logging_and_counters).
+///
+/// ```
+/// use socketserver::{CloseReason, Limit};
+///
+/// fn is_clients_fault(reason: &CloseReason) -> bool {
+///     matches!(reason, CloseReason::Framing(_) | CloseReason::Limit(Limit::MessageDeadline))
+/// }
+///
+/// assert!(!is_clients_fault(&CloseReason::Eof));
+/// assert_eq!(CloseReason::Eof.to_string(), "end of input");
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -138,6 +159,49 @@ pub enum CloseReason {
     Panic(String),
     /// The server is stopping.
     Shutdown,
+    /// The connection has reached one of its [`Limits`](crate::Limits), or one of the server's.
+    Limit(Limit),
+}
+
+/// The limit that a connection has reached: see [`CloseReason::Limit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Limit {
+    /// The number of connections: another client wants to connect, and no whole message has come
+    /// from this one ([`WhenFull::CloseSilent`](crate::WhenFull::CloseSilent)).
+    Connections,
+    /// The time for one message: [`Limits::message_deadline`](crate::Limits::message_deadline).
+    MessageDeadline,
+    /// The time for the first message:
+    /// [`Limits::first_message_deadline`](crate::Limits::first_message_deadline).
+    FirstMessageDeadline,
+    /// The time in which the peer takes no output:
+    /// [`Limits::write_timeout`](crate::Limits::write_timeout).
+    WriteTimeout,
+    /// The size of undecoded input:
+    /// [`Limits::max_buffered_input`](crate::Limits::max_buffered_input).
+    BufferedInput,
+    /// The memory of all connections: [`Server::max_memory`](crate::Server::max_memory).
+    Memory,
+    /// The age of the connection: [`Limits::max_lifetime`](crate::Limits::max_lifetime).
+    Lifetime,
+    /// The number of messages: [`Limits::max_messages`](crate::Limits::max_messages).
+    Messages,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::Connections => "too many connections, and this one sent no whole message",
+            Limit::MessageDeadline => "a message took too long",
+            Limit::FirstMessageDeadline => "the first message took too long",
+            Limit::WriteTimeout => "the peer takes no output",
+            Limit::BufferedInput => "too much undecoded input",
+            Limit::Memory => "the connections hold too much memory",
+            Limit::Lifetime => "the connection is too old",
+            Limit::Messages => "too many messages",
+        })
+    }
 }
 
 impl CloseReason {
@@ -159,6 +223,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Error(error) => write!(f, "handler failed: {error}"),
             CloseReason::Panic(message) => write!(f, "handler panicked: {message}"),
             CloseReason::Shutdown => f.write_str("the server is stopping"),
+            CloseReason::Limit(limit) => write!(f, "limit reached: {limit}"),
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Python's [`socketserver`](https://docs.python.org/3/library/socketserver.html) for Rust, with
-//! the event loop that its docstring only describes: it keeps "an explicit table of partially
-//! finished requests" and decides which request to work on next.
+//! A small library for TCP, UDP and Unix-socket servers, without async: one handler, which runs on an
+//! event loop, on worker threads, in a thread or a process per client. It is what Python's
+//! [`socketserver`](https://docs.python.org/3/library/socketserver.html) is, with the event loop that
+//! its documentation only describes.
 //!
-//! > A server accepts requests; a session serves one request to its end; a dispatcher says where it
-//! > runs. A message is a frame on a stream, or a datagram on a socket.
+//! The [`guide`] has a recipe for each task: [time-outs](guide::timeouts), [shared
+//! state](guide::shared_state), [other clients](guide::reaching_others), [framing](guide::framing),
+//! [stopping](guide::stopping), [limits](guide::limits), [tests](guide::testing) and more.
 //!
 //! ```no_run
 //! use socketserver::{Context, Handler, HandlerResult, Lines, Server};
@@ -65,29 +67,6 @@
 //! mode or a datagram cannot give is an [`UnsupportedError`]. What concerns the whole service is in
 //! [`Hooks`].
 //!
-//! # The layers
-//!
-//! Imports run only downward.
-//!
-//! ```text
-//! lib                                             the facade: this documentation and the re-exports
-//! server                                          builder, service, hooks, one run of a server, its stop
-//! modes                                           the modes: options, dispatchers, threads and processes
-//! event_loop | blocking                           requests on the event loop | requests that a thread serves with blocking calls
-//! write_buffer                                    output that the kernel has not taken yet
-//! conversation                                    handler, context, framing, output: no sockets, no clock, no threads
-//! accepted                                        an accepted connection or datagram, for which a handler is made
-//! closing | datagram | sender | server_state      how connections close | received datagrams | messages from other threads | stopping
-//! mailbox | encodable | transport                 what other threads post to the event loop | messages as bytes | binding and socket files
-//! sys                                             system calls without policy; the crate's only `unsafe`
-//! address | counters                              plain data
-//! connection_id | error | guard | log_limiter | sync | token  plain data, the guard around user code, a limit on what is logged
-//! ```
-//!
-//! The center is the *conversation*: the state machine of one peer. It takes bytes and returns
-//! bytes and effects. Two drivers call it: the event loop, which never blocks, and a blocking
-//! session, which does. So a handler behaves the same under every mode.
-//!
 //! # Panics
 //!
 //! The crate catches a panic in a handler, a framing, a hook, the logger, a handler factory, or a
@@ -123,9 +102,13 @@ mod encodable;
 mod error;
 mod event_loop;
 mod guard;
+pub mod guide;
+mod limits;
 mod log_limiter;
 mod mailbox;
+mod memory;
 mod modes;
+mod permits;
 mod sender;
 mod server;
 mod server_state;
@@ -143,12 +126,14 @@ pub use conversation::{
     Context, Decoded, Delimited, Endian, FixedSize, Framing, Handler, HandlerFn, LengthPrefixed,
     Lines, Output, Overlong, Raw, Width, handler_fn,
 };
-pub use counters::Counters;
+pub use counters::{Counter, CounterKind, Counters};
 pub use datagram::DatagramSender;
 pub use encodable::Encodable;
 pub use error::{
-    CloseReason, Error, FramingError, HandlerError, HandlerResult, SendError, UnsupportedError,
+    CloseReason, Error, FramingError, HandlerError, HandlerResult, Limit, SendError,
+    UnsupportedError,
 };
+pub use limits::{Limits, WhenFull};
 pub use modes::{
     BlockingMode, Forking, HandlerMode, Inline, Mode, Offload, Pool, Reactor, RequestMode,
     Threading,
@@ -170,6 +155,10 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../README.zh-CN.md")]
 struct ReadmeInChinese;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/deploying.md")]
+struct Deploying;
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/from-python.md")]

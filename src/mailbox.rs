@@ -17,19 +17,24 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Arc;
+use std::time::Instant;
 
 use crate::address::LogPeer;
 use crate::counters::Tally;
 use crate::error::CloseReason;
 use crate::guard::log;
-use crate::sync::lock;
+use crate::memory::MemoryGauge;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use crate::sync::{Mutex, MutexGuard, lock};
 use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
 /// A job that a loop passes to a worker, and that returns to the loop when it is done.
 pub(crate) trait Job: Send {
+    /// A worker has taken the job, and runs it now; returns when it was queued and when it was taken.
+    /// Never panics.
+    fn taken(&mut self) -> (Instant, Instant);
     /// Runs the job; the handler in it may block. Returns whether the job is posted back to the
     /// loop. Never panics.
     fn run(&mut self) -> bool;
@@ -96,6 +101,8 @@ pub(crate) struct Mailbox {
     /// The number of the current or the last run. Changed only while `notifications` is locked.
     run: AtomicUsize,
     wakeup: Wakeup,
+    /// Counts the memory that the connections of the server hold.
+    memory: Arc<MemoryGauge>,
 }
 
 /// The queued notifications.
@@ -140,6 +147,7 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             run: AtomicUsize::new(0),
             wakeup: Wakeup::new()?,
+            memory: Arc::default(),
         })
     }
 
@@ -263,11 +271,19 @@ impl Mailbox {
         self.waiting.load(SeqCst) != 0
     }
 
+    /// Counts the memory that the connections of the server hold.
+    pub(crate) fn memory(&self) -> &Arc<MemoryGauge> {
+        &self.memory
+    }
+
     /// The wakeup of the loop, for the loop to wait on.
     pub(crate) fn wakeup(&self) -> &Wakeup {
         &self.wakeup
     }
 }
+
+#[cfg(all(test, socketserver_loom))]
+mod models;
 
 #[cfg(test)]
 mod tests {

@@ -5,15 +5,16 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::address::Peer;
 use crate::connection_id::ConnectionId;
 use crate::encodable::Encodable;
 use crate::error::SendError;
 use crate::mailbox::{Mailbox, Notification};
-use crate::sync::lock;
+use crate::memory::MemoryGauge;
+use crate::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use crate::sync::{Mutex, MutexGuard, lock};
 use crate::sys::{CatchDrop, Wakeup};
 use crate::token::Token;
 
@@ -56,7 +57,25 @@ pub(crate) enum Waker {
     /// By the mailbox of an event loop, with the token of the connection.
     Loop(Arc<Mailbox>, Token),
     /// By the wakeup of a thread that serves one connection.
-    Thread(Arc<Wakeup>),
+    Thread(Arc<ThreadWaker>),
+}
+
+/// The wakeup of a thread that serves connections of one server, one after the other.
+#[derive(Debug)]
+pub(crate) struct ThreadWaker {
+    pub(crate) wakeup: Wakeup,
+    /// Counts the memory that the connections of the server hold.
+    pub(crate) memory: Arc<MemoryGauge>,
+}
+
+impl Waker {
+    /// Counts the memory that the connections of the server hold.
+    fn memory(&self) -> &MemoryGauge {
+        match self {
+            Waker::Loop(mailbox, _) => mailbox.memory(),
+            Waker::Thread(waker) => &waker.memory,
+        }
+    }
 }
 
 /// An entry of a send queue.
@@ -163,6 +182,11 @@ impl SendQueue {
         SendQueue { state, senders, waker, limit, recipient }
     }
 
+    /// How many bytes the queued messages count.
+    pub(crate) fn held(&self) -> usize {
+        lock(&self.state).bytes as usize
+    }
+
     /// Notifies the driver, once, of the next entry from now on. Returns whether there is something
     /// to [`take`](SendQueue::take) already. A thread calls this before it waits, an event loop
     /// when it has taken the notification.
@@ -175,7 +199,14 @@ impl SendQueue {
     /// Takes the oldest message or event. If there is none, returns the close that a sender has
     /// requested.
     pub(crate) fn take(&self) -> Option<Command> {
-        lock(&self.state).take()
+        self.take_from(&mut lock(&self.state))
+    }
+
+    fn take_from(&self, state: &mut SendQueueState) -> Option<Command> {
+        let before = state.bytes;
+        let command = state.take();
+        self.waker.memory().subtract((before - state.bytes) as usize);
+        command
     }
 
     /// As [`take`](SendQueue::take), where no handler can be called: returns `None` if an event is
@@ -184,7 +215,7 @@ impl SendQueue {
         let mut state = lock(&self.state);
         match state.commands.front() {
             Some(Command::Event(_)) if state.ending != Ending::Aborted => None,
-            _ => state.take(),
+            _ => self.take_from(&mut state),
         }
     }
 
@@ -212,6 +243,7 @@ impl SendQueue {
         let refusing = SendQueueState { ending, notified, ..SendQueueState::default() };
         let before = std::mem::replace(&mut *state, refusing);
         drop(state);
+        self.waker.memory().subtract(before.bytes as usize);
         // Not while it is locked: the destructor of an event is code of the user.
         drop(before);
     }
@@ -220,6 +252,7 @@ impl SendQueue {
     pub(crate) fn close(&self) {
         let closed = SendQueueState { ending: Ending::Closed, ..SendQueueState::default() };
         let before = std::mem::replace(&mut *lock(&self.state), closed);
+        self.waker.memory().subtract(before.bytes as usize);
         // Dropped outside of the lock, because the destructor of an event is code of the user.
         drop(before);
     }
@@ -230,10 +263,12 @@ impl SendQueue {
             return Err(SendError::Closed);
         }
         let SenderLimit(limit) = self.limit;
-        state.bytes = match state.bytes.checked_add(charge(&message)) {
+        let charge = charge(&message);
+        state.bytes = match state.bytes.checked_add(charge) {
             Some(bytes) if bytes <= limit || state.bytes == 0 => bytes,
             _ => return Err(SendError::Full),
         };
+        self.waker.memory().add(charge as usize);
         self.enqueue(state, Command::Message(message));
         Ok(())
     }
@@ -269,6 +304,7 @@ impl SendQueue {
         state.ending = ending;
         let mut dropped = VecDeque::new();
         if ending == Ending::Aborted {
+            self.waker.memory().subtract(state.bytes as usize);
             (state.bytes, state.events) = (0, 0);
             dropped = std::mem::take(&mut state.commands);
         }
@@ -284,7 +320,7 @@ impl SendQueue {
         drop(state);
         match &self.waker {
             Waker::Loop(mailbox, token) => mailbox.post(Notification::SendQueue(*token)),
-            Waker::Thread(wakeup) => wakeup.wake(),
+            Waker::Thread(waker) => waker.wakeup.wake(),
         }
     }
 
@@ -310,6 +346,12 @@ impl SendQueue {
     }
 }
 
+impl Drop for SendQueue {
+    fn drop(&mut self) {
+        self.waker.memory().subtract(self.held());
+    }
+}
+
 /// A handle to one connection, for other threads and other handlers: see
 /// [`Context::sender`](crate::Context::sender).
 ///
@@ -318,6 +360,30 @@ impl SendQueue {
 /// has ended, and the handler has left the connection open for its senders (see
 /// [`Handler::on_eof`](crate::Handler::on_eof)). Then the connection is closed when the last sender
 /// is dropped.
+///
+/// See [`guide::reaching_others`](crate::guide::reaching_others).
+///
+/// ```
+/// use std::time::Duration;
+/// use std::thread;
+/// use socketserver::{Context, Handler, HandlerResult};
+///
+/// /// Sends a second answer later, from another thread.
+/// struct Later;
+///
+/// impl Handler for Later {
+///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+///         let sender = cx.sender()?;
+///         thread::spawn(move || {
+///             thread::sleep(Duration::from_secs(1));
+///             if let Err(error) = sender.send(b"later") {
+///                 log::debug!("{} of {}: {error}", sender.id(), sender.peer());
+///             }
+///         });
+///         cx.send(message)
+///     }
+/// }
+/// ```
 pub struct Sender {
     send_queue: Arc<SendQueue>,
     /// The messages that the framing could send when this handle was created.
@@ -497,6 +563,9 @@ pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u
     senders.into_iter().filter(|sender| sender.send_shared(&message).is_ok()).count()
 }
 
+#[cfg(all(test, socketserver_loom))]
+mod models;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -611,8 +680,9 @@ mod tests {
 
     #[test]
     fn a_thread_is_woken_once_for_all_messages_before_it_waits_again() {
-        let wakeup = Arc::new(Wakeup::new().unwrap());
-        let waker = Waker::Thread(wakeup.clone());
+        let (wakeup, memory) = (Wakeup::new().unwrap(), Arc::default());
+        let thread = Arc::new(ThreadWaker { wakeup, memory });
+        let waker = Waker::Thread(thread.clone());
         let send_queue = SendQueue::new(waker, SenderLimit::new(1 << 20), recipient());
         let sender = Sender::new(Arc::new(send_queue), Encodable::Any);
         for _ in 0..3 {
@@ -620,7 +690,7 @@ mod tests {
             for number in 0..1000 {
                 sender.send(b"one").unwrap();
                 assert!(sender.send_queue.take().is_some());
-                assert_eq!(wakeup.take(), number == 0);
+                assert_eq!(thread.wakeup.take(), number == 0);
             }
         }
         sender.send(b"one").unwrap();
@@ -629,10 +699,10 @@ mod tests {
             "a message is queued, so the thread must not wait"
         );
         sender.close();
-        assert!(wakeup.take());
+        assert!(thread.wakeup.take());
         assert!(sender.send_queue.enable_notification());
         sender.abort();
-        assert!(wakeup.take());
+        assert!(thread.wakeup.take());
     }
 
     #[test]

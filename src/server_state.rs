@@ -2,13 +2,17 @@
 //! running, and whether it must stop.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::counters::Published;
+use crate::counters::{Counters, Published};
 use crate::guard::log;
 use crate::mailbox::{Mailbox, Notification};
+use crate::memory::MemoryGauge;
 use crate::sync::lock;
 use crate::sys::{Clock, Wakeup};
 
@@ -17,6 +21,7 @@ use crate::sys::{Clock, Wakeup};
 pub(crate) struct ServerState {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) published: Arc<Published>,
+    overload: Arc<Overload>,
     /// The clock of the event loop and of its workers.
     pub(crate) clock: Clock,
     stop: AtomicBool,
@@ -28,6 +33,39 @@ pub(crate) struct ServerState {
     process: AtomicU32,
     run: Mutex<Run>,
     ended: Condvar,
+}
+
+/// Whether handlers are so slow that requests wait long for them.
+#[derive(Debug, Default)]
+struct Overload {
+    /// On the event loop.
+    event_loop: AtomicBool,
+    /// In how many thread pools.
+    pools: AtomicU32,
+}
+
+/// Shows whether one thread pool is overloaded. When it is dropped, the pool is not.
+#[derive(Debug)]
+pub(crate) struct OverloadFlag {
+    overload: Arc<Overload>,
+    is_set: bool,
+}
+
+impl OverloadFlag {
+    pub(crate) fn set(&mut self, is_overloaded: bool) {
+        if std::mem::replace(&mut self.is_set, is_overloaded) != is_overloaded {
+            match is_overloaded {
+                true => self.overload.pools.fetch_add(1, Relaxed),
+                false => self.overload.pools.fetch_sub(1, Relaxed),
+            };
+        }
+    }
+}
+
+impl Drop for OverloadFlag {
+    fn drop(&mut self) {
+        self.set(false);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +80,7 @@ impl ServerState {
         Ok(ServerState {
             mailbox: Arc::new(Mailbox::new()?),
             published: Arc::default(),
+            overload: Arc::default(),
             clock: Clock::new(),
             stop: AtomicBool::new(false),
             child_stop_request: OnceLock::new(),
@@ -49,6 +88,12 @@ impl ServerState {
             run: Mutex::default(),
             ended: Condvar::new(),
         })
+    }
+
+    /// What has been counted, and what is held now.
+    pub(crate) fn counters(&self) -> Counters {
+        let counters = self.published.snapshot();
+        Counters { memory_held: self.mailbox.memory().held() as u64, ..counters }
     }
 
     /// Requests a stop of the current run, or of the first one if no run has begun. Between two
@@ -194,6 +239,32 @@ impl StopRequester {
     pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
         &self.state.mailbox
     }
+
+    /// The memory that connections hold.
+    pub(crate) fn memory(&self) -> &Arc<MemoryGauge> {
+        self.state.mailbox.memory()
+    }
+
+    /// How many connections are open, without those that a thread has yet to publish.
+    pub(crate) fn open_connections(&self) -> u64 {
+        self.state.published.open()
+    }
+
+    /// Whether handlers are so slow that requests wait long for them.
+    pub(crate) fn is_overloaded(&self) -> bool {
+        let overload = &self.state.overload;
+        overload.event_loop.load(Relaxed) || overload.pools.load(Relaxed) > 0
+    }
+
+    /// Sets whether the event loop is overloaded.
+    pub(crate) fn set_overloaded(&self, overloaded: bool) {
+        self.state.overload.event_loop.store(overloaded, Relaxed);
+    }
+
+    /// A flag that shows whether a thread pool is overloaded.
+    pub(crate) fn pool_flag(&self) -> OverloadFlag {
+        OverloadFlag { overload: self.state.overload.clone(), is_set: false }
+    }
 }
 
 /// How a session ended that was running when a stop began.
@@ -243,6 +314,25 @@ mod tests {
         assert!(state.stop_requested());
         drop(second);
         assert!(!state.stop_requested());
+    }
+
+    #[test]
+    fn a_server_is_overloaded_while_its_event_loop_or_one_of_its_pools_is() {
+        let run = server_state().begin();
+        let stop = run.stop_requester();
+        let (mut one, mut other) = (stop.pool_flag(), stop.pool_flag());
+        assert!(!stop.is_overloaded());
+        one.set(true);
+        one.set(true);
+        other.set(true);
+        stop.set_overloaded(false);
+        one.set(false);
+        assert!(stop.is_overloaded(), "the other pool is");
+        drop(other);
+        assert!(!stop.is_overloaded());
+        stop.set_overloaded(true);
+        one.set(false);
+        assert!(stop.is_overloaded(), "the event loop is");
     }
 
     #[test]

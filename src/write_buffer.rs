@@ -29,14 +29,18 @@ pub(crate) fn send_segments(
     input: &[u8],
 ) -> io::Result<(usize, bool)> {
     let mut slices = [IoSlice::new(&[]); SLICES];
-    let (filled, file_follows) = output_buffer.slices(input, &mut slices);
+    let (filled, is_joined) = output_buffer.slices(input, &mut slices);
     if filled == 0 {
         return Ok((0, true));
     }
     let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
-    let sent = sys::send_vectored(socket, &slices[..filled], file_follows)?;
+    let sent = sys::send_vectored(socket, &slices[..filled], is_joined)?;
     Ok((sent, sent == offered))
 }
+
+/// The same for a part of a file, which costs no more time than [`SEND_STEP`] bytes from memory,
+/// because the kernel does not copy it.
+pub(crate) const FILE_STEP: usize = 512 * 1024;
 
 #[derive(Debug)]
 enum Chunk {
@@ -70,6 +74,16 @@ impl Chunk {
         }
     }
 
+    /// How much memory it holds.
+    fn held(&self) -> usize {
+        size_of::<Chunk>()
+            + match self {
+                Chunk::Bytes(bytes, _) => bytes.capacity(),
+                Chunk::Shared(payload, _) => payload.len(),
+                Chunk::File(..) => 0,
+            }
+    }
+
     fn advance(&mut self, count: usize) {
         match self {
             Chunk::Bytes(_, sent) => *sent += count,
@@ -83,7 +97,11 @@ impl Chunk {
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     chunks: VecDeque<Chunk>,
+    /// TCP sends only full packets (TCP_CORK), because the next step follows at once.
+    corked: bool,
     len: u64,
+    /// How much memory the chunks hold.
+    held: usize,
 }
 
 impl WriteBuffer {
@@ -95,6 +113,17 @@ impl WriteBuffer {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// How many bytes one step may still send that has sent `sent`.
+    pub(crate) fn step_after(&self, sent: usize) -> usize {
+        let is_file = matches!(self.chunks.front(), Some(Chunk::File(..)));
+        if is_file { FILE_STEP } else { SEND_STEP }.saturating_sub(sent)
+    }
+
+    /// How much memory it holds, in bytes. Shared bytes count in each buffer that has them.
+    pub(crate) fn held(&self) -> usize {
+        self.held
     }
 
     /// Whether a part of a file waits.
@@ -113,13 +142,16 @@ impl WriteBuffer {
 
     fn push(&mut self, chunk: Chunk) {
         self.len = self.len.saturating_add(chunk.charge());
+        self.held += chunk.held();
         self.chunks.push_back(chunk);
     }
 
     fn append(&mut self, bytes: &[u8]) {
         match self.chunks.back_mut() {
             Some(Chunk::Bytes(chunk, _)) if chunk.len() + bytes.len() <= CHUNK => {
+                let before = chunk.capacity();
                 chunk.extend_from_slice(bytes);
+                self.held += chunk.capacity() - before;
                 self.len = self.len.saturating_add(bytes.len() as u64);
             }
             _ => self.push(Chunk::Bytes(bytes.to_vec(), 0)),
@@ -133,14 +165,26 @@ impl WriteBuffer {
         let sent = match self.chunks.front() {
             None => 0,
             Some(Chunk::File(file, range)) => {
-                let count = usize::try_from(range.end - range.start).unwrap_or(most).min(most);
-                sys::send_file(socket, file, range.start, count)?
+                let left = range.end - range.start;
+                let count = usize::try_from(left).unwrap_or(most).min(most);
+                // A Unix socket has no such option.
+                if left > most as u64 && !self.corked && sys::set_cork(socket, true) {
+                    self.corked = true;
+                }
+                let sent = sys::send_file(socket, file, range.start, count)?;
+                if self.corked && sent as u64 == left {
+                    self.corked = !sys::set_cork(socket, false);
+                }
+                sent
             }
             Some(_) => {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let filled = self.slices(most, &mut slices);
-                let file_follows = matches!(self.chunks.get(filled), Some(Chunk::File(..)));
-                sys::send_vectored(socket, &slices[..filled], file_follows)?
+                let is_joined = match self.chunks.get(filled) {
+                    Some(Chunk::File(_, range)) => OutputBuffer::is_joined(range),
+                    _ => false,
+                };
+                sys::send_vectored(socket, &slices[..filled], is_joined)?
             }
         };
         self.advance(sent);
@@ -177,6 +221,7 @@ impl WriteBuffer {
             }
             count -= length;
             self.len = self.len.saturating_sub(charge);
+            self.held -= chunk.held();
             self.chunks.pop_front();
         }
     }

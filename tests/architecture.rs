@@ -1,4 +1,4 @@
-//! The structure of the source: imports follow the drawing of the modules in `src/lib.rs`, no two
+//! The structure of the source: imports follow the drawing of the modules in `docs/design.md`, no two
 //! types share a name, and files and functions are short.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Every source file, except those of unit tests, with its path below `src`.
+/// Every source file, except those of unit tests and the pages of the guide, with its path below `src`.
 fn files() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut directories = vec![source()];
@@ -27,7 +27,9 @@ fn files() -> BTreeMap<String, String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);
-            } else if path.file_name().unwrap() != "tests.rs" {
+            } else if path.extension().is_some_and(|ext| ext == "rs")
+                && path.file_name().unwrap() != "tests.rs"
+            {
                 let name = path.strip_prefix(source()).unwrap().to_str().unwrap().to_owned();
                 files.insert(name, fs::read_to_string(&path).unwrap());
             }
@@ -38,12 +40,12 @@ fn files() -> BTreeMap<String, String> {
 
 /// The rows of the drawing, top row first; each names its modules.
 fn rows() -> Vec<Vec<String>> {
-    let library = fs::read_to_string(source().join("lib.rs")).unwrap();
-    let (_, drawing) = library.split_once("//! ```text\n").expect("lib.rs has a drawing");
-    let (drawing, _) = drawing.split_once("//! ```").expect("the drawing ends");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/design.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, drawing) = page.split_once("```text\n").expect("the page has a drawing");
+    let (drawing, _) = drawing.split_once("```").expect("the drawing ends");
     let mut rows: Vec<Vec<String>> = Vec::new();
     for line in drawing.lines() {
-        let line = line.trim_start_matches("//!").trim();
         let (modules, _) = line.split_once("  ").expect("modules, two spaces and a description");
         rows.push(modules.split('|').map(|module| module.trim().to_owned()).collect());
     }
@@ -53,7 +55,7 @@ fn rows() -> Vec<Vec<String>> {
 /// The row of a module; the top row is 0.
 fn row_of(rows: &[Vec<String>], module: &str) -> usize {
     let row = rows.iter().position(|row| row.iter().any(|name| name == module));
-    row.unwrap_or_else(|| panic!("the drawing in lib.rs lacks the module `{module}`"))
+    row.unwrap_or_else(|| panic!("the drawing in docs/design.md lacks the module `{module}`"))
 }
 
 /// The top module that a file belongs to.

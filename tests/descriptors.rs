@@ -90,6 +90,8 @@ fn entry_point_of_server_processes() {
     let (mode, root) = role.split_once(' ').unwrap_or((&role, "/"));
     let mode = mode.parse::<Mode>().unwrap().workers(4);
     let mut server = builder.mode(mode).serve(make).unwrap();
+    // By default it would stop accepting before descriptors run out.
+    server.max_connections(None);
     if root != "/" {
         std::os::unix::fs::chroot(root).unwrap();
         std::env::set_current_dir("/").unwrap();

@@ -1,9 +1,11 @@
 //! The guides for Python users: every row links tests that exist, every name of Python's module has
-//! a row, and both languages have the same rows and programs. The pages on attacks and on events:
-//! every test that they name exists, and every event and every effect has a row.
+//! a row, and both languages have the same rows and programs. The pages on attacks, on events and on
+//! limits: every test that they name exists, and every event, effect, limit and counter has a row.
 
 use std::fs;
 use std::path::Path;
+
+use socketserver::{CounterKind, Counters};
 
 /// The guide in both languages.
 const PAGES: [&str; 2] = ["docs/from-python.md", "docs/from-python.zh-CN.md"];
@@ -60,14 +62,15 @@ fn programs(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_link_has_a_target() {
+fn every_linked_test_exists() {
     for name in PAGES {
         let page = read(name);
         for link in links(&page).into_iter().filter(|link| !link.starts_with("https://")) {
             let (path, function) = link.split_once('#').unwrap_or((link, ""));
-            let file = read(&format!("docs/{path}"));
-            let defined = function.is_empty() || file.contains(&format!("fn {function}("));
-            assert!(defined, "{name}: {link}");
+            if path.ends_with(".rs") && !function.is_empty() {
+                let file = read(&format!("docs/{path}"));
+                assert!(file.contains(&format!("fn {function}(")), "{name}: {link}");
+            }
         }
     }
 }
@@ -185,6 +188,67 @@ fn every_event_and_effect_has_a_row_and_every_row_a_test_that_exists() {
     for name in events.chain(effects) {
         assert!(named.contains(&&name[..]), "{name}");
     }
+}
+
+#[test]
+fn every_limit_has_a_row_and_every_row_a_test_that_exists() {
+    let page = read("docs/limits.md");
+    let (limits, _) = page.split_once("## Counters").expect("the tables of limits");
+    let rows: Vec<_> = rows(limits).into_iter().filter(|row| row[0] != "limit").collect();
+    for row in &rows {
+        assert_eq!(row.len(), 7, "{row:?}");
+        expect_tests(row);
+    }
+    let named: Vec<_> = rows.iter().flat_map(|row| code(row[0])).collect();
+    let bare = |name: &str| name.strip_prefix("Limits::").unwrap_or(name).to_owned();
+    let named: Vec<_> = named.into_iter().map(bare).collect();
+    for name in methods("src/limits.rs", "    pub fn ") {
+        assert!(named.contains(&name), "{name}");
+    }
+    for name in ["Server::max_connections", "Server::max_memory"] {
+        assert!(named.iter().any(|row| row == name), "{name}");
+    }
+    let verdicts: Vec<_> = rows.iter().flat_map(|row| code(row[2])).collect();
+    let errors = read("src/error.rs");
+    let (_, variants) = errors.split_once("pub enum Limit {").expect("the enum");
+    let (variants, _) = variants.split_once("\n}").expect("its end");
+    for name in variants.lines().filter_map(|line| line.trim().strip_suffix(',')) {
+        if !name.starts_with("//") {
+            assert!(verdicts.contains(&&format!("Limit::{name}")[..]), "Limit::{name}");
+        }
+    }
+}
+
+#[test]
+fn every_counter_has_a_row_with_its_kind_and_its_documentation() {
+    let page = read("docs/limits.md");
+    let (limits, counters) = page.split_once("## Counters").expect("the table of counters");
+    let rows: Vec<_> = rows(counters).into_iter().filter(|row| row[0] != "counter").collect();
+    let counters: Vec<_> = Counters::default().iter().collect();
+    for (row, counter) in rows.iter().zip(&counters) {
+        let kind = match counter.kind {
+            CounterKind::Total => "total",
+            CounterKind::Gauge => "gauge",
+            _ => "maximum",
+        };
+        assert_eq!(row[..2], [&format!("`{}`", counter.name)[..], kind]);
+        assert_eq!(without_links(row[2]), without_links(counter.help));
+    }
+    assert_eq!(rows.len(), counters.len());
+    let limits = self::rows(limits);
+    for name in limits.iter().flat_map(|row| code(row.get(3).copied().unwrap_or_default())) {
+        assert!(counters.iter().any(|counter| counter.name == name), "{name}");
+    }
+}
+
+/// A text without the targets of its links: "[`Sender`](crate::Sender)" is "`Sender`".
+fn without_links(text: &str) -> String {
+    let mut parts = text.split("](");
+    let mut bare = parts.next().unwrap().to_owned();
+    for part in parts {
+        bare.push_str(part.split_once(')').expect("the end of a link").1);
+    }
+    bare.replace('[', "")
 }
 
 /// The text of all source files in a directory and those in it, if it exists.

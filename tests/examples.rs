@@ -20,7 +20,7 @@ const BLOCKING_MODES: [&str; 4] = ["inline", "threading", "pool", "forking"];
 const CHAT_MODES: [&str; 4] = ["reactor", "offload", "threading", "pool"];
 
 /// Every example that listens, with its default address and mode.
-const LISTENING: [(&str, &str, &str); 15] = [
+const LISTENING: [(&str, &str, &str); 17] = [
     ("echo", "tcp://127.0.0.1:9999", "reactor"),
     ("upper", "tcp://127.0.0.1:8888", "reactor"),
     ("receive", "tcp://127.0.0.1:8888", "reactor"),
@@ -31,10 +31,12 @@ const LISTENING: [(&str, &str, &str); 15] = [
     ("lines", "tcp://127.0.0.1:9998", "threading"),
     ("whoami", "tcp://127.0.0.1:9998", "reactor"),
     ("chat", "tcp://127.0.0.1:9997", "reactor"),
+    ("http", "tcp://127.0.0.1:8080", "reactor"),
     ("stream", "tcp://127.0.0.1:9990", "reactor"),
     ("heartbeat", "tcp://127.0.0.1:9991", "reactor"),
     ("results", "tcp://127.0.0.1:9992", "reactor"),
     ("commands", "tcp://127.0.0.1:9993", "reactor"),
+    ("resp", "tcp://127.0.0.1:6380", "reactor"),
     ("upper --once", "tcp://127.0.0.1:9999", "reactor"),
 ];
 
@@ -44,7 +46,7 @@ const WELCOME: &str = "欢迎访问socketserver服务器！";
 fn modes_of(name: &str) -> &'static [&'static str] {
     match name {
         "lines" => &BLOCKING_MODES,
-        "chat" => &CHAT_MODES,
+        "chat" | "resp" => &CHAT_MODES,
         _ => &MODES,
     }
 }
@@ -87,6 +89,8 @@ fn help_shows_all_options_with_their_defaults() {
         ("upper", "--once"),
         ("sticky", "Usage"),
         ("heartbeat", "--patience"),
+        ("http", "--root"),
+        ("chat", "--websocket"),
     ] {
         let help = run(name, &["--help"]).stdout.join("\n");
         assert!(help.contains(shown), "{name}: {shown} is not in\n{help}");
@@ -183,7 +187,7 @@ fn a_mode_or_transport_that_an_example_lacks_is_one_line_and_code_2() {
         let ended = run("chat", &["--mode", mode, "--listen", "tcp://127.0.0.1:0"]);
         assert!(ended.expect_failure(2).contains(mode));
     }
-    for name in ["chat", "stop_on_eof", "stream", "heartbeat", "results", "commands"] {
+    for name in ["chat", "http", "stop_on_eof", "stream", "heartbeat", "results", "commands"] {
         run(name, &["--listen", "udp://127.0.0.1:0"]).expect_failure(2);
     }
 }

@@ -3,8 +3,12 @@
 //! arrives is correct, no client waits without end, a new client is served afterwards, and the
 //! server neither exits nor spins.
 //!
+//! A second server has tiny socket buffers, so that the kernel takes and gives a part of what it is
+//! asked for, and sends half of each reply from memory that connections share. Errors are injected into
+//! some of its calls too.
+//!
 //! `cargo test --test faults` injects the first error of each row of the table; `cargo test --test
-//! faults -- --full` all of them. If `strace` is missing or may not trace, the tests are skipped
+//! faults -- --full` all of them, `cargo test --release --test faults -- --full` into the release build. If `strace` is missing or may not trace, the tests are skipped
 //! with a message; with `SOCKETSERVER_REQUIRE_TOOLS=1` they fail.
 
 #[path = "support/process.rs"]
@@ -18,12 +22,15 @@ mod tools;
 
 use std::fs;
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use process::{DEADLINE, Datagrams, Directory, Process, try_connect};
+use process::{DEADLINE, Datagrams, Directory, Process, announce, try_connect};
+use socket2::SockRef;
+use socketserver::{Context, Handler, HandlerResult, Hooks, Mode, Peer, Server};
 
 /// A client that receives neither a byte nor an end for so long fails the test.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,6 +54,15 @@ enum Outcome {
 }
 use Outcome::{Lost, Stays, Whole};
 
+/// The server of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    /// The example `echo`, with connections or datagrams.
+    Example,
+    /// This test binary: connections with tiny buffers.
+    TinyBuffers,
+}
+
 /// A row of the table: the call `call`, starting with the one numbered `first`, fails with each of
 /// `errors` in each of `modes`.
 struct Fault {
@@ -55,6 +71,7 @@ struct Fault {
     errors: &'static [&'static str],
     modes: &'static str,
     outcome: Outcome,
+    program: Program,
 }
 
 const fn fault(
@@ -64,17 +81,29 @@ const fn fault(
     modes: &'static str,
     outcome: Outcome,
 ) -> Fault {
-    Fault { call, first, errors, modes, outcome }
+    Fault { call, first, errors, modes, outcome, program: Program::Example }
+}
+
+const fn tiny(
+    call: &'static str,
+    first: u32,
+    errors: &'static [&'static str],
+    modes: &'static str,
+    outcome: Outcome,
+) -> Fault {
+    Fault { call, first, errors, modes, outcome, program: Program::TinyBuffers }
 }
 
 const ALL: &str = "reactor offload inline threading pool forking";
 const WAITING: &str = "inline threading pool forking";
+/// Each child counts its calls from 1, so a fault would end every connection.
+const ONE_PROCESS: &str = "reactor offload inline threading pool";
 const BESIDE: &str = "reactor offload threading pool forking";
 
 // EAGAIN is injected only in modes that wait with poll(2) and repeat the call. The event loop would
 // wait for an edge, which an injected error does not cause.
-const FAULTS: [Fault; 28] = [
-    fault("accept4", 2, &["EINTR", "ECONNABORTED", "EPERM"], ALL, Whole),
+const FAULTS: [Fault; 34] = [
+    fault("accept4", 2, &["EINTR", "ECONNABORTED", "EPERM", "EPROTO"], ALL, Whole),
     fault("accept4", 2, &["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"], ALL, Lost),
     fault("accept4", 3, &["EPERM", "EMFILE", "ENOMEM", "ENOSYS"], BESIDE, Stays),
     fault("epoll_wait", 2, &["EINTR"], ALL, Whole),
@@ -83,23 +112,17 @@ const FAULTS: [Fault; 28] = [
     fault("poll", 2, &["ENOMEM"], "inline", Lost),
     fault("recvfrom", 2, &["EINTR"], ALL, Whole),
     fault("recvfrom", 2, &["EAGAIN"], WAITING, Whole),
-    fault("recvfrom", 2, &["ENOMEM", "ENOBUFS"], ALL, Lost),
+    fault("recvfrom", 2, &["ENOMEM", "ENOBUFS", "ECONNRESET", "ETIMEDOUT"], ALL, Lost),
     fault("sendto", 2, &["EINTR"], ALL, Whole),
     fault("sendto", 2, &["EAGAIN"], WAITING, Whole),
-    fault("sendto", 2, &["ENOBUFS", "ENOMEM", "EPERM"], ALL, Lost),
+    fault("sendto", 2, &["ENOBUFS", "ENOMEM", "EPERM", "EPIPE", "ECONNRESET"], ALL, Lost),
     fault("recvmmsg", 2, &["EINTR"], ALL, Whole),
     fault("recvmmsg", 2, &["ENOMEM", "ENOBUFS"], ALL, Lost),
     fault("recvmmsg", 1, &["ENOMEM"], ALL, Stays),
     fault("recvmsg", 2, &["EINTR"], ALL, Whole),
     fault("sendmmsg", 1, &["EINTR"], ALL, Whole),
     // A child makes this call once: it sends one reply.
-    fault(
-        "sendmmsg",
-        2,
-        &["ENOBUFS", "ENOMEM", "EPERM"],
-        "reactor offload inline threading pool",
-        Lost,
-    ),
+    fault("sendmmsg", 2, &["ENOBUFS", "ENOMEM", "EPERM"], ONE_PROCESS, Lost),
     fault("sendmsg", 1, &["EINTR"], ALL, Whole),
     fault("ioctl", 1, &["EINTR", "ENOTTY"], ALL, Whole),
     fault("clone3", 2, &["EAGAIN", "ENOMEM"], "threading pool", Lost),
@@ -109,7 +132,17 @@ const FAULTS: [Fault; 28] = [
     fault("waitid", 1, &["EINTR"], "forking", Whole),
     fault("pipe2,eventfd2", 5, &["EMFILE", "ENFILE", "ENOMEM"], "forking", Lost),
     fault("pidfd_open", 2, &["EMFILE", "ENOMEM", "ENOSYS"], "forking", Lost),
+    // No error, but a part of what was asked for.
+    tiny("recvfrom", 1, &[NONE], ALL, Whole),
+    tiny("recvfrom", 2, &["EINTR"], ALL, Whole),
+    tiny("recvfrom", 4, &["ECONNRESET", "ENOMEM"], ONE_PROCESS, Lost),
+    tiny("sendmsg", 1, &[NONE], ALL, Whole),
+    tiny("sendmsg", 1, &["EINTR"], ALL, Whole),
+    tiny("sendmsg", 2, &["ENOBUFS", "EPIPE", "ECONNRESET"], ONE_PROCESS, Lost),
 ];
+
+/// In place of an error: the calls are only traced.
+const NONE: &str = "no_error";
 
 /// One error of a row, in one mode.
 #[derive(Debug, Clone, Copy)]
@@ -119,17 +152,18 @@ struct Case {
     error: &'static str,
     mode: &'static str,
     outcome: Outcome,
+    program: Program,
 }
 
 impl Case {
     fn all(is_full: bool) -> Vec<Case> {
         let mut cases = Vec::new();
-        for &Fault { call, first, errors, modes, outcome } in &FAULTS {
+        for &Fault { call, first, errors, modes, outcome, program } in &FAULTS {
             let errors = if is_full { errors } else { &errors[..1] };
             for (error, mode) in
                 errors.iter().flat_map(|error| modes.split(' ').map(move |mode| (error, mode)))
             {
-                cases.push(Case { call, first, error, mode, outcome });
+                cases.push(Case { call, first, error, mode, outcome, program });
             }
         }
         cases
@@ -141,11 +175,16 @@ impl Case {
             Lost => "loses_at_most_a_connection",
             Stays => "that_persists_does_not_end_the_server",
         };
-        format!("{}_of_{}_in_{}_{outcome}", self.error, self.call.replace(',', "_or_"), self.mode)
+        let program = match self.program {
+            Program::Example => "",
+            Program::TinyBuffers => "_with_tiny_buffers",
+        };
+        let call = self.call.replace(',', "_or_");
+        format!("{}_of_{call}{program}_in_{}_{outcome}", self.error, self.mode)
     }
 
     fn is_of_datagrams(&self) -> bool {
-        self.call.contains("msg")
+        self.call.contains("msg") && self.program == Program::Example
     }
 
     /// How long a client waits for a datagram. A lost one is noticed only by the time.
@@ -164,30 +203,41 @@ impl Case {
         // With -D the started process is the server, and strace is its grandchild.
         command.args(["-D", "-f", "-qq", "--signal=none", "-o"]).arg(&log);
         command.arg(format!("--trace={}", self.call));
-        command.arg(format!("--inject={}:error={}:when={when}", self.call, self.error));
-        command.arg("--").arg(programs::example("echo"));
-        let urls: &[&str] = match self.is_of_datagrams() {
-            true => &["udp://127.0.0.1:0", "unixgram://{dir}/datagrams"],
-            false => &["tcp://127.0.0.1:0", "unix://{dir}/stream"],
-        };
-        let listen: Vec<_> = urls.iter().flat_map(|url| ["--listen", url]).collect();
-        let mut server = Process::start_command(
-            command,
-            urls.len(),
-            &[&["--mode", self.mode], &listen[..]].concat(),
-        );
+        if self.error != NONE {
+            command.arg(format!("--inject={}:error={}:when={when}", self.call, self.error));
+        }
+        let mut server = self.start(command);
         match self.outcome {
             Stays => self.expect_old_clients_are_served(&server, &log),
             _ => self.expect_service(&server, &log),
         }
         let trace = fs::read_to_string(&log).unwrap();
-        assert!(
-            trace.contains("(INJECTED)") || RARE.contains(&self.call),
-            "the call was not made:\n{trace}"
-        );
+        let is_rare = self.program == Program::Example && RARE.contains(&self.call);
+        let is_made = match self.error {
+            NONE => trace.contains(self.call),
+            _ => trace.contains("(INJECTED)"),
+        };
+        assert!(is_made || is_rare, "the call was not made:\n{trace}");
         assert!(!server.has_exited(), "the server has exited");
         server.terminate();
         server.expect_success();
+    }
+
+    /// Starts the server by a command that traces it.
+    fn start(&self, mut command: Command) -> Process {
+        command.arg("--");
+        if self.program == Program::TinyBuffers {
+            command.arg(std::env::current_exe().unwrap()).arg("--serve");
+            return Process::start_command(command, 2, &[self.mode, "{dir}/stream"]);
+        }
+        command.arg(programs::example("echo"));
+        let urls: &[&str] = match self.is_of_datagrams() {
+            true => &["udp://127.0.0.1:0", "unixgram://{dir}/datagrams"],
+            false => &["tcp://127.0.0.1:0", "unix://{dir}/stream"],
+        };
+        let listen: Vec<_> = urls.iter().flat_map(|url| ["--listen", url]).collect();
+        let arguments = [&["--mode", self.mode], &listen[..]].concat();
+        Process::start_command(command, urls.len(), &arguments)
     }
 
     fn expect_service(&self, server: &Process, log: &Path) {
@@ -203,7 +253,7 @@ impl Case {
                         url,
                         MESSAGES,
                         self.outcome == Lost,
-                        self.call == "sendto",
+                        self.call.starts_with("send"),
                     ),
                 })
             };
@@ -330,6 +380,41 @@ fn exchange_datagrams(
     Ok(())
 }
 
+/// Returns half of each message from its own memory, and half from memory that connections share: more
+/// than one slice for the kernel.
+struct Halves;
+
+impl Handler for Halves {
+    fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        let (first, second) = message.split_at(message.len() / 2);
+        cx.send(first)?;
+        cx.send_shared(&second.into())
+    }
+}
+
+/// Makes the buffers of each connection as small as the kernel allows.
+struct TinyBuffers;
+
+impl Hooks for TinyBuffers {
+    fn on_accept(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> io::Result<()> {
+        SockRef::from(&connection).set_send_buffer_size(1)?;
+        SockRef::from(&connection).set_recv_buffer_size(1)
+    }
+}
+
+fn serve(arguments: &[String]) {
+    let [mode, path] = arguments else { panic!("wrong arguments: {arguments:?}") };
+    let mode: Mode = mode.parse().unwrap();
+    let mut server = Server::new().unwrap();
+    for builder in [Server::tcp("127.0.0.1:0"), Server::unix_stream(path)] {
+        let builder = builder.unwrap().mode(mode).hooks(TinyBuffers);
+        server.add(builder.service(|_| Halves).unwrap()).unwrap();
+    }
+    server.stop_on_signals().unwrap();
+    announce(&server.addresses());
+    server.serve_forever().unwrap();
+}
+
 /// The example prints why it cannot start, and exits with code 1.
 fn calls_that_fail_at_the_start_are_an_error_in_one_line() {
     for call in ["epoll_create1", "eventfd2", "socket", "bind", "listen"] {
@@ -351,7 +436,9 @@ fn can_trace() -> bool {
 }
 
 fn main() -> ExitCode {
-    let mut arguments: Vec<_> = std::env::args().skip(1).collect();
+    let Some(mut arguments) = runner::arguments_unless_serving(serve) else {
+        return ExitCode::SUCCESS;
+    };
     let is_full = arguments.iter().any(|argument| argument == "--full");
     arguments.retain(|argument| argument != "--full");
     let mut tests: Vec<_> = Case::all(is_full)

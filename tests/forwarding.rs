@@ -9,7 +9,7 @@ use std::path::Path;
 const FORWARDED: [(&str, &str, &str); 3] = [
     ("src/conversation/handler.rs", "Handler", "Box<H>"),
     ("src/conversation/framing.rs", "Framing", "Box<F>"),
-    ("src/blocking/request.rs", "RequestHandler", "Box<R>"),
+    ("src/blocking/request/mod.rs", "RequestHandler", "Box<R>"),
 ];
 
 /// The lines of the block whose first line fulfils `begins`.

@@ -4,7 +4,10 @@ mod support;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -336,4 +339,68 @@ fn a_local_service_whose_start_panics_fails_the_run_and_the_next_may_succeed() {
         server.request_timeout(Duration::ZERO);
         assert!(!server.handle_request().unwrap());
     }
+}
+
+/// Pauses for a millisecond at a time while the flag is set.
+struct PausesWhile(Arc<AtomicBool>);
+
+impl Hooks for PausesWhile {
+    fn pause_receiving(&mut self) -> Option<Duration> {
+        self.0.load(SeqCst).then_some(Duration::from_millis(1))
+    }
+}
+
+#[test]
+fn datagrams_wait_in_the_kernel_while_a_hook_pauses_their_service_under_every_mode() {
+    let directory = std::env::temp_dir().join(format!("hooks-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    for mode in all_modes() {
+        let paused = Arc::new(AtomicBool::new(true));
+        let path = directory.join("socket");
+        let hooks = PausesWhile(paused.clone());
+        let builder = Server::unix_datagram(&path).unwrap().mode(mode).hooks(hooks);
+        let server = builder.serve(|_| handler_fn(|_: &[u8], _: &mut Context<'_>| Ok(())));
+        let server = start_server(server.unwrap());
+        let client = UnixDatagram::unbound().unwrap();
+        client.connect(&path).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while client.send(b"waits").is_ok() {
+            sent += 1;
+        }
+        assert!(sent > 0, "{mode}");
+        thread::sleep(A_WHILE / 3);
+        assert_eq!(server.counters().datagrams, 0, "{mode}");
+        assert!(client.send(b"no room").is_err(), "{mode}");
+        paused.store(false, SeqCst);
+        server.wait_for("all are received", |counters| counters.datagrams == sent);
+
+        // Without datagrams there is no turn, and a paused service stops at once.
+        thread::sleep(A_WHILE / 10);
+        let turns = server.counters().turns;
+        thread::sleep(A_WHILE / 3);
+        assert_eq!(server.counters().turns, turns, "{mode}");
+        paused.store(true, SeqCst);
+        client.send(b"stopped").unwrap();
+        server.stop();
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_service_whose_hook_panics_instead_of_pausing_receives() {
+    struct Panics;
+    impl Hooks for Panics {
+        fn pause_receiving(&mut self) -> Option<Duration> {
+            panic!("on purpose")
+        }
+    }
+    let builder = Server::udp(LOCAL).unwrap().hooks(Panics);
+    let server = builder.serve(|_| handler_fn(|message, cx| cx.send(message)));
+    let server = start_server(server.unwrap());
+    let client = UdpSocket::bind(LOCAL).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    client.send_to(b"hello", server.address()).unwrap();
+    assert_eq!(client.recv(&mut [0; 100]).unwrap(), 5);
+    server.wait_for("the panic is counted", |counters| counters.panics > 0);
 }

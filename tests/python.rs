@@ -15,7 +15,9 @@ mod tools;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _, Write as _, pipe};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -24,7 +26,10 @@ use std::time::Duration;
 
 use socket2::Type;
 
-use programs::{A_WHILE, Client, DEADLINE, Directory, Program, connect, run, serve, spawn_reading};
+use programs::{
+    A_WHILE, Client, DEADLINE, Directory, Program, connect, example, run, serve, spawn,
+    spawn_reading,
+};
 
 // ---- the Python programs
 
@@ -363,6 +368,64 @@ impl Pair {
         );
         self.check_python(python, wrong).1
     }
+}
+
+// ---- the program of the guide
+
+/// The program of docs/from-python.md, in Rust or in Python, and what it has printed.
+fn run_same_program(program: Program, script: &[Step]) -> (Vec<Event>, Vec<String>) {
+    let line = program.next_line().unwrap();
+    let transcript = run_script(line.strip_prefix("listening on ").unwrap(), script);
+    let printed = [(); 4].map(|()| program.next_line().unwrap());
+    (transcript, printed.to_vec())
+}
+
+#[test]
+fn the_guides_program_in_both_languages_sends_and_prints_the_same() {
+    let python = python_or_skip!();
+    let script = [
+        send(" hello world \r\n"),
+        expect("HELLO WORLD"),
+        End,
+        As(1),
+        send("学会éno end"),
+        Silence,
+        HalfClose,
+        expect("学会éNO END"),
+        End,
+        As(2), // waits, while others are served
+        As(3),
+        send("\n"),
+        End,
+        As(4), // is not UTF-8: an error of the handler in both
+        send(b"\xff\n"),
+        End,
+        As(2),
+        send("last\n"),
+        expect("LAST"),
+        End,
+    ];
+    let theirs = python.start("same/program.py", "0", &[], Stdio::null());
+    let theirs = run_same_program(theirs, &script);
+    let ours = run_same_program(spawn(&mut Command::new(example("same_program"))), &script);
+    assert_eq!(theirs, ours);
+    assert_eq!(theirs.0, expected_transcript(&script));
+    let lines = ["hello world", "学会éno end", "", "last"];
+    assert_eq!(theirs.1, lines.map(|line| format!("127.0.0.1 wrote: {line}")));
+}
+
+#[test]
+fn in_python_a_mix_in_behind_its_server_has_no_effect() {
+    let python = python_or_skip!();
+    let program = "
+from socketserver import *
+class Before(ThreadingMixIn, UDPServer): pass
+class Behind(UDPServer, ThreadingMixIn): pass
+print(Before.process_request == ThreadingMixIn.process_request)
+print(Behind.process_request == BaseServer.process_request)
+";
+    let ended = spawn_reading(&mut python.command(&["-c", program]), Stdio::null()).end();
+    assert_eq!(ended.succeeds().stdout, ["True", "True"]);
 }
 
 // ---- the same behaviour
@@ -971,5 +1034,36 @@ fn the_clients_of_the_threaded_server_get_their_answers() {
         }
         drop((names, slow));
         serving.program.stop();
+    }
+}
+
+// ---- the example `client` in place of the tutorial's interactive client
+
+#[test]
+fn the_example_client_gets_the_same_answers_as_the_tutorials_client() {
+    let python = python_or_skip!();
+    for serving in both(python, &WELCOME) {
+        let (reader, mut input) = pipe().unwrap();
+        // A socket, since a read from a pipe has no deadline.
+        let (mut output, stdout) = UnixStream::pair().unwrap();
+        output.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut client = Command::new(example("client"))
+            .args(["--framing", "raw", &serving.url])
+            .stdin(reader)
+            .stdout(OwnedFd::from(stdout))
+            .spawn()
+            .unwrap();
+        let mut expect = |answer: &str| {
+            let mut received = vec![0; answer.len()];
+            output.read_exact(&mut received).unwrap();
+            assert_eq!(String::from_utf8(received).unwrap(), answer);
+        };
+        expect(WELCOMED);
+        for line in ["你好", "  学会了 "] {
+            writeln!(input, "{line}").unwrap();
+            expect(&format!("已收到你的消息<{line}>"));
+        }
+        writeln!(input, "exit").unwrap();
+        assert!(client.wait().unwrap().success());
     }
 }

@@ -101,14 +101,22 @@ fn an_option_of_udp_is_refused_for_every_other_transport_and_nothing_is_bound() 
 }
 
 #[test]
-fn keepalive_is_refused_for_every_transport_but_tcp() {
+fn an_option_of_tcp_is_refused_for_every_other_transport() {
+    let of_tcp: [(&str, Set); 3] = [
+        ("keepalive", |builder| builder.keepalive(SECOND, SECOND, 1)),
+        ("user_timeout", |builder| builder.user_timeout(SECOND)),
+        ("defer_accept", |builder| builder.defer_accept(SECOND)),
+    ];
     let directory = directory();
     let path = directory.0.join("socket");
-    let set = |builder: Builder| service(builder.keepalive(SECOND, SECOND, 1));
-    expect_meaningless(set(udp()), "keepalive", "udp://");
-    expect_meaningless(set(Server::unix_stream(&path).unwrap()), "keepalive", "unix://");
-    expect_meaningless(set(Server::unix_datagram(&path).unwrap()), "keepalive", "unixgram://");
-    drop(set(tcp()).unwrap());
+    for (name, set) in of_tcp {
+        expect_meaningless(service(set(udp())), name, "udp://");
+        let stream = Server::unix_stream(&path).unwrap();
+        expect_meaningless(service(set(stream)), name, "unix://");
+        let datagram = Server::unix_datagram(&path).unwrap();
+        expect_meaningless(service(set(datagram)), name, "unixgram://");
+        drop(service(set(tcp())).unwrap());
+    }
 }
 
 #[test]
@@ -331,4 +339,46 @@ fn accepted_connections_inherit_keepalive_from_the_listener() {
     let server = start_server(server);
     let _client = server.connect();
     assert!(!told.recv_timeout(DEADLINE).unwrap().0);
+}
+
+/// Tells the user timeout of accepted connections, in milliseconds.
+struct TellUserTimeout(Sender<Option<Duration>>);
+
+impl Hooks for TellUserTimeout {
+    fn on_accept(&mut self, connection: BorrowedFd<'_>, _: &Peer) -> std::io::Result<()> {
+        let timeout = SockRef::from(&connection).tcp_user_timeout()?;
+        self.0.send(timeout).map_err(std::io::Error::other)
+    }
+}
+
+#[test]
+fn accepted_connections_inherit_the_user_timeout_from_the_listener() {
+    let timeouts = [(Some(Duration::from_micros(41_500_001)), Some(Duration::from_millis(41_501)))];
+    // By default one and a half times the write timeout.
+    let by_default = (None, Some(Duration::from_secs(90)));
+    for (set, expected) in timeouts.into_iter().chain([by_default]) {
+        let (tell, told) = mpsc::channel();
+        let builder = match set {
+            Some(timeout) => tcp().user_timeout(timeout),
+            None => tcp(),
+        };
+        let mut server = Server::new().unwrap();
+        let service = builder
+            .hooks(TellUserTimeout(tell))
+            .service(|_: &Accepted<'_>| handler_fn(|_, _| Ok(())));
+        server.add(service.unwrap()).unwrap();
+        let server = start_server(server);
+        let _client = server.connect();
+        assert_eq!(told.recv_timeout(DEADLINE).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_client_is_accepted_when_its_first_data_arrives_if_the_kernel_defers_it() {
+    let server = start_server(alone(tcp().defer_accept(Duration::from_secs(60))));
+    let mut client = server.connect();
+    client.expect_silence();
+    assert_eq!(server.counters().accepted, 0, "it has sent nothing");
+    client.send("hello").expect_reply("hello");
+    assert_eq!(server.counters().accepted, 1);
 }

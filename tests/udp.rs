@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use socket2::SockRef;
 use socketserver::{
-    Accepted, Context, Counters, Endpoint, Handler, HandlerResult, Inline, Mode, Offload, Pool,
-    Reactor, Server, Threading,
+    Accepted, Context, Counters, Endpoint, Forking, Handler, HandlerResult, Inline, Mode, Offload,
+    Pool, Reactor, Server, Threading, handler_fn,
 };
-use support::{DEADLINE, in_time, start_server};
+use support::{DEADLINE, in_time, start_server, wait_until};
 
 /// A temporary directory. Dropping it removes it.
 struct Directory(PathBuf);
@@ -219,4 +220,54 @@ fn a_server_can_listen_at_an_ipv6_address_with_an_interface() {
     }
     let wrong = Server::tcp("[fe80::1%no-such-interface]:0").unwrap_err();
     assert!(wrong.to_string().contains("no-such-interface"), "{wrong}");
+}
+
+/// Checks the numbers under every mode: what was sent is received or counted as dropped.
+#[test]
+#[cfg(target_os = "linux")]
+fn datagrams_that_find_no_room_in_the_receive_buffer_are_counted_under_every_mode() {
+    let forking = Mode::Forking(Forking::default().allow_threads(true));
+    for mode in modes().into_iter().chain([forking]) {
+        let builder = Server::udp("127.0.0.1:0").unwrap().mode(mode).bind().unwrap();
+        let address = builder.address().unwrap().inet().unwrap();
+        let socket = builder.socket().unwrap().try_clone_to_owned().unwrap();
+        SockRef::from(&socket).set_recv_buffer_size(8192).unwrap(); // about ten datagrams
+        let socket = UdpSocket::from(socket);
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let send = |count| {
+            for _ in 0..count {
+                client.send_to(&[0; 500], address).unwrap();
+            }
+        };
+        let wait_until_received = || {
+            wait_until("all that was kept is received", || socket.peek_from(&mut [0]).is_err());
+        };
+        let sum = |counters: &Counters| counters.datagrams + counters.dropped_by_kernel;
+
+        let silent = |_: &Accepted<'_>| handler_fn(|_: &[u8], _: &mut Context<'_>| Ok(()));
+        let server = builder.serve(silent).unwrap();
+        send(200);
+        let server = start_server(server);
+        wait_until_received();
+        send(1); // the kernel tells the number with it
+        server.wait_for("201 datagrams are accounted for", |counters| sum(counters) == 201);
+        assert!(server.counters().dropped_by_kernel > 100, "{mode}: {:?}", server.counters());
+        let (server, _) = server.stop();
+
+        // No datagram follows those that are dropped.
+        send(200);
+        let server = start_server(server);
+        wait_until_received();
+        let (server, _) = server.stop();
+        assert_eq!(sum(&server.counters()), 401, "{mode}: {:?}", server.counters());
+
+        // What has waited during a run that ends is received by the next one.
+        send(200);
+        let mut server = server;
+        assert!(server.handle_request().unwrap(), "{mode}");
+        let server = start_server(server);
+        wait_until_received();
+        let (server, _) = server.stop();
+        assert_eq!(sum(&server.counters()), 601, "{mode}: {:?}", server.counters());
+    }
 }

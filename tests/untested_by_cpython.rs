@@ -7,6 +7,7 @@ mod forked;
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,8 +20,8 @@ use forked::{print_line, run_role, start, terminate};
 use socket2::{SockRef, Type};
 use socketserver::{
     Accepted, BlockingMode, CloseReason, Context, Error, Forking, ForkingTcpServer, HandlerResult,
-    Hooks, Inline, Lines, Mode, Peer, Request, RequestHandler, Server, ShutdownHandle, TcpServer,
-    Threading, ThreadingTcpServer, UdpServer, handler_fn,
+    Hooks, Inline, Limits, Lines, Mode, Peer, Request, RequestHandler, Server, ShutdownHandle,
+    TcpServer, Threading, ThreadingTcpServer, UdpServer, WhenFull, handler_fn,
 };
 use support::*;
 
@@ -481,6 +482,31 @@ fn a_builder_can_bind_first_and_listen_later() {
     server.connect().send("now\n").expect_reply("now\n").end().expect_closed();
 }
 
+/// Python wants the pair of a host and a port, where the empty host is every IPv4 address.
+#[test]
+fn an_address_is_a_pair_or_a_text_and_0_0_0_0_is_every_ipv4_address() {
+    for server in [
+        TcpServer::bind(("127.0.0.1", 0), each(echo_lines)),
+        TcpServer::bind(LOCAL, each(echo_lines)),
+        TcpServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), each(echo_lines)),
+    ] {
+        assert_eq!(inet(&server.unwrap()).ip().to_string(), "127.0.0.1");
+    }
+    let server = start_server(TcpServer::bind("0.0.0.0:0", each(echo_lines)).unwrap());
+    assert!(server.address().ip().is_unspecified());
+    // All of 127.0.0.0/8 are addresses of this host, on Linux.
+    let hosts = if cfg!(target_os = "linux") {
+        [[127, 0, 0, 1], [127, 1, 2, 3]]
+    } else {
+        [[127, 0, 0, 1]; 2]
+    };
+    for host in hosts {
+        let mut client = connect(SocketAddr::from((host, server.address().port())));
+        client.send("here\n").expect_reply("here\n").end().expect_closed();
+    }
+    assert!(TcpServer::bind(":0", each(echo_lines)).is_err(), "a text needs its host");
+}
+
 // Datagrams
 
 #[test]
@@ -659,6 +685,115 @@ fn a_request_has_the_server_address_and_the_state_that_its_factory_shares() {
             server.connect().expect_reply(expected).expect_closed();
         }
     }
+}
+
+/// As `recv` in Python, which returns `b''` at the end.
+#[test]
+fn read_returns_what_has_arrived_and_0_at_the_end() {
+    let (report, reports) = mpsc::channel();
+    let handle = move |request: &mut Request<'_>| -> HandlerResult {
+        let mut buffer = [0; 1024];
+        loop {
+            let count = request.read(&mut buffer)?;
+            report.send(buffer[..count].to_vec())?;
+            if count == 0 {
+                return Ok(());
+            }
+        }
+    };
+    let server = start_server(TcpServer::bind(LOCAL, each(handle)).unwrap());
+    let mut client = server.connect();
+    for part in ["hello", "学会", "x"] {
+        client.send(part);
+        assert_eq!(expect_next(&reports), part.as_bytes());
+    }
+    client.send("y".repeat(1025));
+    assert_eq!(expect_next(&reports).len() + expect_next(&reports).len(), 1025);
+    client.end();
+    assert_eq!(expect_next(&reports), b"");
+    client.expect_closed();
+}
+
+/// `decode` of a chunk fails where a character is cut; a line holds whole characters.
+#[test]
+fn a_line_whose_characters_arrive_in_parts_can_be_decoded() {
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        while let Some(line) = request.read_line()? {
+            writeln!(request, "<{}>", String::from_utf8(line)?)?;
+        }
+        Ok(())
+    };
+    let server = start_server(TcpServer::bind(LOCAL, each(handle)).unwrap());
+    let mut client = server.connect();
+    let text = "学会了吗\n".as_bytes();
+    for byte in text {
+        client.send([*byte]);
+    }
+    client.expect_reply("<学会了吗>\n").end().expect_closed();
+    // What is not UTF-8 is an error of the handler, which ends this connection, as in Python.
+    server.connect().send(b"\xff\n").expect_closed();
+    server.connect().send("x\n").expect_reply("<x>\n");
+}
+
+#[test]
+fn close_in_a_handler_waits_until_its_answer_has_gone_out() {
+    let answer = Arc::new(pattern(8 << 20)); // more than socket buffers hold
+    let shared = answer.clone();
+    let make = move |_: &Accepted<'_>| {
+        let answer = shared.clone();
+        handler_fn(move |_: &[u8], cx: &mut Context<'_>| {
+            cx.send(&answer)?;
+            cx.close();
+            Ok(())
+        })
+    };
+    for mode in ["reactor", "offload", "inline", "threading", "pool"] {
+        let builder = Server::tcp(LOCAL).unwrap().mode(mode.parse::<Mode>().unwrap());
+        let server = start_server(builder.serve(make.clone()).unwrap());
+        let mut client = server.connect();
+        client.send("please").expect_reply(&*answer).expect_closed();
+    }
+}
+
+/// What Python shares with `self.server` or a global: an `Arc` in the closure. Without a lock, two
+/// of these additions would at times be one.
+#[test]
+fn state_that_the_closure_shares_is_one_for_all_threads() {
+    const CLIENTS: usize = 8;
+    let count = Arc::new(Mutex::new(0));
+    let shared = count.clone();
+    let handle = move |request: &mut Request<'_>| -> HandlerResult {
+        while request.read_line()?.is_some() {
+            *shared.lock().unwrap() += 1;
+        }
+        Ok(())
+    };
+    let server = start_server(ThreadingTcpServer::bind(LOCAL, each(handle)).unwrap());
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("one\n".repeat(100)).end();
+    }
+    clients.iter_mut().for_each(|client| client.expect_closed());
+    server.stop();
+    assert_eq!(*count.lock().unwrap(), CLIENTS * 100);
+}
+
+/// The buffer of `rfile`.
+#[test]
+fn a_read_takes_at_most_8_kib_from_the_socket() {
+    const SENT: usize = 20_000;
+    let handle = |request: &mut Request<'_>| -> HandlerResult {
+        let mut all = vec![MaybeUninit::uninit(); SENT];
+        let flags = libc::MSG_PEEK | libc::MSG_WAITALL;
+        SockRef::from(&*request).recv_with_flags(&mut all, flags)?;
+        request.read_line()?;
+        let left = SockRef::from(&*request).peek(&mut all)?;
+        Ok(write!(request, "{}", SENT - left)?)
+    };
+    let server = start_server(TcpServer::bind(LOCAL, each(handle)).unwrap());
+    let mut client = server.connect();
+    client.send("line\n").send("x".repeat(SENT - 5));
+    client.expect_reply("8192");
 }
 
 /// Python's `readline` has no limit.
@@ -1064,7 +1199,9 @@ fn a_slow_client_delays_the_others_only_under_inline() {
         if mode.name() == "forking" {
             continue; // a process of its own, below
         }
-        let builder = Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode);
+        let limits = Limits::default().when_full(WhenFull::Wait);
+        let builder =
+            Server::tcp(LOCAL).unwrap().framing(Lines::default()).mode(mode).limits(limits);
         let make = |_: &Accepted<'_>| handler_fn(|line: &[u8], cx: &mut Context<'_>| cx.send(line));
         let server = start_server(builder.serve(make).unwrap());
         let (mut slow, mut quick) = (server.connect(), server.connect());
@@ -1130,8 +1267,29 @@ fn entry_point_of_child_processes() {
                 print_line(format_args!("served {}", server.handle_request().unwrap()));
             }
         }
+        "counter" => {
+            let count = Arc::new(Mutex::new(0));
+            let handle = move |request: &mut Request<'_>| -> HandlerResult {
+                *count.lock().unwrap() += 1;
+                let number = *count.lock().unwrap();
+                Ok(write!(request, "{number}")?)
+            };
+            let mut server = ForkingTcpServer::bind(LOCAL, each(handle)).unwrap();
+            print_line(inet(&server));
+            server.serve_forever().unwrap();
+        }
         _ => unreachable!("{role}"),
     });
+}
+
+#[test]
+fn under_forking_no_request_sees_what_another_has_changed() {
+    let process = start("counter");
+    let address = process.line().parse().unwrap();
+    for _request in 0..3 {
+        let mut client = connect(address);
+        client.expect_reply("1").expect_closed();
+    }
 }
 
 // Sockets made by other code

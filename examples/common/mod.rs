@@ -1,5 +1,6 @@
 //! What the examples share: the command line of those that listen (`--listen URL`, `--mode MODE`,
-//! `--workers N`, `--drain SECONDS`, `--help`), and their messages to the user.
+//! `--workers N`, `--drain SECONDS`, limits, `--stats SECONDS`, `--help`), and their messages to the
+//! user.
 
 #![allow(dead_code)] // each example uses only a part of this module
 
@@ -9,8 +10,13 @@ use std::process::exit;
 use std::time::Duration;
 
 use lexopt::prelude::*;
-use socketserver::{Endpoint, Error, Mode, Server};
+use socketserver::{Counters, Endpoint, Error, Limits, Mode, Server, Service};
 
+use limits::LimitOptions;
+use stats::Statistics;
+
+mod limits;
+mod stats;
 pub(crate) mod text;
 
 /// The modes of an example that runs in all of them.
@@ -21,7 +27,7 @@ pub(crate) struct About {
     pub(crate) name: &'static str,
     /// One sentence for `--help`.
     pub(crate) what: &'static str,
-    /// The default of `--listen`.
+    /// The default of `--listen`: addresses with a space between them.
     pub(crate) listen: &'static str,
     /// The default of `--mode`.
     pub(crate) mode: &'static str,
@@ -29,6 +35,10 @@ pub(crate) struct About {
     pub(crate) modes: &'static [&'static str],
     /// It needs connections: datagram addresses are refused.
     pub(crate) streams_only: bool,
+    /// It needs datagrams: addresses of connections are refused.
+    pub(crate) datagrams_only: bool,
+    /// The default of `--idle`, in seconds; 0 is no limit.
+    pub(crate) idle: u64,
     /// Further flags, each with its line of help.
     pub(crate) flags: &'static [(&'static str, &'static str)],
     /// Further options with a value: its name, its default, its line of help.
@@ -45,6 +55,8 @@ impl About {
             mode: "reactor",
             modes: ALL_MODES,
             streams_only: false,
+            datagrams_only: false,
+            idle: 0,
             flags: &[],
             values: &[],
         }
@@ -54,14 +66,19 @@ impl About {
         let mut help = format!(
             "{}\n\nUsage: {} [OPTIONS]\n\n\
              \x20 --listen URL      {};\n\
-             \x20                   may be repeated; port 0 picks a free port [default: {}]\n\
+             \x20                   may be repeated; port 0 picks a free port\n\
+             \x20                   [default: {}]\n\
              \x20 --mode MODE       {} [default: {}]\n\
              \x20 --workers N       number of threads under offload and pool [default: 16]\n\
-             \x20 --drain SECONDS   how long a stop waits for busy clients [default: 5]\n",
+             \x20 --drain SECONDS   how long a stop waits for busy clients [default: 5]\n\
+             \x20 --stats SECONDS   print the counters that have moved, so often, as a line of JSON\n\
+             \x20                   on stderr; 0 is never [default: 0]\n",
             self.what,
             self.name,
             if self.streams_only {
                 "tcp://HOST:PORT or unix://PATH"
+            } else if self.datagrams_only {
+                "udp://HOST:PORT or unixgram://PATH"
             } else {
                 "tcp://HOST:PORT, udp://HOST:PORT, unix://PATH or unixgram://PATH"
             },
@@ -75,7 +92,9 @@ impl About {
         for (name, default, line) in self.values {
             help.push_str(&format!("  --{:<16}{line} [default: {default}]\n", format!("{name} X")));
         }
-        help + "  --help            show this help\n\nRUST_LOG=debug shows more on stderr.\n"
+        help + "  --help            show this help\n"
+            + &limits::HELP.replace("IDLE", &self.idle.to_string())
+            + "RUST_LOG=debug shows more on stderr.\n"
     }
 }
 
@@ -83,8 +102,10 @@ impl About {
 pub(crate) struct Options {
     pub(crate) listen: Vec<Endpoint>,
     pub(crate) mode: Mode,
-    drain: Duration,
+    pub(crate) drain: Duration,
     spin: Duration,
+    stats: Duration,
+    limits: LimitOptions,
     flags: Vec<String>,
     values: Vec<(String, String)>,
 }
@@ -107,6 +128,8 @@ impl Options {
             mode: about.mode.parse().map_err(other)?,
             drain: Duration::from_secs(5),
             spin: Duration::ZERO,
+            stats: Duration::ZERO,
+            limits: LimitOptions::new(about.idle),
             flags: Vec::new(),
             values: about
                 .values
@@ -124,6 +147,13 @@ impl Options {
                         let name = about.name;
                         return Err(format!(
                             "{name} needs connections, and {endpoint} has datagrams"
+                        )
+                        .into());
+                    }
+                    if about.datagrams_only && !is_datagram(&endpoint) {
+                        let name = about.name;
+                        return Err(format!(
+                            "{name} needs datagrams, and {endpoint} has connections"
                         )
                         .into());
                     }
@@ -146,6 +176,13 @@ impl Options {
                 Long("drain") => {
                     options.drain = parser.value()?.parse_with(seconds)?;
                 }
+                Long("stats") => {
+                    options.stats = parser.value()?.parse_with(seconds)?;
+                }
+                Long(name) if LimitOptions::has(name) => {
+                    let name = name.to_owned();
+                    options.limits.read(&name, &mut parser)?;
+                }
                 Long("help") | Short('h') => help(&mut parser, &about.help())?,
                 Long(name) if about.flags.iter().any(|(flag, _)| *flag == name) => {
                     options.flags.push(name.to_owned());
@@ -159,7 +196,9 @@ impl Options {
             }
         }
         if options.listen.is_empty() {
-            options.listen.push(about.listen.parse().map_err(other)?);
+            for address in about.listen.split(' ') {
+                options.listen.push(address.parse().map_err(other)?);
+            }
         }
         options.mode = options.mode.workers(workers);
         if let Some(micros) = options.value("spin") {
@@ -188,31 +227,56 @@ impl Options {
         }
     }
 
-    /// Makes a server of one service per `--listen`, and runs it until it is stopped.
-    pub(crate) fn run(
+    /// The limits of each listener, for `Builder::limits`.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits.limits.clone()
+    }
+
+    /// Makes a server of one service per `--listen`, and runs it until it is stopped. Returns what
+    /// the server has counted.
+    pub(crate) fn run(&self, service: impl FnMut(&Endpoint) -> Result<Service, Error>) -> Counters {
+        unless_failed(self.server(service).and_then(|server| {
+            let handle = server.shutdown_handle();
+            self.serve(server)?;
+            Ok(handle.counters())
+        }))
+    }
+
+    /// Makes a server of one service per `--listen`. Its sockets are bound.
+    pub(crate) fn server(
         &self,
-        mut service: impl FnMut(&Endpoint) -> Result<socketserver::Service, Error>,
-    ) {
-        let mut serve = || -> Result<(), Error> {
-            let mut server = Server::new()?;
-            for endpoint in &self.listen {
-                server.add(service(endpoint)?)?;
-            }
-            server.drain_timeout(self.drain).spin(self.spin);
-            run(server)
-        };
-        if let Err(error) = serve() {
-            let code = if error.is_usage() { 2 } else { 1 };
-            fail(error, code);
+        mut service: impl FnMut(&Endpoint) -> Result<Service, Error>,
+    ) -> Result<Server, Error> {
+        let mut server = Server::new()?;
+        for endpoint in &self.listen {
+            server.add(service(endpoint)?)?;
         }
+        server.drain_timeout(self.drain).spin(self.spin);
+        self.limits.apply(&mut server);
+        Ok(server)
+    }
+
+    /// [`run`] with the options for the whole server.
+    pub(crate) fn serve(&self, server: Server) -> Result<(), Error> {
+        serve(server, self.stats)
     }
 }
 
 /// Prints the server's addresses, and serves until SIGINT, SIGTERM or a handler stops it.
-pub(crate) fn run(mut server: Server) -> Result<(), Error> {
+pub(crate) fn run(server: Server) -> Result<(), Error> {
+    serve(server, Duration::ZERO)
+}
+
+/// As [`run`]; prints the counters so often, and at the end. 0 is never.
+fn serve(mut server: Server, stats: Duration) -> Result<(), Error> {
     server.stop_on_signals()?;
+    let addresses = server.addresses();
+    let statistics = match stats {
+        Duration::ZERO => None,
+        every => Some(Statistics::add(&mut server, every)?),
+    };
     let mut stdout = io::stdout().lock();
-    for address in server.addresses() {
+    for address in addresses {
         // An error is ignored: nothing reads the output any more.
         let _ = writeln!(stdout, "listening on {address}");
     }
@@ -220,7 +284,18 @@ pub(crate) fn run(mut server: Server) -> Result<(), Error> {
     drop(stdout);
     let report = server.serve_forever()?;
     log::info!("stopped: {report:?}");
+    if let Some(statistics) = statistics {
+        statistics.print();
+    }
     Ok(())
+}
+
+/// What a server gave; an error ends the program, with one line on stderr.
+pub(crate) fn unless_failed<T>(result: Result<T, Error>) -> T {
+    result.unwrap_or_else(|error| {
+        let code = if error.is_usage() { 2 } else { 1 };
+        fail(error, code)
+    })
 }
 
 /// The command line of an example without options: `--help`, and nothing else.
@@ -240,7 +315,7 @@ pub(crate) fn no_options(name: &str, what: &str) {
 }
 
 /// Prints the help and ends the program. `--help` takes no value.
-fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
+pub(crate) fn help(parser: &mut lexopt::Parser, text: &str) -> Result<(), lexopt::Error> {
     if let Some(value) = parser.optional_value() {
         return Err(lexopt::Error::UnexpectedValue { option: "--help".to_owned(), value });
     }

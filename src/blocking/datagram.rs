@@ -30,9 +30,9 @@ impl<H: Handler> Session for DatagramSession<H> {
             datagram.truncated,
             &mut step_cx,
         );
-        for (reply, to) in cx.scratch.output_buffer.datagrams(&datagram.bytes, &datagram.from) {
-            reply_socket.reply(to, reply, &mut cx.scratch.tally);
-        }
+        let Datagram { bytes, from, .. } = &datagram;
+        let replies = cx.scratch.output_buffer.datagrams(bytes, from);
+        reply_socket.reply_all(bytes, from, replies, &mut cx.scratch.tally);
         cx.scratch.output_buffer.clear();
         let origin = LogPeer { id: datagram.id, peer };
         Served { origin, reason, cut: false, lingering: None }

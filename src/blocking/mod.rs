@@ -10,17 +10,22 @@ use crate::sys::CatchDrop;
 
 mod active;
 mod datagram;
+mod interruptible;
+mod limits;
 mod request;
+mod standing;
 mod stream;
 mod wait;
 mod wait_limits;
 
 pub(crate) use active::{ActiveConnections, Registration};
 pub(crate) use datagram::DatagramSession;
+pub(crate) use interruptible::{InterruptibleWait, OtherClients};
 pub(crate) use request::{DatagramRequestSession, StreamRequestSession};
 pub use request::{Request, RequestHandler};
+pub(crate) use standing::Standing;
 pub(crate) use stream::{SessionLimits, StreamSession};
-pub(crate) use wait::{InterruptibleWait, WaitStrategy};
+pub(crate) use wait::WaitStrategy;
 
 /// A request with its handler, ready to be served to its end.
 pub(crate) trait Session {

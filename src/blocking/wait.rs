@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::active::Registration;
+use super::interruptible::{InterruptibleWait, Woken};
 use super::wait_limits::Stall;
+use crate::error::Limit;
 use crate::sender::{Ending, SendQueue};
 use crate::server_state::StopOutcome;
 use crate::sys::{self, PollInterest, Socket, Wakeup};
@@ -24,6 +25,8 @@ pub(crate) enum Input {
     TimedOut,
     /// The server is stopping, and the connection was idle.
     Stopping,
+    /// The connection is to be closed because of this limit, which another thread has found reached.
+    Limit(Limit),
 }
 
 /// How a session waits, which depends on where it is served.
@@ -34,22 +37,6 @@ pub(crate) enum WaitStrategy<'a> {
     Never,
     /// On the event loop's thread, or in a child process: it waits for a stop request, too.
     Interruptible(InterruptibleWait<'a>),
-}
-
-/// A wait that a stop request interrupts, for a session without another thread that could end it.
-pub(crate) struct InterruptibleWait<'a> {
-    /// They become readable when there may be a stop request.
-    pub(crate) wakeups: &'a [&'a Wakeup],
-    /// A stop request of a child process: it stays readable until `is_stopping` takes it.
-    pub(crate) child_stop_request: Option<&'a Wakeup>,
-    /// Whether to stop. It is called before each wait.
-    pub(crate) is_stopping: &'a mut dyn FnMut() -> bool,
-    /// The drain timeout: how long a busy session may continue after a stop request.
-    pub(crate) drain: Duration,
-    /// The drain deadline, if the server is stopping.
-    pub(crate) deadline: Option<Instant>,
-    /// How the session ended, as soon as this is known.
-    pub(crate) stop_outcome: Option<StopOutcome>,
 }
 
 /// Blocking reads and writes. It is a trait so that a borrower of a [`WaitStrategy`] need not name
@@ -88,6 +75,19 @@ pub(crate) trait Wait {
         range: &mut Range<u64>,
         stall: &mut Stall,
     ) -> io::Result<()>;
+
+    /// Waits without reading, until the timeout or an event that ends the session.
+    fn pause(&mut self, timeout: Duration) -> io::Result<Input>;
+
+    /// Records that a whole message has come.
+    fn prove(&mut self);
+
+    /// The limit because of which the session must close the connection, as another thread or
+    /// another process requests.
+    fn limit(&self) -> Option<Limit>;
+
+    /// The registration, if a thread serves the connection that the event loop can close.
+    fn registration(&self) -> Option<&Registration>;
 }
 
 impl Wait for WaitStrategy<'_> {
@@ -101,26 +101,7 @@ impl Wait for WaitStrategy<'_> {
     ) -> io::Result<Input> {
         match self {
             WaitStrategy::Thread(registration) => {
-                registration.set_idle(idle);
-                if idle && registration.is_stopping() {
-                    // Input that has arrived is still read, even if the server stops.
-                    return match sys::receive_now(socket, buffer) {
-                        Ok(0) if registration.is_shut() => Ok(Input::Stopping),
-                        Ok(count) => Ok(Input::Bytes(count)),
-                        Err(error) if is_transient(&error) => Ok(Input::Stopping),
-                        Err(error) => Err(error),
-                    };
-                }
-                let wakeup = if others { Some(registration.wakeup()?) } else { None };
-                let read = read_in_thread(socket, buffer, timeout, wakeup);
-                registration.set_idle(false);
-                match read {
-                    // The stop has shut this socket down, and all earlier input has been read.
-                    // Otherwise this is the peer's end.
-                    Ok(Input::Bytes(0)) if registration.is_shut() => Ok(Input::Stopping),
-                    Err(_) if registration.is_cut() => Ok(Input::Stopping),
-                    other => other,
-                }
+                read_registered(registration, socket, buffer, timeout, idle, others)
             }
             WaitStrategy::Never => Ok(Input::Stopping),
             WaitStrategy::Interruptible(wait) => wait.read(socket, buffer, timeout, idle, others),
@@ -163,6 +144,33 @@ impl Wait for WaitStrategy<'_> {
             Ok((!range.is_empty()).then_some(sent))
         })
     }
+
+    fn pause(&mut self, timeout: Duration) -> io::Result<Input> {
+        self.wait_without_read(None, Some(timeout), false)
+    }
+
+    fn prove(&mut self) {
+        match self {
+            WaitStrategy::Thread(registration) => registration.standing().prove(),
+            WaitStrategy::Interruptible(wait) => wait.standing.prove(),
+            WaitStrategy::Never => {}
+        }
+    }
+
+    fn limit(&self) -> Option<Limit> {
+        match self {
+            WaitStrategy::Thread(registration) => registration.limit(),
+            WaitStrategy::Interruptible(wait) => wait.standing.limit(),
+            WaitStrategy::Never => None,
+        }
+    }
+
+    fn registration(&self) -> Option<&Registration> {
+        match self {
+            WaitStrategy::Thread(registration) => Some(registration),
+            _ => None,
+        }
+    }
 }
 
 impl WaitStrategy<'_> {
@@ -179,6 +187,9 @@ impl WaitStrategy<'_> {
         let nothing = if ends { Input::Stopping } else { Input::Woken };
         let Some(socket) = socket else { return Ok(nothing) };
         match sys::receive_now(socket, buffer) {
+            Ok(0) | Err(_) if self.limit().is_some() => {
+                Ok(self.limit().map_or(nothing, Input::Limit))
+            }
             Ok(0) | Err(_) if self.is_cut() => Ok(Input::Stopping),
             Ok(0) if self.is_shut() => Ok(nothing),
             Ok(count) => Ok(Input::Bytes(count)),
@@ -243,11 +254,17 @@ impl WaitStrategy<'_> {
             WaitStrategy::Never => return Ok(Input::Stopping),
         };
         let wakeup = registration.wakeup()?;
+        if let Some(limit) = registration.limit() {
+            return Ok(Input::Limit(limit));
+        }
         if registration.is_cut() || (registration.is_stopping() && idle) {
             return Ok(Input::Stopping);
         }
         let woken = sys::wait_for(&[Some((wakeup.as_fd(), PollInterest::Read)), watched], timeout)?;
         wakeup.clear();
+        if let Some(limit) = registration.limit() {
+            return Ok(Input::Limit(limit));
+        }
         Ok(match woken {
             _ if registration.is_cut() => Input::Stopping,
             0 => Input::TimedOut,
@@ -258,6 +275,19 @@ impl WaitStrategy<'_> {
             }
             _ => Input::Woken,
         })
+    }
+
+    /// Sends as much of `bytes` as the kernel has room for; `bytes` is then what is left.
+    pub(crate) fn write_now(&mut self, socket: &Socket, bytes: &mut &[u8]) -> io::Result<()> {
+        if let WaitStrategy::Interruptible(wait) = self {
+            wait.is_overdue();
+        }
+        if self.is_cut() {
+            return Err(stop_error());
+        }
+        let sent = sys::send_now(socket, bytes, false)?;
+        *bytes = &bytes[sent..];
+        Ok(())
     }
 
     /// As [`write_all`](Wait::write_all), for bytes and files; what has been sent is added to `bytes_out`.
@@ -299,17 +329,43 @@ impl WaitStrategy<'_> {
             }
             match send()? {
                 None => return Ok(()),
-                Some(0) => {
-                    while !self.wait_writable(socket, stall, send_queue)? {
-                        stall.check(socket)?;
-                    }
-                }
+                Some(0) => self.wait_for_room(socket, stall, send_queue)?,
                 Some(_) => {
                     stall.restart();
                     stall.check(socket)?;
                 }
             }
         }
+    }
+
+    /// Waits until the kernel has room. Meanwhile the event loop can reset the connection because of a
+    /// limit.
+    fn wait_for_room(
+        &mut self,
+        socket: &Socket,
+        stall: &mut Stall,
+        send_queue: Option<&SendQueue>,
+    ) -> io::Result<()> {
+        if let Some(registration) = self.registration() {
+            registration.set_stalled(true);
+        }
+        let waited = loop {
+            if self.limit().is_some() {
+                break Err(io::ErrorKind::ConnectionReset.into());
+            }
+            match self.wait_writable(socket, stall, send_queue) {
+                Ok(true) => break Ok(()),
+                Ok(false) => {}
+                Err(error) => break Err(error),
+            }
+            if let Err(error) = stall.check(socket) {
+                break Err(error);
+            }
+        };
+        if let Some(registration) = self.registration() {
+            registration.set_stalled(false);
+        }
+        waited
     }
 
     /// Waits until the kernel has room or the time for stopping is up; returns false if something else has
@@ -351,13 +407,48 @@ impl WaitStrategy<'_> {
     }
 }
 
+/// Waits for input in a thread, until a stop or a limit shuts the socket down.
+fn read_registered(
+    registration: &Registration,
+    socket: &Socket,
+    buffer: &mut [u8],
+    timeout: Option<Duration>,
+    idle: bool,
+    others: bool,
+) -> io::Result<Input> {
+    if let Some(limit) = registration.limit() {
+        return Ok(Input::Limit(limit));
+    }
+    registration.set_idle(idle);
+    if idle && registration.is_stopping() {
+        // Input that has arrived is still read, even if the server stops.
+        return match sys::receive_now(socket, buffer) {
+            Ok(0) if registration.is_shut() => Ok(Input::Stopping),
+            Ok(count) => Ok(Input::Bytes(count)),
+            Err(error) if is_transient(&error) => Ok(Input::Stopping),
+            Err(error) => Err(error),
+        };
+    }
+    let wakeup = if others { Some(registration.wakeup()?) } else { None };
+    let read = read_in_thread(socket, buffer, timeout, wakeup);
+    registration.set_idle(false);
+    match (read, registration.limit()) {
+        (Ok(Input::Bytes(0) | Input::Woken) | Err(_), Some(limit)) => Ok(Input::Limit(limit)),
+        // The stop has shut this socket down, and all earlier input has been read.
+        // Otherwise this is the peer's end.
+        (Ok(Input::Bytes(0)), _) if registration.is_shut() => Ok(Input::Stopping),
+        (Err(_), _) if registration.is_cut() => Ok(Input::Stopping),
+        (other, _) => other,
+    }
+}
+
 /// Waits for input. If it waits only for the peer, and the socket is blocking, it waits in the read
 /// itself.
 fn read_in_thread(
     mut socket: &Socket,
     buffer: &mut [u8],
     timeout: Option<Duration>,
-    wakeup: Option<&Arc<Wakeup>>,
+    wakeup: Option<&Wakeup>,
 ) -> io::Result<Input> {
     let expiry = expiry(timeout);
     let mut polls = timeout.is_some() || wakeup.is_some();
@@ -413,7 +504,7 @@ impl Drop for ShortSendTimeout<'_> {
 }
 
 /// The end of a wait that begins now; `None` for no end, or if it cannot be represented.
-fn expiry(timeout: Option<Duration>) -> Option<Instant> {
+pub(super) fn expiry(timeout: Option<Duration>) -> Option<Instant> {
     timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
@@ -427,151 +518,8 @@ pub(super) fn is_stop_error(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionAborted && error.raw_os_error().is_none()
 }
 
-fn is_transient(error: &io::Error) -> bool {
+pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
-}
-
-enum Woken {
-    Peer,
-    TimedOut,
-    /// A stop was requested just now.
-    Stop,
-    /// The drain deadline has passed.
-    Deadline,
-}
-
-impl InterruptibleWait<'_> {
-    /// Whether the server is stopping; the drain timeout begins when this is first detected.
-    fn is_stopping(&mut self) -> bool {
-        if self.deadline.is_none() && (self.is_stopping)() {
-            self.deadline = Some(Instant::now() + self.drain);
-        }
-        self.deadline.is_some()
-    }
-
-    /// Whether the drain deadline has passed. It is also checked for a peer that never makes the
-    /// session wait.
-    fn is_overdue(&mut self) -> bool {
-        let overdue =
-            self.is_stopping() && self.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        if overdue {
-            self.stop_outcome.get_or_insert(StopOutcome::Cut);
-        }
-        overdue
-    }
-
-    /// How the session ended, if a stop began during it. Called after its end.
-    pub(crate) fn stop_outcome(&mut self) -> Option<StopOutcome> {
-        self.stop_outcome.or_else(|| self.is_stopping().then_some(StopOutcome::Finished))
-    }
-
-    /// Waits for the peer, if given, and for a stop request if there is none yet.
-    fn wait(
-        &mut self,
-        peer: Option<(BorrowedFd<'_>, PollInterest)>,
-        expiry: Option<Instant>,
-    ) -> io::Result<Woken> {
-        loop {
-            let was_stopping = self.deadline.is_some();
-            if self.is_stopping() && !was_stopping {
-                return Ok(Woken::Stop);
-            }
-            let now = Instant::now();
-            let until = self.deadline.into_iter().chain(expiry).min();
-            let left = until.map(|until| until.saturating_duration_since(now));
-            // The peer, and at most three wakeups.
-            let mut wanted = [peer, None, None, None];
-            if !was_stopping {
-                let wakeups = self.wakeups.iter().copied().chain(self.child_stop_request);
-                for (slot, wakeup) in wanted[1..].iter_mut().zip(wakeups) {
-                    *slot = Some((wakeup.as_fd(), PollInterest::Read));
-                }
-            }
-            let ready = sys::wait_for(&wanted, left)?;
-            if ready & 1 != 0 {
-                return Ok(Woken::Peer);
-            }
-            if ready == 0 {
-                let now = Instant::now();
-                // The earlier of the two counts, even if both have passed by now.
-                if expiry.is_some_and(|expiry| until == Some(expiry) && expiry <= now) {
-                    return Ok(Woken::TimedOut);
-                }
-                if self.is_overdue() {
-                    return Ok(Woken::Deadline);
-                }
-                continue;
-            }
-            if !(self.is_stopping)() {
-                self.wakeups.iter().for_each(|wakeup| wakeup.clear());
-            }
-        }
-    }
-
-    /// Ends an idle session because the server is stopping. With `knew`, it was busy when the stop
-    /// was detected and has finished its request since.
-    fn end_idle(&mut self, knew: bool) -> Input {
-        let how = if knew { StopOutcome::Finished } else { StopOutcome::Idle };
-        self.stop_outcome.get_or_insert(how);
-        Input::Stopping
-    }
-
-    /// As [`WaitStrategy::wait_without_read`].
-    fn wait_without_read(
-        &mut self,
-        watched: Option<(BorrowedFd<'_>, PollInterest)>,
-        timeout: Option<Duration>,
-        idle: bool,
-    ) -> io::Result<Input> {
-        let knew = self.deadline.is_some();
-        let expiry = expiry(timeout);
-        loop {
-            if self.is_stopping() && idle {
-                return Ok(self.end_idle(knew));
-            }
-            match self.wait(watched, expiry)? {
-                Woken::Peer => return Ok(Input::Bytes(0)),
-                Woken::TimedOut => return Ok(Input::TimedOut),
-                Woken::Deadline => return Ok(Input::Stopping),
-                Woken::Stop if !idle => return Ok(Input::Woken),
-                Woken::Stop => {}
-            }
-        }
-    }
-
-    fn read(
-        &mut self,
-        socket: &Socket,
-        buffer: &mut [u8],
-        timeout: Option<Duration>,
-        idle: bool,
-        others: bool,
-    ) -> io::Result<Input> {
-        let knew = self.deadline.is_some();
-        // The timeout is for this read as a whole: it does not restart when the stop wakes it.
-        let expiry = expiry(timeout);
-        loop {
-            if self.is_overdue() {
-                return Ok(Input::Stopping);
-            }
-            // Checked before the read: input that arrived before the stop is still read.
-            let is_stopping = self.is_stopping();
-            match sys::receive_now(socket, buffer) {
-                Ok(count) => return Ok(Input::Bytes(count)),
-                Err(error) if is_transient(&error) => {}
-                Err(error) => return Err(error),
-            }
-            if is_stopping && idle {
-                return Ok(self.end_idle(knew));
-            }
-            match self.wait(Some((socket.as_fd(), PollInterest::Read)), expiry)? {
-                Woken::Stop if others && !idle => return Ok(Input::Woken),
-                Woken::Peer | Woken::Stop => {}
-                Woken::TimedOut => return Ok(Input::TimedOut),
-                Woken::Deadline => return Ok(Input::Stopping),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -581,8 +529,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+    use super::super::standing::Standing;
     use super::super::wait_limits::WaitLimits;
     use super::*;
+    use crate::sync::AtomicU8;
 
     /// If the timeout restarted at the stop, the read would end after the drain deadline.
     #[test]
@@ -602,6 +552,7 @@ mod tests {
         };
         let wakeup = Wakeup::new().unwrap();
         wakeup.wake();
+        let standing = AtomicU8::default();
         let mut wait = InterruptibleWait {
             wakeups: &[&wakeup],
             child_stop_request: None,
@@ -609,6 +560,8 @@ mod tests {
             drain: Duration::from_millis(300),
             deadline: None,
             stop_outcome: None,
+            standing: Standing::new(&standing),
+            others: None,
         };
         let read = wait.read(&socket, &mut [0; 100], Some(timeout), false, false).unwrap();
         assert!(matches!(read, Input::TimedOut), "{read:?}");
@@ -632,7 +585,8 @@ mod tests {
             });
             let begun = Instant::now();
             let deadline = deadline.map(|deadline| begun + deadline);
-            let mut stall = Stall::from(WaitLimits { timeout: Some(timeout), deadline });
+            let limits = WaitLimits { timeout: Some(timeout), deadline, write_timeout: None };
+            let mut stall = Stall::from(limits);
             let bytes = vec![0; 64 << 20];
             let mut wait = WaitStrategy::Never;
             let written = wait.write_all(&socket, &mut &bytes[..], false, &mut stall, None);
@@ -684,6 +638,7 @@ mod tests {
             };
             let wakeup = Wakeup::new().unwrap();
             wakeup.wake();
+            let standing = AtomicU8::default();
             let mut wait = InterruptibleWait {
                 wakeups: &[&wakeup],
                 child_stop_request: None,
@@ -691,6 +646,8 @@ mod tests {
                 drain: Duration::from_secs(20),
                 deadline: None,
                 stop_outcome: None,
+                standing: Standing::new(&standing),
+                others: None,
             };
             let mut buffer = [0; 100];
             let mut read = || wait.read(&socket, &mut buffer, None, true, false).unwrap();

@@ -31,6 +31,9 @@ pub(crate) trait Driver {
 
     /// Requests a stop of the run to which the conversation belongs.
     fn request_stop(&self);
+
+    /// Whether requests wait long for their handlers.
+    fn is_overloaded(&self) -> bool;
 }
 
 /// The connection or the datagram of a [`Handler`](crate::Handler), through which it answers.
@@ -45,7 +48,9 @@ pub(crate) trait Driver {
 /// | make a long answer in parts | [`room`](Context::room), then [`on_writable`](crate::Handler::on_writable) |
 /// | wait for a time | [`set_timer`](Context::set_timer) and [`now`](Context::now), [`set_idle_timeout`](Context::set_idle_timeout) |
 /// | wait for another thread | [`sender`](Context::sender) and [`Sender::post`], [`pause_input`](Context::pause_input), [`resume_input`](Context::resume_input) |
+/// | finish a request that takes several messages before a stop | [`set_busy`](Context::set_busy) |
 /// | change the framing | [`framing`](Context::framing) |
+/// | know whether others wait | [`is_overloaded`](Context::is_overloaded) |
 /// | end | [`close`](Context::close), [`abort`](Context::abort), [`finish_output`](Context::finish_output), [`stop_server`](Context::stop_server) |
 /// | know with whom it speaks | [`peer`](Context::peer), [`id`](Context::id); addresses and credentials are in [`Accepted`](crate::Accepted) |
 /// | send other datagrams | [`send_to`](Context::send_to), [`datagram_sender`](Context::datagram_sender) |
@@ -180,7 +185,18 @@ impl Context<'_> {
 
     /// Whether the datagram was longer than the receive size, and the kernel has truncated it.
     pub fn is_truncated(&self) -> bool {
-        self.state.truncated
+        self.state.is_truncated()
+    }
+
+    /// Whether the server is overloaded: requests wait long for their handlers. A handler can then
+    /// give a cheap answer that says so.
+    ///
+    /// The event loop is overloaded if each of its turns within the last 200 ms took more than
+    /// 20 ms, and it never waited for events. `offload`, `threading` and `pool` are overloaded if
+    /// each request within the last 200 ms waited more than 20 ms for a thread. In a child process
+    /// under `forking`, this is what was true when the process was started.
+    pub fn is_overloaded(&self) -> bool {
+        self.driver.is_overloaded()
     }
 
     /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
@@ -329,6 +345,19 @@ impl Context<'_> {
     /// that were kept.
     pub fn resume_input(&mut self) {
         self.state.resume();
+    }
+
+    /// Says whether the handler is in the middle of a request, for example one whose body arrives as
+    /// several messages. Such a connection is not idle: when the server stops, it is not closed but
+    /// has until the [drain deadline](crate::Server::drain_timeout), or until this is called with
+    /// `false`. By default a connection is idle between two messages; see
+    /// [`on_stop`](crate::Handler::on_stop) for what else keeps it from that.
+    ///
+    /// No effect for a datagram.
+    pub fn set_busy(&mut self, busy: bool) {
+        if !self.state.datagram {
+            self.state.set_busy(busy);
+        }
     }
 
     /// Ends the output: when all that was sent has gone out, the peer sees the end of the stream

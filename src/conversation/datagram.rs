@@ -45,6 +45,10 @@ impl Driver for DatagramDriver<'_> {
         self.stop.request();
     }
 
+    fn is_overloaded(&self) -> bool {
+        self.stop.is_overloaded()
+    }
+
     fn datagram(&self) -> Option<&DatagramDriver<'_>> {
         Some(self)
     }

@@ -45,6 +45,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
     /// Buffers `fresh` bytes for a later [`receive_buffered`](Self::receive_buffered).
     pub(crate) fn buffer(&mut self, fresh: &[u8]) {
         self.read_buffer.extend_from_slice(fresh);
+        self.state.needs_slow_path = true;
     }
 
     /// Decodes the first complete message of the buffered bytes, or the error in its place.
@@ -118,6 +119,9 @@ impl ConversationCore {
         }
         let frame_len = self.state.take_frame_len();
         self.reserve(frame_len);
+        if !self.read_buffer.is_empty() {
+            self.state.needs_slow_path = true;
+        }
     }
 
     /// Drops the first bytes of the read buffer, and frees the memory of a long message.

@@ -3,7 +3,7 @@
 use super::{Conversation, ConversationCore, Framing, Handler, MESSAGE_BUDGET, Output, StepCx};
 use crate::address::LogPeer;
 use crate::counters::Tally;
-use crate::error::{CloseReason, HandlerResult};
+use crate::error::{CloseReason, HandlerResult, Limit};
 use crate::guard::{self, log};
 use crate::sender::{Command, SendQueue};
 use crate::sys::CatchDrop;
@@ -159,6 +159,16 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
         self.end_on_error(result);
     }
 
+    /// The peer has reached a limit: calls `on_reject`, then ends the conversation.
+    #[cold]
+    pub(crate) fn exceed(&mut self, limit: Limit, step_cx: &mut StepCx<'_>) {
+        if !self.is_closing() {
+            self.guarded(step_cx, |this, step_cx| {
+                this.reject(CloseReason::Limit(limit), step_cx);
+            });
+        }
+    }
+
     /// Calls `on_close` and returns the reason. No other call follows.
     pub(crate) fn closed(&mut self, tally: &mut Tally) -> CatchDrop<CloseReason> {
         self.notify_close(tally);
@@ -183,6 +193,7 @@ impl<H: Handler, F: Framing> Conversation<H, F> {
             Some(CloseReason::Error(_)) => tally.handler_errors += 1,
             Some(CloseReason::Framing(_)) => tally.framing_errors += 1,
             Some(CloseReason::Disconnected(_)) => tally.disconnects += 1,
+            Some(CloseReason::Limit(limit)) => tally.limit(*limit),
             _ => {}
         }
     }

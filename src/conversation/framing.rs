@@ -177,6 +177,18 @@ pub enum Overlong {
 /// A line may be 8,192 bytes long, unless [`max_len`](Lines::max_len) sets another maximum. A last
 /// line without an end is an error ([`FramingError::UnexpectedEof`]) unless
 /// [`unterminated`](Lines::unterminated) accepts it, as Python's `readline` does.
+///
+/// See [`guide::framing`](crate::guide::framing).
+///
+/// ```
+/// use socketserver::{Lines, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .framing(Lines::default().max_len(512).unterminated(true))
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lines {
     scan: Scan,
@@ -262,6 +274,16 @@ impl Framing for Lines {
 ///
 /// A message may be 8,192 bytes long, unless [`max_len`](Delimited::max_len) sets another maximum.
 /// A message that contains the delimiter cannot be sent.
+///
+/// ```
+/// use socketserver::{Delimited, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .framing(Delimited::new(*b"\r\n\r\n").max_len(16 * 1024))
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delimited {
     scan: Scan,
@@ -415,6 +437,16 @@ pub enum Endian {
 ///
 /// The default is four bytes, big endian, as in the records of Python's `logging`. A message may be
 /// 8 MiB long, unless [`max_len`](LengthPrefixed::max_len) sets another maximum.
+///
+/// ```
+/// use socketserver::{Endian, LengthPrefixed, Server, Width, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .framing(LengthPrefixed::new(Width::Two, Endian::Big).max_len(4096))
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LengthPrefixed {
     width: Width,
@@ -513,6 +545,16 @@ impl Framing for LengthPrefixed {
 }
 
 /// Messages that all have one size.
+///
+/// ```
+/// use socketserver::{FixedSize, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .framing(FixedSize::new(16))
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FixedSize {
     size: usize,

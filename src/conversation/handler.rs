@@ -243,8 +243,8 @@ pub trait Handler {
     /// The server begins to stop. Messages that the handler sends here still go out. Then an idle
     /// connection is closed, and any other one may continue until the [drain
     /// deadline](crate::Server::drain_timeout). A connection is idle when no output waits, no
-    /// message has arrived in part, no `on_writable` is pending, and its input is not
-    /// [paused](Context::pause_input). Called at most once. By default it does nothing.
+    /// message has arrived in part, no `on_writable` is pending, its input is not
+    /// [paused](Context::pause_input), and it is not [busy](Context::set_busy). Called at most once. By default it does nothing.
     ///
     /// # Errors
     ///

@@ -241,10 +241,49 @@ impl ConversationCore {
     }
 
     /// Whether the conversation only waits for its peer: no message has arrived in part, no
-    /// `on_writable` is pending, and the input is not paused, which means that a reply comes from
-    /// another thread.
+    /// `on_writable` is pending, the input is not paused, which means that a reply comes from
+    /// another thread, and the handler is not in the middle of a request.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.has_undelivered_input() && !self.state.wants_writable && !self.is_paused()
+        !self.has_undelivered_input()
+            && !self.state.wants_writable
+            && !self.is_paused()
+            && !self.state.is_busy()
+    }
+
+    /// How many bytes of undecoded input there are.
+    pub(crate) fn buffered(&self) -> usize {
+        self.read_buffer.len()
+    }
+
+    /// How much memory the undecoded input takes, in bytes.
+    pub(crate) fn held(&self) -> usize {
+        self.read_buffer.capacity()
+    }
+
+    /// Whether a message has arrived in part, and only the peer can complete it.
+    pub(crate) fn waits_for_rest(&self) -> bool {
+        !self.read_buffer.is_empty()
+            && !self.has_blocked_input()
+            && !self.is_paused()
+            && !self.is_closing()
+    }
+
+    /// Why it is closing.
+    pub(crate) fn close_reason(&self) -> Option<&CloseReason> {
+        self.state.close_reason()
+    }
+
+    /// Keeps the driver from its fast path from now on.
+    pub(crate) fn keep_slow(&mut self) {
+        self.state.always_slow = true;
+        self.state.needs_slow_path = true;
+    }
+
+    /// Sets the idle timeout with which it begins.
+    pub(crate) fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
+        if timeout.is_some() {
+            self.state.set_idle_timeout(timeout);
+        }
     }
 
     /// Whether there is input that has not been delivered.
@@ -362,7 +401,9 @@ pub(crate) fn serve_datagram<H: Handler>(
 ) -> CatchDrop<CloseReason> {
     let mut state = State::new(peer, id);
     state.datagram = true;
-    state.truncated = truncated;
+    if truncated {
+        state.rare_mut().truncated = true;
+    }
     let framing = CatchDrop::new(Raw);
     let mut conversation = Conversation { handler, framing, core: ConversationCore::new(state) };
     conversation.open(step_cx);

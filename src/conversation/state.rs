@@ -30,7 +30,6 @@ pub(super) struct State {
     pub(super) deadline_changed: bool,
     pub(super) aborted: bool,
     pub(super) datagram: bool,
-    pub(super) truncated: bool,
     /// `on_open` has been called and `on_close` has not.
     pub(super) open: bool,
     /// The end of the input has been read.
@@ -48,6 +47,8 @@ pub(super) struct State {
     pub(super) output_end: OutputEnd,
     /// `on_stop` has been called.
     pub(super) stop_notified: bool,
+    /// The driver counts the messages, which its fast path does not.
+    pub(super) always_slow: bool,
     /// Set if anything keeps the driver from its fast path.
     pub(super) needs_slow_path: bool,
 }
@@ -72,8 +73,12 @@ pub(super) struct RareState {
     pub(super) send_queue: Option<Arc<SendQueue>>,
     /// The deadline for `on_timer`.
     pub(super) timer: Option<Instant>,
+    /// The datagram was truncated.
+    pub(super) truncated: bool,
     /// `on_eof` asks for a close as soon as no answer is being made.
     pub(super) closes_when_answered: bool,
+    /// The handler is in the middle of a request.
+    busy: bool,
     /// The length of the frame at the start of the buffered input, if the framing knows it.
     pub(super) frame_len: usize,
     /// Collects output that is dropped, because the conversation sends nothing more.
@@ -93,7 +98,6 @@ impl State {
             deadline_changed: false,
             aborted: false,
             datagram: false,
-            truncated: false,
             open: false,
             input_ended: false,
             eof_notified: false,
@@ -102,6 +106,7 @@ impl State {
             wants_writable: false,
             output_end: OutputEnd::Open,
             stop_notified: false,
+            always_slow: false,
             needs_slow_path: false,
         }
     }
@@ -119,6 +124,17 @@ impl State {
     /// Whether an answer is still being made: `on_writable` is pending, or the input is paused.
     pub(super) fn is_answering(&self) -> bool {
         self.wants_writable || self.is_paused()
+    }
+
+    pub(super) fn set_busy(&mut self, busy: bool) {
+        if busy || self.rare.is_some() {
+            self.rare_mut().busy = busy;
+        }
+    }
+
+    /// Whether the handler is in the middle of a request, as it has said.
+    pub(super) fn is_busy(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.busy)
     }
 
     /// Whether the conversation closes as soon as no answer is being made.
@@ -148,6 +164,10 @@ impl State {
 
     pub(super) fn take_rare(&mut self) -> Option<Box<RareState>> {
         self.rare.take()
+    }
+
+    pub(super) fn is_truncated(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.truncated)
     }
 
     pub(super) fn send_queue(&self) -> Option<&Arc<SendQueue>> {
@@ -198,6 +218,7 @@ impl State {
         self.blocked = false;
         self.resumed = false;
         self.needs_slow_path = self.halted
+            || self.always_slow
             || self.input_ended
             || self.deadline_changed
             || self.wants_writable

@@ -121,6 +121,10 @@ impl Driver for NoLoop {
     fn request_stop(&self) {
         self.stop_requested.set(true);
     }
+
+    fn is_overloaded(&self) -> bool {
+        false
+    }
 }
 
 fn nowhere() -> NoLoop {
@@ -1544,6 +1548,7 @@ fn the_effects_of_a_stream_change_nothing_for_a_datagram() {
         assert_eq!(cx.set_timer(cx.now()), Err(UnsupportedError::DatagramTimeout));
         assert!(cx.framing::<Raw>().is_none());
         cx.pause_input();
+        cx.set_busy(true);
         cx.finish_output();
         cx.send(b"reply")?;
         if matches!(call, Call::Message(_)) {

@@ -4,12 +4,14 @@ use crate::address::Peer;
 use crate::connection_id::ConnectionId;
 use crate::sys::{Destination, PacketInfo, RecvMeta};
 
+mod reply_meter;
 mod reply_socket;
 mod retries;
 mod sender;
 mod shared_socket;
 mod unresponsive;
 
+pub(crate) use reply_meter::ReplyMeter;
 pub(crate) use reply_socket::ReplySocket;
 #[cfg(test)]
 pub(crate) use retries::{OVERHEAD, RETRY_HIGH};

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::reply_meter::ReplyMeter;
 use super::sender::DatagramSender;
 use super::shared_socket::{Queued, Queues, SharedSocket};
 use crate::address::Address;
@@ -22,12 +23,41 @@ use crate::transport::local_addr;
 pub(crate) struct ReplySocket {
     pub(crate) socket: Arc<Socket>,
     shared: Arc<SharedSocket>,
+    /// How much larger than a datagram its replies may be.
+    reply_ratio: Option<u32>,
 }
 
 impl ReplySocket {
     pub(crate) fn new(socket: Arc<Socket>, address: Arc<Address>) -> Self {
         let shared = Arc::new(SharedSocket::new(socket.clone(), address));
-        ReplySocket { socket, shared }
+        ReplySocket { socket, shared, reply_ratio: None }
+    }
+
+    /// Sets how much larger than a datagram its replies may be.
+    pub(crate) fn with_reply_ratio(self, reply_ratio: Option<u32>) -> Self {
+        ReplySocket { reply_ratio, ..self }
+    }
+
+    /// Measures the replies to a datagram of `bytes` bytes.
+    pub(crate) fn meter(&self, bytes: usize) -> ReplyMeter {
+        ReplyMeter::new(bytes, self.reply_ratio)
+    }
+
+    /// Sends the replies of a handler, as far as their number of bytes is not limited, and its
+    /// datagrams to other peers.
+    pub(crate) fn reply_all<'a>(
+        &self,
+        datagram: &[u8],
+        from: &Destination,
+        replies: impl Iterator<Item = (&'a [u8], &'a Destination)>,
+        tally: &mut Tally,
+    ) {
+        let mut meter = self.meter(datagram.len());
+        for (reply, to) in replies {
+            if to.address != from.address || meter.admits(reply.len(), tally) {
+                self.reply(to, reply, tally);
+            }
+        }
     }
 
     /// The address that it is bound to.
@@ -174,7 +204,7 @@ mod tests {
         let client = UnixDatagram::bind(directory.join("client")).unwrap();
         client.send_to(b"hello", directory.join("server")).unwrap();
         let socket = Arc::new(Socket::from(OwnedFd::from(server)));
-        let (mut batch, mut received) = (Batch::new(100), Vec::new());
+        let (mut batch, mut received) = (Batch::new(&socket, 100), Vec::new());
         batch.receive(&socket, 1, &mut received).unwrap();
         let to = received.remove(0).from;
         let address = Arc::new(Address::UnixDatagram(Some(directory.join("server"))));

@@ -8,7 +8,7 @@ use socket2::Socket;
 use super::listener::{FIRST_PAUSE, LONGEST_PAUSE};
 use super::replies::{REPLIES_HIGH, Replies};
 use super::source::{
-    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
+    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness, RunState,
 };
 use crate::address::{Address, Peer};
 use crate::datagram::{RETRY, ReplySocket};
@@ -94,6 +94,11 @@ impl<'a> Datagrams<'a> {
             if budget == 0 {
                 return PostAction::Requeue;
             }
+            if let Some(pause) = self.hooks.pause_receiving(cx) {
+                self.paused_until = Some(cx.turn.now + pause);
+                cx.deadline_changed();
+                return PostAction::Wait;
+            }
             let most = budget.min(cx.run.accepts_left).min(self.dispatcher.burst());
             match self.batch.receive(self.socket, most, &mut self.received) {
                 // A datagram socket is drained when the kernel says so, unlike a stream. A batch
@@ -116,6 +121,7 @@ impl<'a> Datagrams<'a> {
                 }
             }
             budget = budget.saturating_sub(self.received.len());
+            cx.scratch.tally.dropped_by_kernel += self.batch.take_drops();
             self.dispatch_all(cx);
             self.replies.send(self.socket, cx);
             if self.dispatcher.burst() == 1 && cx.call.readiness.has(Readiness::READABLE) {
@@ -163,7 +169,8 @@ impl<'a> Datagrams<'a> {
             }
             let bytes = self.batch.bytes(number, datagram.len);
             self.dispatcher.dispatch(bytes, peer, &datagram, cx);
-            self.replies.keep(&mut cx.scratch, bytes, datagram.from, cx.turn.now);
+            let meter = self.reply_socket.meter(bytes.len());
+            self.replies.keep(&mut cx.scratch, bytes, datagram.from, meter, cx.turn.now);
         }
         self.received = received;
     }
@@ -177,7 +184,8 @@ impl EventSource for Datagrams<'_> {
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> PostAction {
         if let Some((from, bytes)) = self.dispatcher.returned(work, cx) {
-            self.replies.keep(&mut cx.scratch, &bytes, from, cx.turn.now);
+            let meter = self.reply_socket.meter(bytes.len());
+            self.replies.keep(&mut cx.scratch, &bytes, from, meter, cx.turn.now);
         }
         self.run(cx)
     }
@@ -191,7 +199,7 @@ impl EventSource for Datagrams<'_> {
         PostAction::Wait
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, _run: &RunState) -> Option<Instant> {
         let Replies { retry_at, stalled_until, .. } = self.replies;
         retry_at.into_iter().chain(stalled_until).chain(self.paused_until).min()
     }
@@ -224,6 +232,7 @@ impl EventSource for Datagrams<'_> {
 
     /// What is still queued at the end of a run is lost.
     fn finish(&mut self, cx: &mut LoopCx) {
+        cx.scratch.tally.dropped_by_kernel += self.batch.take_all_drops(self.socket);
         self.replies.drop_all(&mut cx.scratch.tally);
         self.reply_socket.end_run(&mut cx.scratch.tally);
     }
@@ -320,7 +329,7 @@ mod tests {
         // Each receive fails, because the socket is not connected.
         let broken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = Address::Udp(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let mut batch = Batch::new(100);
+        let mut batch = Batch::new(&broken, 100);
         let (dispatcher, hooks) = (Box::new(DoesNothing), Box::new(DoesNothing));
         let reply_socket = ReplySocket::new(Arc::new(broken.into()), Arc::new(address));
         let mut datagrams = Datagrams::new(&reply_socket, &mut batch, dispatcher, hooks);
@@ -330,7 +339,7 @@ mod tests {
         let mut pause = FIRST_PAUSE;
         for times in 1..=10 {
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);
-            assert_eq!(datagrams.deadline(), Some(cx.turn.now + pause));
+            assert_eq!(datagrams.deadline(&cx.run), Some(cx.turn.now + pause));
             assert_eq!((cx.scratch.tally.accept_pauses, cx.scratch.tally.unsent), (times, 0));
             // Nothing is received during the pause.
             assert_eq!(datagrams.ready(&mut cx), PostAction::Wait);

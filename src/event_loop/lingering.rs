@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
-use super::source::{EventSource, LoopCx, PostAction};
-use crate::closing::{Linger, Lingering};
+use super::source::{EventSource, LoopCx, PostAction, RunState};
+use crate::closing::{Linger, Lingering, Progress};
+use crate::error::Limit;
+use crate::permits::ConnectionPermit;
 use crate::sys::Socket;
 
 /// A connection that was served by blocking on the loop's thread and now lingers on the loop, so
@@ -45,7 +47,7 @@ impl EventSource for LingeringConnection {
         self.check(cx)
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, _run: &RunState) -> Option<Instant> {
         Some(self.0.linger.next())
     }
 
@@ -78,11 +80,45 @@ pub(super) fn linger_on(
     PostAction::Wait
 }
 
-/// Rare state of a connection; boxed, so that an idle connection stays small.
-pub(super) enum Rare {
+/// State that few connections have; boxed, so that an idle connection stays small.
+#[derive(Default)]
+pub(super) struct Rare {
     /// The conversation is closed; input is discarded until the peer has its output.
-    Lingering(Linger),
+    pub(super) linger: Option<Linger>,
     /// The socket failed while a worker had the conversation or was to get it first; the conversation has
     /// yet to be closed for that.
-    SocketError(io::Error),
+    pub(super) socket_error: Option<io::Error>,
+    /// A limit was reached while a worker had the conversation.
+    pub(super) limit: Option<Limit>,
+    /// Its place among the connections of its listener.
+    pub(super) permit: Option<ConnectionPermit>,
+    /// When the connection was accepted, if its age or its first message is limited.
+    pub(super) accepted: Option<Instant>,
+    /// How many messages it has sent, if their number is limited.
+    pub(super) messages: u64,
+    /// The limit for which it closes when all is answered.
+    pub(super) retiring: Option<Limit>,
+    /// It reads nothing more, also if a message has arrived in part.
+    pub(super) retires_now: bool,
+    /// The time in which the peer takes no output, while output waits.
+    pub(super) stall: Option<WriteStall>,
+    /// Since when the write buffer has been at the high mark, without falling to the low mark.
+    pub(super) full_since: Option<Instant>,
+    /// It waits in the list of connections that are read when there is memory again.
+    pub(super) starved: bool,
+    /// A notification came while a worker had the conversation.
+    pub(super) missed_notification: bool,
+    /// The conversation is closing, and the kernel has been asked since how much output it holds.
+    pub(super) kernel_asked: bool,
+    /// The connection was idle when the server began to stop.
+    pub(super) idle_at_stop: bool,
+}
+
+/// The progress of a peer while output waits for it.
+pub(super) struct WriteStall {
+    /// When the peer last took output, as far as that is known; `None` before the first check.
+    pub(super) since: Option<Instant>,
+    pub(super) progress: Progress,
+    /// When the kernel is asked again.
+    pub(super) next_check: Instant,
 }

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use super::admission::{Admission, Full, Verdict};
 use super::source::{
-    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness,
+    Dispatcher, EventSource, ListenerHooks, ListenerParts, LoopCx, PostAction, Readiness, RunState,
 };
 use crate::accepted::AcceptedStream;
 use crate::address::{Address, Peer};
@@ -53,6 +54,13 @@ pub(crate) struct Listener<'a> {
     /// How many accepts have failed in a row.
     failures: usize,
     log_limiter: LogLimiter,
+    /// Limits the warnings about clients that wait or are turned away.
+    full_log: LogLimiter,
+    admission: Admission,
+    /// When it looks again whether requests wait for threads.
+    check_threads_at: Option<Instant>,
+    /// Since when it has been paused because descriptors or memory have run out.
+    exhausted_since: Option<Instant>,
     /// The listener no longer accepts, or its socket never listened.
     closed: bool,
     /// Connections that were handed over by the user; they are served first.
@@ -90,6 +98,7 @@ impl<'a> Listener<'a> {
         dispatcher: Box<dyn StreamDispatcher + 'a>,
         hooks: Box<dyn ListenerHooks + 'a>,
         handed: &'a mut VecDeque<Socket>,
+        admission: Admission,
         closed: bool,
     ) -> Self {
         Listener {
@@ -103,6 +112,10 @@ impl<'a> Listener<'a> {
             turn_began: None,
             failures: 0,
             log_limiter: LogLimiter::default(),
+            full_log: LogLimiter::default(),
+            admission,
+            check_threads_at: None,
+            exhausted_since: None,
             closed,
             handed,
         }
@@ -121,8 +134,13 @@ impl<'a> Listener<'a> {
             self.budget -= 1;
             // Checked before the call, so that a client that cannot be served stays in the kernel's
             // queue.
-            if !cx.may_accept() || !self.dispatcher.has_room() {
+            if !cx.may_accept() {
                 return PostAction::Wait;
+            }
+            match self.admitted(cx) {
+                Some(true) => {}
+                Some(false) => continue,
+                None => return PostAction::Wait,
             }
             if let Some(socket) = self.handed.pop_front() {
                 self.take(socket, cx);
@@ -157,6 +175,26 @@ impl<'a> Listener<'a> {
         PostAction::Requeue
     }
 
+    /// Whether the next client is served; false if it was turned away. `None` if it waits, or if there
+    /// is none to turn away.
+    fn admitted(&mut self, cx: &mut LoopCx) -> Option<bool> {
+        match self.admission.judge(self.dispatcher.has_room(), cx) {
+            Verdict::Accept => Some(true),
+            Verdict::Wait(full) => {
+                // Otherwise the next client causes an edge.
+                if !self.handed.is_empty() || (!self.closed && sys::has_client(self.socket)) {
+                    self.full(full, cx);
+                }
+                None
+            }
+            Verdict::WaitUntil(at) => {
+                self.retry_at(at, cx);
+                None
+            }
+            Verdict::TurnAway(bytes) => self.turn_away(&bytes, cx).then_some(false),
+        }
+    }
+
     /// Serves a connection that was handed over.
     fn take(&mut self, socket: Socket, cx: &mut LoopCx) {
         let peer = socket.peer_addr().and_then(|address| {
@@ -172,16 +210,80 @@ impl<'a> Listener<'a> {
     }
 
     fn accepted(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
+        if let Some(since) = self.exhausted_since.take() {
+            let paused = cx.turn.now.saturating_duration_since(since).as_millis();
+            cx.scratch.tally.accept_paused_ms += u64::try_from(paused).unwrap_or(u64::MAX);
+        }
         self.pause = FIRST_PAUSE;
         self.failures = 0;
         cx.scratch.tally.accepted += 1;
         cx.run.accepts_left = cx.run.accepts_left.saturating_sub(1);
+        let permit = match self.admission.admit(&peer) {
+            Ok(permit) => permit,
+            Err(last_words) => {
+                cx.scratch.tally.over_address += 1;
+                cx.scratch.tally.closed += 1;
+                match last_words {
+                    Some(bytes) => sys::send_and_close(socket, &bytes),
+                    None => sys::reset_on_close(&socket),
+                }
+                return;
+            }
+        };
         let id = ConnectionId::next();
         if self.hooks.prepare(socket.as_fd(), id, &peer, cx) && self.hooks.verify(&peer, cx) {
-            self.dispatcher.dispatch(AcceptedStream { socket, peer, id }, cx);
+            self.dispatcher.dispatch(AcceptedStream { socket, peer, id, permit }, cx);
         } else {
             cx.scratch.tally.refused_by_hook += 1;
             cx.scratch.tally.closed += 1;
+        }
+    }
+
+    /// A client waits because so many connections are open: a silent one may be closed for it.
+    fn full(&mut self, full: Full, cx: &mut LoopCx) {
+        cx.scratch.tally.full += 1;
+        if let Some(times) = self.full_log.record(cx.turn.now) {
+            let open = cx.open_connections();
+            log::warn!(
+                "{} is full ({times} times so far): {open} connections are open",
+                self.address
+            );
+        }
+        // The modes report the ends of their connections only if they are asked to.
+        cx.turn.exhausted = true;
+        cx.turn.full = self.admission.closes_silent().then_some(full);
+        cx.turn.has_follow_up = true;
+    }
+
+    /// Accepts one client and turns it away; returns whether there was one.
+    fn turn_away(&mut self, bytes: &[u8], cx: &mut LoopCx) -> bool {
+        match sys::accept(self.socket, true) {
+            Ok((socket, _)) => {
+                sys::send_and_close(socket, bytes);
+                let tally = &mut cx.scratch.tally;
+                (tally.accepted, tally.closed) = (tally.accepted + 1, tally.closed + 1);
+                tally.turned_away += 1;
+                if let Some(times) = self.full_log.record(cx.turn.now) {
+                    log::warn!("{} turns clients away ({times} so far)", self.address);
+                }
+                true
+            }
+            Err(error) => match classify(&error) {
+                AcceptError::Next => true,
+                AcceptError::Drained => {
+                    self.drained(cx);
+                    false
+                }
+                AcceptError::Exhausted => {
+                    self.exhausted(&error, cx);
+                    false
+                }
+                AcceptError::Fatal => {
+                    log::error!("{} stops accepting: {error}", self.address);
+                    self.closed = true;
+                    false
+                }
+            },
         }
     }
 
@@ -190,6 +292,15 @@ impl<'a> Listener<'a> {
         self.failures = 0;
         cx.call.readiness.remove(Readiness::READABLE);
         cx.keep_reserve();
+        self.check_threads(cx);
+    }
+
+    /// If accepted requests wait for threads, silent connections may be closed for them.
+    fn check_threads(&mut self, cx: &mut LoopCx) {
+        if self.admission.closes_silent() && self.dispatcher.has_waiting() {
+            cx.turn.full = Some(Full::Threads);
+            cx.turn.has_follow_up = true;
+        }
     }
 
     /// Accepts and closes some clients with the reserve descriptor, and pauses.
@@ -217,6 +328,7 @@ impl<'a> Listener<'a> {
         if let Some(times) = self.log_limiter.record(cx.turn.now) {
             log::warn!("{} pauses accepting ({times} times so far): {error}", self.address);
         }
+        self.exhausted_since.get_or_insert(cx.turn.now);
         self.paused_until = Some(cx.turn.now + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         cx.turn.exhausted = true;
@@ -236,11 +348,20 @@ impl EventSource for Listener<'_> {
         self.accept(None, cx)
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        self.paused_until
+    fn deadline(&self, _run: &RunState) -> Option<Instant> {
+        self.paused_until.into_iter().chain(self.check_threads_at).min()
     }
 
     fn expired(&mut self, cx: &mut LoopCx) -> PostAction {
+        let now = cx.turn.now;
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(self.check_threads_at) {
+            self.check_threads_at = None;
+            self.check_threads(cx);
+        }
+        if !is_due(self.paused_until) {
+            return PostAction::Wait;
+        }
         self.paused_until = None;
         cx.deadline_changed();
         cx.call.readiness.add(Readiness::READABLE);
@@ -258,6 +379,16 @@ impl EventSource for Listener<'_> {
         } else {
             PostAction::Wait
         }
+    }
+
+    fn retry_at(&mut self, at: Instant, cx: &mut LoopCx) {
+        self.paused_until = Some(self.paused_until.map_or(at, |until| until.min(at)));
+        cx.deadline_changed();
+    }
+
+    fn check_threads_at(&mut self, at: Instant, cx: &mut LoopCx) {
+        self.check_threads_at = Some(at);
+        cx.deadline_changed();
     }
 
     fn stop(&mut self, cx: &mut LoopCx) -> PostAction {

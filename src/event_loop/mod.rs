@@ -21,38 +21,49 @@ use crate::address::LogPeer;
 use crate::error::CloseReason;
 use crate::guard;
 use crate::guard::log;
+use crate::log_limiter::LogLimiter;
 use crate::mailbox::{Notification, abandon};
-use crate::server_state::StopOutcome;
 use crate::sys::{self, Events, SignalWatch};
 use crate::token::Token;
 
+mod admission;
 mod connection;
+mod counts;
 mod datagrams;
 mod entry;
 mod lingering;
 mod listener;
+mod overload;
 mod poll;
+mod pressure;
 mod replies;
 mod slot;
 mod source;
+#[cfg(feature = "testing")]
+mod state;
 mod stream_io;
 mod timers;
 mod turn_end;
 mod water_marks;
 
+pub(crate) use admission::Admission;
 pub(crate) use connection::Connection;
 pub(crate) use datagrams::{DatagramDispatcher, Datagrams};
 use entry::{Entry, entry_of, may_notify_now, may_run_now};
 pub(crate) use lingering::LingeringConnection;
 pub(crate) use listener::{Listener, StreamDispatcher};
+use overload::TurnTimes;
 pub(crate) use poll::{EVENTS, LoopResources};
 pub(crate) use slot::{ConversationEvent, ConversationSlot};
 pub(crate) use source::{
     Closed, Dispatcher, EntryRef, EventSource, ListenerHooks, LoopAccess, LoopCx, NewConnection,
+    Silent,
 };
 use source::{ListenerParts, PostAction, Readiness};
+#[cfg(feature = "testing")]
+pub(crate) use state::LoopState;
 use timers::Timers;
-pub(crate) use water_marks::{OutputLimits, WaterMarks};
+pub(crate) use water_marks::{ServiceLimits, WaterMarks};
 
 /// How many notifications a turn takes from the mailbox.
 const NOTIFICATION_BUDGET: usize = 1024;
@@ -78,6 +89,11 @@ pub(crate) struct EventLoop<'a> {
     notifications: VecDeque<Notification>,
     /// Slots that are freed at the end of the turn.
     pending_removal: Vec<usize>,
+    turn_times: TurnTimes,
+    /// When connections are closed for those that wait to be read because memory is tight.
+    relief_at: Option<Instant>,
+    /// Limits the warnings about memory.
+    memory_log: LogLimiter,
     cx: LoopCx,
 }
 
@@ -95,6 +111,9 @@ impl<'a> EventLoop<'a> {
             ready: VecDeque::new(),
             notifications: VecDeque::new(),
             pending_removal: Vec::new(),
+            turn_times: TurnTimes::new(cx.turn.now),
+            relief_at: None,
+            memory_log: LogLimiter::default(),
             cx,
         }
     }
@@ -135,58 +154,6 @@ impl<'a> EventLoop<'a> {
     /// The context that each call of an entry gets.
     pub(crate) fn cx(&mut self) -> &mut LoopCx {
         &mut self.cx
-    }
-
-    /// How many connections are in the slab.
-    pub(crate) fn connections(&self) -> usize {
-        self.slab.len() - self.listeners.len() - self.pending_removal.len()
-    }
-
-    /// How many connections in the slab are requests: all except those that linger after a blocking
-    /// request.
-    pub(crate) fn requests(&self) -> usize {
-        let is_request = |entry: &Entry<'_>| {
-            !entry.removed && entry.parent != entry.token && entry.source.is_request()
-        };
-        self.slab.iter().filter(|(_, entry)| is_request(entry)).count()
-    }
-
-    /// How many requests are served outside of the slab.
-    pub(crate) fn in_flight(&mut self) -> usize {
-        self.sum_of_dispatchers(|dispatcher| dispatcher.in_flight())
-    }
-
-    /// How many requests were idle when the server began to stop, and have ended.
-    pub(crate) fn ended_idle(&mut self) -> usize {
-        self.cx.run.ended_idle + self.sum_of_dispatchers(|dispatcher| dispatcher.ended_idle())
-    }
-
-    /// How many requests were being served on this thread, outside of the slab, when the server
-    /// stopped, and have this outcome.
-    pub(crate) fn stopped_with(&mut self, outcome: StopOutcome) -> usize {
-        self.sum_of_dispatchers(|dispatcher| {
-            usize::from(dispatcher.stop_outcome() == Some(outcome))
-        })
-    }
-
-    fn sum_of_dispatchers(&mut self, number: impl Fn(&dyn Dispatcher) -> usize) -> usize {
-        let mut sum = 0;
-        for token in &self.listeners {
-            if let Some(ListenerParts { dispatcher, .. }) = self.slab[token.slot()].source.parts() {
-                sum += number(dispatcher);
-            }
-        }
-        sum
-    }
-
-    /// How many datagrams wait to be sent: see [`EventSource::undelivered`].
-    pub(crate) fn undelivered(&self) -> usize {
-        self.listeners.iter().map(|token| self.slab[token.slot()].source.undelivered()).sum()
-    }
-
-    /// How many jobs of this run are with workers, for requests that are not in the slab.
-    pub(crate) fn jobs_with_workers(&mut self) -> usize {
-        self.sum_of_dispatchers(|dispatcher| dispatcher.jobs_with_workers())
     }
 
     /// Runs one turn: waits for events, for at most `max_wait`, and serves the entries that are
@@ -357,7 +324,10 @@ impl<'a> EventLoop<'a> {
         entry.readiness = cx.call.readiness;
         match action {
             PostAction::Wait => {}
-            PostAction::Requeue => entry.add_to_ready_list(&mut self.ready),
+            PostAction::Requeue => {
+                cx.scratch.tally.exhausted_budgets += 1;
+                entry.add_to_ready_list(&mut self.ready);
+            }
             PostAction::Remove => {
                 entry.source.finish(cx);
                 entry.removed = true;
@@ -370,7 +340,8 @@ impl<'a> EventLoop<'a> {
             if std::mem::take(&mut cx.call.deadline_changed) {
                 // Not due in this turn: otherwise one entry could occupy the loop for ever.
                 let next_turn = cx.turn.now + Duration::from_nanos(1);
-                let deadline = entry.source.deadline().map(|deadline| deadline.max(next_turn));
+                let deadline =
+                    entry.source.deadline(&cx.run).map(|deadline| deadline.max(next_turn));
                 self.timers.set_lazily(token, &mut entry.armed, deadline);
             }
             let parent = entry.parent;
@@ -395,6 +366,12 @@ impl<'a> EventLoop<'a> {
         }
         if std::mem::take(&mut self.cx.turn.deferred) {
             self.run_deferred(parent);
+        }
+        if let Some(full) = self.cx.turn.full.take() {
+            self.close_silent(full, parent);
+        }
+        if std::mem::take(&mut self.cx.turn.memory_full) {
+            self.free_memory();
         }
         if std::mem::take(&mut self.cx.turn.exhausted) {
             self.for_each_listener(|source, _| {
@@ -477,7 +454,7 @@ impl<'a> EventLoop<'a> {
         if entry.armed.is_some() {
             return;
         }
-        let deadline = entry.source.deadline();
+        let deadline = entry.source.deadline(&self.cx.run);
         if deadline.is_some_and(|deadline| deadline > now) {
             return self.timers.set(token, &mut entry.armed, deadline);
         }

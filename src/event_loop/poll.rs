@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::EventLoop;
 use crate::counters::Published;
@@ -36,15 +36,20 @@ impl EventLoop<'_> {
         signals: Option<&SignalWatch>,
     ) -> io::Result<()> {
         let mut timeout = max_wait;
+        let began = self.note_turn();
         if let Some(deadline) = self.timers.next().into_iter().chain(self.next_turn).min() {
-            let left = deadline.saturating_duration_since(self.resources.stop.clock().now());
+            let left = deadline.saturating_duration_since(began);
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        }
+        if let Some(wait) = self.starved_wait() {
+            timeout = Some(timeout.map_or(wait, |timeout| timeout.min(wait)));
         }
         let busy = !self.ready.is_empty()
             || self.cx.turn.capacity_freed
             || signals.is_some_and(SignalWatch::is_due)
             || timeout == Some(Duration::ZERO);
         if !busy && self.spin(&mut timeout, signals)? {
+            self.turn_times.turn_began(self.cx.turn.now);
             return Ok(());
         }
         if busy || !self.resources.mailbox.prepare_park() {
@@ -55,6 +60,8 @@ impl EventLoop<'_> {
             self.cx.scratch.tally.wakes += 1;
         }
         self.cx.set_now(self.resources.stop.clock().now());
+        self.turn_times.waited(began, self.cx.turn.now);
+        self.turn_times.turn_began(self.cx.turn.now);
         match polled {
             // The next turn waits for the rest of the time.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -63,6 +70,19 @@ impl EventLoop<'_> {
             }
             other => other,
         }
+    }
+
+    /// Counts the time that the last turn took; returns the time of its end.
+    #[inline]
+    fn note_turn(&mut self) -> Instant {
+        let now = self.resources.stop.clock().now();
+        if let Some(time) = self.turn_times.turn_ended(self.cx.turn.now, now) {
+            self.resources.published.long_turn(time, self.turn_times.is_overloaded());
+        }
+        if let Some(is_overloaded) = self.turn_times.change(now) {
+            self.resources.stop.set_overloaded(is_overloaded);
+        }
+        now
     }
 
     /// Polls without sleeping for [`spin`](LoopResources::spin), if that is set: to wake a sleeping

@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::source::{LoopCx, Readiness};
 use crate::conversation::Scratch;
 use crate::counters::Tally;
-use crate::datagram::{RETRY, RetryQueues, charge, warn_of_full_send_buffer};
+use crate::datagram::{RETRY, ReplyMeter, RetryQueues, charge, warn_of_full_send_buffer};
 use crate::guard::log;
 use crate::sys::{self, Destination, Transmit};
 use crate::transport::peer_of;
@@ -86,10 +86,14 @@ impl Replies {
         scratch: &mut Scratch,
         input: &[u8],
         peer: Destination,
+        mut meter: ReplyMeter,
         now: Instant,
     ) {
         let Scratch { output_buffer, tally, .. } = scratch;
         for (part, to) in output_buffer.datagrams(input, &peer) {
+            if to.address == peer.address && !meter.admits(part.len(), tally) {
+                continue;
+            }
             // The datagrams to one peer keep their order.
             if self.retries.has(&to.address) {
                 self.retries.put(to.clone(), part.into(), now, tally);
@@ -321,6 +325,10 @@ mod tests {
     use crate::server_state::ServerState;
     use crate::sys::Batch;
 
+    fn no_limit() -> ReplyMeter {
+        ReplyMeter::new(usize::MAX, None)
+    }
+
     /// A socket with two clients, and the destinations of their replies.
     struct Fixture {
         socket: Socket,
@@ -349,7 +357,7 @@ mod tests {
             client
         });
         let socket = Socket::from(std::os::fd::OwnedFd::from(server));
-        let (mut batch, mut received) = (Batch::new(100), Vec::new());
+        let (mut batch, mut received) = (Batch::new(&socket, 100), Vec::new());
         batch.receive(&socket, 2, &mut received).unwrap();
         let to = [received.remove(0).from, received.remove(0).from];
         let run = Arc::new(ServerState::new().unwrap()).begin();
@@ -362,7 +370,7 @@ mod tests {
         fn keep(&mut self, client: usize, bytes: &[u8]) {
             let LoopCx { scratch, turn, .. } = &mut self.cx;
             Output::new(&[], &mut scratch.output_buffer).put_datagram(bytes);
-            self.replies.keep(scratch, &[], self.to[client].clone(), turn.now);
+            self.replies.keep(scratch, &[], self.to[client].clone(), no_limit(), turn.now);
         }
 
         fn send(&mut self) {
@@ -477,7 +485,7 @@ mod tests {
         fn keep(&mut self, bytes: &[u8]) {
             let LoopCx { scratch, turn, .. } = &mut self.cx;
             Output::new(&[], &mut scratch.output_buffer).put_datagram(bytes);
-            self.replies.keep(scratch, &[], self.to.clone(), turn.now);
+            self.replies.keep(scratch, &[], self.to.clone(), no_limit(), turn.now);
         }
 
         fn send(&mut self) {
@@ -492,8 +500,8 @@ mod tests {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
-        let (mut batch, mut received) = (Batch::new(100), Vec::new());
         let socket = Socket::from(server);
+        let (mut batch, mut received) = (Batch::new(&socket, 100), Vec::new());
         while batch.receive(&socket, 1, &mut received).is_err() {}
         (socket, client, received.remove(0).from)
     }
@@ -572,7 +580,7 @@ mod tests {
         }
         output.put_datagram_to(to.clone(), b"again");
         output.put_datagram(b"reply");
-        replies.keep(&mut cx.scratch, &[], to, cx.turn.now);
+        replies.keep(&mut cx.scratch, &[], to, no_limit(), cx.turn.now);
         assert_eq!([0, 1, 4].map(|first| replies.gso_run(first)), [1, 3, 2]);
         assert!(cx.scratch.output_buffer.is_empty());
         replies.gso = sys::supports_gso(&socket);
@@ -599,7 +607,7 @@ mod tests {
                 for _ in 0..3 {
                     Output::new(&[], &mut cx.scratch.output_buffer).put_datagram(b"reply");
                 }
-                replies.keep(&mut cx.scratch, &[], to.clone(), cx.turn.now);
+                replies.keep(&mut cx.scratch, &[], to.clone(), no_limit(), cx.turn.now);
             }
             replies.send(&socket, &mut cx);
         }
@@ -610,7 +618,7 @@ mod tests {
         assert_eq!((replies.gso, replies.unjoined), (gso, 0));
         let refused = io::Error::from_raw_os_error(libc::EIO);
         Output::new(&[], &mut cx.scratch.output_buffer).put_datagram(b"a device that cannot do it");
-        replies.keep(&mut cx.scratch, &[], to, cx.turn.now);
+        replies.keep(&mut cx.scratch, &[], to, no_limit(), cx.turn.now);
         replies.stop_joining(&refused);
         assert!(!replies.gso);
     }

@@ -3,6 +3,7 @@
 
 use super::source::LoopCx;
 use crate::conversation::{Conversation, ConversationCore, Framing, Handler};
+use crate::error::Limit;
 use crate::mailbox::Job;
 use crate::sender::SendQueue;
 
@@ -19,6 +20,8 @@ pub(crate) enum ConversationEvent<'a> {
     Timer,
     Eof,
     IdleTimeout,
+    /// The peer has reached a limit.
+    Limit(Limit),
     Stop,
     /// As `Stop`, where nothing is left to read or to send: a conversation that is idle after it can be
     /// ended; if it is not, the driver does that.
@@ -76,6 +79,7 @@ impl<H: Handler + 'static, F: Framing + 'static> ConversationSlot for Conversati
             ConversationEvent::Timer => self.timer_expired(&mut step_cx),
             ConversationEvent::Eof => self.eof(&mut step_cx),
             ConversationEvent::IdleTimeout => self.idle_timed_out(&mut step_cx),
+            ConversationEvent::Limit(limit) => self.exceed(limit, &mut step_cx),
             ConversationEvent::Stop | ConversationEvent::StopIfIdle => self.stop(&mut step_cx),
         }
         true

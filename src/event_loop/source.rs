@@ -4,14 +4,16 @@
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::admission::{Full, Maturity};
 use crate::address::{LogPeer, Peer};
 use crate::connection_id::ConnectionId;
 use crate::conversation::{Driver, Scratch};
-use crate::error::{CloseReason, Error, UnsupportedError};
+use crate::error::{CloseReason, Error, Limit, UnsupportedError};
 use crate::guard::log;
 use crate::mailbox::{Job, Mailbox};
+use crate::memory::MemoryGauge;
 use crate::sender::{Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::{StopOutcome, StopRequester};
 use crate::sys::{self, CatchDrop, Reserve};
@@ -148,6 +150,10 @@ pub(crate) struct TurnState {
     pub(crate) exhausted: bool,
     /// A connection has been closed: descriptors and places are free again.
     pub(crate) capacity_freed: bool,
+    /// A listener cannot accept because this is full: a silent connection may be closed.
+    pub(crate) full: Option<Full>,
+    /// The connections hold as much memory as they may.
+    pub(crate) memory_full: bool,
 }
 
 /// The state of one run of the loop.
@@ -160,9 +166,45 @@ pub(crate) struct RunState {
     pub(crate) ended_idle: usize,
     /// The error that ends the run.
     pub(crate) failed: Option<Error>,
+    /// The time from which [`Ticks`] count.
+    pub(crate) epoch: Instant,
+    /// The memory that connections hold.
+    pub(crate) memory: Arc<MemoryGauge>,
+    /// Connections that are not read because memory is tight.
+    pub(crate) starved: Vec<Token>,
+    /// How many connections may be open.
+    pub(crate) max_connections: usize,
+    /// Which connections were accepted long enough ago to be closed in favor of others.
+    pub(crate) maturity: Maturity,
     /// A reserve descriptor. When no other is left, it is closed, so that one client can be
     /// accepted and closed.
     pub(crate) reserve: Option<Reserve>,
+}
+
+impl RunState {
+    /// A time as ticks since the run began, rounded up.
+    pub(crate) fn ticks(&self, at: Instant) -> Ticks {
+        let since = at.saturating_duration_since(self.epoch).as_nanos();
+        let ticks = since.div_ceil(TICK.as_nanos());
+        Ticks(u32::try_from(ticks).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// The time of these ticks, if they are one.
+    pub(crate) fn instant(&self, ticks: Ticks) -> Option<Instant> {
+        (ticks != Ticks::NONE).then(|| self.epoch + TICK * ticks.0)
+    }
+}
+
+/// A time of a run in 4 bytes, exact to 1/16 second: up to 8 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticks(u32);
+
+/// The unit of [`Ticks`].
+const TICK: Duration = Duration::from_nanos(62_500_000);
+
+impl Ticks {
+    /// No time.
+    pub(crate) const NONE: Ticks = Ticks(0);
 }
 
 /// A reference to one entry, for its conversation: other threads reach the entry by it, and it can
@@ -202,11 +244,15 @@ impl Driver for EntryRef {
     fn request_stop(&self) {
         self.stop.request();
     }
+
+    fn is_overloaded(&self) -> bool {
+        self.stop.is_overloaded()
+    }
 }
 
 impl LoopCx {
     pub(crate) fn new(stop: StopRequester) -> Self {
-        let now = stop.clock().now();
+        let (now, memory) = (stop.clock().now(), stop.memory().clone());
         let mut cx = LoopCx {
             call: CallState {
                 entry: EntryRef { stop, token: Token::WAKE, limit: SenderLimit::default(), now },
@@ -221,6 +267,8 @@ impl LoopCx {
                 new_connections: Vec::new(),
                 deferred: false,
                 exhausted: false,
+                full: None,
+                memory_full: false,
                 capacity_freed: false,
             },
             run: RunState {
@@ -228,6 +276,11 @@ impl LoopCx {
                 accepts_left: usize::MAX,
                 ended_idle: 0,
                 failed: None,
+                epoch: now,
+                memory,
+                starved: Vec::new(),
+                max_connections: usize::MAX,
+                maturity: Maturity::new(now),
                 reserve: None,
             },
             scratch: Scratch::with_read_buffer(),
@@ -243,6 +296,12 @@ impl LoopCx {
         let result = call(&mut buffer, self);
         self.scratch.buffer = buffer;
         result
+    }
+
+    /// How many connections of the server are open.
+    pub(crate) fn open_connections(&self) -> u64 {
+        let tally = &self.scratch.tally;
+        (self.call.entry.stop.open_connections() + tally.accepted).saturating_sub(tally.closed)
     }
 
     /// Records that `count` bytes have been read into a buffer of `buffer` bytes. After a short
@@ -364,8 +423,47 @@ pub(crate) trait EventSource {
     }
 
     /// When to call the entry again if no event comes before.
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, run: &RunState) -> Option<Instant> {
+        let _ = run;
         None
+    }
+
+    /// The number of the connection, if no whole message has come from its peer.
+    fn silent(&self) -> Option<ConnectionId> {
+        None
+    }
+
+    /// How much memory the connection holds, in bytes.
+    fn memory(&self) -> usize {
+        0
+    }
+
+    /// Whether the connection waits to be read, and when a byte was last received or sent: the least of
+    /// these are closed first to make room. `None` if it is not a connection.
+    fn usefulness(&self) -> Option<(bool, Instant)> {
+        None
+    }
+
+    /// The connection is closed because of a limit.
+    fn exceed(&mut self, limit: Limit, cx: &mut LoopCx) -> PostAction {
+        let _ = (limit, cx);
+        PostAction::Wait
+    }
+
+    /// There is memory again for a connection that was not read.
+    fn memory_freed(&mut self, cx: &mut LoopCx) -> PostAction {
+        let _ = cx;
+        PostAction::Wait
+    }
+
+    /// A listener that is full tries again at this time, if nothing happens before.
+    fn retry_at(&mut self, at: Instant, cx: &mut LoopCx) {
+        let _ = (at, cx);
+    }
+
+    /// For a listener: looks again at this time whether requests wait for threads.
+    fn check_threads_at(&mut self, at: Instant, cx: &mut LoopCx) {
+        let _ = (at, cx);
     }
 
     /// The deadline of the entry has expired.
@@ -441,6 +539,12 @@ pub(crate) trait ListenerHooks {
     /// Whether this peer is accepted.
     fn verify(&mut self, peer: &Peer, cx: &mut LoopCx) -> bool;
 
+    /// For how long a datagram socket receives nothing from now on.
+    fn pause_receiving(&mut self, cx: &mut LoopCx) -> Option<Duration> {
+        let _ = cx;
+        None
+    }
+
     /// Reports that a request failed.
     fn fault(&mut self, origin: &LogPeer, reason: &CloseReason, cx: &mut LoopCx);
 
@@ -460,6 +564,17 @@ pub(crate) trait ListenerHooks {
     fn no_request(&mut self, cx: &mut LoopCx) {
         let _ = cx;
     }
+}
+
+/// The result of looking for a connection from which no whole message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Silent {
+    /// There is none.
+    None,
+    /// All of them were accepted only just now.
+    Young,
+    /// One is closed.
+    Closed,
 }
 
 /// Access to the event loop for the deferred work of a dispatcher.
@@ -489,6 +604,11 @@ pub(crate) trait Dispatcher {
     /// [`Notification::CapacityFreed`]: crate::mailbox::Notification::CapacityFreed
     fn has_room(&mut self) -> bool {
         true
+    }
+
+    /// Whether accepted requests wait for threads that serve others.
+    fn has_waiting(&self) -> bool {
+        false
     }
 
     /// How many requests the dispatcher takes before other entries are served: at least one, and no
@@ -531,6 +651,22 @@ pub(crate) trait Dispatcher {
     fn abort_all(&mut self, cx: &mut LoopCx) {
         let _ = cx;
     }
+
+    /// Closes the oldest connection outside of the slab from which no whole message has come, if its
+    /// number is below `mature`. With `for_waiting`, closes one that occupies a thread for each
+    /// request that [waits](Dispatcher::has_waiting) for one. Returns what it found.
+    fn close_silent(&mut self, mature: u64, for_waiting: bool) -> Silent {
+        let _ = (mature, for_waiting);
+        Silent::None
+    }
+
+    /// How much memory the connection outside of the slab holds that holds most, in bytes.
+    fn heaviest(&self) -> usize {
+        0
+    }
+
+    /// Closes that connection.
+    fn close_heaviest(&mut self) {}
 
     /// How many requests the dispatcher serves outside of the slab.
     fn in_flight(&self) -> usize {

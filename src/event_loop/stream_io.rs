@@ -4,7 +4,7 @@ use std::io::{self, Read as _};
 
 use super::source::{LoopCx, Readiness};
 use crate::sys::{self, Socket};
-use crate::write_buffer::{SEND_STEP, WriteBuffer, send_segments};
+use crate::write_buffer::{WriteBuffer, send_segments};
 
 /// Reads from a stream, and records where a short read does not mean that the input is drained.
 pub(super) fn read(mut socket: &Socket, buffer: &mut [u8], cx: &mut LoopCx) -> io::Result<usize> {
@@ -87,8 +87,8 @@ fn transmit_many(
     Ok(sent + flush(socket, write_buffer, cx)? > 0)
 }
 
-/// Sends from the write buffer until it is empty, the kernel has no room, or [`SEND_STEP`] bytes
-/// are sent. Returns how many bytes were sent. If output is left and the readiness still has
+/// Sends from the write buffer until it is empty, the kernel has no room, or a
+/// [step](WriteBuffer::step_after) is sent. Returns how many bytes were sent. If output is left and the readiness still has
 /// [`WRITABLE`](Readiness::WRITABLE), the caller has to requeue the connection: the poller reports
 /// no event.
 pub(super) fn flush(
@@ -100,8 +100,10 @@ pub(super) fn flush(
         return Ok(0);
     };
     let mut flushed = 0;
-    while flushed < SEND_STEP && !waiting.is_empty() {
-        let sent = waiting.send(socket, SEND_STEP - flushed)?;
+    while let most @ 1.. = waiting.step_after(flushed)
+        && !waiting.is_empty()
+    {
+        let sent = waiting.send(socket, most)?;
         if sent == 0 {
             cx.call.readiness.remove(Readiness::WRITABLE);
             break;
@@ -124,6 +126,7 @@ mod tests {
     use super::*;
     use crate::conversation::Output;
     use crate::server_state::ServerState;
+    use crate::write_buffer::{FILE_STEP, SEND_STEP};
 
     /// A non-blocking socket and its peer.
     fn tcp() -> (Socket, TcpStream) {
@@ -155,6 +158,32 @@ mod tests {
         }
         let left = write_buffer.unwrap().len();
         assert_eq!(payload.len() - left, cx.scratch.tally.bytes_out as usize);
+    }
+
+    #[test]
+    fn a_long_file_is_sent_in_steps_of_its_own_and_tcp_holds_nothing_back_at_its_end() {
+        let (ours, mut theirs) = tcp();
+        let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
+        let file = sys::unnamed_file(&vec![7; 4 * FILE_STEP + 1]);
+        let length = file.metadata().unwrap().len();
+        Output::new(&[], &mut cx.scratch.output_buffer)
+            .put_file(Arc::new(file), 0..length)
+            .unwrap();
+        write_buffer.as_mut().unwrap().keep(&mut cx.scratch.output_buffer, &[], 0);
+        let reader = std::thread::spawn(move || {
+            let mut received = vec![0; 4 * FILE_STEP + 1];
+            theirs.read_exact(&mut received).unwrap();
+            received.iter().all(|byte| *byte == 7)
+        });
+        assert!(flush(&ours, &mut write_buffer, &mut cx).unwrap() <= FILE_STEP);
+        #[cfg(target_os = "linux")]
+        assert!(ours.tcp_cork().unwrap());
+        while write_buffer.is_some() {
+            assert!(flush(&ours, &mut write_buffer, &mut cx).unwrap() <= FILE_STEP);
+        }
+        #[cfg(target_os = "linux")]
+        assert!(!ours.tcp_cork().unwrap());
+        assert!(reader.join().unwrap());
     }
 
     #[test]

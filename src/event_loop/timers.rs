@@ -52,6 +52,12 @@ impl Timers {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
+    /// How many deadlines are set.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.deadlines.len()
+    }
+
     /// Removes one deadline that has expired and returns its entry.
     #[inline]
     pub(crate) fn due(&mut self, now: Instant) -> Option<Token> {

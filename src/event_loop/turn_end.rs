@@ -9,6 +9,13 @@ impl EventLoop<'_> {
     /// Ends a turn: wakes workers for the jobs of this turn, and calls the hooks.
     #[inline]
     pub(super) fn end_turn(&mut self) {
+        // This may queue jobs, for which workers are woken below.
+        if self.cx.run.memory.is_full() {
+            self.free_memory();
+        }
+        if !self.cx.run.starved.is_empty() {
+            self.relieve_starved();
+        }
         if self.wants_turn_end {
             let mut next_turn: Option<Instant> = None;
             self.for_each_listener(|source, cx| {

@@ -1,5 +1,9 @@
-//! The water marks: how much output may wait before the loop stops reading from its connection.
+//! The limits of a connection, and the water marks: how much output may wait before the loop stops
+//! reading from its connection.
 
+use std::sync::Arc;
+
+use crate::limits::Limits;
 use crate::sender::SenderLimit;
 
 /// The maximum output that one step of a conversation collects before it is sent, in bytes.
@@ -42,10 +46,11 @@ impl Default for WaterMarks {
     }
 }
 
-/// The limits of waiting output for all connections of one service. They are shared, so that a
-/// connection stores only a pointer.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct OutputLimits {
+/// The limits of all connections of one service. They are shared, so that a connection stores only
+/// a pointer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ServiceLimits {
     pub(crate) marks: WaterMarks,
     pub(crate) sender: SenderLimit,
+    pub(crate) peer: Arc<Limits>,
 }

@@ -11,19 +11,27 @@ use super::service::{
 };
 use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
-use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
+use crate::blocking::{
+    InterruptibleWait, OtherClients, Served, Session, SessionCx, Standing, WaitStrategy,
+};
 use crate::conversation::Scratch;
 use crate::datagram::Datagram;
 use crate::error::UnsupportedError;
 use crate::event_loop::{
     DatagramDispatcher, Dispatcher, LingeringConnection, LoopCx, NewConnection, StreamDispatcher,
 };
+use crate::limits::{GRACE, WhenFull};
 use crate::server_state::{ServerState, StopOutcome, StopRequester};
+use crate::sync::AtomicU8;
 use crate::sys::{RecvMeta, SignalWatch};
 use crate::token::Token;
 
 /// The mode that serves one request at a time to its end, while all others wait: Python's
 /// `TCPServer` without a mix-in.
+///
+/// While another client waits, a connection that has been open for half a second without a whole
+/// message is closed, as [`WhenFull::CloseSilent`] says; with another
+/// [`Limits::when_full`](crate::Limits::when_full) it is not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Inline;
 
@@ -61,6 +69,8 @@ struct InlineDispatcher<'a, T, S> {
     serve: &'a S,
     listener_handle: ListenerHandle,
     listener: Token,
+    /// Whether a silent connection is closed in favor of a client that waits.
+    closes_silent: bool,
     driver: InlineDriver,
     /// How the last request ended, if a stop began while it was served.
     stop_outcome: Option<StopOutcome>,
@@ -73,6 +83,8 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
             serve: &runner.serve,
             listener_handle: run_cx.listener_handle.clone(),
             listener: run_cx.listener,
+            closes_silent: run_cx.listens
+                && runner.serve.limits().when_full == WhenFull::CloseSilent,
             driver: InlineDriver {
                 control: run_cx.control.clone(),
                 stop: run_cx.stop.clone(),
@@ -83,8 +95,8 @@ impl<'a, T: 'static, S: SessionFactory<T>> InlineDispatcher<'a, T, S> {
         })
     }
 
-    fn serve(&mut self, session: impl Session, cx: &mut LoopCx) {
-        let (served, stop_outcome) = self.driver.serve(Box::new(session), &mut cx.scratch);
+    fn serve(&mut self, session: impl Session, others: Option<OtherClients<'_>>, cx: &mut LoopCx) {
+        let (served, stop_outcome) = self.driver.serve(Box::new(session), others, &mut cx.scratch);
         let Served { origin, reason, lingering, .. } = served;
         if let Some(lingering) = lingering {
             // The loop lingers, since lingering here would delay the next request.
@@ -126,9 +138,13 @@ impl<T: 'static, S: SessionFactory<T>> StreamDispatcher for InlineDispatcher<'_,
             cx.scratch.tally.closed += 1;
             return;
         };
-        let AcceptedStream { socket, peer, id } = stream;
-        let session = self.serve.stream(made, &self.listener_handle, Arc::new(socket), peer, id);
-        self.serve(session, cx);
+        let AcceptedStream { socket, peer, id, permit } = stream;
+        let (socket, now) = (Arc::new(socket), cx.turn.now);
+        let session = self.serve.stream(made, &self.listener_handle, socket, peer, id, now);
+        let listener = self.listener_handle.reply_socket.socket.clone();
+        let others = OtherClients { listener: &listener, from: now + GRACE };
+        self.serve(session, self.closes_silent.then_some(others), cx);
+        drop(permit);
     }
 }
 
@@ -140,7 +156,7 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for InlineDispatcher<'
         let id = accepted.known_id();
         let datagram = Datagram::new(bytes, peer, id, received);
         let session = self.serve.datagram(made, &self.listener_handle, datagram);
-        self.serve(session, cx);
+        self.serve(session, None, cx);
     }
 }
 
@@ -163,6 +179,7 @@ impl InlineDriver {
     fn serve(
         &self,
         session: Box<dyn Session + '_>,
+        others: Option<OtherClients<'_>>,
         scratch: &mut Scratch,
     ) -> (Served, Option<StopOutcome>) {
         let mailbox = &self.control.mailbox;
@@ -173,6 +190,7 @@ impl InlineDriver {
         };
         let mut wakeups = vec![mailbox.wakeup()];
         wakeups.extend(self.signals.as_ref().map(SignalWatch::wakeup));
+        let standing = AtomicU8::default();
         let mut cx = SessionCx {
             scratch,
             leaves_lingering: true,
@@ -183,6 +201,8 @@ impl InlineDriver {
                 drain: self.drain,
                 deadline: None,
                 stop_outcome: None,
+                standing: Standing::new(&standing),
+                others,
             }),
             no_sender: UnsupportedError::InlineSender,
             stop: &self.stop,

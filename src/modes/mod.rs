@@ -10,6 +10,7 @@ mod inline;
 mod mode;
 mod offload;
 mod pool;
+mod queue_waits;
 mod reactor;
 mod service;
 mod thread_pool;

@@ -2,7 +2,7 @@
 
 use super::service::{MakeFactory, ServiceRunner, SessionFactory};
 use super::thread_pool::PoolConfig;
-use super::threading::{ThreadRunner, Threads, WhenFull};
+use super::threading::{Overflow, ThreadRunner, Threads};
 
 /// The mode that serves requests with a bounded thread pool and a bounded queue in front of it; one
 /// worker thread serves a request from its first byte to its last.
@@ -14,6 +14,18 @@ use super::threading::{ThreadRunner, Threads, WhenFull};
 /// memory), requests wait in the queue for the existing ones, and a warning is logged at most once
 /// in ten seconds. If there is no thread at all, requests are rejected and counted in
 /// [`Counters::rejected_full`](crate::Counters::rejected_full).
+///
+/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+///
+/// ```
+/// use socketserver::{Pool, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Pool::new(8).queue(100)) // 8 connections are served, 100 wait
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool {
     threads: usize,
@@ -86,7 +98,7 @@ impl Threads {
             keep_alive: None,
             stack_size,
         };
-        let when_full = if mode.reject { WhenFull::Reject } else { WhenFull::Pause };
+        let when_full = if mode.reject { Overflow::Reject } else { Overflow::Wait };
         Threads::new(config, mode.threads.saturating_add(mode.queue), when_full, false)
     }
 }

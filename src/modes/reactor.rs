@@ -14,13 +14,25 @@ use crate::conversation::{Conversation, DatagramDriver, Framing, Handler, serve_
 use crate::datagram::ReplySocket;
 use crate::event_loop::{
     Connection, ConversationSlot, DatagramDispatcher, Dispatcher, LoopCx, NewConnection,
-    OutputLimits, StreamDispatcher,
+    ServiceLimits, StreamDispatcher,
 };
 use crate::sys::{CatchDrop, RecvMeta};
 use crate::token::Token;
 
 /// The default mode: the event loop runs all connections and handlers on one thread. A handler must
 /// not block.
+///
+/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+///
+/// ```
+/// use socketserver::{Reactor, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Reactor) // as without this line
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Reactor;
 
@@ -74,7 +86,7 @@ impl<H: Handler + 'static, F: Framing + 'static> StreamDispatcher
 /// Makes the connections of one listener, under a mode that keeps them on the loop.
 pub(super) struct LoopConnections<'a, H, F> {
     make: HandlerFactory<'a, (F, H)>,
-    limits: Rc<OutputLimits>,
+    limits: Rc<ServiceLimits>,
     listener: Token,
 }
 
@@ -90,7 +102,7 @@ impl<'a, H: Handler, F: Framing> LoopConnections<'a, H, F> {
     ) -> io::Result<Self> {
         let ServiceConfig { start, limits } = config;
         let (make, listener) = (start.start(run_cx)?, run_cx.listener);
-        Ok(LoopConnections { make, limits: Rc::new(*limits), listener })
+        Ok(LoopConnections { make, limits: Rc::new(limits.clone()), listener })
     }
 
     /// Makes a conversation and registers its connection with the loop; `slot` wraps the
@@ -105,11 +117,13 @@ impl<'a, H: Handler, F: Framing> LoopConnections<'a, H, F> {
             cx.scratch.tally.closed += 1;
             return;
         };
-        let AcceptedStream { socket, peer, id } = stream;
-        let conversation = Conversation::new(handler.into(), framing.into(), peer, id);
+        let AcceptedStream { socket, peer, id, permit } = stream;
+        let mut conversation = Conversation::new(handler.into(), framing.into(), peer, id);
+        conversation.set_idle_timeout(self.limits.peer.idle_timeout);
         let descriptor = socket.as_raw_fd();
         let connection =
-            Connection::new(socket, slot(conversation), self.limits.clone(), cx.turn.now);
+            Connection::new(socket, slot(conversation), self.limits.clone(), cx.turn.now)
+                .limited(permit, cx.turn.now);
         cx.register(NewConnection {
             source: Box::new(connection),
             descriptor,

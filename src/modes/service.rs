@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     BlockingMode, Forking, Inline, Mode, Offload, Pool, Reactor, Threading, forking, inline,
@@ -21,9 +21,10 @@ use crate::conversation::{Conversation, Framing, Handler};
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::CloseReason;
 use crate::event_loop::{
-    DatagramDispatcher, ListenerHooks, LoopCx, OutputLimits, StreamDispatcher,
+    DatagramDispatcher, ListenerHooks, LoopCx, ServiceLimits, StreamDispatcher,
 };
 use crate::guard;
+use crate::limits::Limits;
 use crate::server_state::{ServerState, StopRequester};
 use crate::sys::{CatchDrop, SignalWatch, Socket};
 use crate::token::Token;
@@ -108,7 +109,7 @@ pub(crate) struct Requirements {
 /// The input from which a mode makes a service: `T` is a framing with a handler, or a request handler.
 pub struct ServiceConfig<T> {
     pub(crate) start: Box<dyn MakeFactory<T>>,
-    pub(crate) limits: OutputLimits,
+    pub(crate) limits: ServiceLimits,
 }
 
 impl<T> std::fmt::Debug for ServiceConfig<T> {
@@ -153,6 +154,8 @@ pub(crate) trait ModeRunner: Send {
 /// The context that a run gives to a service.
 pub(crate) struct RunContext<'a> {
     pub(crate) listener: Token,
+    /// Clients can connect to its socket.
+    pub(crate) listens: bool,
     /// The service's number in the server.
     pub(crate) service: usize,
     pub(crate) listener_handle: ListenerHandle,
@@ -272,25 +275,25 @@ pub trait RequestMode<R: RequestHandler>: Sealed {
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Inline {
     fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
-        inline::inline(config.start, RequestSessions)
+        inline::inline(config.start, RequestSessions(config.limits.peer))
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Threading {
     fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
-        threading::threading(self, config.start, RequestSessions)
+        threading::threading(self, config.start, RequestSessions(config.limits.peer))
     }
 }
 
 impl<R: RequestHandler + Send + 'static> RequestMode<R> for Pool {
     fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
-        pool::pool(self, config.start, RequestSessions)
+        pool::pool(self, config.start, RequestSessions(config.limits.peer))
     }
 }
 
 impl<R: RequestHandler + 'static> RequestMode<R> for Forking {
     fn build_requests(self, config: ServiceConfig<R>) -> ServiceRunner {
-        forking::forking(self, config.start, RequestSessions)
+        forking::forking(self, config.start, RequestSessions(config.limits.peer))
     }
 }
 
@@ -310,6 +313,9 @@ pub(crate) trait SessionFactory<T>: Send + 'static {
     type Stream: Session + 'static;
     type Datagram: Session + 'static;
 
+    /// The limits of its connections.
+    fn limits(&self) -> &Limits;
+
     fn stream(
         &self,
         made: T,
@@ -317,6 +323,7 @@ pub(crate) trait SessionFactory<T>: Send + 'static {
         socket: Arc<Socket>,
         peer: Peer,
         id: ConnectionId,
+        accepted: Instant,
     ) -> Self::Stream;
 
     fn datagram(
@@ -335,11 +342,15 @@ pub(crate) struct ListenerHandle {
 }
 
 /// A [`Handler`] is served message by message.
-pub(crate) struct MessageSessions(OutputLimits);
+pub(crate) struct MessageSessions(ServiceLimits);
 
 impl<H: Handler + 'static, F: Framing + Send + 'static> SessionFactory<(F, H)> for MessageSessions {
     type Stream = StreamSession<H, F>;
     type Datagram = DatagramSession<H>;
+
+    fn limits(&self) -> &Limits {
+        &self.0.peer
+    }
 
     fn stream(
         &self,
@@ -348,10 +359,13 @@ impl<H: Handler + 'static, F: Framing + Send + 'static> SessionFactory<(F, H)> f
         socket: Arc<Socket>,
         peer: Peer,
         id: ConnectionId,
+        accepted: Instant,
     ) -> StreamSession<H, F> {
-        let conversation = Conversation::new(handler.into(), framing.into(), peer, id);
-        let OutputLimits { marks, sender } = self.0;
-        StreamSession { socket, conversation, limits: SessionLimits { room: marks.room(), sender } }
+        let mut conversation = Conversation::new(handler.into(), framing.into(), peer, id);
+        let ServiceLimits { marks, sender, peer } = &self.0;
+        conversation.set_idle_timeout(peer.idle_timeout);
+        let limits = SessionLimits { room: marks.room(), sender: *sender, peer: peer.clone() };
+        StreamSession { socket, conversation, limits, accepted }
     }
 
     fn datagram(
@@ -367,11 +381,15 @@ impl<H: Handler + 'static, F: Framing + Send + 'static> SessionFactory<(F, H)> f
 }
 
 /// A [`RequestHandler`] is served by one call.
-pub(crate) struct RequestSessions;
+pub(crate) struct RequestSessions(Arc<Limits>);
 
 impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
     type Stream = StreamRequestSession<R>;
     type Datagram = DatagramRequestSession<R>;
+
+    fn limits(&self) -> &Limits {
+        &self.0
+    }
 
     fn stream(
         &self,
@@ -380,9 +398,11 @@ impl<R: RequestHandler + 'static> SessionFactory<R> for RequestSessions {
         socket: Arc<Socket>,
         peer: Peer,
         id: ConnectionId,
+        accepted: Instant,
     ) -> Self::Stream {
         let (handler, server_address) = (handler.into(), listener_handle.address.clone());
-        StreamRequestSession { socket, peer, id, handler, server_address }
+        let limits = self.0.clone();
+        StreamRequestSession { socket, peer, id, handler, server_address, limits, accepted }
     }
 
     fn datagram(

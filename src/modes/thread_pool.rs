@@ -11,15 +11,16 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use super::queue_waits::{QueueWait, QueueWaits};
 use crate::counters::Published;
 use crate::guard::log;
 use crate::log_limiter::LogLimiter;
-use crate::sync::lock;
+use crate::server_state::OverloadFlag;
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, thread, wait, wait_timeout};
 
 /// How many threads all pools have started. So the name of a thread is unique in the process.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
@@ -28,6 +29,13 @@ static STARTED: AtomicUsize = AtomicUsize::new(0);
 pub(crate) trait RunJob<J>: Send + Sync + 'static {
     /// The value that [`run`](RunJob::run) passes to [`after`](RunJob::after).
     type After;
+
+    /// A thread has taken the job; returns how long the job has waited, if that is known. Called
+    /// before [`run`](RunJob::run).
+    fn taken(&self, job: &mut J) -> Option<QueueWait> {
+        let _ = job;
+        None
+    }
 
     /// Runs the job. It must not panic; if it does, another thread replaces this one.
     fn run(&self, job: J) -> Self::After;
@@ -70,6 +78,7 @@ struct Queue<J> {
     closed: bool,
     /// Counts the wakes; set when a server first runs.
     published: Option<Arc<Published>>,
+    waits: QueueWaits,
     /// Limits the warnings about threads that cannot be started.
     log_limiter: LogLimiter,
 }
@@ -98,14 +107,18 @@ impl<J: Send + 'static, L: RunJob<J>> ThreadPool<J, L> {
             busy: 0,
             closed: false,
             published: None,
+            waits: QueueWaits::default(),
             log_limiter: LogLimiter::default(),
         });
         ThreadPool { shared: Arc::new(PoolShared { queue, work: Condvar::new(), config, run_job }) }
     }
 
-    /// Counts wakes in `published` from now on.
-    pub(crate) fn count_into(&self, published: &Arc<Published>) {
-        lock(&self.shared.queue).published = Some(published.clone());
+    /// Begins a run: counts wakes in `published`, and shows by `flag` whether the pool is overloaded,
+    /// from now on.
+    pub(crate) fn begin_run(&self, published: &Arc<Published>, flag: OverloadFlag) {
+        let mut queue = lock(&self.shared.queue);
+        queue.published = Some(published.clone());
+        queue.waits.set_flag(flag);
     }
 
     /// Queues a job; [`call`](ThreadPool::call) then wakes a thread for it.
@@ -127,9 +140,23 @@ impl<J: Send + 'static, L: RunJob<J>> ThreadPool<J, L> {
         queue.jobs.len() + queue.busy
     }
 
+    /// How many jobs have to wait until others are finished: those for which there is no thread.
+    pub(crate) fn waiting(&self) -> usize {
+        self.load().saturating_sub(self.shared.config.max_threads)
+    }
+
     /// Removes the jobs that no thread has begun.
     pub(crate) fn take_waiting(&self) -> VecDeque<J> {
-        std::mem::take(&mut lock(&self.shared.queue).jobs)
+        let mut queue = lock(&self.shared.queue);
+        queue.waits.not_overloaded();
+        std::mem::take(&mut queue.jobs)
+    }
+
+    /// Removes the first job that no thread has begun and `matches` accepts.
+    pub(crate) fn take_waiting_if(&self, matches: impl Fn(&J) -> bool) -> Option<J> {
+        let mut queue = lock(&self.shared.queue);
+        let number = queue.jobs.iter().position(matches)?;
+        queue.jobs.remove(number)
     }
 }
 
@@ -195,8 +222,12 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
         let mut queue = lock(&self.queue);
         queue.starting -= 1;
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some(mut job) = queue.jobs.pop_front() {
                 queue.busy += 1;
+                if let Some(wait) = self.run_job.taken(&mut job) {
+                    let is_last = queue.jobs.is_empty();
+                    queue.waits.job_taken(wait, is_last);
+                }
                 let refused = self.wake_or_start_one(&mut queue);
                 drop(queue);
                 self.refuse(refused);
@@ -226,17 +257,16 @@ impl<J: Send + 'static, L: RunJob<J>> PoolShared<J, L> {
     /// Sleeps until the thread is woken (true), or until [`PoolConfig::keep_alive`] has passed.
     fn sleep<'a>(
         &'a self,
-        mut queue: std::sync::MutexGuard<'a, Queue<J>>,
-    ) -> (bool, std::sync::MutexGuard<'a, Queue<J>>) {
+        mut queue: MutexGuard<'a, Queue<J>>,
+    ) -> (bool, MutexGuard<'a, Queue<J>>) {
         while queue.woken == 0 && !queue.closed {
             let Some(keep_alive) = self.config.keep_alive else {
-                queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = wait(&self.work, queue);
                 continue;
             };
-            let waited = self.work.wait_timeout(queue, keep_alive);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            queue = guard;
-            if timeout.timed_out() && queue.woken == 0 {
+            let timed_out;
+            (queue, timed_out) = wait_timeout(&self.work, queue, &self.queue, keep_alive);
+            if timed_out && queue.woken == 0 {
                 return (false, queue);
             }
         }
@@ -264,6 +294,9 @@ impl<J: Send + 'static, L: RunJob<J>> Drop for ThreadPool<J, L> {
         self.shared.work.notify_all();
     }
 }
+
+#[cfg(all(test, socketserver_loom))]
+mod models;
 
 #[cfg(test)]
 mod tests {

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::completion::CompletionNotifier;
+use super::queue_waits::QueueWait;
 use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
     ServiceRunner, SessionFactory, make_handler,
@@ -15,12 +16,13 @@ use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
 use crate::blocking::{ActiveConnections, Registration, Session, SessionCx, WaitStrategy};
 use crate::conversation::Scratch;
-use crate::counters::{Published, Tally};
+use crate::counters::Tally;
 use crate::datagram::Datagram;
 use crate::error::UnsupportedError;
-use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, StreamDispatcher};
+use crate::event_loop::{DatagramDispatcher, Dispatcher, LoopCx, Silent, StreamDispatcher};
+use crate::permits::ConnectionPermit;
 use crate::server_state::StopRequester;
-use crate::sys::RecvMeta;
+use crate::sys::{self, RecvMeta};
 
 /// How long a thread that has served its request waits for the next one.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -34,6 +36,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// [`Counters::rejected_full`](crate::Counters::rejected_full), and a warning is logged at most
 /// once in ten seconds. With a [`limit`](Threading::limit) below the system's limit, clients wait
 /// instead.
+///
+/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+///
+/// ```
+/// use socketserver::{Server, Threading, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Threading::default().limit(500)) // as many threads at most
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Threading {
     limit: Option<usize>,
@@ -47,7 +61,9 @@ impl Threading {
         Threading { limit: None, stack_size: None, daemon: false, block_on_close: true };
 
     /// Sets how many requests may be served at a time; at this limit the listener pauses and
-    /// clients wait in the kernel's queue. Without limit by default, as in Python.
+    /// clients wait in the kernel's queue. By default as many as the process can have threads without
+    /// running out of memory mappings: on Linux an eighth of `vm.max_map_count`, usually 8,191. Python
+    /// has no limit.
     #[must_use]
     pub fn limit(mut self, requests: usize) -> Self {
         self.limit = Some(requests.max(1));
@@ -160,8 +176,7 @@ where
         let notifier =
             notifier.get_or_insert_with(|| Arc::new(completion_notifier(run_cx))).clone();
         let stop = run_cx.stop.clone();
-        threads.active.reopen();
-        threads.count_into(&run_cx.control.published);
+        threads.begin_run(run_cx);
         let listener_handle = run_cx.listener_handle.clone();
         Ok(ThreadDispatcher {
             make: start.start(run_cx)?,
@@ -176,7 +191,7 @@ where
     /// Whether a request is rejected, and not left in the kernel's queue.
     fn rejects(&self, cx: &mut LoopCx) -> bool {
         let rejected =
-            self.threads.when_full == WhenFull::Reject && !self.threads.has_room(&self.notifier);
+            self.threads.when_full == Overflow::Reject && !self.threads.has_room(&self.notifier);
         cx.scratch.tally.rejected_full += u64::from(rejected);
         rejected
     }
@@ -189,11 +204,27 @@ fn completion_notifier(run_cx: &RunContext<'_>) -> CompletionNotifier {
 
 impl<T, S> Dispatcher for ThreadDispatcher<'_, T, S> {
     fn has_room(&mut self) -> bool {
-        self.threads.when_full == WhenFull::Reject || self.threads.has_room(&self.notifier)
+        self.threads.when_full == Overflow::Reject || self.threads.has_room(&self.notifier)
     }
 
     fn notify_ends(&mut self) {
         self.notifier.notify_on_completion();
+    }
+
+    fn has_waiting(&self) -> bool {
+        self.threads.pool.waiting() > 0
+    }
+
+    fn close_silent(&mut self, mature: u64, for_waiting: bool) -> Silent {
+        self.threads.close_silent(mature, for_waiting)
+    }
+
+    fn heaviest(&self) -> usize {
+        self.threads.active.heaviest()
+    }
+
+    fn close_heaviest(&mut self) {
+        self.threads.active.close_heaviest();
     }
 
     fn burst(&self) -> usize {
@@ -235,16 +266,19 @@ where
             cx.scratch.tally.closed += 1;
             return;
         };
-        let AcceptedStream { socket, peer, id } = stream;
+        let AcceptedStream { socket, peer, id, permit } = stream;
         let socket = Arc::new(socket);
-        let session = self.serve.stream(made, &self.listener_handle, socket.clone(), peer, id);
-        let registration = Some(self.threads.active.register(socket));
+        let (handle, now) = (&self.listener_handle, cx.turn.now);
+        let session = self.serve.stream(made, handle, socket.clone(), peer, id, now);
+        let registration = Some(self.threads.active.register(socket, id));
         let session = Box::new(session);
         self.threads.assign(SessionJob {
             session,
             registration,
+            permit,
             notifier: self.notifier.clone(),
             stop: self.stop.clone(),
+            queued: now,
         });
     }
 }
@@ -265,7 +299,14 @@ where
         let datagram = Datagram::new(bytes, peer, id, received);
         let session = Box::new(self.serve.datagram(made, &self.listener_handle, datagram));
         let (notifier, stop) = (self.notifier.clone(), self.stop.clone());
-        self.threads.assign(SessionJob { session, registration: None, notifier, stop });
+        self.threads.assign(SessionJob {
+            session,
+            registration: None,
+            permit: None,
+            notifier,
+            stop,
+            queued: cx.turn.now,
+        });
     }
 }
 
@@ -274,16 +315,18 @@ struct SessionJob {
     session: Box<dyn Session + Send>,
     /// Its entry in the active connections; `None` for a datagram, since it does not wait for a peer.
     registration: Option<Registration>,
+    permit: Option<ConnectionPermit>,
     notifier: Arc<CompletionNotifier>,
     /// The handle by which its handler requests a stop of the run that accepted it.
     stop: StopRequester,
+    queued: Instant,
 }
 
 /// What to do with a request when the limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WhenFull {
+pub(super) enum Overflow {
     /// Pause the listener, which leaves it in the kernel's queue.
-    Pause,
+    Wait,
     /// Reject it.
     Reject,
 }
@@ -291,17 +334,21 @@ pub(super) enum WhenFull {
 /// The threads of one service, and the requests that they serve.
 pub(super) struct Threads {
     pool: ThreadPool<SessionJob, RunSession>,
+    /// Closes the silent connections that no thread has begun to serve. Their handlers may block, so
+    /// the event loop does not call them.
+    rejections: ThreadPool<SessionJob, RunSession>,
     active: Arc<ActiveConnections>,
     /// The limit of requests, including those that wait for a thread.
     most: usize,
-    when_full: WhenFull,
+    when_full: Overflow,
     /// Whether a stop does not wait for the threads.
     detached: bool,
 }
 
 impl Threads {
     fn for_each_request(mode: Threading) -> Self {
-        let (most, stack_size) = (mode.limit.unwrap_or(usize::MAX), mode.stack_size);
+        let most = mode.limit.unwrap_or_else(sys::threads_of_map_limit);
+        let stack_size = mode.stack_size;
         let config = PoolConfig {
             name: "thread",
             max_threads: most,
@@ -309,41 +356,80 @@ impl Threads {
             keep_alive: Some(KEEP_ALIVE),
             stack_size,
         };
-        Self::new(config, most, WhenFull::Pause, mode.is_detached())
+        Self::new(config, most, Overflow::Wait, mode.is_detached())
     }
 
     pub(super) fn new(
         config: PoolConfig,
         most: usize,
-        when_full: WhenFull,
+        when_full: Overflow,
         detached: bool,
     ) -> Self {
         let pool = ThreadPool::new(config, RunSession);
-        Threads { pool, active: Arc::default(), most, when_full, detached }
+        let one =
+            PoolConfig { max_threads: 1, waits: true, keep_alive: Some(KEEP_ALIVE), ..config };
+        let rejections = ThreadPool::new(one, RunSession);
+        Threads { pool, rejections, active: Arc::default(), most, when_full, detached }
     }
 
-    /// Counts the wakes of threads in `published` from now on.
-    fn count_into(&self, published: &Arc<Published>) {
-        self.pool.count_into(published);
+    fn begin_run(&self, run_cx: &RunContext<'_>) {
+        self.active.reopen(run_cx.stop.memory());
+        let published = &run_cx.control.published;
+        self.pool.begin_run(published, run_cx.stop.pool_flag());
+        self.rejections.begin_run(published, run_cx.stop.pool_flag());
     }
 
     /// Whether another request can be taken. If not, the loop is notified when a request ends.
     fn has_room(&self, notifier: &CompletionNotifier) -> bool {
-        if self.most == usize::MAX || self.pool.load() < self.most {
+        if self.most == usize::MAX || self.all() < self.most {
             return true;
         }
         notifier.notify_on_completion();
         // A request may have ended just before the notification was enabled.
-        self.pool.load() < self.most
+        self.all() < self.most
+    }
+
+    /// How many requests there are.
+    fn all(&self) -> usize {
+        self.pool.load() + self.rejections.load()
+    }
+
+    /// Has silent connections closed whose numbers are below `mature`, the oldest first: one for each
+    /// request that waits for a thread, and at least one. With `for_waiting`, only those that occupy
+    /// a thread.
+    fn close_silent(&self, mature: u64, for_waiting: bool) -> Silent {
+        let most = self.pool.waiting().max(1);
+        let found = match self.active.reject_served(mature, most) {
+            None => Silent::None,
+            Some(0) => Silent::Young,
+            Some(_) => Silent::Closed,
+        };
+        if for_waiting || found == Silent::Closed {
+            return found;
+        }
+        let rejected = match self.active.reject_waiting(mature) {
+            Ok(rejected) => rejected,
+            Err(true) => return Silent::Young,
+            Err(false) => return found,
+        };
+        let is_it = |job: &SessionJob| {
+            job.registration.as_ref().is_some_and(|registration| registration.id() == rejected)
+        };
+        // If it is not found, a thread has just begun to serve it, and closes it.
+        if let Some(job) = self.pool.take_waiting_if(is_it) {
+            self.rejections.push(job);
+            self.rejections.call();
+        }
+        Silent::Closed
     }
 
     /// How many more requests can be taken at once; at least one, which
     /// [`has_room`](Threads::has_room) checks. Rejected requests do not count.
     fn room(&self) -> usize {
-        if self.most == usize::MAX || self.when_full == WhenFull::Reject {
+        if self.most == usize::MAX || self.when_full == Overflow::Reject {
             return usize::MAX;
         }
-        self.most.saturating_sub(self.pool.load()).max(1)
+        self.most.saturating_sub(self.all()).max(1)
     }
 
     /// Hands a request to a thread; it is rejected if no thread can be started for it.
@@ -354,7 +440,7 @@ impl Threads {
 
     /// How many requests a stop must wait for.
     fn load(&self) -> usize {
-        if self.detached { 0 } else { self.pool.load() }
+        if self.detached { 0 } else { self.all() }
     }
 
     /// How many requests have ended that were idle when the stop began.
@@ -377,9 +463,10 @@ impl Threads {
         if self.detached {
             return 0;
         }
-        let wait = self.pool.take_waiting();
+        let mut waiting = self.pool.take_waiting();
+        waiting.extend(self.rejections.take_waiting());
         self.active.abort_all();
-        wait.iter().filter(|job| job.registration.is_some()).count()
+        waiting.iter().filter(|job| job.registration.is_some()).count()
     }
 }
 
@@ -394,8 +481,17 @@ struct RunSession;
 impl RunJob<SessionJob> for RunSession {
     type After = Arc<CompletionNotifier>;
 
+    fn taken(&self, job: &mut SessionJob) -> Option<QueueWait> {
+        let wait = QueueWait { queued: job.queued, taken: Instant::now() };
+        SCRATCH.with_borrow_mut(|scratch| scratch.tally.wait(wait.time()));
+        if let Some(registration) = &job.registration {
+            registration.set_served(wait.taken);
+        }
+        Some(wait)
+    }
+
     fn run(&self, job: SessionJob) -> Arc<CompletionNotifier> {
-        let SessionJob { session, registration, notifier, stop } = job;
+        let SessionJob { session, registration, permit, notifier, stop, queued: _ } = job;
         SCRATCH.with_borrow_mut(|scratch| {
             let wait = registration.as_ref().map_or(WaitStrategy::Never, WaitStrategy::Thread);
             let mut cx = SessionCx {
@@ -409,7 +505,7 @@ impl RunJob<SessionJob> for RunSession {
             debug_assert!(scratch.output_buffer.is_empty());
             notifier.served(served, &mut scratch.tally);
         });
-        drop(registration);
+        drop((registration, permit));
         notifier
     }
 
@@ -419,10 +515,11 @@ impl RunJob<SessionJob> for RunSession {
 
     /// Rejects the request.
     fn refuse(&self, job: SessionJob) {
-        let SessionJob { session, registration, notifier, stop: _ } = job;
+        let SessionJob { session, registration, permit, notifier, stop: _, queued: _ } = job;
         let closed = u64::from(registration.is_some());
-        drop((session, registration));
-        let mut tally = Tally { rejected_full: 1, closed, ..Tally::default() };
+        drop((session, registration, permit));
+        let mut tally = Tally::default();
+        (tally.rejected_full, tally.closed) = (1, closed);
         notifier.published.add(&mut tally);
         notifier.freed();
     }

@@ -17,11 +17,13 @@ use crate::blocking::RequestHandler;
 use crate::conversation::{Framing, Handler, Raw};
 use crate::datagram::ReplySocket;
 use crate::error::Error;
-use crate::event_loop::{OutputLimits, WaterMarks};
+use crate::event_loop::{ServiceLimits, WaterMarks};
+use crate::limits::Limits;
 use crate::modes::{
     HandlerMode, MakeFactory, ModeRunner, PerRunFactory, Reactor, RequestMode, ServiceConfig,
     ServiceRunner, SharedFactory,
 };
+use crate::permits::ConnectionLimiter;
 use crate::sender::SenderLimit;
 use crate::sys::{Batch, CatchDrop, Socket};
 use crate::transport::{self, BindOptions, Bound, Family, Kind, SocketOption, Target};
@@ -51,6 +53,9 @@ pub struct Service {
     pub(super) batch: Option<Batch>,
     /// Connections that were handed over and that no run has taken yet.
     pub(super) handed: VecDeque<Socket>,
+    pub(super) limits: Arc<Limits>,
+    /// Counts its open connections, if their number is limited.
+    pub(super) limiter: Option<Arc<ConnectionLimiter>>,
 }
 
 impl fmt::Debug for Service {
@@ -111,14 +116,16 @@ pub(super) struct BuilderSettings {
     backlog: i32,
     water_marks: Option<WaterMarks>,
     sender_limit: SenderLimit,
+    limits: Arc<Limits>,
     poll_interval: Duration,
     max_packet_size: Option<usize>,
 }
 
 impl BuilderSettings {
-    /// The output limits of the service's connections.
-    fn limits(&self) -> OutputLimits {
-        OutputLimits { marks: self.water_marks.unwrap_or_default(), sender: self.sender_limit }
+    /// The limits of the service's connections.
+    fn limits(&self) -> ServiceLimits {
+        let (marks, sender) = (self.water_marks.unwrap_or_default(), self.sender_limit);
+        ServiceLimits { marks, sender, peer: self.limits.clone() }
     }
 }
 
@@ -204,6 +211,7 @@ impl Builder {
             backlog: transport::max_backlog(),
             water_marks: None,
             sender_limit: SenderLimit::default(),
+            limits: Arc::default(),
             poll_interval: POLL_INTERVAL,
             max_packet_size: None,
         };
@@ -313,6 +321,12 @@ impl<F, D, K> Builder<F, D, K> {
     /// bounded by their number, see [`Sender::post`](crate::Sender::post).
     pub fn sender_limit(mut self, bytes: usize) -> Self {
         self.settings.sender_limit = SenderLimit::new(bytes);
+        self
+    }
+
+    /// Sets the limits of the listener and of its peers; [`Limits::default`] by default.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.settings.limits = Arc::new(limits);
         self
     }
 
@@ -575,6 +589,15 @@ where
 {
     let mut bound = settings.socket.bind(&settings.bind, &settings.options)?;
     bound.activate(settings.backlog)?;
+    // With keepalive, the timeout would also decide when a peer that answers no probe is gone.
+    let is_set = |option: &SocketOption| {
+        matches!(option, SocketOption::UserTimeout(_) | SocketOption::Keepalive { .. })
+    };
+    if let Some(timeout) = settings.limits.write_timeout
+        && !settings.options.iter().any(is_set)
+    {
+        bound.limit_unacknowledged(timeout);
+    }
     let ServiceRunner(runner) = build();
     let most = settings.max_packet_size.unwrap_or(match *bound.address {
         Address::UnixDatagram(_) => UNIX_PACKET_SIZE,
@@ -582,13 +605,17 @@ where
     });
     let (socket, address) = (bound.socket.clone(), bound.address.clone());
     Ok(Service {
-        reply_socket: Arc::new(ReplySocket::new(socket, address)),
+        reply_socket: Arc::new(
+            ReplySocket::new(socket, address).with_reply_ratio(settings.limits.reply_ratio),
+        ),
         runner,
         hooks: CatchDrop::new(Box::new(hooks)),
         action_plan: ActionPlan::of::<K>(settings.poll_interval),
-        batch: (bound.kind == Kind::Datagram).then(|| Batch::new(most)),
+        batch: (bound.kind == Kind::Datagram).then(|| Batch::new(&bound.socket, most)),
         bound,
         handed: VecDeque::new(),
+        limiter: ConnectionLimiter::new(&settings.limits),
+        limits: settings.limits,
     })
 }
 

@@ -7,6 +7,7 @@ use std::ops::DerefMut;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use super::MAX_TIME;
 use crate::address::{LogPeer, Peer};
 use crate::connection_id::ConnectionId;
 use crate::error::CloseReason;
@@ -62,6 +63,35 @@ pub trait Hooks {
     /// Called when [`Server::handle_request`](crate::Server::handle_request) got no request before
     /// its timeout.
     fn handle_timeout(&mut self) {}
+
+    /// Returns for how long a datagram service receives nothing, if it is to pause; `None`, the
+    /// default, if it is to receive. It is called before each receive of up to 32 datagrams, and
+    /// again when the time is over, under every mode. For a service of connections it is not called.
+    ///
+    /// So a service whose work cannot keep up does not drop what it cannot store: datagrams wait in
+    /// the receive buffer of the socket. When this is full, a sender on a Unix socket waits, and the
+    /// kernel drops UDP datagrams, which
+    /// [`Counters::dropped_by_kernel`](crate::Counters::dropped_by_kernel) counts. A connection has
+    /// [`Context::pause_input`](crate::Context::pause_input) for this.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicUsize, Ordering};
+    /// use std::time::Duration;
+    /// use socketserver::Hooks;
+    ///
+    /// /// Receives while few lines wait to be written.
+    /// struct WhileFew(Arc<AtomicUsize>);
+    ///
+    /// impl Hooks for WhileFew {
+    ///     fn pause_receiving(&mut self) -> Option<Duration> {
+    ///         (self.0.load(Ordering::Relaxed) > 1000).then_some(Duration::from_millis(5))
+    ///     }
+    /// }
+    /// ```
+    fn pause_receiving(&mut self) -> Option<Duration> {
+        None
+    }
 
     /// Does periodic work of the service, for example expires keys or writes statistics. It is
     /// called when the deadline of [`next_action`](Hooks::next_action) has passed. If
@@ -140,7 +170,8 @@ impl Hooks for NoHooks {}
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ActionPlan {
     poll_interval: Duration,
-    /// Whether [`Hooks::next_action`] is called: the hooks are not [`NoHooks`].
+    /// Whether [`Hooks::next_action`] and [`Hooks::pause_receiving`] are called: the hooks are not
+    /// [`NoHooks`].
     asks: bool,
 }
 
@@ -153,7 +184,8 @@ impl ActionPlan {
 /// Hooks behind a guard, for one run.
 pub(super) struct GuardedHooks<P> {
     hooks: P,
-    /// Whether [`Hooks::next_action`] is called after each turn.
+    /// Whether [`Hooks::next_action`] is called after each turn, and [`Hooks::pause_receiving`]
+    /// before each receive.
     asks: bool,
     /// The maximum time between two actions, if the hooks want one after each turn.
     poll_interval: Option<Duration>,
@@ -196,6 +228,16 @@ impl<P: DerefMut<Target: Hooks>> ListenerHooks for GuardedHooks<P> {
         // After a panic, the request is refused.
         guard("verify_request", &mut cx.scratch.tally.panics, || self.hooks.verify_request(peer))
             .unwrap_or(false)
+    }
+
+    fn pause_receiving(&mut self, cx: &mut LoopCx) -> Option<Duration> {
+        if !self.asks {
+            return None;
+        }
+        let panics = &mut cx.scratch.tally.panics;
+        // After a panic, it receives.
+        let pause = guard("pause_receiving", panics, || self.hooks.pause_receiving()).flatten();
+        pause.map(|pause| pause.min(MAX_TIME))
     }
 
     fn fault(&mut self, origin: &LogPeer, reason: &CloseReason, cx: &mut LoopCx) {

@@ -18,7 +18,7 @@ use crate::counters::Counters;
 use crate::datagram::DatagramSender;
 use crate::error::Error;
 use crate::event_loop::{
-    Datagrams, EVENTS, EventLoop, EventSource, Listener, ListenerHooks, LoopResources,
+    Admission, Datagrams, EVENTS, EventLoop, EventSource, Listener, ListenerHooks, LoopResources,
 };
 use crate::guard::log;
 use crate::guard::panic_message;
@@ -33,11 +33,15 @@ mod hooks;
 mod local_hooks;
 mod python;
 mod shutdown;
+#[cfg(feature = "testing")]
+mod stepped;
 
 pub use builder::{Builder, Service};
 pub use hooks::{Hooks, NoHooks};
 pub use python::*;
 pub use shutdown::{ShutdownHandle, StopReport};
+#[cfg(feature = "testing")]
+pub(crate) use stepped::SteppedRun;
 
 use hooks::{ActionPlan, GuardedHooks};
 
@@ -62,6 +66,19 @@ pub struct ListenerId(usize);
 /// `server_close`, and the end of its `with`. Under [`Forking`](crate::Forking) it then asks the
 /// child processes that [`handle_request`](Server::handle_request) has left to finish, waits for
 /// them until the [drain deadline](Server::drain_timeout), and kills the rest.
+///
+/// See the [`guide`](crate::guide).
+///
+/// ```
+/// use socketserver::{Server, handler_fn};
+///
+/// let running = Server::tcp("127.0.0.1:0")?
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
+///     .spawn()?; // or `serve_forever` on this thread
+/// println!("listening on {}", running.local_addr());
+/// running.stop()?;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 pub struct Server {
     // Fields are dropped in this order: the listeners before the poller that they are registered with.
     services: Vec<Service>,
@@ -73,6 +90,8 @@ pub struct Server {
     drain: Duration,
     spin: Duration,
     timeout: Option<Duration>,
+    /// How many connections may be open; `None` takes it from the limit on descriptors.
+    max_connections: Option<usize>,
 }
 
 impl fmt::Debug for Server {
@@ -104,6 +123,7 @@ impl Server {
             drain: DRAIN,
             spin: Duration::ZERO,
             timeout: None,
+            max_connections: None,
         })
     }
 
@@ -194,6 +214,16 @@ impl Server {
     /// Begins a service on a socket that is bound already: inherited from a supervisor, or made
     /// with special options. A stream socket is made to listen if it does not listen yet. The file
     /// of a Unix socket is not removed when the server is dropped.
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let server = Server::from_socket(listener)?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # drop(server);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -294,6 +324,18 @@ impl Server {
     /// the server is dropped. A handler that requests a shutdown ends only the call that accepted
     /// its request.
     ///
+    /// See [`guide::embedding`](crate::guide::embedding) for a program with an event loop of its own.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.request_timeout(Duration::ZERO);
+    /// assert!(!server.handle_request()?); // no client is there
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`serve_forever`](Server::serve_forever).
@@ -349,6 +391,8 @@ impl Server {
             generation: &mut self.generation,
         });
         event_loop.cx().run.accepts_left = requests;
+        event_loop.cx().run.max_connections =
+            self.max_connections.unwrap_or_else(sys::connections_of_descriptor_limit);
         let run_cx =
             RunOptions { control: &control, stop: stop_requester, signals: signals.clone(), drain };
         for (number, service) in self.services.iter_mut().enumerate() {
@@ -364,6 +408,34 @@ impl Server {
     /// Sets the drain timeout: how long a stop waits for busy connections; 5 seconds by default.
     pub fn drain_timeout(&mut self, deadline: Duration) -> &mut Self {
         self.drain = deadline.min(MAX_TIME);
+        self
+    }
+
+    /// Sets how many connections may be open at a time, on all listeners together. By default as many
+    /// as the soft limit on open descriptors allows (see
+    /// [`raise_descriptor_limit`](crate::raise_descriptor_limit)), less one in sixteen, and at least
+    /// 32, for the program's own files. [`Limits::when_full`](crate::Limits::when_full) says what
+    /// happens to further clients. `None` sets no limit; the system then refuses descriptors, and the
+    /// listener pauses.
+    ///
+    /// Only connections that the server has accepted count, under every mode; datagrams do not.
+    pub fn max_connections(&mut self, connections: impl Into<Option<usize>>) -> &mut Self {
+        self.max_connections = Some(connections.into().map_or(usize::MAX, |number| number.max(1)));
+        self
+    }
+
+    /// Sets how many bytes all connections together may hold: undecoded input, output that waits, and
+    /// send queues, by the capacity of their buffers. 256 MiB by default; `None` sets no limit. What
+    /// the kernel buffers, and what handlers hold, is not included.
+    ///
+    /// At three quarters, a connection that holds more than its share (the limit divided by the
+    /// number of open connections) is not read any more. At the limit, the connections that hold most
+    /// are reset, with [`Limit::Memory`](crate::Limit::Memory), until nine tenths are held. Bytes
+    /// that several connections share ([`broadcast`](crate::broadcast)) count for each of them.
+    ///
+    /// A child process under [`Forking`](crate::Forking) serves one connection and counts by itself.
+    pub fn max_memory(&mut self, bytes: impl Into<Option<usize>>) -> &mut Self {
+        self.control.mailbox.memory().set_limit(bytes.into().unwrap_or(usize::MAX));
         self
     }
 
@@ -400,6 +472,15 @@ impl Server {
     /// module: a shell can start background jobs with SIGINT ignored, so that Ctrl-C does not stop
     /// them. When the last of these servers is dropped, the earlier signal actions are restored; a
     /// signal that came while none of them was serving is then raised again.
+    ///
+    /// ```no_run
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:9999")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.stop_on_signals()?;
+    /// server.serve_forever()?; // returns after Ctrl-C
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -478,7 +559,7 @@ impl Server {
 
     /// The counters of this server since it was made.
     pub fn counters(&self) -> Counters {
-        self.control.published.snapshot()
+        self.control.counters()
     }
 
     /// Serves on a new thread until the server is stopped.
@@ -709,10 +790,12 @@ impl Service {
         number: usize,
         token: Token,
     ) -> io::Result<Box<dyn EventSource + 'a>> {
-        let Service { runner, hooks, action_plan, bound, batch, handed, reply_socket } = self;
+        let Service { runner, hooks, action_plan, bound, batch, handed, reply_socket, .. } = self;
+        let admission = Admission::new(self.limits.clone(), self.limiter.clone());
         let closed = bound.kind == Kind::WithoutListener;
         let run_cx = RunContext {
             listener: token,
+            listens: !closed,
             service: number,
             listener_handle: ListenerHandle {
                 reply_socket: reply_socket.clone(),
@@ -729,7 +812,9 @@ impl Service {
                 let dispatcher = runner.stream_dispatcher(&run_cx)?;
                 let hooks = hooks_of_run(&run_cx, hooks, *action_plan);
                 let (socket, address) = (&bound.socket, &bound.address);
-                Box::new(Listener::new(socket, address, dispatcher, hooks, handed, closed))
+                Box::new(Listener::new(
+                    socket, address, dispatcher, hooks, handed, admission, closed,
+                ))
             }
             Some(batch) => {
                 let dispatcher = runner.datagram_dispatcher(&run_cx)?;

@@ -23,6 +23,21 @@ pub struct StopReport {
 
 /// A handle that stops a server from another thread, a handler or a hook: from
 /// [`Server::shutdown_handle`](crate::Server::shutdown_handle).
+///
+/// See [`guide::stopping`](crate::guide::stopping).
+///
+/// ```
+/// use std::thread;
+/// use socketserver::{Server, handler_fn};
+///
+/// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// let handle = server.shutdown_handle();
+/// let other = thread::spawn(move || handle.shutdown());
+/// let report = server.serve_forever()?; // returns after the call
+/// assert_eq!(report.aborted, 0);
+/// # other.join().unwrap();
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ShutdownHandle {
     control: Arc<ServerState>,
@@ -72,8 +87,20 @@ impl ShutdownHandle {
         self.control.wait_until(deadline)
     }
 
+    /// Whether both are handles of the same server.
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_same(&self, other: &ShutdownHandle) -> bool {
+        Arc::ptr_eq(&self.control, &other.control)
+    }
+
+    /// Whether a notification waits for the event loop.
+    #[cfg(feature = "testing")]
+    pub(crate) fn has_notifications(&self) -> bool {
+        self.control.mailbox.has_notifications()
+    }
+
     /// What the server has counted so far.
     pub fn counters(&self) -> Counters {
-        self.control.published.snapshot()
+        self.control.counters()
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
 
+use super::kernel_drops::KernelDrops;
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use linux as imp;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -78,14 +80,16 @@ pub(crate) struct Batch {
     /// Consecutive buffers of `size` bytes each. Pages that are never touched take no memory.
     buffers: Box<[u8]>,
     size: usize,
+    drops: KernelDrops,
 }
 
 impl Batch {
-    /// Makes buffers for datagrams of up to `size` bytes: as many as fit into 2 MiB, from 1 to
-    /// [`MOST`].
-    pub(crate) fn new(size: usize) -> Self {
+    /// Makes buffers for datagrams of up to `size` bytes of this socket: as many as fit into 2 MiB,
+    /// from 1 to [`MOST`].
+    pub(crate) fn new(socket: &Socket, size: usize) -> Self {
         let count = ((2 << 20) / size.max(1)).clamp(1, MOST);
-        Batch { buffers: vec![0; count * size].into_boxed_slice(), size }
+        let buffers = vec![0; count * size].into_boxed_slice();
+        Batch { buffers, size, drops: KernelDrops::of(socket) }
     }
 
     /// The bytes of the `number`-th datagram of the batch.
@@ -101,7 +105,20 @@ impl Batch {
         most: usize,
         into: &mut Vec<RecvMeta>,
     ) -> io::Result<bool> {
-        imp::receive(socket, self.buffers.chunks_mut(self.size).take(most.min(MOST)), into)
+        let buffers = self.buffers.chunks_mut(self.size).take(most.min(MOST));
+        imp::receive(socket, buffers, into, &mut self.drops)
+    }
+
+    /// How many datagrams the kernel has dropped since the last call, as far as a received datagram
+    /// has told it.
+    pub(crate) fn take_drops(&mut self) -> u64 {
+        self.drops.take()
+    }
+
+    /// As [`take_drops`](Batch::take_drops), with those that no datagram has followed.
+    pub(crate) fn take_all_drops(&mut self, socket: &Socket) -> u64 {
+        self.drops.refresh(socket);
+        self.drops.take()
     }
 }
 
@@ -122,8 +139,9 @@ mod linux {
     use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
     use super::super::checked;
+    use super::super::kernel_drops::SO_RXQ_OVFL;
     use super::super::socket::{PollInterest, wait_for};
-    use super::{Destination, LOOK_AGAIN, MOST, PacketInfo, RecvMeta, Transmit};
+    use super::{Destination, KernelDrops, LOOK_AGAIN, MOST, PacketInfo, RecvMeta, Transmit};
 
     /// A local address, as in the control messages of ip(7) and ipv6(7).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +249,7 @@ mod linux {
         socket: &Socket,
         buffers: std::iter::Take<ChunksMut<'_, u8>>,
         into: &mut Vec<RecvMeta>,
+        drops: &mut KernelDrops,
     ) -> io::Result<bool> {
         let mut names: [SockAddrStorage; MOST] = std::array::from_fn(|_| SockAddrStorage::zeroed());
         let mut controls = [ReceivedControl(MaybeUninit::uninit()); MOST];
@@ -269,7 +288,7 @@ mod linux {
             // of the storage, and control messages of the stated length into an aligned buffer.
             let (address, pktinfo) = unsafe {
                 let len = header.msg_hdr.msg_namelen.min(name.size_of());
-                (SockAddr::new(name, len), pktinfo_of(&header.msg_hdr))
+                (SockAddr::new(name, len), read_control(&header.msg_hdr, drops))
             };
             let (local, info) = pktinfo.unzip();
             into.push(RecvMeta {
@@ -284,14 +303,17 @@ mod linux {
 
     /// Finds among the control messages the local address that a reply is sent from, and what the
     /// datagram was sent to. `IP_PKTINFO` is preferred: a dual-stack socket reports an IPv4 datagram
-    /// also as `IPV6_PKTINFO`.
+    /// also as `IPV6_PKTINFO`. Records the number of dropped datagrams, if the kernel tells it.
     ///
     /// # Safety
     ///
     /// The control messages of the header are as the kernel has written them; the last one may be
     /// truncated.
-    unsafe fn pktinfo_of(header: &libc::msghdr) -> Option<(Option<SourceAddress>, PacketInfo)> {
-        let mut found = None;
+    unsafe fn read_control(
+        header: &libc::msghdr,
+        drops: &mut KernelDrops,
+    ) -> Option<(Option<SourceAddress>, PacketInfo)> {
+        let (mut found, mut of_ipv4) = (None, false);
         // SAFETY: the caller guarantees that the messages are valid; the macros stay within them.
         let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !message.is_null() {
@@ -305,16 +327,22 @@ mod linux {
                         let source = SourceAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes());
                         let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into();
                         let info = PacketInfo { to, interface: info.ipi_ifindex as u32 };
-                        return Some((Some(source), info));
+                        (found, of_ipv4) = (Some((Some(source), info)), true);
                     }
                 }
-                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if !of_ipv4 => {
                     // SAFETY: as above.
                     if let Some(info) = unsafe { content::<libc::in6_pktinfo>(message) } {
                         let (to, interface) =
                             (Ipv6Addr::from(info.ipi6_addr.s6_addr), info.ipi6_ifindex);
                         let info = PacketInfo { to: IpAddr::V6(to).to_canonical(), interface };
                         found = Some((source(to, interface), info));
+                    }
+                }
+                (libc::SOL_SOCKET, SO_RXQ_OVFL) => {
+                    // SAFETY: as above.
+                    if let Some(number) = unsafe { content::<u32>(message) } {
+                        drops.record(number);
                     }
                 }
                 _ => {}
@@ -455,7 +483,7 @@ mod portable {
     use socket2::{MaybeUninitSlice, Socket};
 
     use super::super::socket::{PollInterest, wait_for};
-    use super::{Destination, LOOK_AGAIN, RecvMeta, Transmit};
+    use super::{Destination, KernelDrops, LOOK_AGAIN, RecvMeta, Transmit};
 
     /// Not supported here: this system is not asked which local address a datagram was sent to.
     pub(crate) type SourceAddress = std::convert::Infallible;
@@ -492,6 +520,7 @@ mod portable {
         socket: &Socket,
         buffers: std::iter::Take<ChunksMut<'_, u8>>,
         into: &mut Vec<RecvMeta>,
+        _drops: &mut KernelDrops,
     ) -> io::Result<bool> {
         for (number, buffer) in buffers.enumerate() {
             // SAFETY: initialised bytes may be viewed as `MaybeUninit`; the callee writes only

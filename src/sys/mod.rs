@@ -9,10 +9,12 @@ mod bytes;
 mod catch_drop;
 mod datagrams;
 mod edge;
+mod kernel_drops;
 mod limits;
 mod options;
 mod process;
 mod send_file;
+mod shared_byte;
 mod signals;
 #[cfg(feature = "testing")]
 pub(crate) mod simulated;
@@ -27,21 +29,24 @@ pub(crate) use datagrams::{
 };
 pub(crate) use edge::{Clock, Event, Events, Poll, Reserve, Socket};
 pub use limits::raise_descriptor_limit;
+pub(crate) use limits::{connections_of_descriptor_limit, threads_of_map_limit};
 pub(crate) use options::{
-    interface_index, join_multicast_v4, receive_only_joined_groups, set_keepalive,
-    set_multicast_interface_v4,
+    interface_index, join_multicast_v4, receive_only_joined_groups, set_defer_accept,
+    set_keepalive, set_multicast_interface_v4, set_user_timeout,
 };
 pub(crate) use process::{Child, Forked, InChild, fork, is_forked_child, is_only_thread};
 #[cfg(test)]
 pub(crate) use send_file::unnamed_file;
 pub(crate) use send_file::{is_file_error, send_file};
+pub(crate) use shared_byte::SharedByte;
 pub(crate) use signals::{
     SignalWatch, child_is_terminated, reset_on_termination, watch_stop_signals,
 };
 pub(crate) use socket::{
-    PollInterest, accept, disconnect, has_input, is_at_end, may_be_urgent, peek, peer_credentials,
-    receive, receive_now, reset_on_close, restrict_socket_file, send, send_now, send_vectored,
-    stream_interest, unsent, wait_for, waiting_connections,
+    PollInterest, accept, disconnect, has_client, has_input, is_at_end, may_be_urgent, peek,
+    peer_credentials, receive, receive_now, reset_on_close, restrict_socket_file, send,
+    send_and_close, send_now, send_vectored, set_cork, stream_interest, unsent, wait_for,
+    waiting_connections,
 };
 pub(crate) use wakeup::Wakeup;
 

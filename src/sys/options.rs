@@ -8,7 +8,8 @@ use std::time::Duration;
 use socket2::{InterfaceIndexOrAddress, Socket, TcpKeepalive};
 
 pub(crate) use imp::{
-    join_multicast_v4, receive_only_joined_groups, set_keepalive, set_multicast_interface_v4,
+    join_multicast_v4, receive_only_joined_groups, set_defer_accept, set_keepalive,
+    set_multicast_interface_v4, set_user_timeout,
 };
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use linux as imp;
@@ -42,6 +43,35 @@ mod linux {
     ) -> io::Result<()> {
         let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
         socket.set_tcp_keepalive(&keepalive.with_retries(retries))
+    }
+
+    /// Sets how long sent data may stay unacknowledged (`TCP_USER_TIMEOUT` in tcp(7)), rounded up to
+    /// milliseconds. 0 is the system's value.
+    pub(crate) fn set_user_timeout(socket: &Socket, timeout: Duration) -> io::Result<()> {
+        let millis = timeout.as_nanos().div_ceil(1_000_000);
+        set_tcp_option(socket, libc::TCP_USER_TIMEOUT, millis)
+    }
+
+    /// Sets how long a client is held back that has sent nothing (`TCP_DEFER_ACCEPT` in tcp(7)), in
+    /// whole seconds.
+    pub(crate) fn set_defer_accept(socket: &Socket, time: Duration) -> io::Result<()> {
+        set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, time.as_secs().into())
+    }
+
+    fn set_tcp_option(socket: &Socket, name: libc::c_int, value: u128) -> io::Result<()> {
+        let value = libc::c_int::try_from(value).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let size = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: setsockopt reads one integer.
+        checked(unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                name,
+                (&raw const value).cast(),
+                size,
+            )
+        })
+        .map(drop)
     }
 
     /// Joins an IPv4 group on an interface (`IP_ADD_MEMBERSHIP` in ip(7)).
@@ -136,6 +166,16 @@ mod portable {
             let _ = (socket, idle, interval, retries);
             Err(io::ErrorKind::Unsupported.into())
         }
+    }
+
+    /// Only Linux has this option.
+    pub(crate) fn set_user_timeout(_socket: &Socket, _timeout: Duration) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Only Linux has this option.
+    pub(crate) fn set_defer_accept(_socket: &Socket, _time: Duration) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// The address of an interface; an IPv4 interface is not named by its index here.

@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -20,6 +20,8 @@ use crate::address::Credentials;
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
     use std::os::fd::FromRawFd;
 
+    #[cfg(feature = "testing")]
+    assert!(nonblocking || listener.simulated.is_none(), "only reactor and offload are simulated");
     simulated!(listener, accept());
     let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
     // SAFETY: the kernel writes an address of at most `*len` bytes into the storage that
@@ -70,6 +72,16 @@ pub(crate) fn waiting_connections(_listener: &Socket) -> Option<usize> {
     None
 }
 
+/// Whether a client waits at a listener.
+pub(crate) fn has_client(listener: &Socket) -> bool {
+    #[cfg(feature = "testing")]
+    if listener.simulated.is_some() {
+        return waiting_connections(listener) != Some(0);
+    }
+    let ready = wait_for(&[(listener.as_fd(), PollInterest::Read)], Some(Duration::ZERO));
+    ready.is_ok_and(|ready| ready != 0)
+}
+
 /// Limits the permissions of the file that bind(2) will make for a Unix socket. Linux gives the
 /// file the permissions of the socket, less the umask, see unix(7). Elsewhere this does nothing,
 /// and only the umask limits the permissions.
@@ -106,8 +118,12 @@ pub(crate) fn send_now(socket: &Socket, bytes: &[u8], more: bool) -> io::Result<
     taken(|| socket.send_with_flags(bytes, flags))
 }
 
-/// Receives from a blocking socket without waiting (MSG_DONTWAIT).
+/// Receives from a blocking socket without waiting (MSG_DONTWAIT). An interrupted call is repeated.
 pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    uninterrupted(|| receive_once(socket, buffer))
+}
+
+fn receive_once(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
     simulated!(socket, receive(buffer));
     // SAFETY: recv writes at most as many bytes as the buffer has.
     let received = unsafe {
@@ -117,8 +133,12 @@ pub(crate) fn receive_now(socket: &Socket, buffer: &mut [u8]) -> io::Result<usiz
 }
 
 /// As a read into one byte, but reads nothing (MSG_PEEK) and does not wait. An error of the connection
-/// is taken: the next read returns the end.
+/// is taken: the next read returns the end. An interrupted call is repeated.
 pub(crate) fn peek(socket: &Socket) -> io::Result<usize> {
+    uninterrupted(|| peek_once(socket))
+}
+
+fn peek_once(socket: &Socket) -> io::Result<usize> {
     simulated!(socket, peek());
     let mut byte = [0u8; 1];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
@@ -168,6 +188,16 @@ pub(crate) fn reset_on_close(socket: &Socket) {
     simulated!(socket, reset_on_close());
     // It fails only if the connection is gone already.
     let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+/// Tells a client something before its connection is closed, without waiting: it is told as much as
+/// the kernel takes. What the client has sent by now is read, so that it does not cause a reset that
+/// would drop the output.
+pub(crate) fn send_and_close(socket: Socket, bytes: &[u8]) {
+    // Each call fails only if the client is gone.
+    let _ = send_now(&socket, bytes, false);
+    let _ = receive_now(&socket, &mut [0; 4096]);
+    let _ = socket.shutdown(Shutdown::Write);
 }
 
 /// Ends a connection that another thread uses; a call that waits for it returns. It sends an RST if
@@ -281,6 +311,29 @@ fn more_flag(_more: bool) -> libc::c_int {
     0
 }
 
+/// Repeats a call that a signal interrupts.
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// Lets TCP send only full packets from now on, or also the rest again (TCP_CORK). Returns whether
+/// the socket has done so.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn set_cork(socket: &Socket, corked: bool) -> bool {
+    socket.set_tcp_cork(corked).is_ok()
+}
+
+/// Not known on this system.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn set_cork(_socket: &Socket, _corked: bool) -> bool {
+    false
+}
+
 #[inline(always)]
 fn taken(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
@@ -313,9 +366,9 @@ const PEER_END: libc::c_short = libc::POLLRDHUP;
 const PEER_END: libc::c_short = libc::POLLIN;
 
 /// The maximum number of descriptors that [`wait_for`] takes.
-const MOST_WANTED: usize = 4;
+const MOST_WANTED: usize = 5;
 
-/// Waits until one of at most four `interests` is ready, for at most `timeout`. Bit `n` of the
+/// Waits until one of at most five `interests` is ready, for at most `timeout`. Bit `n` of the
 /// result is set if the `n`-th one is ready.
 pub(crate) fn wait_for<'a>(
     interests: &[impl Into<Option<(BorrowedFd<'a>, PollInterest)>> + Copy],

@@ -16,6 +16,8 @@ use super::simulated::Simulated;
 pub(crate) struct Wakeup {
     #[cfg(feature = "testing")]
     simulated: Option<Simulated>,
+    #[cfg(all(test, socketserver_loom))]
+    modelled: Modelled,
     read: OwnedFd,
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     write: OwnedFd,
@@ -31,6 +33,8 @@ impl Wakeup {
         Ok(Wakeup {
             #[cfg(feature = "testing")]
             simulated: Simulated::new(&read),
+            #[cfg(all(test, socketserver_loom))]
+            modelled: Modelled::default(),
             read,
         })
     }
@@ -51,6 +55,8 @@ impl Wakeup {
         Ok(Wakeup {
             #[cfg(feature = "testing")]
             simulated: Simulated::new(&read),
+            #[cfg(all(test, socketserver_loom))]
+            modelled: Modelled::default(),
             read,
             write,
         })
@@ -82,6 +88,8 @@ impl Wakeup {
     /// Makes it readable. Never waits.
     pub(crate) fn wake(&self) {
         simulated!(self, wake());
+        #[cfg(all(test, socketserver_loom))]
+        self.modelled.wake();
         wake_raw(self.write_end());
     }
 
@@ -127,10 +135,41 @@ impl Wakeup {
         self.write_end()
     }
 
+    /// Waits until it is woken, and makes it unreadable, in a model.
+    #[cfg(all(test, socketserver_loom))]
+    pub(crate) fn wait(&self) {
+        self.modelled.wait();
+        self.take();
+    }
+
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> io::Result<bool> {
         let wanted = [(self.as_fd(), super::PollInterest::Read)];
         Ok(super::wait_for(&wanted, Some(std::time::Duration::ZERO))? != 0)
+    }
+}
+
+/// What the model checker sees of a wakeup.
+#[cfg(all(test, socketserver_loom))]
+#[derive(Debug, Default)]
+struct Modelled {
+    is_set: crate::sync::Mutex<bool>,
+    changed: crate::sync::Condvar,
+}
+
+#[cfg(all(test, socketserver_loom))]
+impl Modelled {
+    fn wake(&self) {
+        *crate::sync::lock(&self.is_set) = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut is_set = crate::sync::lock(&self.is_set);
+        while !*is_set {
+            is_set = crate::sync::wait(&self.changed, is_set);
+        }
+        *is_set = false;
     }
 }
 

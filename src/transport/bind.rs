@@ -13,6 +13,7 @@ use super::options::{SocketOption, set_options};
 use super::unix_file::{self, Lock, OwnFile};
 use crate::address::{Address, Endpoint, checked_path, host_and_port};
 use crate::error::Error;
+use crate::guard::log;
 use crate::sys::{self, Socket};
 
 /// The transport of a socket: its kind of requests and its address family.
@@ -218,6 +219,17 @@ impl Bound {
         }
         self.lock = None;
         Ok(())
+    }
+
+    /// Sets how long a peer may take none of the output that only the kernel still holds, which the event
+    /// loop does not see. The loop cuts a peer at most a quarter after `timeout`; the kernel comes later.
+    pub(crate) fn limit_unacknowledged(&self, timeout: Duration) {
+        let late = timeout.saturating_add(timeout / 2);
+        if matches!(*self.address, Address::Tcp(_))
+            && let Err(error) = sys::set_user_timeout(&self.socket, late)
+        {
+            log::debug!("{}: the kernel does not limit output: {error}", self.address);
+        }
     }
 
     /// Takes a socket that other code has made: bound, or already listening.

@@ -81,6 +81,8 @@ impl From<Ipv4Addr> for Interface {
 pub(crate) enum SocketOption {
     Nodelay(bool),
     Keepalive { idle: Duration, interval: Duration, retries: u32 },
+    UserTimeout(Duration),
+    DeferAccept(Duration),
     PacketInfo(bool),
     JoinMulticast(IpAddr, Interface),
     MulticastInterface(Interface),
@@ -96,6 +98,8 @@ impl SocketOption {
         match self {
             SocketOption::Nodelay(_) => "nodelay",
             SocketOption::Keepalive { .. } => "keepalive",
+            SocketOption::UserTimeout(_) => "user_timeout",
+            SocketOption::DeferAccept(_) => "defer_accept",
             SocketOption::PacketInfo(_) => "packet_info",
             SocketOption::JoinMulticast(..) => "join_multicast",
             SocketOption::MulticastInterface(_) => "multicast_interface",
@@ -110,8 +114,13 @@ impl SocketOption {
     fn refused_for(&self, family: Family) -> Option<&'static str> {
         match (self, family) {
             // Other transports always send at once, so the option is ignored there.
-            (SocketOption::Nodelay(_), _) | (SocketOption::Keepalive { .. }, Family::Tcp) => None,
-            (SocketOption::Keepalive { .. }, _) => Some("the option is only for TCP"),
+            (SocketOption::Nodelay(_), _) => None,
+            (
+                SocketOption::Keepalive { .. }
+                | SocketOption::UserTimeout(_)
+                | SocketOption::DeferAccept(_),
+                _,
+            ) => (family != Family::Tcp).then_some("the option is only for TCP"),
             (_, Family::Udp) => None,
             _ => Some("the option is only for UDP"),
         }
@@ -135,6 +144,8 @@ impl SocketOption {
             SocketOption::Keepalive { idle, interval, retries } => {
                 sys::set_keepalive(socket, whole_seconds(idle), whole_seconds(interval), retries)
             }
+            SocketOption::UserTimeout(timeout) => sys::set_user_timeout(socket, timeout),
+            SocketOption::DeferAccept(time) => sys::set_defer_accept(socket, whole_seconds(time)),
             SocketOption::PacketInfo(enabled) => sys::set_pktinfo(socket, ipv6, enabled),
             SocketOption::JoinMulticast(group, interface) => {
                 join_multicast(socket, group, interface, (ipv4, ipv6))

@@ -75,6 +75,10 @@ impl Handler for Goodbye {
                 self.made = Some(0);
                 self.stream(cx)
             }
+            b"begin" | b"end" => {
+                cx.set_busy(line == b"begin");
+                cx.send(line)
+            }
             b"last work" => {
                 self.has_last_work = true;
                 cx.send(line)
@@ -170,6 +174,20 @@ fn a_connection_with_a_message_in_part_is_told_of_the_stop_and_finishes(cell: &C
     client.send("one\ntw").expect("one\n");
     server.process.terminate();
     client.expect("goodbye\n").send("o\n").expect("two\n").expect_end();
+    server.expect_line(STOPPED);
+    let at_exit = server.wait();
+    assert_eq!((at_exit.idle, at_exit.finished, at_exit.aborted), (0, 1, 0), "{at_exit:?}");
+}
+
+/// A connection whose request is in progress between two messages.
+fn a_connection_that_is_busy_between_two_messages_finishes_after_the_stop(cell: &Cell) {
+    let mut server = cell.start("goodbye");
+    let mut client = server.connect();
+    client.send("begin\nend\nbegin\n").expect("begin\nend\nbegin\n");
+    server.wait_until_asleep();
+    server.process.terminate();
+    client.expect("goodbye\n").send("more\n").expect("more\n");
+    client.send("end\n").expect("end\n").expect_end();
     server.expect_line(STOPPED);
     let at_exit = server.wait();
     assert_eq!((at_exit.idle, at_exit.finished, at_exit.aborted), (0, 1, 0), "{at_exit:?}");
@@ -294,6 +312,7 @@ pub fn powers() -> Vec<Power> {
     powers![
         idle_connections_are_told_of_the_stop_and_closed,
         a_connection_with_a_message_in_part_is_told_of_the_stop_and_finishes,
+        a_connection_that_is_busy_between_two_messages_finishes_after_the_stop,
         a_connection_whose_handler_works_is_told_of_the_stop_when_it_has_answered,
         a_paused_connection_is_told_of_the_stop_and_finishes,
         a_handler_can_begin_its_last_work_in_on_stop,

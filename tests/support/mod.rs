@@ -148,6 +148,19 @@ impl Client {
         self
     }
 
+    /// Receives a line; returns it without its end.
+    pub fn read_line(&mut self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        loop {
+            self.stream.read_exact(&mut byte).unwrap();
+            match byte {
+                [b'\n'] => return String::from_utf8(line).unwrap(),
+                [other] => line.push(other),
+            }
+        }
+    }
+
     /// Sends until the kernel has taken no byte for [`A_WHILE`]; returns the number of bytes sent.
     pub fn send_until_stalled(&mut self, chunk: &[u8], most: usize) -> usize {
         self.stream.set_write_timeout(Some(A_WHILE)).unwrap();

@@ -189,6 +189,15 @@ impl Program {
         &self.urls
     }
 
+    /// The address of one listener more, which its other arguments have asked for.
+    #[track_caller]
+    pub fn next_url(&mut self) -> String {
+        let line = self.stdout.next().unwrap_or_default();
+        let url = line.strip_prefix("listening on ").expect("another listener").to_owned();
+        self.urls.push(url.clone());
+        url
+    }
+
     pub fn id(&self) -> u32 {
         self.process.id()
     }

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //!   main.rs        the command line; every server and load is this program, started again
-//!   bench/         compare · deterministic · memory: what is measured, and how
+//!   bench/         compare · deterministic · memory · attacks: what is measured, and how
 //!   load/          the load generator, a process of its own
+//!   attack/        hostile clients, processes of their own
 //!   servers/       the echo servers, each a process of its own
 //!   endpoint.rs    addresses, and sockets bound the same way for all
 //!   sys/           the system calls: the only `unsafe`
@@ -17,6 +18,7 @@
 
 use std::process::ExitCode;
 
+pub mod attack;
 pub mod bench;
 pub mod endpoint;
 pub mod load;

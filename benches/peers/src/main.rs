@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use peers::attack::AttackArgs;
+use peers::bench::attacks::AttacksArgs;
 use peers::bench::compare::CompareArgs;
 use peers::bench::deterministic::DeterministicArgs;
 use peers::bench::memory::MemoryArgs;
 use peers::load::LoadArgs;
 use peers::servers::ServeArgs;
-use peers::{bench, load, servers, sys};
+use peers::{attack, bench, load, servers, sys};
 
 /// Echo servers on other foundations, and an interleaved comparison of socketserver with them.
 ///
@@ -31,10 +33,14 @@ enum Command {
     Deterministic(DeterministicArgs),
     /// Measure the user-space memory of an idle connection
     Memory(MemoryArgs),
+    /// Attack hello-world servers, and tell which survive
+    Attacks(AttacksArgs),
     /// Run one of the servers of this package
     Serve(ServeArgs),
     /// Make load on a server
     Load(LoadArgs),
+    /// Attack a server
+    Attack(AttackArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,7 +53,9 @@ fn run(cli: &Cli) -> Result<()> {
         None => bench::compare::run(&cli.compare),
         Some(Command::Deterministic(args)) => bench::deterministic::run(args),
         Some(Command::Memory(args)) => bench::memory::run(args),
+        Some(Command::Attacks(args)) => bench::attacks::run(args),
         Some(Command::Serve(args)) => servers::serve(args),
         Some(Command::Load(args)) => load::run(args),
+        Some(Command::Attack(args)) => attack::run(args),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 
-use super::super::lingering::Rare;
 use super::super::slot::{ConversationEvent, ConversationSlot};
 use super::super::source::{LoopCx, Readiness};
 use super::super::stream_io::read;
@@ -49,7 +48,7 @@ impl<T: ConversationSlot> Connection<T> {
                 }
                 Err(error) => {
                     if let Some(error) = connection_error(error, cx) {
-                        self.rare = Some(Box::new(Rare::SocketError(error)));
+                        self.rare_mut().socket_error = Some(error);
                         break;
                     }
                 }
@@ -93,8 +92,9 @@ impl<T: ConversationSlot> Connection<T> {
     /// Delivers input; returns how much of the budget the answers use.
     #[inline(never)]
     fn received(&mut self, event: ConversationEvent<'_>, fresh: &[u8], cx: &mut LoopCx) -> usize {
-        let before = delivered(cx);
+        let (before, messages) = (delivered(cx), cx.scratch.tally.messages);
         let settled = self.step(event, self.room(), fresh, cx);
+        self.after_step(cx.scratch.tally.messages - messages, cx);
         self.cost(settled, before, cx)
     }
 }
@@ -104,6 +104,7 @@ fn connection_error(error: io::Error, cx: &mut LoopCx) -> Option<io::Error> {
     match error.kind() {
         io::ErrorKind::Interrupted => None,
         io::ErrorKind::WouldBlock => {
+            cx.scratch.tally.wasted_reads += 1;
             cx.call.readiness.remove(Readiness::READABLE);
             cx.call.readiness.remove(Readiness::BOUNDARY);
             None

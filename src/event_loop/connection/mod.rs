@@ -1,6 +1,7 @@
 //! One connection of the event loop: the non-blocking driver of a conversation.
 
 mod input;
+mod limits;
 mod source;
 
 use std::io::{self, Read};
@@ -11,15 +12,16 @@ use std::time::Instant;
 
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
-use super::source::{LoopCx, PostAction, Readiness};
+use super::source::{LoopCx, PostAction, Readiness, Ticks};
 use super::stream_io::{flush, receive_with_ancillary, transmit};
-use super::water_marks::OutputLimits;
+use super::water_marks::ServiceLimits;
 use crate::closing::{Linger, Progress, failure, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, Work};
 use crate::error::CloseReason;
 use crate::sender::Ending;
 use crate::sys::{self, Socket};
 use crate::write_buffer::WriteBuffer;
+use limits::frees_at_once;
 
 /// The budget of a connection for one call, in bytes: how much it reads before others are served.
 /// Its answers and the messages of its senders count too.
@@ -52,7 +54,7 @@ struct Settled {
 pub(crate) struct Connection<T> {
     socket: Socket,
     conversation: T,
-    limits: Rc<OutputLimits>,
+    limits: Rc<ServiceLimits>,
     /// Output that the kernel has not taken; mostly `None`.
     write_buffer: Option<Box<WriteBuffer>>,
     /// When a byte was last received or sent.
@@ -61,27 +63,23 @@ pub(crate) struct Connection<T> {
     progress: Progress,
     /// Rare state, boxed.
     rare: Option<Box<Rare>>,
+    /// When the message began that has arrived in part.
+    message_began: Ticks,
     /// The kind of work that was done last: the kinds alternate.
     last_work: Work,
-    /// The write buffer has reached the high mark and has not fallen to the low mark since.
-    output_full: bool,
     /// The conversation has been closed.
     close_notified: bool,
-    /// A notification came while a worker had the conversation.
-    missed_notification: bool,
     /// Output was lost: the peer gets a reset.
     needs_reset: bool,
-    /// The conversation is closing, and the kernel has been asked since how much output it holds.
-    kernel_asked: bool,
-    /// The connection was idle when the server began to stop.
-    idle_at_stop: bool,
+    /// A whole message has come from the peer.
+    proven: bool,
 }
 
 impl<T: ConversationSlot> Connection<T> {
     pub(crate) fn new(
         socket: Socket,
         conversation: T,
-        limits: Rc<OutputLimits>,
+        limits: Rc<ServiceLimits>,
         now: Instant,
     ) -> Self {
         Connection {
@@ -92,18 +90,25 @@ impl<T: ConversationSlot> Connection<T> {
             last_activity: now,
             progress: Progress::default(),
             rare: None,
+            message_began: Ticks::NONE,
             last_work: Work::Input,
-            output_full: false,
             close_notified: false,
-            missed_notification: false,
             needs_reset: false,
-            kernel_asked: false,
-            idle_at_stop: false,
+            proven: false,
         }
     }
 
     fn is_lingering(&self) -> bool {
-        matches!(self.rare.as_deref(), Some(Rare::Lingering(_)))
+        self.has(|rare| rare.linger.is_some())
+    }
+
+    /// Whether this holds of the rare state, if there is any.
+    fn has(&self, flag: impl FnOnce(&Rare) -> bool) -> bool {
+        self.rare.as_deref().is_some_and(flag)
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     /// Serves the connection: sends, reads, delivers messages, closes.
@@ -114,10 +119,12 @@ impl<T: ConversationSlot> Connection<T> {
     fn run(&mut self, cx: &mut LoopCx) -> PostAction {
         cx.with_buffer(|buffer, cx| {
             if cx.call.readiness.is_only_readable() && self.is_fast() {
-                if self.run_fast_path(buffer, cx, |mut socket, buffer, _| socket.read(buffer)) {
-                    return PostAction::Wait;
-                }
-                return self.read_loop(buffer, cx);
+                let read =
+                    |mut socket: &Socket, buffer: &mut [u8], _: &mut LoopCx| socket.read(buffer);
+                return match self.run_fast_path(buffer, cx, read) {
+                    None => PostAction::Wait,
+                    Some(count) => self.after_fast_path(count, buffer, cx),
+                };
             }
             self.run_with_ancillary(buffer, cx)
         })
@@ -127,22 +134,32 @@ impl<T: ConversationSlot> Connection<T> {
     #[inline(never)]
     fn run_with_ancillary(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
         if cx.call.readiness.is_only_readable_with_ancillary() && self.is_fast() {
-            if self.run_fast_path(buffer, cx, receive_with_ancillary) {
-                return PostAction::Wait;
-            }
-            return self.read_loop(buffer, cx);
+            return match self.run_fast_path(buffer, cx, receive_with_ancillary) {
+                None => PostAction::Wait,
+                Some(count) => self.after_fast_path(count, buffer, cx),
+            };
         }
-        self.run_slow(buffer, cx)
+        self.accounted(cx, |this, cx| this.run_slow(buffer, cx))
     }
 
-    /// The fast path; returns false when there is more to do.
+    /// Continues where the fast path has ended, which has read so many bytes. Before it, the connection
+    /// held no memory.
+    #[inline(never)]
+    fn after_fast_path(&mut self, read: usize, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
+        self.left_fast_path(read, cx);
+        let action = self.read_loop(buffer, cx);
+        self.account(0, cx);
+        action
+    }
+
+    /// The fast path; returns how many bytes it has read if there is more to do.
     #[inline(always)]
     fn run_fast_path(
         &mut self,
         buffer: &mut [u8],
         cx: &mut LoopCx,
         read: impl FnOnce(&Socket, &mut [u8], &mut LoopCx) -> io::Result<usize>,
-    ) -> bool {
+    ) -> Option<usize> {
         match read(&self.socket, buffer, cx) {
             Ok(count) if count > 0 => {
                 cx.read(count, buffer.len());
@@ -152,10 +169,14 @@ impl<T: ConversationSlot> Connection<T> {
                 let room = self.limits.marks.room();
                 let _ = self.step(ConversationEvent::Receive(fresh), room, fresh, cx);
                 let drained = !cx.call.readiness.has(Readiness::READABLE);
-                drained && !cx.run.stopping && self.is_fast()
+                if drained && !cx.run.stopping && self.is_fast() {
+                    self.proven = true;
+                    return None;
+                }
+                Some(count)
             }
             // The error, if it persists, is returned by the next read again.
-            _ => false,
+            _ => Some(0),
         }
     }
 
@@ -217,6 +238,11 @@ impl<T: ConversationSlot> Connection<T> {
                 ControlFlow::Continue(Serve) => {}
             }
             let waiting = self.waiting();
+            let is_starved = self.is_starved(cx);
+            let is_retiring = self
+                .conversation
+                .local_ref()
+                .is_some_and(|conversation| self.is_retiring(conversation));
             let Some(conversation) = self.conversation.local() else {
                 return PostAction::Wait;
             };
@@ -227,7 +253,9 @@ impl<T: ConversationSlot> Connection<T> {
                 && conversation.is_timer_due(cx.turn.now);
             let may_read = !conversation.input_ended()
                 && !conversation.is_paused()
-                && cx.call.readiness.has(Readiness::READABLE);
+                && cx.call.readiness.has(Readiness::READABLE)
+                && !is_starved
+                && !is_retiring;
             let work = Work::next(self.last_work, |work| match work {
                 Work::SendQueue => conversation.send_queue().is_some_and(|queue| !queue.is_empty()),
                 Work::Timer => timer_missed,
@@ -287,24 +315,12 @@ impl<T: ConversationSlot> Connection<T> {
                 _ => ControlFlow::Continue(Recheck),
             };
         }
-        // A connection that is not read: only the poller reports that its peer is gone.
-        if (conversation.input_ended() || conversation.is_paused())
-            && !conversation.is_output_ended()
-            && cx.call.readiness.has(Readiness::WRITE_CLOSED)
-            && !self.needs_reset
-            && let Some(error) = failure(&self.socket, conversation.has_undelivered_input())
-        {
-            self.rare = Some(Box::new(Rare::SocketError(error)));
-        }
-        // A peer that takes no answers is not served any further.
-        if let Some(Rare::SocketError(error)) = self.rare.take().map(|rare| *rare) {
-            self.on_write_error(error);
+        if self.has_failed(cx) {
             return ControlFlow::Continue(Recheck);
         }
         let low = self.limits.marks.low();
-        let mark = if self.output_full { low + 1 } else { self.limits.marks.high() };
-        self.output_full = waiting >= mark;
-        if self.output_full {
+        let mark = if self.is_output_full() { low + 1 } else { self.limits.marks.high() };
+        if self.set_output_full(waiting >= mark, cx) {
             return ControlFlow::Break(PostAction::Wait);
         }
         if cx.run.stopping
@@ -317,6 +333,32 @@ impl<T: ConversationSlot> Connection<T> {
             return ControlFlow::Continue(Recheck);
         }
         ControlFlow::Continue(Serve)
+    }
+
+    /// Whether the connection ends because the peer is gone, or because of a limit that was reached
+    /// while the conversation was with a worker.
+    fn has_failed(&mut self, cx: &mut LoopCx) -> bool {
+        // A connection that is not read: only the poller reports that its peer is gone.
+        if let Some(conversation) = self.conversation.local()
+            && (conversation.input_ended() || conversation.is_paused())
+            && !conversation.is_output_ended()
+            && cx.call.readiness.has(Readiness::WRITE_CLOSED)
+            && !self.needs_reset
+            && let Some(error) = failure(&self.socket, conversation.has_undelivered_input())
+        {
+            self.rare_mut().socket_error = Some(error);
+        }
+        let Some(rare) = self.rare.as_deref_mut() else { return false };
+        // A peer that takes no answers is not served any further.
+        if let Some(error) = rare.socket_error.take() {
+            self.on_write_error(error);
+            return true;
+        }
+        let limit = rare.limit.take();
+        if let Some(limit) = limit {
+            self.step_without_input(ConversationEvent::Limit(limit), cx);
+        }
+        limit.is_some()
     }
 
     /// The event that tells the conversation of the stop of the server.
@@ -363,6 +405,10 @@ impl<T: ConversationSlot> Connection<T> {
                 return self.close(buffer, cx);
             }
         }
+        if let Some(limit) = self.retirement() {
+            self.step_without_input(ConversationEvent::Limit(limit), cx);
+            return PostAction::Requeue;
+        }
         if cx.run.stopping
             && self.write_buffer.is_none()
             && let Some(conversation) = self.conversation.local()
@@ -403,11 +449,12 @@ impl<T: ConversationSlot> Connection<T> {
         room: usize,
         cx: &mut LoopCx,
     ) -> usize {
-        let before = delivered(cx);
+        let (before, messages) = (delivered(cx), cx.scratch.tally.messages);
         let settled = self.step(step, room, &[], cx);
         if settled.sent_any {
             self.last_activity = cx.turn.now;
         }
+        self.after_step(cx.scratch.tally.messages - messages, cx);
         self.cost(settled, before, cx)
     }
 
@@ -470,6 +517,7 @@ impl<T: ConversationSlot> Connection<T> {
             Ok(sent) => {
                 self.last_activity = cx.turn.now;
                 self.progress.forget();
+                self.note_progress(cx);
                 cx.use_budget(sent);
             }
             Err(error) => self.on_write_error(error),
@@ -484,7 +532,7 @@ impl<T: ConversationSlot> Connection<T> {
         self.write_buffer = None;
         match self.conversation.local() {
             Some(conversation) => conversation.end(write_failure(error)),
-            None => self.rare = Some(Box::new(Rare::SocketError(error))),
+            None => self.rare_mut().socket_error = Some(error),
         }
     }
 
@@ -493,7 +541,9 @@ impl<T: ConversationSlot> Connection<T> {
         let Some(conversation) = self.conversation.local() else {
             return PostAction::Wait;
         };
-        if conversation.is_aborted() {
+        // It makes room at once, also if its peer does not take the output before.
+        let gives_way = self.write_buffer.is_some() && frees_at_once(conversation);
+        if conversation.is_aborted() || gives_way {
             self.needs_reset = true;
             return PostAction::Remove;
         }
@@ -502,7 +552,7 @@ impl<T: ConversationSlot> Connection<T> {
             cx.deadline_changed();
             return PostAction::Wait;
         }
-        if conversation.input_ended() || self.needs_reset {
+        if conversation.input_ended() || self.needs_reset || frees_at_once(conversation) {
             return PostAction::Remove;
         }
         let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, cx.turn.now)
@@ -510,15 +560,15 @@ impl<T: ConversationSlot> Connection<T> {
             return PostAction::Remove;
         };
         self.notify_close(cx);
-        self.rare = Some(Box::new(Rare::Lingering(linger)));
+        self.rare_mut().linger = Some(linger);
         self.linger(buffer, cx)
     }
 
     /// Discards input until the peer has ended or a limit is reached.
     fn linger(&mut self, buffer: &mut [u8], cx: &mut LoopCx) -> PostAction {
-        match self.rare.as_deref_mut() {
-            Some(Rare::Lingering(linger)) => linger_on(&self.socket, linger, buffer, cx),
-            _ => PostAction::Wait,
+        match self.rare.as_deref_mut().and_then(|rare| rare.linger.as_mut()) {
+            Some(linger) => linger_on(&self.socket, linger, buffer, cx),
+            None => PostAction::Wait,
         }
     }
 

@@ -21,10 +21,11 @@ use crate::conversation::{
 };
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
-use crate::error::{CloseReason, UnsupportedError};
+use crate::error::{CloseReason, Limit, UnsupportedError};
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
 use crate::guard;
 use crate::mailbox::{Ended, Job, Notification};
+use crate::memory::MemoryCharge;
 use crate::sender::{Recipient, SendQueue};
 use crate::server_state::StopRequester;
 use crate::sys::{CatchDrop, Destination};
@@ -111,6 +112,8 @@ struct ConversationJob<H, F> {
     /// `None` after the final close, or after it has returned to the loop.
     conversation: Option<Box<OffloadConversation<H, F>>>,
     kind: JobKind,
+    /// The memory of the undecoded input, which the loop does not count meanwhile.
+    charge: Option<MemoryCharge>,
     /// Its read buffer stays empty, because a worker does not read.
     scratch: Scratch,
     entry: EntryRef,
@@ -138,6 +141,7 @@ enum JobKind {
     /// Deliver the buffered input and its end.
     Eof,
     IdleTimeout,
+    Limit(Limit),
     Stop,
     StopIfIdle,
     /// Close the conversation; it does not return to the loop.
@@ -190,6 +194,7 @@ impl JobKind {
             JobKind::Writable => conversation.writable(step_cx),
             JobKind::Timer => conversation.timer_expired(step_cx),
             JobKind::IdleTimeout => conversation.idle_timed_out(step_cx),
+            JobKind::Limit(limit) => conversation.exceed(*limit, step_cx),
             JobKind::Stop => conversation.stop(step_cx),
             JobKind::StopIfIdle => conversation.stop_if_idle(step_cx),
             JobKind::Close { .. } => {}
@@ -211,9 +216,13 @@ where
 {
     fn submit(&mut self, kind: JobKind, room: usize, may_close: bool, entry: &EntryRef) {
         let OffloadTarget { workers, service, .. } = &*self.target;
+        let held =
+            self.conversation.as_deref().map_or(0, |conversation| conversation.core().held());
+        let charge = (held > 0).then(|| MemoryCharge::new(entry.stop.memory().clone(), held));
         let job = ConversationJob {
             conversation: self.conversation.take(),
             kind,
+            charge,
             scratch: Scratch::default(),
             entry: entry.clone(),
             room,
@@ -262,6 +271,7 @@ where
             ConversationEvent::Writable => Some(JobKind::Writable),
             ConversationEvent::Timer => Some(JobKind::Timer),
             ConversationEvent::IdleTimeout => Some(JobKind::IdleTimeout),
+            ConversationEvent::Limit(limit) => Some(JobKind::Limit(limit)),
             ConversationEvent::Stop => Some(JobKind::Stop),
             ConversationEvent::StopIfIdle => Some(JobKind::StopIfIdle),
         };
@@ -285,6 +295,7 @@ where
         };
         cx.scratch.take_over(&mut job.scratch);
         self.conversation = job.conversation.take();
+        job.charge = None;
         self.target.keep(job);
     }
 
@@ -324,6 +335,10 @@ impl Driver for JobDriver<'_> {
     fn request_stop(&self) {
         self.stop_requested.set(true);
     }
+
+    fn is_overloaded(&self) -> bool {
+        self.entry.is_overloaded()
+    }
 }
 
 impl<H: Handler, F: Framing> ConversationJob<H, F> {
@@ -361,6 +376,15 @@ where
     H: Handler + Send + 'static,
     F: Framing + Send + 'static,
 {
+    fn taken(&mut self) -> (Instant, Instant) {
+        let queued = self.entry.now();
+        // The turn that submitted the job may have ended long ago.
+        self.entry.renew_now();
+        let taken = self.entry.now();
+        self.scratch.tally.wait(taken.saturating_duration_since(queued));
+        (queued, taken)
+    }
+
     fn run(&mut self) -> bool {
         if let JobKind::Close { closing } = &self.kind {
             let closing = closing.clone();
@@ -371,8 +395,6 @@ where
         let Some(OffloadConversation::Open(conversation)) = self.conversation.as_deref_mut() else {
             return false;
         };
-        // The turn that submitted the job may have ended long ago.
-        self.entry.renew_now();
         let driver = JobDriver { entry: &self.entry, stop_requested: Cell::new(false) };
         let mut step_cx = self.scratch.step_cx(&driver, self.room);
         self.kind.run(conversation, &mut step_cx);
@@ -417,6 +439,7 @@ pub(super) struct DatagramJob<H> {
     scratch: Scratch,
     reason: Option<CatchDrop<CloseReason>>,
     stop: StopRequester,
+    queued: Instant,
 }
 
 impl<H: Handler + Send + 'static> DatagramJob<H> {
@@ -425,6 +448,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
         datagram: Datagram,
         reply_socket: Arc<ReplySocket>,
         stop: StopRequester,
+        queued: Instant,
     ) -> Self {
         DatagramJob {
             handler: Some(handler),
@@ -433,6 +457,7 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
             scratch: Scratch::default(),
             reason: None,
             stop,
+            queued,
         }
     }
 
@@ -450,6 +475,12 @@ impl<H: Handler + Send + 'static> DatagramJob<H> {
 }
 
 impl<H: Handler + Send + 'static> Job for DatagramJob<H> {
+    fn taken(&mut self) -> (Instant, Instant) {
+        let taken = self.stop.clock().now();
+        self.scratch.tally.wait(taken.saturating_duration_since(self.queued));
+        (self.queued, taken)
+    }
+
     fn run(&mut self) -> bool {
         let Some(handler) = self.handler.take() else { return true };
         let Datagram { bytes, peer, id, from, truncated, .. } = &self.datagram;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use self::jobs::{DatagramJob, OffloadSlot, OffloadTarget};
+use super::queue_waits::QueueWait;
 use super::reactor::LoopConnections;
 use super::service::{
     HandlerFactory, ModeRunner, Requirements, RunContext, ServiceConfig, ServiceRunner,
@@ -15,7 +16,6 @@ use super::thread_pool::{PoolConfig, RunJob, ThreadPool};
 use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::Peer;
 use crate::conversation::{Framing, Handler};
-use crate::counters::Published;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::event_loop::{DatagramDispatcher, Dispatcher, EntryRef, LoopCx, StreamDispatcher};
 use crate::mailbox::{Job, Mailbox, Notification, abandon};
@@ -42,6 +42,18 @@ mod jobs;
 /// If the system cannot start more workers (`RLIMIT_NPROC`, a control group's limit on pids,
 /// memory), messages wait for the existing ones, and a warning is logged at most once in ten
 /// seconds. If there is no worker at all, the loop runs the handlers itself.
+///
+/// See [`guide::blocking_work`](crate::guide::blocking_work).
+///
+/// ```
+/// use socketserver::{Offload, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Offload::new(64)) // as many calls that block at once
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Offload {
     workers: NonZeroUsize,
@@ -88,7 +100,7 @@ where
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn StreamDispatcher + 'a>> {
         let OffloadRunner { config, workers } = self;
-        workers.count_into(&run_cx.control.published);
+        workers.begin_run(run_cx);
         let connections = LoopConnections::new(config, run_cx)?;
         let target = Rc::new(OffloadTarget::new(workers.clone(), run_cx.service));
         Ok(Box::new(OffloadStreamDispatcher { connections, workers, target }))
@@ -98,7 +110,7 @@ where
         &'a mut self,
         run_cx: &RunContext<'_>,
     ) -> io::Result<Box<dyn DatagramDispatcher + 'a>> {
-        self.workers.count_into(&run_cx.control.published);
+        self.workers.begin_run(run_cx);
         let make = self.config.start.start(run_cx)?;
         let reply_socket = run_cx.listener_handle.reply_socket.clone();
         let workers = &self.workers;
@@ -192,8 +204,9 @@ impl<H: Handler + Send + 'static, F> DatagramDispatcher for OffloadDatagramDispa
         let datagram = Datagram::new(bytes, peer, id, received);
         let EntryRef { stop, token, .. } = &cx.call.entry;
         let reply_socket = self.reply_socket.clone();
-        let work = Box::new(DatagramJob::new(handler, datagram, reply_socket, stop.clone()));
-        self.workers.submit(stop.mailbox(), *token, work);
+        let (stop, queued) = (stop.clone(), cx.turn.now);
+        let work = Box::new(DatagramJob::new(handler, datagram, reply_socket, stop, queued));
+        self.workers.submit(cx.call.entry.mailbox(), *token, work);
     }
 
     fn returned(&mut self, work: Box<dyn Job>, cx: &mut LoopCx) -> Option<(Destination, Vec<u8>)> {
@@ -217,6 +230,11 @@ impl RunJob<QueuedJob> for RunOffloadJob {
     /// last job.
     type After = Option<Arc<Mailbox>>;
 
+    fn taken(&self, job: &mut QueuedJob) -> Option<QueueWait> {
+        let (queued, taken) = job.work.taken();
+        Some(QueueWait { queued, taken })
+    }
+
     fn run(&self, job: QueuedJob) -> Option<Arc<Mailbox>> {
         let QueuedJob { mailbox, run, token, mut work } = job;
         if work.run() {
@@ -238,7 +256,8 @@ impl RunJob<QueuedJob> for RunOffloadJob {
     }
 
     /// No worker can be started, so the job runs on this thread.
-    fn refuse(&self, job: QueuedJob) {
+    fn refuse(&self, mut job: QueuedJob) {
+        self.taken(&mut job);
         self.after(self.run(job));
     }
 }
@@ -276,9 +295,8 @@ impl OffloadWorkers {
         self.pool.push(job);
     }
 
-    /// Counts the wakes of workers in `published` from now on.
-    pub(crate) fn count_into(&self, published: &Arc<Published>) {
-        self.pool.count_into(published);
+    fn begin_run(&self, run_cx: &RunContext<'_>) {
+        self.pool.begin_run(&run_cx.control.published, run_cx.stop.pool_flag());
     }
 
     /// Wakes or starts a worker for the queued jobs: called once per turn, for any number of jobs.

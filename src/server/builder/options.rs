@@ -35,6 +35,8 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Python's `allow_reuse_port`: lets several sockets that all set it share the port; the kernel
     /// distributes requests among them. Off by default. For TCP and UDP.
+    ///
+    /// See [`guide::several_cpus`](crate::guide::several_cpus).
     #[doc(alias = "allow_reuse_port")]
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.settings.bind.reuse_port = reuse;
@@ -79,6 +81,53 @@ impl<F, D, K> Builder<F, D, K> {
     #[doc(alias = "SO_KEEPALIVE")]
     pub fn keepalive(self, idle: Duration, interval: Duration, retries: u32) -> Self {
         self.option(SocketOption::Keepalive { idle, interval, retries })
+    }
+
+    /// Sets how long data that was sent may stay unacknowledged, or wait because the peer's window is
+    /// 0, until TCP resets the connection; the handler then gets
+    /// [`CloseReason::Disconnected`](crate::CloseReason::Disconnected). So the kernel itself ends a
+    /// peer that has disappeared or reads nothing. By default, on Linux, one and a half times
+    /// [`Limits::write_timeout`](crate::Limits::write_timeout): it ends a peer that never takes output which
+    /// the kernel has taken whole. If that limit is off, or with [`keepalive`](Self::keepalive), the
+    /// system's value: usually about 15 minutes for a peer that has disappeared, and no limit for a
+    /// window of 0. For TCP, on Linux; elsewhere it is an error.
+    ///
+    /// It is rounded up to milliseconds. The option is set once, on the listening socket, and
+    /// accepted connections inherit it. `TCP_USER_TIMEOUT`, see
+    /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html).
+    /// [`Limits::write_timeout`](crate::Limits::write_timeout) has a similar effect, for all
+    /// transports and without the kernel; with keepalive, this option also decides when a peer that
+    /// answers no probe is gone.
+    #[doc(alias = "TCP_USER_TIMEOUT")]
+    pub fn user_timeout(self, timeout: Duration) -> Self {
+        self.option(SocketOption::UserTimeout(timeout))
+    }
+
+    /// Lets the kernel hold back a client that has connected until its first data arrives, or until
+    /// this time has passed: a silent client costs neither a descriptor nor a thread. Off by default.
+    /// Not for a protocol in which the server speaks first: there the client would wait for all of
+    /// the time. For TCP, on Linux; elsewhere it is an error.
+    ///
+    /// It is rounded up to whole seconds, and the kernel rounds up to one of its retransmissions of
+    /// the handshake: 1, 3, 7, 15 seconds and so on. `TCP_DEFER_ACCEPT`, see
+    /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Lines, Server, handler_fn};
+    ///
+    /// let builder = Server::tcp("127.0.0.1:0")?.framing(Lines::default());
+    /// # #[cfg(target_os = "linux")]
+    /// let builder = builder
+    ///     .user_timeout(Duration::from_secs(30))
+    ///     .defer_accept(Duration::from_secs(7)); // the client speaks first
+    /// let server = builder.serve(|_peer| handler_fn(|line, cx| cx.send(line)))?;
+    /// # drop(server);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    #[doc(alias = "TCP_DEFER_ACCEPT")]
+    pub fn defer_accept(self, time: Duration) -> Self {
+        self.option(SocketOption::DeferAccept(time))
     }
 
     /// Sets the permissions of a Unix socket's file, for example `0o660`, before any client can

@@ -233,7 +233,7 @@ impl Launcher {
         let is_asked_for = |wanted: fn(&Kind) -> bool| servers.iter().any(|s| wanted(&s.kind));
         let ours = match &args.ours {
             Some(path) => Some(path.clone()),
-            None if is_asked_for(is_ours) => build(SOCKETSERVER, &["--example", "echo"]),
+            None if is_asked_for(is_ours) => build(PACKAGE, &["--bin", "ours-echo"]),
             None => None,
         };
         let is_wanted = is_asked_for(|kind| *kind == Kind::OursLines);
@@ -348,13 +348,13 @@ impl Launcher {
 }
 
 /// The directory of `socketserver`, whose example `echo` runs all its modes.
-const SOCKETSERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+pub(super) const SOCKETSERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// The directory of this package.
-const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
+pub(super) const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Builds a program of the package in `directory`; returns its path.
-fn build(directory: &str, target: &[&str]) -> Option<PathBuf> {
+pub(super) fn build(directory: &str, target: &[&str]) -> Option<PathBuf> {
     progress(format_args!("building {}", target.join(" ").trim_start_matches('-')));
     let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--release", "--message-format", "json-render-diagnostics"])
@@ -382,7 +382,7 @@ fn build_libuv() -> Option<PathBuf> {
 }
 
 /// The interpreter itself, and not a wrapper that selects one.
-fn find_python() -> Option<PathBuf> {
+pub(super) fn find_python() -> Option<PathBuf> {
     let output =
         Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;

@@ -5,6 +5,7 @@
 //!   outcome.rs        the result of a comparison, as a table
 //!   deterministic.rs  system calls and instructions per request                 (needs none)
 //!   memory.rs         the memory of an idle connection
+//!   attacks/          hello-worlds under attack: who survives, at which cost
 //!   bounds.rs         the bounds of the figures of the last two
 //!   ───────────────
 //!   counts.rs         parsers of the output of strace and callgrind
@@ -16,6 +17,8 @@
 //!   progress.rs       messages about the progress of a run
 //! ```
 
+#[cfg(feature = "foundations")]
+pub mod attacks;
 #[cfg(feature = "foundations")]
 mod bounds;
 #[cfg(feature = "foundations")]

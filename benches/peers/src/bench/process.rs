@@ -48,7 +48,7 @@ impl Drop for Scratch {
 pub struct Pin(pub Option<usize>);
 
 /// Starts `command` on its CPU; the kernel ends it when this process ends.
-fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
+pub(super) fn spawn(mut command: Command, pin: Pin) -> Result<Child> {
     let prepare = move || {
         sys::die_with_parent()?;
         pin.0.map_or(Ok(()), sys::pin_to)
@@ -146,7 +146,7 @@ impl Drop for ServerProcess {
 }
 
 /// The URL in the line that a server prints when it listens.
-fn listening_line(child: &mut Child) -> Result<String> {
+pub(super) fn listening_line(child: &mut Child) -> Result<String> {
     let stdout = child.stdout.as_mut().context("no stdout")?;
     if !sys::wait_readable(&*stdout, PATIENCE)? {
         bail!("it printed nothing");
@@ -230,7 +230,7 @@ fn load_command(generator: &Path, server: &ServerProcess) -> Command {
 }
 
 /// Waits for the exit of `child`, for at most `limit`.
-fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
+pub(super) fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
     const STEP: Duration = Duration::from_millis(2);
     let deadline = Instant::now() + limit;
     loop {

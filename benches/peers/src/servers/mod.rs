@@ -14,6 +14,7 @@
 //! [`Endpoint::bind`].
 
 mod connection;
+mod lines;
 mod may;
 mod message_io;
 mod mio;
@@ -59,6 +60,9 @@ pub struct ServeArgs {
     /// Bytes of read buffer, per server or, if the foundation needs it, per connection
     #[arg(long, value_name = "BYTES", default_value_t = READ_BUFFER)]
     buffer: usize,
+    /// The hello-world of the foundation: sends each line back (tokio-mt, message-io, std-threads)
+    #[arg(long)]
+    lines: bool,
 }
 
 /// The default size of the read buffer.
@@ -73,6 +77,9 @@ const DATAGRAMS_AT_ONCE: usize = 32;
 /// Runs a server until the process is killed.
 pub fn serve(args: &ServeArgs) -> Result<()> {
     let ServeArgs { listen, buffer, .. } = args;
+    if args.lines {
+        return lines::serve(args.foundation, listen);
+    }
     match args.foundation {
         Foundation::Raw => raw::serve(listen, *buffer),
         Foundation::Mio => mio::serve(listen, *buffer),

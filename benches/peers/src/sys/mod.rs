@@ -12,9 +12,10 @@ mod socket;
 pub use datagrams::Batch;
 pub use epoll::{Epoll, Event, Events};
 pub use process::{
-    anonymous_kib, before_exec, busy_time, children, context_switches, cpu_time, cpus,
-    die_with_parent, own_cpu_time, pin_to, pin_to_any, precise_timers, raise_descriptor_limit,
-    run_when_idle, signal, thread_states, threads, wait_readable, waiting_time,
+    Resources, anonymous_kib, before_exec, busy_time, children, context_switches, cpu_time, cpus,
+    die_with_parent, limit_descriptors, lower_priority, own_cpu_time, pin_to, pin_to_any,
+    precise_timers, raise_descriptor_limit, resources, run_when_idle, signal, thread_states,
+    threads, wait_readable, waiting_time,
 };
 pub use socket::{Socket, accept, adopt, bind_without_port};
 

@@ -84,6 +84,50 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
     Ok(())
 }
 
+/// Sets how many files this process may open, now and later. Makes only system calls.
+pub fn limit_descriptors(count: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
+    // SAFETY: `limit` outlives the call, which only reads it.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(())
+}
+
+/// Lets other processes run first on a busy CPU. Makes only a system call.
+pub fn lower_priority() -> io::Result<()> {
+    const NICE: libc::c_int = 10;
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) })?;
+    Ok(())
+}
+
+/// What a process takes from the system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Resident memory, in KiB.
+    pub resident: u64,
+    /// The most resident memory so far, in KiB.
+    pub peak: u64,
+    /// Open files.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: u64,
+}
+
+/// What the process `pid` takes from the system now, without its children.
+pub fn resources(pid: u32) -> io::Result<Resources> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    };
+    Ok(Resources {
+        resident: field("VmRSS:"),
+        peak: field("VmHWM:"),
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+        threads: field("Threads:"),
+    })
+}
+
 /// Sends `signal` to the process `pid`, which the caller started.
 pub fn signal(pid: u32, signal: libc::c_int) -> io::Result<()> {
     // SAFETY: takes plain numbers.

@@ -6,31 +6,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::active::Registration;
+use super::limits::{LimitClock, MEMORY_CHECK, SessionMemory, resets};
 use super::wait::{Input, Wait as _, WaitStrategy};
-use super::wait_limits::{Stall, WaitLimits};
 use super::{Served, Session, SessionCx};
 use crate::address::{LogPeer, Peer};
-use crate::closing::{Linger, Lingering, Progress, failure, write_failure};
+use crate::closing::{Linger, Lingering, Progress, failure};
 use crate::conversation::{Conversation, Driver, Framing, Handler, StepCx, Work};
-use crate::error::{CloseReason, UnsupportedError};
-use crate::sender::{Ending, Recipient, SendQueue, SenderLimit, Waker};
+use crate::error::{CloseReason, Limit, UnsupportedError};
+use crate::limits::Limits;
+use crate::sender::{Recipient, SendQueue, SenderLimit, Waker};
 use crate::server_state::StopRequester;
 use crate::sys::{self, PollInterest, Socket};
-use crate::write_buffer::{WriteBuffer, send_segments};
+use output::{retry_write, send};
+
+mod output;
 
 /// A connection with its conversation, ready to be served.
 pub(crate) struct StreamSession<H, F> {
     pub(crate) socket: Arc<Socket>,
     pub(crate) conversation: Conversation<H, F>,
     pub(crate) limits: SessionLimits,
+    pub(crate) accepted: Instant,
 }
 
-/// The output limits of a session.
-#[derive(Debug, Clone, Copy)]
+/// The limits of a session.
+#[derive(Debug, Clone)]
 pub(crate) struct SessionLimits {
     /// How much output is collected before it is written, in bytes.
     pub(crate) room: usize,
     pub(crate) sender: SenderLimit,
+    pub(crate) peer: Arc<Limits>,
 }
 
 /// The driver of a conversation that a thread serves with blocking calls.
@@ -44,8 +49,11 @@ struct ThreadDriver<'a> {
 impl Driver for ThreadDriver<'_> {
     fn send_queue(&self, recipient: Recipient) -> Result<Arc<SendQueue>, UnsupportedError> {
         let Some(registration) = self.registration else { return Err(self.unsupported) };
-        let wakeup = registration.wakeup().map_err(|_| UnsupportedError::NoDescriptor)?;
-        Ok(Arc::new(SendQueue::new(Waker::Thread(wakeup.clone()), self.limit, recipient)))
+        let waker = registration.waker().map_err(|_| UnsupportedError::NoDescriptor)?;
+        let waker = Waker::Thread(waker.clone());
+        let send_queue = Arc::new(SendQueue::new(waker, self.limit, recipient));
+        registration.set_send_queue(&send_queue);
+        Ok(send_queue)
     }
 
     fn now(&self) -> Instant {
@@ -55,19 +63,24 @@ impl Driver for ThreadDriver<'_> {
     fn request_stop(&self) {
         self.stop.request();
     }
+
+    fn is_overloaded(&self) -> bool {
+        self.stop.is_overloaded()
+    }
 }
 
 impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
     fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let StreamSession { socket, mut conversation, limits } = *self;
+        let StreamSession { socket, mut conversation, limits, accepted } = *self;
         let mut buffer = std::mem::take(&mut cx.scratch.buffer);
-        let cut = serve(&socket, &mut conversation, limits, &mut buffer, cx);
+        let clock = LimitClock::new(&limits.peer, accepted);
+        let cut = serve(&socket, &mut conversation, &limits, clock, &mut buffer, cx);
         let peer = conversation.peer().clone();
         cx.wait.set_ended();
         let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
         // The conversation ends here, before its connection lingers.
         let reason = conversation.closed(&mut cx.scratch.tally);
-        let ended = conversation.input_ended();
+        let ended = conversation.input_ended() || frees_at_once(&reason);
         let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
         cx.scratch.buffer = buffer;
         let origin = LogPeer { id: conversation.id(), peer };
@@ -79,14 +92,19 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
 fn serve<H: Handler, F: Framing>(
     socket: &Socket,
     conversation: &mut Conversation<H, F>,
-    limits: SessionLimits,
+    limits: &SessionLimits,
+    clock: LimitClock<'_>,
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> bool {
-    let mut pump = StreamPump::new(socket, conversation, limits);
+    let mut pump = StreamPump::new(socket, conversation, limits, clock);
     pump.step(&[], cx, &|conversation, step_cx| conversation.open(step_cx));
     let mut last_work = Work::Input;
     while !pump.conversation.is_closing() {
+        if let Some(limit) = cx.wait.limit() {
+            pump.exceed(limit, cx);
+            continue;
+        }
         if pump.notify_stop(cx) {
             continue;
         }
@@ -122,7 +140,11 @@ fn serve<H: Handler, F: Framing>(
 struct StreamPump<'a, H, F> {
     socket: &'a Socket,
     conversation: &'a mut Conversation<H, F>,
-    limits: SessionLimits,
+    limits: &'a SessionLimits,
+    clock: LimitClock<'a>,
+    memory: SessionMemory,
+    /// It does not read because memory is tight.
+    is_starved: bool,
     /// Whether output was lost.
     cut: bool,
     /// How much output the peer has taken.
@@ -147,12 +169,16 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
     fn new(
         socket: &'a Socket,
         conversation: &'a mut Conversation<H, F>,
-        limits: SessionLimits,
+        limits: &'a SessionLimits,
+        clock: LimitClock<'a>,
     ) -> Self {
         StreamPump {
             socket,
             conversation,
             limits,
+            clock,
+            memory: SessionMemory::default(),
+            is_starved: false,
             cut: false,
             progress: Progress::default(),
             idle_since: None,
@@ -167,21 +193,69 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         cx: &mut SessionCx<'_>,
         take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
     ) {
-        let StreamPump { socket, conversation, limits, cut, idle_since, .. } = self;
-        call(conversation, *limits, cx, take);
-        let mut sent = Ok(());
+        let StreamPump { socket, conversation, limits, memory, cut, idle_since, .. } = self;
+        let messages = cx.scratch.tally.messages;
+        call(conversation, limits.sender, limits.room, cx, take);
+        let mut sent = Ok(false);
         if !conversation.is_aborted() && !cx.scratch.output_buffer.is_empty() {
             *idle_since = None;
-            sent = send(socket, conversation, conversation.input(fresh), cx);
+            sent = send(socket, conversation, limits, conversation.input(fresh), memory, cx);
         }
         cx.scratch.output_buffer.clear();
         conversation.consume_delivered(fresh);
-        if let Err(failed) = sent {
-            *cut |= !retry_write(socket, conversation, *limits, failed, cx);
-        }
+        let has_waited = sent.unwrap_or_else(|failed| {
+            *cut |= !retry_write(socket, conversation, limits, *failed, memory, cx);
+            true
+        });
         if !conversation.is_fast() && !conversation.is_closing() && conversation.take_output_end() {
             // It fails if the peer is gone, which the next read reports.
             let _ = socket.shutdown(Shutdown::Write);
+        }
+        let messages = cx.scratch.tally.messages - messages;
+        self.after_step(messages, has_waited, !fresh.is_empty(), cx);
+    }
+
+    /// Notes what a step has left: a message in part, memory. While the session waited for the peer to
+    /// take output, no time of a message passes.
+    fn after_step(
+        &mut self,
+        messages: u64,
+        has_waited: bool,
+        has_input: bool,
+        cx: &mut SessionCx<'_>,
+    ) {
+        if messages > 0 && self.clock.messages_came(messages) {
+            cx.wait.prove();
+        }
+        self.memory.hold(self.conversation.held(), cx.stop, &cx.wait);
+        if self.conversation.is_closing() {
+            return;
+        }
+        let mut exceeded = self.memory.limit();
+        if self.conversation.waits_for_rest() {
+            self.clock.message_in_part(messages > 0 || has_waited);
+            let buffered = self.conversation.buffered();
+            if self.clock.is_too_much(buffered) {
+                exceeded = exceeded.or(Some(Limit::BufferedInput));
+            } else if has_input && messages == 0 {
+                exceeded = exceeded.or_else(|| self.clock.expired(Instant::now(), buffered));
+            }
+        } else {
+            self.clock.no_message_in_part();
+        }
+        if let Some(limit) = exceeded {
+            self.exceed(limit, cx);
+        }
+    }
+
+    /// The peer has reached a limit: the conversation ends.
+    #[cold]
+    fn exceed(&mut self, limit: Limit, cx: &mut SessionCx<'_>) {
+        if resets(limit) {
+            self.conversation.end(CloseReason::Limit(limit));
+            self.cut = true;
+        } else {
+            self.step(&[], cx, &|conversation, step_cx| conversation.exceed(limit, step_cx));
         }
     }
 
@@ -220,12 +294,43 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         if self.conversation.is_closing() {
             return;
         }
-        match self.wait_for_input(has_other_work, buffer, cx) {
-            Ok(Input::TimedOut) if is_timer_due(self.conversation) => {}
-            // Only the kernel knows whether the peer takes the output, and only this place asks it.
-            Ok(Input::TimedOut) if self.progress.is_made(self.socket) => self.idle_since = None,
+        let retirement = self.clock.retirement(self.conversation.waits_for_rest());
+        let waits = has_other_work || self.conversation.is_paused();
+        if let Some(limit) = retirement.filter(|_| !waits) {
+            return self.exceed(limit, cx);
+        }
+        let was_starved = self.is_starved;
+        self.is_starved = self.memory.is_starved(cx.stop);
+        cx.scratch.tally.memory_pauses += u64::from(self.is_starved && !was_starved);
+        let may_read = retirement.is_none() && !self.is_starved;
+        match self.wait_for_input(has_other_work, may_read, buffer, cx) {
+            Ok(Input::TimedOut) => self.timed_out(cx),
             Ok(input) => self.take_input(input, buffer, cx),
             Err(error) => self.conversation.end(CloseReason::Disconnected(error)),
+        }
+    }
+
+    /// A wait has timed out: a limit or the idle timeout may be reached. A timer is served next.
+    fn timed_out(&mut self, cx: &mut SessionCx<'_>) {
+        let now = Instant::now();
+        if self.conversation.is_timer_due(now) {
+            return;
+        }
+        if let Some(limit) = self.clock.expired(now, self.conversation.buffered()) {
+            return self.exceed(limit, cx);
+        }
+        let idle = self.idle_since.map(|since| now.saturating_duration_since(since));
+        if self
+            .conversation
+            .idle_timeout()
+            .is_none_or(|timeout| idle.is_none_or(|idle| idle < timeout))
+        {
+            return;
+        }
+        self.idle_since = None;
+        // Only the kernel knows whether the peer takes the output, and only this place asks it.
+        if !self.progress.is_made(self.socket) {
+            self.step(&[], cx, &|conversation, step_cx| conversation.idle_timed_out(step_cx));
         }
     }
 
@@ -233,12 +338,13 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
     fn wait_for_input(
         &mut self,
         has_other_work: bool,
+        may_read: bool,
         buffer: &mut [u8],
         cx: &mut SessionCx<'_>,
     ) -> io::Result<Input> {
         let timeout = if has_other_work { None } else { self.wait_timeout() };
         let conversation = &*self.conversation;
-        let is_read = !conversation.input_ended() && !conversation.is_paused();
+        let is_read = may_read && !conversation.input_ended() && !conversation.is_paused();
         let idle = conversation.is_idle();
         if has_other_work {
             let has_messages = conversation.send_queue().is_some_and(|queue| !queue.is_empty());
@@ -276,17 +382,19 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
         }
     }
 
-    /// The maximum time of a wait: until the idle timeout or the timer.
+    /// The maximum time of a wait: until the idle timeout, the timer or a limit.
     fn wait_timeout(&mut self) -> Option<Duration> {
         let (idle_timeout, timer) = (self.conversation.idle_timeout(), self.conversation.timer());
-        if idle_timeout.is_none() && timer.is_none() {
-            return None;
+        let limit = self.clock.deadline(self.conversation.buffered());
+        if idle_timeout.is_none() && timer.is_none() && limit.is_none() {
+            return self.is_starved.then_some(MEMORY_CHECK);
         }
         let now = Instant::now();
-        let since = *self.idle_since.get_or_insert(now);
-        let idle = idle_timeout.and_then(|timeout| since.checked_add(timeout));
-        let until = idle.into_iter().chain(timer).min()?;
-        Some(until.saturating_duration_since(now))
+        let idle = idle_timeout
+            .and_then(|timeout| self.idle_since.get_or_insert(now).checked_add(timeout));
+        let until = idle.into_iter().chain(timer).chain(limit).min()?;
+        let left = until.saturating_duration_since(now);
+        Some(if self.is_starved { left.min(MEMORY_CHECK) } else { left })
     }
 
     fn take_input(&mut self, input: Input, buffer: &[u8], cx: &mut SessionCx<'_>) {
@@ -300,11 +408,8 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
                 let fresh = &buffer[..count];
                 self.step(fresh, cx, &|conversation, step_cx| conversation.receive(fresh, step_cx));
             }
-            Input::Woken => {}
-            Input::TimedOut => {
-                self.idle_since = None;
-                self.step(&[], cx, &|conversation, step_cx| conversation.idle_timed_out(step_cx));
-            }
+            Input::Woken | Input::TimedOut => {}
+            Input::Limit(limit) => self.exceed(limit, cx),
             Input::Stopping if !self.conversation.is_stop_notified() => {
                 self.step(&[], cx, &|conversation, step_cx| conversation.stop(step_cx));
             }
@@ -318,15 +423,11 @@ fn is_timer_due<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> bo
     conversation.timer().is_some() && conversation.is_timer_due(Instant::now())
 }
 
-/// How a send waits for its peer.
-fn wait_limits<H: Handler, F: Framing>(conversation: &Conversation<H, F>) -> WaitLimits {
-    WaitLimits { timeout: conversation.output_timeout(), deadline: conversation.timer() }
-}
-
 /// Calls the conversation; its output is collected.
 fn call<H: Handler, F: Framing>(
     conversation: &mut Conversation<H, F>,
-    limits: SessionLimits,
+    sender_limit: SenderLimit,
+    room: usize,
     cx: &mut SessionCx<'_>,
     take: &dyn Fn(&mut Conversation<H, F>, &mut StepCx<'_>),
 ) {
@@ -335,115 +436,14 @@ fn call<H: Handler, F: Framing>(
         WaitStrategy::Thread(registration) => Some(registration),
         _ => None,
     };
-    let driver = ThreadDriver { registration, unsupported, limit: limits.sender, stop: cx.stop };
-    let mut step_cx = cx.scratch.step_cx(&driver, limits.room);
+    let driver = ThreadDriver { registration, unsupported, limit: sender_limit, stop: cx.stop };
+    let mut step_cx = cx.scratch.step_cx(&driver, room);
     take(conversation, &mut step_cx);
 }
 
-/// The output that the kernel did not take, and the error.
-struct FailedWrite {
-    unsent: WriteBuffer,
-    error: io::Error,
-    stall: Stall,
-}
-
-/// Sends the collected output.
-fn send<H: Handler, F: Framing>(
-    socket: &Socket,
-    conversation: &Conversation<H, F>,
-    input: &[u8],
-    cx: &mut SessionCx<'_>,
-) -> Result<(), FailedWrite> {
-    let SessionCx { scratch, wait, .. } = cx;
-    let (output_buffer, tally) = (&mut scratch.output_buffer, &mut scratch.tally);
-    if output_buffer.is_empty() {
-        return Ok(());
-    }
-    let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-    let mut stall = Stall::from(wait_limits(conversation));
-    let mut unsent = WriteBuffer::default();
-    let written = match output_buffer.contiguous(input) {
-        Some(bytes) => {
-            let mut left = bytes;
-            let written = wait.write_all(socket, &mut left, false, &mut stall, send_queue);
-            let sent = bytes.len() - left.len();
-            tally.bytes_out += sent as u64;
-            if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-                unsent.keep(output_buffer, input, sent);
-            }
-            written
-        }
-        None => send_segments(socket, output_buffer, input).and_then(|(sent, _)| {
-            tally.bytes_out += sent as u64;
-            unsent.keep(output_buffer, input, sent);
-            wait.flush(socket, &mut unsent, &mut stall, send_queue, &mut tally.bytes_out)
-        }),
-    };
-    written.map_err(|error| FailedWrite { unsent, error, stall })
-}
-
-/// Retries a write to a peer that takes no output; returns whether all output was sent. Meanwhile it
-/// calls the handler when its timer has expired, and each time that its idle timeout has passed.
-#[cold]
-fn retry_write<H: Handler, F: Framing>(
-    socket: &Socket,
-    conversation: &mut Conversation<H, F>,
-    limits: SessionLimits,
-    failed: FailedWrite,
-    cx: &mut SessionCx<'_>,
-) -> bool {
-    let FailedWrite { mut unsent, mut error, mut stall } = failed;
-    loop {
-        let has_stalled = stall.take_timed_out();
-        match conversation.ending() {
-            // A `Sender` has aborted the connection.
-            Ending::Aborted => {
-                conversation.abort();
-                return false;
-            }
-            Ending::Closing if has_stalled => {
-                conversation.abort();
-                return false;
-            }
-            _ => {}
-        }
-        if error.kind() != io::ErrorKind::TimedOut {
-            conversation.end(match cx.wait.is_cut() {
-                true => CloseReason::Shutdown,
-                false => write_failure(error),
-            });
-            return false;
-        }
-        if conversation.is_closing() {
-            return false;
-        }
-        // What waits takes up room.
-        let room = limits.room.saturating_sub(unsent.len());
-        call(conversation, SessionLimits { room, ..limits }, cx, &|conversation, step_cx| {
-            if is_timer_due(conversation) {
-                conversation.timer_expired(step_cx);
-            }
-            if has_stalled && !conversation.is_closing() {
-                conversation.idle_timed_out(step_cx);
-            }
-        });
-        if conversation.is_aborted() {
-            cx.scratch.output_buffer.clear();
-            return false;
-        }
-        if conversation.is_closing() {
-            stall.restart();
-        }
-        stall.set_wait_limits(wait_limits(conversation));
-        unsent.keep(&mut cx.scratch.output_buffer, &[], 0);
-        cx.scratch.output_buffer.clear();
-        let send_queue = conversation.send_queue().map(|send_queue| &**send_queue);
-        let bytes_out = &mut cx.scratch.tally.bytes_out;
-        match cx.wait.flush(socket, &mut unsent, &mut stall, send_queue, bytes_out) {
-            Ok(()) => return true,
-            Err(next) => error = next,
-        }
-    }
+/// Whether a connection that closes for this reason makes room at once, and does not linger.
+pub(super) fn frees_at_once(reason: &CloseReason) -> bool {
+    matches!(reason, CloseReason::Limit(Limit::Connections))
 }
 
 /// Closes a connection so that its output arrives, or with a reset if output was lost, so that the

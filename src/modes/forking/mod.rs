@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::service::{
     HandlerFactory, ListenerHandle, MakeFactory, ModeRunner, Requirements, RunContext,
@@ -12,17 +12,19 @@ use super::service::{
 };
 use crate::accepted::{Accepted, AcceptedStream};
 use crate::address::{LogPeer, Peer};
-use crate::blocking::{InterruptibleWait, Served, Session, SessionCx, WaitStrategy};
-use crate::conversation::Scratch;
+use crate::blocking::{Served, Session};
 use crate::datagram::Datagram;
-use crate::error::{CloseReason, Error, UnsupportedError};
+use crate::error::{CloseReason, Error};
 use crate::event_loop::{
-    DatagramDispatcher, Dispatcher, ListenerHooks, LoopAccess, LoopCx, StreamDispatcher,
+    DatagramDispatcher, Dispatcher, ListenerHooks, LoopAccess, LoopCx, Silent, StreamDispatcher,
 };
 use crate::guard;
 use crate::guard::log;
-use crate::server_state::{StopOutcome, StopRequester};
-use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Socket, Wakeup};
+use crate::server_state::StopRequester;
+use crate::sys::{self, Forked, InChild, RecvMeta};
+use children::{ChildCx, Children, ServedBy};
+
+mod children;
 
 /// The mode that serves each request in its own child process: Python's `ForkingMixIn`. Handlers do
 /// not share memory; each request costs a fork.
@@ -33,6 +35,18 @@ use crate::sys::{self, Child, Forked, InChild, PollInterest, RecvMeta, Socket, W
 /// the threads are counted in `/proc/self/task`, or, without `/proc`, by
 /// [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html); if neither works, a fork
 /// fails as well. Other systems do not report the number of threads; there the user must ensure it.
+///
+/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+///
+/// ```
+/// use socketserver::{Forking, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Forking::default().max_children(40))
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # drop(server);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forking {
     max_children: usize,
@@ -122,7 +136,7 @@ struct ForkDispatcher<'a, T, S> {
 impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
     fn new(runner: &'a mut ForkRunner<T, S>, run_cx: &RunContext<'_>) -> io::Result<Self> {
         let ForkRunner { start, serve, children } = runner;
-        children.begin(run_cx.drain);
+        children.begin(run_cx.drain, &run_cx.control.published);
         Ok(ForkDispatcher {
             make: start.start(run_cx)?,
             serve,
@@ -153,11 +167,14 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         hooks: &mut dyn ListenerHooks,
         access: &mut dyn LoopAccess,
     ) {
+        let (mut request, prepared) = (request, ServedBy::new(self.of_connections));
         let held = self.listener_handle.reply_socket.hold();
-        let forked = fork_if_sound(self.children.threads_allowed());
+        let forked = prepared.and_then(|served_by| {
+            fork_if_sound(self.children.threads_allowed()).map(|forked| (forked, served_by))
+        });
         drop(held);
         match forked {
-            Ok(Forked::Child(process)) => process.run(|process| {
+            Ok((Forked::Child(process), served_by)) => process.run(|process| {
                 self.pending.clear();
                 // The reply to a datagram is sent on the socket of the listener.
                 let keep_listener = matches!(request, Incoming::Datagram(_));
@@ -166,17 +183,18 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
                 }
                 access.close_all_but(keep_listener, &mut |descriptor| process.close(descriptor));
                 let cx = access.cx();
-                self.serve_in_child(request, process, &mut |origin, reason| {
+                cx.run.memory.enter_child();
+                self.serve_in_child(request, process, &served_by, &mut |origin, reason| {
                     hooks.fault(origin, reason, cx);
                 })
             }),
-            Ok(Forked::Parent(child)) => {
+            Ok((Forked::Parent(child), served_by)) => {
                 if let Err(error) = access.watch(child.as_fd().as_raw_fd()) {
                     log::warn!(
                         "cannot register the end of a child process with the poller: {error}"
                     );
                 }
-                self.children.add(child);
+                self.children.add(served_by.child(child, &mut request));
             }
             Err(error) => {
                 let cx = access.cx();
@@ -197,6 +215,7 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
         &mut self,
         request: Incoming,
         process: &InChild,
+        served_by: &ServedBy,
         fault: &mut dyn FnMut(&LogPeer, &CloseReason),
     ) -> i32 {
         let origin = match &request {
@@ -208,9 +227,12 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
             let session: Box<dyn Session> = match request {
                 Incoming::Stream(stream) => {
                     let made = self.make.make(&stream.accepted());
-                    let AcceptedStream { socket, peer, id } = stream;
+                    let AcceptedStream { socket, peer, id, permit } = stream;
+                    // The parent has its copy of the permit.
+                    std::mem::forget(permit);
                     let socket = connection.insert(Arc::new(socket)).clone();
-                    Box::new(self.serve.stream(made, &self.listener_handle, socket, peer, id))
+                    let (handle, now) = (&self.listener_handle, Instant::now());
+                    Box::new(self.serve.stream(made, handle, socket, peer, id, now))
                 }
                 Incoming::Datagram(mut datagram) => {
                     let reply_socket = &self.listener_handle.reply_socket;
@@ -226,7 +248,8 @@ impl<'a, T: 'static, S: SessionFactory<T>> ForkDispatcher<'a, T, S> {
             Ok(session) => {
                 let fault = |served: &Served| fault(&served.origin, &served.reason);
                 let connection = connection.as_deref();
-                self.children.serve_in_child(session, connection, process, &self.stop, fault)
+                let child = ChildCx { process, stop: &self.stop, standing: served_by.standing() };
+                self.children.serve_in_child(session, connection, &child, fault)
             }
             Err(message) => {
                 fault(&origin, &CloseReason::Panic(message));
@@ -246,10 +269,7 @@ impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     }
 
     fn on_ready(&mut self, cx: &mut LoopCx) {
-        let reaped = self.children.reap();
-        if self.of_connections {
-            cx.scratch.tally.closed += reaped as u64;
-        }
+        let reaped = self.children.reap(&mut cx.scratch.tally);
         cx.turn.capacity_freed |= reaped > 0;
     }
 
@@ -268,10 +288,11 @@ impl<T: 'static, S: SessionFactory<T>> Dispatcher for ForkDispatcher<'_, T, S> {
     }
 
     fn abort_all(&mut self, cx: &mut LoopCx) {
-        let killed = self.children.kill();
-        if self.of_connections {
-            cx.scratch.tally.closed += killed as u64;
-        }
+        self.children.kill(&mut cx.scratch.tally);
+    }
+
+    fn close_silent(&mut self, mature: u64, _for_waiting: bool) -> Silent {
+        self.children.close_silent(mature)
     }
 
     fn in_flight(&self) -> usize {
@@ -301,7 +322,7 @@ impl<T: 'static, S: SessionFactory<T>> DatagramDispatcher for ForkDispatcher<'_,
 }
 
 /// A request that waits for its child process.
-enum Incoming {
+pub(super) enum Incoming {
     Stream(AcceptedStream),
     Datagram(Box<Datagram>),
 }
@@ -328,166 +349,4 @@ fn fork_if_sound(allow_threads: bool) -> Result<Forked, Error> {
     // Otherwise both processes would write what is buffered for standard output.
     let _ = io::stdout().flush();
     sys::fork().map_err(Error::Loop)
-}
-
-/// The exit code of a child that a stop has ended while it was idle. A child whose request has
-/// failed exits with 1, all others with 0.
-const EXIT_IDLE: i32 = 90;
-
-/// The child processes of one service.
-#[derive(Debug)]
-struct Children {
-    mode: Forking,
-    children: Vec<Child>,
-    /// Whether they have been asked to finish.
-    stopping: bool,
-    /// How many have ended since then and were idle when they were asked.
-    ended_idle: usize,
-    /// How long a drop waits for the remaining children.
-    drain: Duration,
-}
-
-impl Children {
-    fn new(mode: Forking) -> Self {
-        Children {
-            mode,
-            children: Vec::new(),
-            stopping: false,
-            ended_idle: 0,
-            drain: Duration::ZERO,
-        }
-    }
-
-    /// A run begins.
-    fn begin(&mut self, drain: Duration) {
-        (self.stopping, self.ended_idle) = (false, 0);
-        self.drain = drain;
-    }
-
-    /// Asks all to finish their requests, and kills those that have not finished by the drain deadline.
-    fn finish(&mut self) {
-        self.terminate();
-        let deadline = Instant::now() + self.drain;
-        loop {
-            self.reap();
-            let Some(child) = self.children.first() else { return };
-            let left = deadline.saturating_duration_since(Instant::now());
-            let ended = sys::wait_for(&[(child.as_fd(), PollInterest::Read)], Some(left));
-            if left.is_zero() || ended.is_err() {
-                break;
-            }
-        }
-        self.kill();
-    }
-
-    /// How many more children are allowed.
-    fn room(&self) -> usize {
-        self.mode.max_children.saturating_sub(self.children.len())
-    }
-
-    fn threads_allowed(&self) -> bool {
-        self.mode.allow_threads
-    }
-
-    fn add(&mut self, child: Child) {
-        self.children.push(child);
-    }
-
-    fn len(&self) -> usize {
-        self.children.len()
-    }
-
-    /// Reaps the children that have ended; returns how many.
-    fn reap(&mut self) -> usize {
-        let before = self.children.len();
-        let mut idle = 0;
-        self.children.retain_mut(|child| {
-            let gone = child.reap();
-            idle += usize::from(gone && child.exit_code() == Some(EXIT_IDLE));
-            !gone
-        });
-        if self.stopping {
-            self.ended_idle += idle;
-        }
-        before - self.children.len()
-    }
-
-    /// How many have ended since they were asked to finish and were idle then.
-    fn ended_idle(&self) -> usize {
-        self.ended_idle
-    }
-
-    /// Asks all to finish their requests.
-    fn terminate(&mut self) {
-        self.stopping = true;
-        self.children.iter().for_each(Child::terminate);
-    }
-
-    /// Kills the remaining children; returns how many.
-    fn kill(&mut self) -> usize {
-        self.children.drain(..).map(|mut child| child.kill()).count()
-    }
-
-    /// The descriptors that the event loop registers: they report the ends of children.
-    fn watched(&self) -> Vec<RawFd> {
-        self.children.iter().map(|child| child.as_fd().as_raw_fd()).collect()
-    }
-
-    /// In the child: serves its request. Returns the exit code.
-    fn serve_in_child(
-        &mut self,
-        session: Box<dyn Session + '_>,
-        connection: Option<&Socket>,
-        process: &InChild,
-        stop: &StopRequester,
-        fault: impl FnOnce(&Served),
-    ) -> i32 {
-        for child in self.children.drain(..) {
-            process.close(child.as_fd().as_raw_fd());
-            std::mem::forget(child);
-        }
-        let wakeups: Vec<&Wakeup> = process.terminated().into_iter().collect();
-        let mut is_stopping = || sys::child_is_terminated();
-        let mut cx = SessionCx {
-            scratch: &mut Scratch::with_read_buffer(),
-            leaves_lingering: false,
-            wait: WaitStrategy::Interruptible(InterruptibleWait {
-                wakeups: &wakeups,
-                child_stop_request: None,
-                is_stopping: &mut is_stopping,
-                // The parent enforces the drain deadline.
-                drain: Duration::from_secs(365 * 24 * 3600),
-                deadline: None,
-                stop_outcome: None,
-            }),
-            no_sender: UnsupportedError::ForkingSender,
-            stop,
-        };
-        let linger = connection.and_then(|connection| connection.linger().ok());
-        sys::reset_on_termination(connection.map(AsFd::as_fd));
-        let served = session.run(&mut cx);
-        sys::reset_on_termination(None);
-        if let (Some(connection), Some(linger), false) = (connection, linger, served.cut) {
-            // The reply is complete, so the connection is closed without a reset.
-            let _ = connection.set_linger(linger);
-        }
-        let idle = match &mut cx.wait {
-            WaitStrategy::Interruptible(wait) => wait.stop_outcome() == Some(StopOutcome::Idle),
-            _ => false,
-        };
-        let fault_or_not = i32::from(served.reason.is_fault());
-        let code = if idle && fault_or_not == 0 { EXIT_IDLE } else { fault_or_not };
-        if served.reason.is_fault() {
-            fault(&served);
-        }
-        // Flushes what the handler has printed; no other code of the parent runs.
-        let _ = std::io::stdout().flush();
-        code
-    }
-}
-
-impl Drop for Children {
-    fn drop(&mut self) {
-        self.finish();
-    }
 }

@@ -2,27 +2,26 @@
 //! as with a file.
 
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, BufRead, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::stream::close;
-use super::wait::{Input, Wait, is_stop_error, stop_error};
-use super::wait_limits::WaitLimits;
-use super::{Served, Session, SessionCx};
-use crate::address::{Address, Credentials, LogPeer, Peer};
-use crate::connection_id::ConnectionId;
+use crate::address::{Address, Credentials, Peer};
 use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
-use crate::error::{CloseReason, HandlerResult};
-use crate::guard;
+use crate::error::{HandlerResult, Limit};
 use crate::server_state::StopRequester;
-use crate::sys::{self, CatchDrop, Socket};
+use crate::sys;
 use crate::transport::local_address;
+pub(crate) use session::{DatagramRequestSession, StreamRequestSession};
+use stream::Stream;
+
+mod reading;
+mod session;
+mod stream;
 
 /// A handler that serves one request from its first byte to its last and may block: Python's
 /// `BaseRequestHandler`, `StreamRequestHandler` and `DatagramRequestHandler` in one.
@@ -105,12 +104,30 @@ impl<R: RequestHandler + ?Sized> RequestHandler for Box<R> {
 
 /// A request as a [`RequestHandler`] sees it: a connection, or a datagram.
 ///
-/// It reads ([`Read`], [`BufRead`]: Python's `rfile`) and writes ([`Write`]: Python's `wfile`).
+/// It reads ([`Read`](std::io::Read), [`BufRead`]: Python's `rfile`) and writes ([`Write`]: Python's `wfile`).
 ///
 /// * On a stream a read waits for the peer, and a write goes out at once, whole, unless
 ///   [`set_write_buffer`](Request::set_write_buffer) says otherwise.
 /// * Of a datagram, reading gives its bytes; what is written becomes one datagram in reply, sent
 ///   when the handler is done, and none if nothing was written.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use std::time::Duration;
+/// use socketserver::{HandlerResult, Request, RequestHandler};
+///
+/// /// Python's `self.request.recv(1024)` and `self.request.sendall(...)`.
+/// struct Once;
+///
+/// impl RequestHandler for Once {
+///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+///         request.set_timeout(Duration::from_secs(10));
+///         let mut buffer = [0; 1024];
+///         let count = request.read(&mut buffer)?; // 0 at the end of input
+///         Ok(request.write_all(&buffer[..count])?)
+///     }
+/// }
+/// ```
 pub struct Request<'a> {
     channel: Channel<'a>,
     peer: Peer,
@@ -121,6 +138,7 @@ pub struct Request<'a> {
     written: Vec<u8>,
 }
 
+#[allow(clippy::large_enum_variant)] // there is one for each request, on the stack
 enum Channel<'a> {
     Stream(Stream<'a>),
     Datagram {
@@ -133,115 +151,8 @@ enum Channel<'a> {
     },
 }
 
-struct Stream<'a> {
-    socket: Arc<Socket>,
-    /// How it waits for its peer.
-    wait: &'a mut (dyn Wait + 'a),
-    wait_limits: WaitLimits,
-    /// What was read from the socket, of which the handler has taken the first `at` bytes.
-    input: Vec<u8>,
-    at: usize,
-    ended: bool,
-    /// Its handler says that nothing is in progress.
-    idle: bool,
-    /// Output was lost.
-    cut: bool,
-    /// How many written bytes are gathered before they go out.
-    write_buffer: usize,
-}
-
-impl<'a> Stream<'a> {
-    fn new(socket: Arc<Socket>, wait: &'a mut (dyn Wait + 'a)) -> Self {
-        Stream {
-            socket,
-            wait,
-            wait_limits: WaitLimits::default(),
-            input: Vec::new(),
-            at: 0,
-            ended: false,
-            idle: false,
-            cut: false,
-            write_buffer: 0,
-        }
-    }
-
-    /// Reads once more, behind what is there; false at the peer's end.
-    fn read_more(&mut self, tally: &mut Tally) -> io::Result<bool> {
-        if self.ended {
-            return Ok(false);
-        }
-        if self.wait_limits.has_expired() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        if self.at == self.input.len() {
-            self.input.clear();
-        } else {
-            self.input.drain(..self.at);
-        }
-        self.at = 0;
-        let start = self.input.len();
-        self.input.resize(start + READ_STEP, 0);
-        // A request is in progress until its handler returns, unless that says otherwise; what has
-        // come in part is in progress all the same.
-        let idle = self.idle && start == 0;
-        let timeout = self.wait_limits.next_wait();
-        let read = self.wait.read(&self.socket, &mut self.input[start..], timeout, idle, false);
-        self.input.truncate(start + if let Ok(Input::Bytes(count)) = read { count } else { 0 });
-        match read? {
-            Input::Bytes(0) => {
-                self.ended = true;
-                Ok(false)
-            }
-            Input::Bytes(count) => {
-                tally.bytes_in += count as u64;
-                Ok(true)
-            }
-            Input::TimedOut | Input::Woken => Err(io::ErrorKind::TimedOut.into()),
-            Input::Stopping if idle => Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the server is stopping and the request is idle",
-            )),
-            Input::Stopping => Err(stop_error()),
-        }
-    }
-
-    /// Sends all of it; `more` says that more output follows at once.
-    fn write_all(&mut self, mut bytes: &[u8], more: bool, tally: &mut Tally) -> io::Result<()> {
-        let total = bytes.len();
-        let mut stall = self.wait_limits.into();
-        let written = match self.wait_limits.has_expired() {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => self.wait.write_all(&self.socket, &mut bytes, more, &mut stall, None),
-        };
-        tally.bytes_out += (total - bytes.len()) as u64;
-        self.cut |= written.is_err();
-        written
-    }
-
-    /// Sends all of a part of a file.
-    fn send_file(
-        &mut self,
-        file: &File,
-        mut range: Range<u64>,
-        tally: &mut Tally,
-    ) -> io::Result<()> {
-        let start = range.start;
-        let mut stall = self.wait_limits.into();
-        let sent = match self.wait_limits.has_expired() {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => self.wait.send_file_all(&self.socket, file, &mut range, &mut stall),
-        };
-        tally.bytes_out += range.start - start;
-        self.cut |= sent.is_err();
-        sent
-    }
-}
-
 /// The most bytes that a UDP datagram holds over IPv4, see udp(7).
 const LONGEST_UDP: usize = 65_507;
-
-/// How much one read takes in at most: Python's default buffer size.
-const READ_STEP: usize = 8 * 1024;
 
 impl std::fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -361,6 +272,10 @@ impl Request<'_> {
     /// reading gives; after [`io::ErrorKind::TimedOut`] the call may be repeated, and nothing is
     /// lost.
     pub fn read_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.whole(Self::next_line)
+    }
+
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut scanned = 0;
         loop {
             let unread = self.unread();
@@ -397,7 +312,7 @@ impl Request<'_> {
     #[doc(alias = "timeout")]
     pub fn set_timeout(&mut self, timeout: impl Into<Option<Duration>>) {
         if let Channel::Stream(stream) = &mut self.channel {
-            stream.wait_limits.timeout = timeout.into();
+            stream.set_timeout(timeout.into());
         }
     }
 
@@ -557,8 +472,31 @@ impl Request<'_> {
     /// What can be read without waiting.
     fn unread(&self) -> &[u8] {
         match &self.channel {
-            Channel::Stream(stream) => &stream.input[stream.at..],
+            Channel::Stream(stream) => stream.unread(),
             Channel::Datagram { datagram, at, .. } => &datagram.bytes[*at..],
+        }
+    }
+
+    /// Runs a call that may need several reads: together they have the time of one message.
+    fn whole<T>(&mut self, call: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        if matches!(&self.channel, Channel::Stream(stream) if stream.is_in_whole()) {
+            return call(self);
+        }
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.begin_whole();
+        }
+        let result = call(self);
+        if let Channel::Stream(stream) = &mut self.channel {
+            stream.end_whole(result.is_ok());
+        }
+        result
+    }
+
+    /// The limit that the connection has reached.
+    fn exceeded(&self) -> Option<Limit> {
+        match &self.channel {
+            Channel::Stream(stream) => stream.exceeded(),
+            Channel::Datagram { .. } => None,
         }
     }
 
@@ -575,7 +513,9 @@ impl Request<'_> {
             Channel::Stream(_) => self.flush(),
             Channel::Datagram { reply_socket, datagram, answered, .. } => {
                 if *answered {
-                    reply_socket.reply(&datagram.from, &self.written, self.tally);
+                    let Datagram { bytes, from, .. } = &*datagram;
+                    let reply = std::iter::once((&self.written[..], from));
+                    reply_socket.reply_all(bytes, from, reply, self.tally);
                 }
                 Ok(())
             }
@@ -588,78 +528,9 @@ impl Request<'_> {
 impl AsFd for Request<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.channel {
-            Channel::Stream(Stream { socket, .. }) => socket.as_fd(),
+            Channel::Stream(stream) => stream.socket.as_fd(),
             Channel::Datagram { reply_socket, .. } => reply_socket.socket.as_fd(),
         }
-    }
-}
-
-impl BufRead for Request<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.unread().is_empty() {
-            self.read_more()?;
-        }
-        Ok(self.unread())
-    }
-
-    fn consume(&mut self, count: usize) {
-        let count = count.min(self.unread().len());
-        match &mut self.channel {
-            Channel::Stream(stream) => stream.at += count,
-            Channel::Datagram { at, .. } => *at += count,
-        }
-    }
-}
-
-impl Read for Request<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
-        self.consume(count);
-        Ok(count)
-    }
-}
-
-impl Write for Request<'_> {
-    /// Takes all of `bytes`: what is not gathered has gone out when this returns.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.channel {
-            Channel::Datagram { answered, .. } => {
-                *answered = true;
-                self.written.extend_from_slice(bytes);
-            }
-            Channel::Stream(stream) if stream.write_buffer == 0 => {
-                stream.write_all(bytes, false, self.tally)?;
-            }
-            Channel::Stream(stream) => {
-                let limit = stream.write_buffer;
-                self.written.extend_from_slice(bytes);
-                if self.written.len() >= limit {
-                    self.flush()?;
-                }
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    /// As [`write`](Write::write), which takes all; of no bytes too, since an empty datagram is a
-    /// reply.
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write(bytes).map(drop)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if let Channel::Stream(stream) = &mut self.channel
-            && !self.written.is_empty()
-        {
-            let written = std::mem::take(&mut self.written);
-            stream.write_all(&written, false, self.tally)?;
-        }
-        Ok(())
     }
 }
 
@@ -678,120 +549,4 @@ fn append_file(bytes: &mut Vec<u8>, file: &File, range: Range<u64>, most: usize)
         bytes.truncate(start);
     }
     read
-}
-
-/// A connection with its handler, on its way to where it is served.
-pub(crate) struct StreamRequestSession<R> {
-    pub(crate) socket: Arc<Socket>,
-    pub(crate) peer: Peer,
-    pub(crate) id: ConnectionId,
-    pub(crate) handler: CatchDrop<R>,
-    pub(crate) server_address: Arc<Address>,
-}
-
-/// A datagram with its handler.
-pub(crate) struct DatagramRequestSession<R> {
-    pub(crate) reply_socket: Arc<ReplySocket>,
-    pub(crate) datagram: Datagram,
-    pub(crate) handler: CatchDrop<R>,
-    pub(crate) server_address: Arc<Address>,
-}
-
-impl<R: RequestHandler> Session for StreamRequestSession<R> {
-    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let StreamRequestSession { socket, peer, id, mut handler, server_address } = *self;
-        let channel = Channel::Stream(Stream::new(socket.clone(), &mut cx.wait));
-        let mut request =
-            Request::new(channel, peer, &server_address, cx.stop, &mut cx.scratch.tally);
-        let reason = answer(&mut *handler, &mut request);
-        let Request { peer, channel, .. } = request;
-        let (ended, cut) = match &channel {
-            Channel::Stream(stream) => (stream.ended, stream.cut),
-            Channel::Datagram { .. } => (false, false),
-        };
-        drop(channel);
-        // Gone before its peer learns that it is over.
-        drop(handler);
-        cx.wait.set_ended();
-        let cut = cut || cx.wait.is_cut();
-        let mut buffer = std::mem::take(&mut cx.scratch.buffer);
-        let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
-        cx.scratch.buffer = buffer;
-        // A handler may have passed its descriptor on: the peer sees the end all the same.
-        if cut {
-            sys::disconnect(&socket);
-        } else {
-            let _ = socket.shutdown(Shutdown::Write);
-        }
-        let origin = LogPeer { id: Some(id), peer };
-        Served { origin, reason, cut, lingering }
-    }
-}
-
-impl<R: RequestHandler> Session for DatagramRequestSession<R> {
-    fn run(self: Box<Self>, cx: &mut SessionCx<'_>) -> Served {
-        let DatagramRequestSession { reply_socket, datagram, mut handler, server_address } = *self;
-        let peer = datagram.peer.clone();
-        let channel = Channel::Datagram { reply_socket, datagram, at: 0, answered: false };
-        let mut request =
-            Request::new(channel, peer.clone(), &server_address, cx.stop, &mut cx.scratch.tally);
-        let reason = answer(&mut *handler, &mut request);
-        let origin = LogPeer { id: None, peer };
-        Served { origin, reason, cut: false, lingering: None }
-    }
-}
-
-/// Runs the handler's three methods as Python does, and sends what is due.
-fn answer<R: RequestHandler>(handler: &mut R, request: &mut Request<'_>) -> CatchDrop<CloseReason> {
-    request.tally.messages += 1;
-    if let Err(reason) = guarded(request, |request| handler.setup(request)) {
-        return reason;
-    }
-    let handled = guarded(request, |request| handler.handle(request));
-    let finished = guarded(request, |request| handler.finish(request));
-    // A datagram that is half an answer is none: Python sends it all the same.
-    let closed = if handled.is_ok() || matches!(request.channel, Channel::Stream(_)) {
-        guarded(request, |request| Ok(request.close()?))
-    } else {
-        Ok(())
-    };
-    match handled.and(finished).and(closed) {
-        Ok(()) => CloseReason::Handler.into(),
-        Err(reason) => reason,
-    }
-}
-
-fn guarded(
-    request: &mut Request<'_>,
-    call: impl FnOnce(&mut Request<'_>) -> HandlerResult,
-) -> Result<(), CatchDrop<CloseReason>> {
-    let reason = match guard::call(|| call(request)) {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => match error.downcast::<io::Error>() {
-            // It is the stop that has ended it, and not the peer.
-            Ok(error) if is_stop_error(&error) => return Err(CloseReason::Shutdown.into()),
-            Ok(error) => disconnected(*error),
-            Err(error) => CloseReason::Error(error),
-        },
-        Err(message) => CloseReason::Panic(message),
-    };
-    *match reason {
-        CloseReason::Timeout => &mut request.tally.timeouts,
-        CloseReason::Disconnected(_) => &mut request.tally.disconnects,
-        CloseReason::Panic(_) => &mut request.tally.panics,
-        _ => &mut request.tally.handler_errors,
-    } += 1;
-    Err(reason.into())
-}
-
-/// What an error of the connection's says: the peer is gone, or too slow; or that it is no such
-/// error, and the handler's.
-fn disconnected(error: io::Error) -> CloseReason {
-    use io::ErrorKind::*;
-    match error.kind() {
-        TimedOut => CloseReason::Timeout,
-        ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected | HostUnreachable
-        | NetworkUnreachable | NetworkDown => CloseReason::Disconnected(error),
-        _ => CloseReason::Error(Box::new(error)),
-    }
 }
