@@ -114,6 +114,8 @@ mod server;
 mod server_state;
 mod sync;
 mod sys;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod token;
 mod transport;
 mod write_buffer;

@@ -1,0 +1,4 @@
+//! Fuzzes lines.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| socketserver_fuzz::lines(data));

@@ -1,0 +1,13 @@
+//! The event loop in a simulated world: random handlers, random clients and all faults, with a model of
+//! what each client must see.
+
+#[path = "simulation/handler.rs"]
+mod handler;
+#[path = "simulation/random.rs"]
+mod random;
+#[path = "simulation/regressions.rs"]
+mod regressions;
+#[path = "simulation/scenarios.rs"]
+mod scenarios;
+#[path = "simulation/users.rs"]
+mod users;

@@ -1,0 +1,76 @@
+//! Situations in which the simulation has found a bug, each reduced to what it needs.
+
+use std::time::Duration;
+
+use socketserver::testing::{self, Check, Fault, StreamEnd};
+use socketserver::{Context, Handler, HandlerResult, Lines, Offload, Server, handler_fn};
+
+/// Says goodbye to everybody.
+struct Goodbye;
+
+impl Handler for Goodbye {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        cx.send(b"goodbye")?;
+        cx.close();
+        Ok(())
+    }
+
+    fn on_message(&mut self, _: &[u8], _: &mut Context<'_>) -> HandlerResult {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_interrupted_read_during_a_close_does_not_cut_the_output() {
+    Check::new().without_faults().with(Fault::Interrupted).run(|world| {
+        let mut server = Server::tcp("127.0.0.1:0").unwrap().serve(|_| Goodbye).unwrap();
+        let mut sim = world.start(&mut server);
+        let client = sim.connect();
+        client.send(b"hello");
+        sim.settle();
+        assert_eq!(client.read(), b"goodbye");
+        assert_eq!(client.closed_by_server(), Some(StreamEnd::Eof));
+    });
+}
+
+#[test]
+fn an_interrupted_read_at_a_stop_does_not_disconnect_anybody() {
+    Check::new().without_faults().with(Fault::Interrupted).run(|world| {
+        let mut server = Server::tcp("127.0.0.1:0")
+            .unwrap()
+            .mode(Offload::default())
+            .serve(|_| handler_fn(|bytes, cx| cx.send(bytes)))
+            .unwrap();
+        let mut sim = world.start(&mut server);
+        let client = sim.connect();
+        client.send(b"hello");
+        sim.settle();
+        assert_eq!(sim.stop().idle, 1);
+        assert_eq!(client.read(), b"hello");
+        assert_eq!(sim.counters().disconnects, 0);
+    });
+}
+
+#[test]
+fn a_client_that_has_taken_all_of_its_output_is_not_reset_by_the_write_timeout() {
+    testing::quiet(|world| {
+        let mut server = Server::tcp("127.0.0.1:0")
+            .unwrap()
+            .framing(Lines::default())
+            .serve(|_| handler_fn(|_, cx| cx.send(&[b'x'; 300_000])))
+            .unwrap();
+        let mut sim = world.start(&mut server);
+        let client = sim.connect();
+        client.stop_reading();
+        client.send(b"once\n");
+        sim.settle();
+        client.resume_reading();
+        sim.settle();
+        assert_eq!(client.read().len(), 300_001);
+        sim.pass(Duration::from_secs(600));
+        assert!(client.is_open_at_server(), "nothing waits for it");
+        client.send(b"again\n");
+        sim.settle();
+        assert_eq!(client.read().len(), 300_001);
+    });
+}
