@@ -1,0 +1,190 @@
+//! All pages of the repository: every link between them has a target, also in the package that is
+//! published, and every command names an example, a test or a file that exists.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+/// Packages of their own, which cargo leaves out of the package of the crate, with their pages.
+const NOT_PACKAGED: [&str; 3] = ["benches/peers/", "benches/engines/", "benches/originals/"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The pages, as paths from the root of the repository.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = Vec::new();
+    let mut directories = vec![root().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
+                directories.push(path);
+            } else if name.ends_with(".md") {
+                pages.push(path.strip_prefix(root()).unwrap().to_owned());
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+fn read(page: &Path) -> String {
+    fs::read_to_string(root().join(page))
+        .unwrap_or_else(|error| panic!("{}: {error}", page.display()))
+}
+
+/// The text of a page without its programs and without what is in back quotes.
+fn prose(page: &str) -> String {
+    let blocks = page.split("```").step_by(2);
+    blocks.map(|text| text.split('`').step_by(2).collect::<String>()).collect()
+}
+
+/// The relative links of a page: the path from the root of the repository, and the anchor.
+fn links(page: &Path) -> Vec<(PathBuf, String)> {
+    let text = prose(&read(page));
+    let targets =
+        text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+    let relative = |link: &&str| !link.contains("://") && !link.contains("::") && *link != "crate";
+    let links = targets.filter(relative).map(|link| {
+        let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+        let path = match path {
+            "" => page.to_owned(),
+            path => clean(&page.parent().unwrap().join(path)),
+        };
+        (path, anchor.to_owned())
+    });
+    links.collect()
+}
+
+/// A path without `..`.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => assert!(clean.pop(), "{}", path.display()),
+            part => clean.push(part),
+        }
+    }
+    clean
+}
+
+/// The anchors of the headings of a page.
+fn anchors(page: &str) -> Vec<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| {
+        let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        text.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// The pages of the guide, whose links rustdoc checks.
+fn is_guide(page: &Path) -> bool {
+    page.starts_with("src")
+}
+
+#[test]
+fn every_link_of_every_page_has_a_target() {
+    let mut faults = Vec::new();
+    for page in pages().into_iter().filter(|page| !is_guide(page)) {
+        for (path, anchor) in links(&page) {
+            let target = root().join(&path);
+            let found = match path.extension().is_some_and(|end| end == "md") {
+                _ if !target.exists() => false,
+                true if !anchor.is_empty() => anchors(&read(&path)).contains(&anchor),
+                // In a source file, the anchor is the name of a test.
+                false if !anchor.is_empty() => read(&path).contains(&format!("fn {anchor}(")),
+                _ => true,
+            };
+            if !found {
+                faults.push(format!("{}: {}#{anchor}", page.display(), path.display()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn every_link_of_a_packaged_page_has_its_target_in_the_package() {
+    let output = Command::new(env!("CARGO"))
+        .args(["package", "--list", "--allow-dirty", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let list = String::from_utf8(output.stdout).unwrap();
+    let files: BTreeSet<&Path> = list.lines().map(Path::new).collect();
+    let is_packaged = |path: &Path| {
+        // A link to a folder needs one file in it.
+        files.contains(path) || files.iter().any(|file| file.starts_with(path))
+    };
+    let left_out = |path: &Path| NOT_PACKAGED.iter().any(|folder| path.starts_with(folder));
+    let mut faults = Vec::new();
+    for page in pages().into_iter().filter(|page| files.contains(&**page) && !is_guide(page)) {
+        for (path, _) in links(&page) {
+            if !is_packaged(&path) && !left_out(&path) {
+                faults.push(format!("{}: {}", page.display(), path.display()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "not in the package:\n{}", faults.join("\n"));
+    for file in [
+        "README.md",
+        "CHANGELOG.md",
+        "docs/design.md",
+        "contrib/echo.service",
+        "src/guide/limits.md",
+    ] {
+        assert!(files.contains(Path::new(file)), "{file}");
+    }
+}
+
+/// The lines of the blocks of commands of a page.
+fn commands(page: &str) -> Vec<&str> {
+    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).collect()
+}
+
+#[test]
+fn every_example_test_and_script_of_a_command_exists() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        let text = read(&page);
+        for command in commands(&text) {
+            let words: Vec<_> = command.split('#').next().unwrap().split_whitespace().collect();
+            for pair in words.windows(2).filter(|_| words.contains(&"cargo")) {
+                let folder = match pair[0] {
+                    "--example" => "examples",
+                    "--test" => "tests",
+                    "--bench" => "benches",
+                    _ => continue,
+                };
+                let places =
+                    [format!("{folder}/{}.rs", pair[1]), format!("{folder}/{}/main.rs", pair[1])];
+                if !places.iter().any(|place| root().join(place).exists()) {
+                    faults.push(format!("{}: {command}", page.display()));
+                }
+            }
+            for word in words.iter().filter(|word| word.starts_with("contrib/")) {
+                if !root().join(word).exists() {
+                    faults.push(format!("{}: {command}", page.display()));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn every_page_of_the_guide_is_in_its_table() {
+    let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
+    for page in pages().iter().filter(|page| is_guide(page)) {
+        let name = page.file_stem().unwrap().to_str().unwrap();
+        assert!(guide.contains(&format!("[`{name}`] |")), "{name} is not in the table");
+        assert!(guide.contains(&format!("    {name}: \"guide/{name}.md\";")), "{name}");
+    }
+}
