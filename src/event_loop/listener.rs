@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -137,49 +138,30 @@ impl<'a> Listener<'a> {
             if !cx.may_accept() {
                 return PostAction::Wait;
             }
-            match self.admitted(cx) {
-                Some(true) => {}
-                Some(false) => continue,
-                None => return PostAction::Wait,
-            }
-            if let Some(socket) = self.handed.pop_front() {
+            let Some(verdict) = self.admitted(cx) else { return PostAction::Wait };
+            let serves = verdict == Verdict::Accept;
+            if serves && let Some(socket) = self.handed.pop_front() {
                 self.take(socket, cx);
                 continue;
             }
             if self.closed {
                 return PostAction::Wait;
             }
-            match sys::accept(self.socket, self.dispatcher.nonblocking()) {
-                Ok((socket, address)) => self.accepted(socket, peer_of(&address), cx),
-                Err(error) => match classify(&error) {
-                    AcceptError::Next if self.failures < FAILURE_BUDGET => self.failures += 1,
-                    AcceptError::Drained => {
-                        self.drained(cx);
-                        return PostAction::Wait;
-                    }
-                    AcceptError::Next | AcceptError::Exhausted => {
-                        match pause {
-                            Some(_) => self.paused_until = pause,
-                            None => self.exhausted(&error, cx),
-                        }
-                        return PostAction::Wait;
-                    }
-                    AcceptError::Fatal => {
-                        log::error!("{} stops accepting: {error}", self.address);
-                        self.closed = true;
-                        return PostAction::Wait;
-                    }
-                },
+            match (self.accept_client(pause, cx), verdict) {
+                (ControlFlow::Break(()), _) => return PostAction::Wait,
+                (ControlFlow::Continue(None), _) => {}
+                (ControlFlow::Continue(Some((socket, _))), Verdict::TurnAway(bytes)) => {
+                    self.turn_away(socket, &bytes, cx);
+                }
+                (ControlFlow::Continue(Some((socket, peer))), _) => self.accepted(socket, peer, cx),
             }
         }
         PostAction::Requeue
     }
 
-    /// Whether the next client is served; false if it was turned away. `None` if it waits, or if there
-    /// is none to turn away.
-    fn admitted(&mut self, cx: &mut LoopCx) -> Option<bool> {
+    /// What happens to the next client, if it is accepted. `None` if it waits.
+    fn admitted(&mut self, cx: &mut LoopCx) -> Option<Verdict> {
         match self.admission.judge(self.dispatcher.has_room(), cx) {
-            Verdict::Accept => Some(true),
             Verdict::Wait(full) => {
                 // Otherwise the next client causes an edge.
                 if !self.handed.is_empty() || (!self.closed && sys::has_client(self.socket)) {
@@ -191,8 +173,50 @@ impl<'a> Listener<'a> {
                 self.retry_at(at, cx);
                 None
             }
-            Verdict::TurnAway(bytes) => self.turn_away(&bytes, cx).then_some(false),
+            verdict => Some(verdict),
         }
+    }
+
+    /// Accepts the next client; `None` if this one is gone. Breaks if there is no other now, or if the
+    /// listener pauses or is broken.
+    fn accept_client(
+        &mut self,
+        pause: Option<Instant>,
+        cx: &mut LoopCx,
+    ) -> ControlFlow<(), Option<(Socket, Peer)>> {
+        let error = match sys::accept(self.socket, self.dispatcher.nonblocking()) {
+            Ok((socket, address)) => {
+                self.end_pause(cx);
+                return ControlFlow::Continue(Some((socket, peer_of(&address))));
+            }
+            Err(error) => error,
+        };
+        match classify(&error) {
+            AcceptError::Next if self.failures < FAILURE_BUDGET => {
+                self.failures += 1;
+                return ControlFlow::Continue(None);
+            }
+            AcceptError::Drained => self.drained(cx),
+            AcceptError::Next | AcceptError::Exhausted => match pause {
+                Some(_) => self.paused_until = pause,
+                None => self.exhausted(&error, cx),
+            },
+            AcceptError::Fatal => {
+                log::error!("{} stops accepting: {error}", self.address);
+                self.closed = true;
+            }
+        }
+        ControlFlow::Break(())
+    }
+
+    /// A client has been accepted: descriptors and memory have not run out any more.
+    fn end_pause(&mut self, cx: &mut LoopCx) {
+        if let Some(since) = self.exhausted_since.take() {
+            let paused = cx.turn.now.saturating_duration_since(since).as_millis();
+            cx.scratch.tally.accept_paused_ms += u64::try_from(paused).unwrap_or(u64::MAX);
+        }
+        self.pause = FIRST_PAUSE;
+        self.failures = 0;
     }
 
     /// Serves a connection that was handed over.
@@ -210,12 +234,6 @@ impl<'a> Listener<'a> {
     }
 
     fn accepted(&mut self, socket: Socket, peer: Peer, cx: &mut LoopCx) {
-        if let Some(since) = self.exhausted_since.take() {
-            let paused = cx.turn.now.saturating_duration_since(since).as_millis();
-            cx.scratch.tally.accept_paused_ms += u64::try_from(paused).unwrap_or(u64::MAX);
-        }
-        self.pause = FIRST_PAUSE;
-        self.failures = 0;
         cx.scratch.tally.accepted += 1;
         cx.run.accepts_left = cx.run.accepts_left.saturating_sub(1);
         let permit = match self.admission.admit(&peer) {
@@ -255,35 +273,14 @@ impl<'a> Listener<'a> {
         cx.turn.has_follow_up = true;
     }
 
-    /// Accepts one client and turns it away; returns whether there was one.
-    fn turn_away(&mut self, bytes: &[u8], cx: &mut LoopCx) -> bool {
-        match sys::accept(self.socket, true) {
-            Ok((socket, _)) => {
-                sys::send_and_close(socket, bytes);
-                let tally = &mut cx.scratch.tally;
-                (tally.accepted, tally.closed) = (tally.accepted + 1, tally.closed + 1);
-                tally.turned_away += 1;
-                if let Some(times) = self.full_log.record(cx.turn.now) {
-                    log::warn!("{} turns clients away ({times} so far)", self.address);
-                }
-                true
-            }
-            Err(error) => match classify(&error) {
-                AcceptError::Next => true,
-                AcceptError::Drained => {
-                    self.drained(cx);
-                    false
-                }
-                AcceptError::Exhausted => {
-                    self.exhausted(&error, cx);
-                    false
-                }
-                AcceptError::Fatal => {
-                    log::error!("{} stops accepting: {error}", self.address);
-                    self.closed = true;
-                    false
-                }
-            },
+    /// Closes an accepted client after telling it these bytes.
+    fn turn_away(&mut self, socket: Socket, bytes: &[u8], cx: &mut LoopCx) {
+        sys::send_and_close(socket, bytes);
+        let tally = &mut cx.scratch.tally;
+        (tally.accepted, tally.closed) = (tally.accepted + 1, tally.closed + 1);
+        tally.turned_away += 1;
+        if let Some(times) = self.full_log.record(cx.turn.now) {
+            log::warn!("{} turns clients away ({times} so far)", self.address);
         }
     }
 
