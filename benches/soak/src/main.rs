@@ -354,13 +354,13 @@ fn report(soak: &Soak) -> Result<()> {
 }
 
 fn samples(sites: &[Site]) -> String {
-    let mut csv = "mode,rest,seconds,memory_mib,descriptors,threads,open\n".to_owned();
+    let mut csv = "mode,rest,seconds,memory_mib,heap_kib,descriptors,threads,open\n".to_owned();
     for site in sites {
         for (is_rest, samples) in [(0, &site.loaded), (1, &site.rested)] {
             for sample in &*lock(samples) {
-                let site::Sample { at, memory, descriptors, threads, open } = sample;
+                let site::Sample { at, memory, heap, descriptors, threads, open } = sample;
                 csv += &format!(
-                    "{},{is_rest},{at:.1},{memory:.2},{descriptors},{threads},{open}\n",
+                    "{},{is_rest},{at:.1},{memory:.2},{heap:.1},{descriptors},{threads},{open}\n",
                     site.mode
                 );
             }

@@ -21,7 +21,7 @@ const COLOURS: [RGBColor; 6] = [
 pub(crate) fn draw(sites: &[Site]) -> Result<String> {
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, (1600, 1100)).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (2100, 1100)).into_drawing_area();
         root.fill(&WHITE).map_err(refused)?;
         let (legend, charts) = root.split_vertically(50);
         let note = "lines: every second under load; circles: at rest";
@@ -33,7 +33,7 @@ pub(crate) fn draw(sites: &[Site]) -> Result<String> {
             let text = Text::new(site.mode, (x + 16, 14), ("sans-serif", 22));
             legend.draw(&text).map_err(refused)?;
         }
-        for (area, figure) in charts.split_evenly((2, 2)).iter().zip(&FIGURES) {
+        for (area, figure) in charts.split_evenly((2, 3)).iter().zip(&FIGURES) {
             draw_figure(area, figure, sites)?;
         }
         root.present().map_err(refused)?;

@@ -1,6 +1,7 @@
 //! The server of one mode, in a process of its own: it runs until SIGTERM, again and again, every second
 //! time as a new server at the same addresses, until the file `end` exists.
 
+use std::alloc::System;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::mpsc;
@@ -12,6 +13,11 @@ use socketserver::{
     Accepted, Context, Handler, HandlerResult, Hooks, LengthPrefixed, Limits, Lines, Mode, Raw,
     SendError, Sender, Server, ShutdownHandle, WhenFull,
 };
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+/// It counts what the server has allocated: the resident memory also has what malloc(3) keeps.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// How a listener splits its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,13 +128,19 @@ impl Hooks for Report {
 
     fn service_actions(&mut self) {
         self.next = Instant::now() + REPORTED;
-        say(&format!("counters {}", self.server.counters()));
+        say(&format!("counters {} heap={}", self.server.counters(), heap()));
     }
 }
 
 /// The factory of the handlers.
 fn echo(through_sender: bool) -> impl FnMut(&Accepted<'_>) -> Echo + Send {
     move |_| Echo { through_sender, thread: None }
+}
+
+/// How many bytes of the heap are in use.
+fn heap() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated.saturating_sub(stats.bytes_deallocated)
 }
 
 fn say(line: &str) {

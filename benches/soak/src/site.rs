@@ -43,6 +43,8 @@ pub(crate) struct Sample {
     pub(crate) at: f64,
     /// The resident memory, in MiB.
     pub(crate) memory: f64,
+    /// What is in use of the heap, in KiB; a process per connection has its own.
+    pub(crate) heap: f64,
     pub(crate) descriptors: f64,
     pub(crate) threads: f64,
     /// The connections that are open.
@@ -186,6 +188,7 @@ impl Site {
         Ok(Sample {
             at: begun.elapsed().as_secs_f64(),
             memory: pages * 4096.0 / f64::from(1 << 20),
+            heap: self.counter("heap") as f64 / 1024.0,
             descriptors: count("fd")?,
             threads: count("task")?,
             open: self.counter("open") as f64,
