@@ -85,6 +85,12 @@ fn held(socket: &Socket) -> u32 {
     u32::try_from(sys::unsent(socket)).unwrap_or(u32::MAX)
 }
 
+/// How many bytes the peer has not acknowledged, after the sending side has been shut down: TCP counts
+/// the end as one more byte.
+fn before_end(socket: &Socket) -> usize {
+    sys::unsent(socket).saturating_sub(1)
+}
+
 /// A connection that has been served and lingers.
 pub(crate) struct Lingering {
     pub(crate) socket: Arc<Socket>,
@@ -121,24 +127,28 @@ pub(crate) struct Linger {
 }
 
 impl Linger {
-    /// Begins the lingering close: shuts the sending side down. Returns `None` when no input is
-    /// unread and the kernel holds no output. One system call checks each; a peer that has ended
-    /// costs one.
+    /// Begins the lingering close: shuts the sending side down, which sends the output that was held
+    /// back for it. Returns `None` if no input is unread, and either the peer has acknowledged all
+    /// output or the close does not wait for that. One system call checks each.
     pub(crate) fn begin(
         socket: &Socket,
         peer: &Peer,
+        waits: bool,
         buffer: &mut [u8],
         now: Instant,
     ) -> Option<Self> {
         let asks_kernel = matches!(peer, Peer::Inet(_));
+        if socket.shutdown(Shutdown::Write).is_err() {
+            return None;
+        }
         let unread = match sys::receive_now(socket, buffer) {
             Ok(0) => return None,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => return None,
         };
-        let held = if asks_kernel { sys::unsent(socket) } else { 0 };
-        if (unread == 0 && held == 0) || socket.shutdown(Shutdown::Write).is_err() {
+        let held = if asks_kernel && (waits || unread > 0) { before_end(socket) } else { 0 };
+        if unread == 0 && held == 0 {
             return None;
         }
         Some(Linger {
@@ -151,6 +161,11 @@ impl Linger {
             next: now + if held == 0 { LINGER } else { FIRST_CHECK },
             pause: FIRST_CHECK,
         })
+    }
+
+    /// Whether no input has been discarded.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.left == LINGER_BYTES
     }
 
     /// When to check again.
@@ -198,9 +213,9 @@ impl Linger {
         if self.ends.is_some_and(|ends| now >= ends) {
             return true;
         }
-        let held = if self.asks_kernel { sys::unsent(socket) } else { 0 };
+        let held = if self.asks_kernel { before_end(socket) } else { 0 };
         if held == 0 || self.settled.is_some() {
-            if self.left == LINGER_BYTES {
+            if self.is_drained() {
                 return true;
             }
             self.settle(now);
@@ -268,7 +283,7 @@ mod tests {
         fill(&ours);
         let (mut buffer, now) = ([0; 100], Instant::now());
         let mut linger =
-            Linger::begin(&ours, &peer, &mut buffer, now).expect("the kernel holds output");
+            Linger::begin(&ours, &peer, true, &mut buffer, now).expect("the kernel holds output");
         assert!(!linger.drain(&ours, &mut buffer));
         let taken = checked(&mut linger, &ours, now);
         assert!((CLOSING_TIMEOUT..2 * CLOSING_TIMEOUT).contains(&taken));
@@ -280,7 +295,7 @@ mod tests {
         let peer = Peer::Inet(theirs.local_addr().unwrap());
         fill(&ours);
         let now = Instant::now();
-        let mut linger = Linger::begin(&ours, &peer, &mut [0; 100], now).unwrap();
+        let mut linger = Linger::begin(&ours, &peer, true, &mut [0; 100], now).unwrap();
         linger.shorten(now);
         assert_eq!(checked(&mut linger, &ours, now), LINGER);
     }
@@ -291,7 +306,7 @@ mod tests {
         let peer = Peer::Inet(theirs.local_addr().unwrap());
         fill(&ours);
         let now = Instant::now();
-        let mut linger = Linger::begin(&ours, &peer, &mut [0; 100], now).unwrap();
+        let mut linger = Linger::begin(&ours, &peer, true, &mut [0; 100], now).unwrap();
         linger.shorten(now);
         theirs.read_to_end(&mut Vec::new()).unwrap();
         while sys::unsent(&ours) > 0 {
@@ -302,9 +317,24 @@ mod tests {
     }
 
     #[test]
+    fn a_close_that_does_not_wait_lingers_only_if_input_is_unread() {
+        for has_input in [false, true] {
+            let (ours, mut theirs) = tcp();
+            let peer = Peer::Inet(theirs.local_addr().unwrap());
+            if has_input {
+                theirs.write_all(b"input").unwrap();
+                ours.peek(&mut [std::mem::MaybeUninit::uninit()]).unwrap();
+            }
+            fill(&ours);
+            let linger = Linger::begin(&ours, &peer, false, &mut [0; 100], Instant::now());
+            assert_eq!(linger.is_some(), has_input);
+        }
+    }
+
+    #[test]
     fn a_close_with_nothing_unread_and_nothing_held_does_not_linger() {
         let (ours, theirs) = tcp();
         let peer = Peer::Inet(theirs.local_addr().unwrap());
-        assert!(Linger::begin(&ours, &peer, &mut [0; 100], Instant::now()).is_none());
+        assert!(Linger::begin(&ours, &peer, true, &mut [0; 100], Instant::now()).is_none());
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use forked::{Process, print_line, run_role, start, terminate};
+use forked::{Process, print_line, run_role, signal, start, terminate};
 use socket2::{Domain, SockRef, Socket, Type};
 use socketserver::{
     Accepted, BlockingMode, CloseReason, Context, FixedSize, Handler, HandlerResult, Hooks, Inline,
@@ -103,9 +103,12 @@ impl Handler for Answer {
                 print_line("answered");
                 sent
             }
-            _ => {
+            what => {
                 let sent = cx.send(&pattern(FITTING));
-                cx.close();
+                match what {
+                    "quick_close" => cx.close_without_lingering(),
+                    _ => cx.close(),
+                }
                 sent
             }
         }
@@ -342,6 +345,46 @@ fn a_peer_that_sends_fin_after_the_close_gets_the_whole_answer() {
 }
 
 #[test]
+fn a_close_without_lingering_delivers_the_whole_answer_to_a_peer_that_reads_late() {
+    under_each(&MODES, "quick_close", |_, server| {
+        let mut client = server.connect();
+        client.write_all(b"?").unwrap();
+        assert_eq!(server.process.line(), CloseReason::Handler.to_string());
+        // Most of the answer is in the server's send buffer, and its process may be gone.
+        server.stop();
+        assert_eq!(read_all(&mut client), (FITTING, Ok(())));
+    });
+}
+
+#[test]
+fn a_close_without_lingering_resets_a_peer_that_sends_more() {
+    under_each(&MODES, "quick_close", |_, server| {
+        let mut client = server.connect();
+        client.write_all(b"?").unwrap();
+        // The end comes after bytes that the peer has no room for yet.
+        client.read_exact(&mut [0; 10]).unwrap();
+        assert_eq!(server.process.line(), CloseReason::Handler.to_string());
+        server.stop();
+        client.write_all(b"and this").unwrap();
+        let (_, end) = read_all(&mut client);
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    });
+}
+
+#[test]
+fn a_close_without_lingering_lingers_if_input_has_arrived_by_then() {
+    under_each(&MODES, "quick_close", |_, server| {
+        signal(&server.pid, libc::SIGSTOP);
+        let mut client = server.connect();
+        // More than one read takes.
+        client.write_all(&[b'?'; 100 << 10]).unwrap();
+        signal(&server.pid, libc::SIGCONT);
+        assert_eq!(server.process.line(), CloseReason::Handler.to_string());
+        assert_eq!(read_all(&mut client), (FITTING, Ok(())));
+    });
+}
+
+#[test]
 fn input_that_comes_after_a_request_handler_is_done_does_not_cut_its_answer() {
     under_each(&BLOCKING, "request_close", |_, server| send_after_close(&server));
 }
@@ -413,6 +456,37 @@ fn under_inline_a_lingering_connection_does_not_delay_the_next() {
     first.expect_closed();
     drop(first);
     server.wait_for_no_connection();
+}
+
+#[test]
+fn a_close_without_lingering_frees_the_connection_while_its_answer_is_on_its_way() {
+    for (lingers, mode) in [true, false].into_iter().flat_map(|lingers| {
+        MODES.into_iter().filter(|mode| *mode != "forking").map(move |mode| (lingers, mode))
+    }) {
+        let mode: Mode = mode.parse().unwrap();
+        let (make, calls) = recorders(move |call: &Call, cx: &mut Context<'_>| {
+            if let Call::Message(_) = call {
+                cx.send(&pattern(FITTING))?;
+                match lingers {
+                    true => cx.close(),
+                    false => cx.close_without_lingering(),
+                }
+            }
+            Ok(())
+        });
+        let builder = Server::tcp("127.0.0.1:0").unwrap().hooks(SendBuffer(false));
+        let server = start_server(builder.mode(mode).serve(make).unwrap());
+        let mut client = server.connect();
+        client.send("hello");
+        assert_eq!(expect_close(&calls), CloseReason::Handler.to_string());
+        if lingers {
+            server.wait_for("it lingers", |counters| counters.open == 1);
+        } else {
+            server.wait_for_no_connection();
+        }
+        assert_eq!(read_all(&mut client.stream), (FITTING, Ok(())), "{mode:?}");
+        server.wait_for_no_connection();
+    }
 }
 
 #[test]

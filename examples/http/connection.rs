@@ -89,8 +89,14 @@ impl Connection {
                 refuse(refused, &request, cx);
             }
         }
-        if request.persistence == Persistence::Close {
-            cx.close();
+        let Request { head, persistence, .. } = request;
+        match persistence {
+            Persistence::Keep | Persistence::KeepOld => {}
+            // This client has said that nothing follows.
+            Persistence::Close if !head.keep_alive && head.body == Body::None => {
+                cx.close_without_lingering();
+            }
+            Persistence::Close => cx.close(),
         }
         Ok(())
     }

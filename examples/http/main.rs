@@ -32,12 +32,13 @@ mod upload;
 mod websocket;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{About, Options, fail};
 use connection::{Connection, Site};
 use files::Root;
 use framing::Protocol;
-use socketserver::Server;
+use socketserver::{Endpoint, Server};
 
 fn main() {
     let options = Options::parse(&About {
@@ -64,7 +65,12 @@ fn main() {
     });
     options.run(|endpoint| {
         let site = site.clone();
-        Server::endpoint(endpoint)?
+        let mut builder = Server::endpoint(endpoint)?;
+        if cfg!(target_os = "linux") && matches!(endpoint, Endpoint::Tcp { .. }) {
+            // A client is accepted together with its first request, or when it is silent for a second.
+            builder = builder.defer_accept(Duration::from_secs(1));
+        }
+        builder
             .mode(options.mode)
             .limits(options.limits())
             .service_with(move |_| (Protocol::new(), Connection::new(site.clone())))

@@ -136,6 +136,35 @@ impl Context<'_> {
         self.state.end(CloseReason::Handler);
     }
 
+    /// As [`close`](Context::close), for a peer that sends nothing more: the connection does not linger. It
+    /// is gone as soon as the kernel has taken all output, which it goes on to send. That saves a wait for
+    /// the peer, and keeps the place of the connection for a shorter time. `QUIT` of a line protocol and an
+    /// HTTP request with `Connection: close` are such ends.
+    ///
+    /// If the peer sends all the same, the kernel resets the connection, and the peer may lose output that
+    /// it has not read ([RFC 9112, section 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6)). Where
+    /// input has arrived by then that is not read, the connection lingers after all.
+    ///
+    /// ```
+    /// use socketserver::{Lines, Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.framing(Lines::default()).serve(|_peer| {
+    ///     handler_fn(|line, cx| match line {
+    ///         b"QUIT\n" => {
+    ///             cx.send(b"BYE\n")?;
+    ///             cx.close_without_lingering();
+    ///             Ok(())
+    ///         }
+    ///         line => cx.send(line),
+    ///     })
+    /// })?;
+    /// # drop(server);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    pub fn close_without_lingering(&mut self) {
+        self.state.end_without_lingering();
+    }
+
     /// Closes the connection as soon as no answer is being made.
     pub(super) fn close_when_answered(&mut self) {
         match self.state.is_answering() {

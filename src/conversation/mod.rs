@@ -202,6 +202,11 @@ impl ConversationCore {
         self.state.aborted
     }
 
+    /// Whether the connection lingers when it is closed.
+    pub(crate) fn lingers(&self) -> bool {
+        self.state.lingers()
+    }
+
     /// Whether the end of the input has been read.
     pub(crate) fn input_ended(&self) -> bool {
         self.state.input_ended

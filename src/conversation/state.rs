@@ -77,6 +77,8 @@ pub(super) struct RareState {
     pub(super) truncated: bool,
     /// `on_eof` asks for a close as soon as no answer is being made.
     pub(super) closes_when_answered: bool,
+    /// The close does not linger.
+    no_linger: bool,
     /// The handler is in the middle of a request.
     busy: bool,
     /// The length of the frame at the start of the buffered input, if the framing knows it.
@@ -253,6 +255,20 @@ impl State {
         if !self.closing || reason.is_fault() {
             self.end_for(reason);
         }
+    }
+
+    /// Records a close that does not linger, unless the conversation is closing already.
+    #[cold]
+    pub(super) fn end_without_lingering(&mut self) {
+        if !self.closing {
+            self.rare_mut().no_linger = true;
+            self.end_for(CloseReason::Handler);
+        }
+    }
+
+    /// Whether the connection lingers when it is closed.
+    pub(super) fn lingers(&self) -> bool {
+        !self.rare.as_ref().is_some_and(|rare| rare.no_linger)
     }
 
     /// Records the close reason in place of an earlier one.

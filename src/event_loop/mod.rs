@@ -403,16 +403,25 @@ impl<'a> EventLoop<'a> {
     fn add_connection(&mut self, new: NewConnection) {
         let NewConnection { source, descriptor, parent } = new;
         let token = self.next_token();
-        // Both interests at once; they never change afterwards.
+        self.insert(token, parent, descriptor, source);
+        // The first message has mostly arrived with the connection. A connection that ends with it is
+        // never registered. Many of them do not keep the loop from others.
+        if self.cx.turn.used < REQUEUED_BUDGET
+            && let Some(entry) = entry_of(&mut self.slab, token)
+        {
+            entry.readiness.add(Readiness::READABLE);
+        }
+        self.call(token, |source, cx| source.opened(cx));
+        if entry_of(&mut self.slab, token).is_none() {
+            return;
+        }
+        // Both interests at once; they never change afterwards. The poller reports what is ready now.
         let interest = sys::stream_interest();
         let registry = self.resources.poll.registry();
         if let Err(error) = registry.register(&mut SourceFd(&descriptor), token.into(), interest) {
             log::warn!("a connection is closed because the poller cannot register it: {error}");
-            self.cx.scratch.tally.closed += 1;
-            return;
+            self.call(token, |source, cx| source.not_registered(error, cx));
         }
-        self.insert(token, parent, descriptor, source);
-        self.call(token, |source, cx| source.opened(cx));
     }
 
     fn insert(

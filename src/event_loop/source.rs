@@ -403,6 +403,12 @@ pub(crate) trait EventSource {
         PostAction::Wait
     }
 
+    /// The poller cannot register the descriptor of the new entry.
+    fn not_registered(&mut self, error: io::Error, cx: &mut LoopCx) -> PostAction {
+        let _ = (error, cx);
+        PostAction::Remove
+    }
+
     /// The descriptor has the readiness `cx.call.readiness`, or the entry had more to do.
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction;
 

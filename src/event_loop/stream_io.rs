@@ -27,6 +27,16 @@ pub(super) fn receive_with_ancillary(
     Ok(count)
 }
 
+/// What follows the output of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// Perhaps nothing for a long time.
+    Unknown,
+    /// The end of the output, in the same call of the connection. TCP holds the last packet back, so that
+    /// the end is in it.
+    End,
+}
+
 /// Sends the output of a step; the rest goes to the write buffer. Returns whether any byte was
 /// sent.
 #[inline(always)]
@@ -34,19 +44,23 @@ pub(super) fn transmit(
     socket: &Socket,
     write_buffer: &mut Option<Box<WriteBuffer>>,
     input: &[u8],
+    follows: Follows,
     cx: &mut LoopCx,
 ) -> io::Result<bool> {
     if write_buffer.is_none()
         && let Some(bytes) = cx.scratch.output_buffer.contiguous(input)
     {
-        let sent = sys::send(socket, bytes)?;
+        let sent = match follows {
+            Follows::Unknown => sys::send(socket, bytes)?,
+            Follows::End => sys::send_now(socket, bytes, true)?,
+        };
         cx.scratch.tally.bytes_out += sent as u64;
         if sent < bytes.len() {
             refused(write_buffer, input, sent, cx);
         }
         return Ok(sent > 0);
     }
-    transmit_many(socket, write_buffer, input, cx)
+    transmit_many(socket, write_buffer, input, follows, cx)
 }
 
 /// The kernel has taken `sent` bytes and has no room for more.
@@ -68,12 +82,17 @@ fn transmit_many(
     socket: &Socket,
     write_buffer: &mut Option<Box<WriteBuffer>>,
     input: &[u8],
+    follows: Follows,
     cx: &mut LoopCx,
 ) -> io::Result<bool> {
     if let Some(waiting) = write_buffer {
         // The write buffer is sent when the kernel has room, or in another turn.
         waiting.keep(&mut cx.scratch.output_buffer, input, 0);
         return Ok(false);
+    }
+    if follows == Follows::End {
+        // A Unix socket has no such option. Until the end, the rest of the output follows.
+        sys::set_cork(socket, true);
     }
     let (sent, all) = send_segments(socket, &mut cx.scratch.output_buffer, input)?;
     cx.scratch.tally.bytes_out += sent as u64;
@@ -202,7 +221,7 @@ mod tests {
         let mut cx = cx();
         let mut write_buffer = Some(Box::<WriteBuffer>::default());
         Output::new(&[], &mut cx.scratch.output_buffer).put(b"answer");
-        assert!(!transmit(&ours, &mut write_buffer, &[], &mut cx).unwrap());
+        assert!(!transmit(&ours, &mut write_buffer, &[], Follows::Unknown, &mut cx).unwrap());
         assert_eq!(write_buffer.unwrap().len(), 6);
         assert_eq!(cx.scratch.tally.bytes_out, 0);
     }
@@ -216,7 +235,7 @@ mod tests {
         output.put(b"header ");
         output.put_file(Arc::new(file), 2..6).unwrap();
         output.put(b" trailer");
-        assert!(transmit(&ours, &mut write_buffer, &[], &mut cx).unwrap());
+        assert!(transmit(&ours, &mut write_buffer, &[], Follows::Unknown, &mut cx).unwrap());
         assert!(write_buffer.is_none());
         let mut received = [0; 19];
         theirs.read_exact(&mut received).unwrap();

@@ -129,8 +129,12 @@ mod imp {
 
     /// Calls `send`, which sends `count` bytes, and removes the SIGPIPE that it raises if the peer
     /// is gone, as MSG_NOSIGNAL does for send(2). The signal is sent to this thread, which blocks
-    /// it during the call; otherwise the default action of SIGPIPE would end the process.
+    /// it during the call; otherwise the default action of SIGPIPE would end the process. A process
+    /// that ignores the signal, as Rust programs do unless they change that, gets none.
     fn without_sigpipe(count: usize, send: impl FnOnce() -> libc::ssize_t) -> io::Result<usize> {
+        if is_sigpipe_ignored() {
+            return usize::try_from(send()).map_err(|_| io::Error::last_os_error());
+        }
         // SAFETY: zeros are a valid signal set; these calls write and read the two sets.
         let (sigpipe, before) = unsafe {
             let (mut sigpipe, mut before): (libc::sigset_t, libc::sigset_t) =
@@ -155,6 +159,16 @@ mod imp {
         // SAFETY: pthread_sigmask reads one set, and writes none because the last pointer is null.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
         sent
+    }
+
+    fn is_sigpipe_ignored() -> bool {
+        // SAFETY: zeros are a valid action; sigaction writes it and changes nothing, because the pointer
+        // to the new action is null.
+        let (known, action) = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            (libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut action) == 0, action)
+        };
+        known && action.sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -84,8 +84,13 @@ impl Drop for Process {
 
 /// Sends SIGTERM to a process.
 pub fn terminate(pid: &str) {
+    signal(pid, libc::SIGTERM);
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: &str, signal: libc::c_int) {
     // SAFETY: kill takes two numbers.
-    unsafe { libc::kill(pid.parse().unwrap(), libc::SIGTERM) };
+    unsafe { libc::kill(pid.parse().unwrap(), signal) };
 }
 
 /// Prints a line for the test; called by a role.

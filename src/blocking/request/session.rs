@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::stream::Stream;
 use super::{Channel, Request, RequestHandler};
 use crate::address::{Address, LogPeer, Peer};
-use crate::blocking::stream::close;
+use crate::blocking::stream::{SocketEnd, close};
 use crate::blocking::wait::is_stop_error;
 use crate::blocking::{Served, Session, SessionCx};
 use crate::connection_id::ConnectionId;
@@ -67,7 +67,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         cx.wait.set_ended();
         let cut = cut || cx.wait.is_cut();
         let mut buffer = std::mem::take(&mut cx.scratch.buffer);
-        let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
+        let lingering = close(&socket, &peer, SocketEnd::new(cut, ended, true), &mut buffer, cx);
         cx.scratch.buffer = buffer;
         // A handler may have passed its descriptor on: the peer sees the end all the same.
         if cut {

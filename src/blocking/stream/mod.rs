@@ -78,10 +78,12 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
         let peer = conversation.peer().clone();
         cx.wait.set_ended();
         let cut = cut || conversation.is_aborted() || cx.wait.is_cut();
+        let lingers = conversation.lingers();
         // The conversation ends here, before its connection lingers.
         let reason = conversation.closed(&mut cx.scratch.tally);
         let ended = conversation.input_ended() || frees_at_once(&reason);
-        let lingering = close(&socket, &peer, cut, ended, &mut buffer, cx);
+        let end = SocketEnd::new(cut, ended, lingers);
+        let lingering = close(&socket, &peer, end, &mut buffer, cx);
         cx.scratch.buffer = buffer;
         let origin = LogPeer { id: conversation.id(), peer };
         Served { origin, reason, cut, lingering }
@@ -446,19 +448,44 @@ pub(super) fn frees_at_once(reason: &CloseReason) -> bool {
     matches!(reason, CloseReason::Limit(Limit::Connections))
 }
 
+/// The state of a socket that is to be closed.
+pub(super) enum SocketEnd {
+    /// Output was lost.
+    Cut,
+    /// The peer has ended, or the connection makes room at once.
+    Ended,
+    /// The peer may still send; whether the close waits until it has acknowledged all output.
+    Open { lingers: bool },
+}
+
+impl SocketEnd {
+    pub(super) fn new(cut: bool, ended: bool, lingers: bool) -> Self {
+        match (cut, ended) {
+            (true, _) => SocketEnd::Cut,
+            (false, true) => SocketEnd::Ended,
+            (false, false) => SocketEnd::Open { lingers },
+        }
+    }
+}
+
 /// Closes a connection so that its output arrives, or with a reset if output was lost, so that the
 /// output does not look complete. If the caller can finish a lingering connection, returns it.
 pub(super) fn close(
     socket: &Arc<Socket>,
     peer: &Peer,
-    cut: bool,
-    ended: bool,
+    end: SocketEnd,
     buffer: &mut [u8],
     cx: &mut SessionCx<'_>,
 ) -> Option<Lingering> {
-    if cut {
-        sys::reset_on_close(socket);
-    } else if !ended && let Some(mut linger) = Linger::begin(socket, peer, buffer, Instant::now()) {
+    let linger = match end {
+        SocketEnd::Cut => {
+            sys::reset_on_close(socket);
+            None
+        }
+        SocketEnd::Ended => None,
+        SocketEnd::Open { lingers } => Linger::begin(socket, peer, lingers, buffer, Instant::now()),
+    };
+    if let Some(mut linger) = linger {
         if cx.leaves_lingering {
             return Some(Lingering { socket: socket.clone(), linger });
         }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::lingering::{Rare, linger_on};
 use super::slot::{ConversationEvent, ConversationSlot};
 use super::source::{LoopCx, PostAction, Readiness, Ticks};
-use super::stream_io::{flush, receive_with_ancillary, transmit};
+use super::stream_io::{Follows, flush, receive_with_ancillary, transmit};
 use super::water_marks::ServiceLimits;
 use crate::closing::{Linger, Progress, failure, write_failure};
 use crate::conversation::{MESSAGE_BUDGET, Work};
@@ -481,23 +481,40 @@ impl<T: ConversationSlot> Connection<T> {
     /// Sends the output of a step, and lets the conversation keep the rest of its input.
     #[inline(always)]
     fn send_output(&mut self, fresh: &[u8], cx: &mut LoopCx) -> Settled {
-        let mut settled = Settled::default();
-        let Some(conversation) = self.conversation.local() else {
-            return settled;
-        };
-        if !conversation.is_fast() {
-            if conversation.take_deadline_changed() {
-                cx.deadline_changed();
+        match self.conversation.local() {
+            None => Settled::default(),
+            Some(conversation) if conversation.is_fast() => {
+                self.send_collected(fresh, Follows::Unknown, cx)
             }
-            if conversation.is_aborted() {
-                cx.scratch.output_buffer.clear();
-            }
+            Some(_) => self.send_output_slowly(fresh, cx),
         }
+    }
+
+    #[inline(never)]
+    fn send_output_slowly(&mut self, fresh: &[u8], cx: &mut LoopCx) -> Settled {
+        let Some(conversation) = self.conversation.local() else { return Settled::default() };
+        if conversation.take_deadline_changed() {
+            cx.deadline_changed();
+        }
+        if conversation.is_aborted() {
+            cx.scratch.output_buffer.clear();
+        }
+        let ends = conversation.is_closing()
+            && !conversation.input_ended()
+            && !frees_at_once(conversation);
+        self.send_collected(fresh, if ends { Follows::End } else { Follows::Unknown }, cx)
+    }
+
+    #[inline(always)]
+    fn send_collected(&mut self, fresh: &[u8], follows: Follows, cx: &mut LoopCx) -> Settled {
+        let mut settled = Settled::default();
         if !cx.scratch.output_buffer.is_empty() {
             settled.produced = cx.scratch.output_buffer.len();
-            if !self.needs_reset {
+            if !self.needs_reset
+                && let Some(conversation) = self.conversation.local()
+            {
                 let input = conversation.input(fresh);
-                match transmit(&self.socket, &mut self.write_buffer, input, cx) {
+                match transmit(&self.socket, &mut self.write_buffer, input, follows, cx) {
                     Ok(sent) => settled.sent_any = sent,
                     Err(error) => self.on_write_error(error),
                 }
@@ -555,12 +572,17 @@ impl<T: ConversationSlot> Connection<T> {
         if conversation.input_ended() || self.needs_reset || frees_at_once(conversation) {
             return PostAction::Remove;
         }
-        let Some(linger) = Linger::begin(&self.socket, conversation.peer(), buffer, cx.turn.now)
-        else {
+        let (peer, lingers) = (conversation.peer(), conversation.lingers());
+        let Some(linger) = Linger::begin(&self.socket, peer, lingers, buffer, cx.turn.now) else {
             return PostAction::Remove;
         };
         self.notify_close(cx);
+        let is_drained = linger.is_drained();
         self.rare_mut().linger = Some(linger);
+        if is_drained {
+            cx.deadline_changed();
+            return PostAction::Wait;
+        }
         self.linger(buffer, cx)
     }
 

@@ -1,5 +1,6 @@
 //! A connection as an entry of the slab.
 
+use std::io;
 use std::time::Instant;
 
 use super::super::lingering::Rare;
@@ -34,6 +35,11 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
                 this.run_slow(buffer, cx)
             })
         })
+    }
+
+    fn not_registered(&mut self, error: io::Error, cx: &mut LoopCx) -> PostAction {
+        self.on_write_error(error);
+        self.accounted(cx, |this, cx| cx.with_buffer(|buffer, cx| this.run_slow(buffer, cx)))
     }
 
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
