@@ -91,12 +91,35 @@ impl<'a> Accepted<'a> {
     }
 
     /// The peer's address: Python's `client_address`.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// // Clients of this machine get another answer.
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|accepted| {
+    ///     let is_local = accepted.peer().inet().is_some_and(|peer| peer.ip().is_loopback());
+    ///     handler_fn(move |message, cx| cx.send(if is_local { message } else { b"forbidden" }))
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn peer(&self) -> &'a Peer {
         self.peer
     }
 
     /// The number of the connection, as in the log and from [`Context::id`](crate::Context::id). A
     /// datagram gets its own number at the first call.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|accepted| {
+    ///     let id = accepted.id();
+    ///     handler_fn(move |_, cx| cx.send(format!("you are connection {id}").as_bytes()))
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn id(&self) -> ConnectionId {
         let id = self.id.get().unwrap_or_else(ConnectionId::next);
         self.id.set(Some(id));
@@ -131,6 +154,20 @@ impl<'a> Accepted<'a> {
     /// [netdevice(7)](https://man7.org/linux/man-pages/man7/netdevice.7.html)), if
     /// [`Builder::packet_info`](crate::Builder::packet_info) is set. Otherwise, and for a
     /// connection, `None`.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let builder = Server::udp("0.0.0.0:0")?;
+    /// # #[cfg(target_os = "linux")]
+    /// let builder = builder.packet_info(true);
+    /// let server = builder.serve(|accepted| {
+    ///     let interface = accepted.interface();
+    ///     handler_fn(move |_, cx| cx.send(format!("by interface {interface:?}").as_bytes()))
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn interface(&self) -> Option<u32> {
         match &self.source {
             AcceptedSocket::Stream(_) => None,
@@ -141,6 +178,21 @@ impl<'a> Accepted<'a> {
     }
 
     /// The process at the other end of a Unix stream socket.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("credentials-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&directory).unwrap();
+    /// # let path = directory.join("socket");
+    /// let server = Server::unix_stream(&path)?.serve(|accepted| {
+    ///     let user = accepted.credentials().map(|credentials| credentials.uid);
+    ///     handler_fn(move |_, cx| cx.send(format!("{user:?}").as_bytes()))
+    /// })?;
+    /// # drop(server);
+    /// # std::fs::remove_dir(directory).unwrap();
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -11,11 +11,31 @@ use crate::error::Error;
 
 /// The longest path a Unix socket can be bound to on this system, in bytes, without the
 /// terminating NUL: 107 on Linux, see [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
+///
+/// ```
+/// use socketserver::{Error, MAX_UNIX_PATH, Server};
+///
+/// let path = format!("/tmp/{}", "x".repeat(MAX_UNIX_PATH));
+/// assert!(matches!(Server::unix_stream(path), Err(Error::UnusableAddress { .. })));
+/// ```
 pub const MAX_UNIX_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 /// The address that a listener is bound to: Python's `server_address`.
 ///
 /// It prints as the URL that [`Endpoint`] reads, with the port the kernel chose.
+///
+/// ```
+/// use socketserver::{Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// let address = server.local_addr();
+/// let port = address.port().unwrap();
+/// assert_eq!(address.to_string(), format!("tcp://127.0.0.1:{port}"));
+/// assert_eq!(address.inet().unwrap().port(), port);
+/// assert_eq!(address.path(), None); // a Unix socket has a path
+/// assert!(!address.is_datagram());
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
@@ -190,6 +210,16 @@ impl fmt::Display for Endpoint {
 /// An IPv4 client of a dual-stack listener is shown as IPv4, not as `::ffff:a.b.c.d`. A link-local
 /// IPv6 client includes its interface and is shown as `[fe80::1%2]:port`: the same address on two
 /// interfaces is two clients, see [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use socketserver::Peer;
+///
+/// let address: SocketAddr = "192.0.2.7:4711".parse().unwrap();
+/// let peer = Peer::from(address);
+/// assert_eq!(peer.inet(), Some(address)); // None for a Unix socket
+/// assert_eq!(peer.to_string(), "192.0.2.7:4711");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Peer {
@@ -232,6 +262,15 @@ impl From<SocketAddr> for Peer {
 /// macOS).
 ///
 /// The process may have ended since, or may have passed the connection on.
+///
+/// ```
+/// use socketserver::Accepted;
+///
+/// /// Whether the client is a process of this user.
+/// fn is_of_user(accepted: &Accepted<'_>, uid: u32) -> bool {
+///     accepted.credentials().is_ok_and(|credentials| credentials.uid == uid)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Credentials {
     /// The process ID; `None` if the system does not report it, and on Linux if the process is in a

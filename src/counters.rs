@@ -13,6 +13,19 @@ use crate::error::Limit;
 use crate::guard;
 
 /// What a number of [`Counters`] means.
+///
+/// ```
+/// use socketserver::{CounterKind, Counters};
+///
+/// /// The type of a counter for Prometheus.
+/// fn kind(kind: CounterKind) -> &'static str {
+///     match kind {
+///         CounterKind::Total => "counter",
+///         _ => "gauge",
+///     }
+/// }
+/// # for counter in Counters::default().iter() { kind(counter.kind); }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CounterKind {
@@ -25,6 +38,14 @@ pub enum CounterKind {
 }
 
 /// One number of [`Counters`], from [`Counters::iter`].
+///
+/// ```
+/// use socketserver::Counters;
+///
+/// let counters = Counters::default();
+/// let accepted = counters.iter().find(|counter| counter.name == "accepted").unwrap();
+/// assert_eq!((accepted.value, accepted.help.is_empty()), (0, false));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counter {
@@ -49,6 +70,16 @@ macro_rules! counters {
         ///
         /// [`iter`](Counters::iter) gives all numbers with their names; `Display` prints those that
         /// are not 0 in one line.
+        ///
+        /// ```
+        /// use socketserver::{Server, handler_fn};
+        ///
+        /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+        /// let counters = server.counters();
+        /// assert_eq!(counters.accepted, 0);
+        /// println!("{counters}"); // those that have moved
+        /// # Ok::<(), socketserver::Error>(())
+        /// ```
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Counters {

@@ -7,6 +7,13 @@ use crate::error::SendError;
 use crate::sys;
 
 /// Which messages a [`Framing`](crate::Framing) can encode.
+///
+/// ```
+/// use socketserver::{Encodable, FixedSize, Framing, Raw};
+///
+/// assert_eq!(Raw.encodable(), Encodable::Any);
+/// assert_eq!(FixedSize::new(16).encodable(), Encodable::Exactly(16));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Encodable {

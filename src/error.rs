@@ -6,9 +6,26 @@ use std::fmt;
 use std::io;
 
 /// The error of a handler: any error type, converted by `?`.
+///
+/// ```
+/// use socketserver::{CloseReason, HandlerError};
+///
+/// let error: HandlerError = "no such account".into(); // or any error type, by `?`
+/// assert_eq!(CloseReason::Error(error).to_string(), "handler failed: no such account");
+/// ```
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of every method of a handler.
+///
+/// ```
+/// use socketserver::{Context, HandlerResult};
+///
+/// /// Answers a number by its double. Any error closes the connection.
+/// fn double(message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+///     let number: i64 = std::str::from_utf8(message)?.trim().parse()?;
+///     cx.send((2 * number).to_string().as_bytes())
+/// }
+/// ```
 pub type HandlerResult = Result<(), HandlerError>;
 
 /// An error of building a server or of running its event loop.
@@ -80,6 +97,19 @@ impl Error {
     }
 
     /// The kind of the system's error that caused this one, if there is one.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use std::net::TcpListener;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let other = TcpListener::bind("127.0.0.1:0")?;
+    /// let error = Server::tcp(other.local_addr()?)?
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))
+    ///     .unwrap_err();
+    /// assert_eq!(error.io_kind(), Some(ErrorKind::AddrInUse));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Error::Resolve { source, .. }
@@ -164,6 +194,14 @@ pub enum CloseReason {
 }
 
 /// The limit that a connection has reached: see [`CloseReason::Limit`].
+///
+/// ```
+/// use socketserver::{CloseReason, Limit};
+///
+/// let reason = CloseReason::Limit(Limit::MessageDeadline);
+/// println!("{reason}");
+/// assert!(!reason.is_fault()); // the client's doing, and not the handler's
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Limit {
@@ -207,6 +245,13 @@ impl fmt::Display for Limit {
 impl CloseReason {
     /// Whether the program caused the close by an error or a panic, and not the peer or the
     /// network. Such a reason is given to [`Hooks::handle_error`](crate::Hooks::handle_error).
+    ///
+    /// ```
+    /// use socketserver::CloseReason;
+    ///
+    /// assert!(CloseReason::Panic("index out of bounds".into()).is_fault());
+    /// assert!(!CloseReason::Timeout.is_fault());
+    /// ```
     pub fn is_fault(&self) -> bool {
         matches!(self, CloseReason::Error(_) | CloseReason::Panic(_))
     }
@@ -229,6 +274,13 @@ impl fmt::Display for CloseReason {
 }
 
 /// The reason why bytes are not a valid frame, or why a message cannot be encoded as one.
+///
+/// ```
+/// use socketserver::{Framing, FramingError, Lines};
+///
+/// let error = Lines::default().max_len(3).decode(b"too long\n").unwrap_err();
+/// assert!(matches!(error, FramingError::TooLong { limit: 3 }));
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FramingError {
@@ -273,6 +325,18 @@ impl std::error::Error for FramingError {
 
 /// The error of a call that this kind of request or this mode does not support, on a
 /// [`Context`](crate::Context) or an [`Output`](crate::Output).
+///
+/// ```
+/// use socketserver::{Context, HandlerResult, UnsupportedError};
+///
+/// /// Sets a timer where there is one: a datagram has none.
+/// fn remind(cx: &mut Context<'_>) -> HandlerResult {
+///     match cx.set_timer(cx.now() + std::time::Duration::from_secs(1)) {
+///         Err(UnsupportedError::DatagramTimeout) => Ok(()),
+///         result => Ok(result?),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnsupportedError {
@@ -331,6 +395,19 @@ impl std::error::Error for UnsupportedError {}
 
 /// The error of a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) that did
 /// not take a message or an event.
+///
+/// ```
+/// use socketserver::{SendError, Sender};
+///
+/// /// Sends news to those who can take them; keeps the others.
+/// fn news(members: &mut Vec<Sender>, text: &[u8]) {
+///     members.retain(|member| match member.send(text) {
+///         Err(SendError::Closed) => false, // the connection has ended
+///         Err(SendError::Full) => true,    // a slow reader misses this one
+///         _ => true,
+///     });
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {

@@ -87,6 +87,16 @@ impl Default for Limits {
 
 impl Limits {
     /// No limit is on: for peers that the program trusts.
+    ///
+    /// ```
+    /// use socketserver::{Limits, Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")? // clients of this machine
+    ///     .limits(Limits::off())
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn off() -> Self {
         Limits {
             when_full: WhenFull::Wait,
@@ -115,6 +125,13 @@ impl Limits {
     /// Sets what happens to new clients while the server is overloaded (see
     /// [`Context::is_overloaded`](crate::Context::is_overloaded)): they wait, or are turned away.
     /// Nothing by default. [`WhenFull::CloseSilent`] has the same effect as [`WhenFull::Wait`] here.
+    ///
+    /// ```
+    /// use socketserver::{Limits, WhenFull};
+    ///
+    /// let limits = Limits::default().when_overloaded(WhenFull::Wait);
+    /// # let _ = limits;
+    /// ```
     pub fn when_overloaded(mut self, action: impl Into<Option<WhenFull>>) -> Self {
         self.when_overloaded = action.into();
         self
@@ -134,6 +151,13 @@ impl Limits {
 
     /// Sets how many connections the listener accepts per second on average; off by default. It
     /// accepts up to one second's worth at once. Further clients wait in the kernel's queue.
+    ///
+    /// ```
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().accept_rate(100); // new connections per second
+    /// # let _ = limits;
+    /// ```
     pub fn accept_rate(mut self, per_second: impl Into<Option<u32>>) -> Self {
         self.accept_rate = per_second.into().map(|number| number.max(1));
         self
@@ -149,6 +173,14 @@ impl Limits {
     /// [`RequestHandler`](crate::RequestHandler) a message is what one call of
     /// [`read_line`](crate::Request::read_line), or of another method that needs several reads, waits
     /// for.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().message_deadline(Duration::from_secs(5));
+    /// # let _ = limits;
+    /// ```
     pub fn message_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.message_deadline = deadline.into();
         self
@@ -157,6 +189,13 @@ impl Limits {
     /// Sets the least rate of a long message, in bytes per second, that
     /// [`message_deadline`](Limits::message_deadline) expects; 500 by default. With 0 the deadline
     /// does not move.
+    ///
+    /// ```
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().message_rate(10_000); // uploads over a fast network
+    /// # let _ = limits;
+    /// ```
     pub fn message_rate(mut self, bytes_per_second: u32) -> Self {
         self.message_rate = bytes_per_second;
         self
@@ -164,6 +203,14 @@ impl Limits {
 
     /// Sets how long a peer may take from the accept until its first message is whole; off by
     /// default, because in some protocols the client only listens.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().first_message_deadline(Duration::from_secs(10)); // for a login
+    /// # let _ = limits;
+    /// ```
     pub fn first_message_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.first_message_deadline = deadline.into();
         self
@@ -184,6 +231,14 @@ impl Limits {
     /// kernel takes into its buffer. It is checked four times per timeout, so a peer is cut at most
     /// a quarter later. On Linux, output that the kernel has taken whole is limited by the kernel itself, by
     /// half the timeout later (`TCP_USER_TIMEOUT`); such a connection ends as a disconnect.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().write_timeout(Duration::from_secs(10));
+    /// # let _ = limits;
+    /// ```
     pub fn write_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.write_timeout = timeout.into();
         self
@@ -191,6 +246,17 @@ impl Limits {
 
     /// Sets how many bytes of undecoded input one connection may hold, whatever its framing accepts;
     /// 16 MiB by default. A framing with longer frames needs a higher limit, too.
+    ///
+    /// ```
+    /// use socketserver::{LengthPrefixed, Limits, Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .framing(LengthPrefixed::default().max_len(64 << 20))
+    ///     .limits(Limits::default().max_buffered_input(65 << 20)) // above the longest frame
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn max_buffered_input(mut self, bytes: usize) -> Self {
         self.max_buffered_input = bytes.max(1);
         self
@@ -198,6 +264,14 @@ impl Limits {
 
     /// Sets how long a connection may live; off by default. After that it is closed as soon as no
     /// message has arrived in part and no output waits.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().max_lifetime(Duration::from_secs(3600));
+    /// # let _ = limits;
+    /// ```
     pub fn max_lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
         self.max_lifetime = lifetime.into();
         self
@@ -205,6 +279,13 @@ impl Limits {
 
     /// Sets how many messages a connection may send; off by default. It is closed after the answer
     /// to the last one.
+    ///
+    /// ```
+    /// use socketserver::Limits;
+    ///
+    /// let limits = Limits::default().max_messages(1000); // then the client connects again
+    /// # let _ = limits;
+    /// ```
     pub fn max_messages(mut self, messages: impl Into<Option<u32>>) -> Self {
         self.max_messages = messages.into().map(|number| number.max(1));
         self
@@ -214,6 +295,16 @@ impl Limits {
     /// default. Replies above it are dropped. So the server cannot be used to send much to an
     /// address that a client has forged. The replies of a datagram that exceed three times its size
     /// are always counted, in [`Counters::amplified`](crate::Counters::amplified).
+    ///
+    /// ```
+    /// use socketserver::{Limits, Server, handler_fn};
+    ///
+    /// let server = Server::udp("127.0.0.1:0")?
+    ///     .limits(Limits::default().reply_ratio(3)) // no use to who forges addresses
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn reply_ratio(mut self, times: impl Into<Option<u32>>) -> Self {
         self.reply_ratio = times.into();
         self
@@ -229,6 +320,13 @@ impl Limits {
 }
 
 /// What happens to a client that connects while a limit on the number of connections is reached.
+///
+/// ```
+/// use socketserver::{Limits, WhenFull};
+///
+/// let limits = Limits::default().max_connections(1000).when_full(WhenFull::Wait);
+/// # let _ = limits;
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
@@ -247,6 +345,15 @@ pub enum WhenFull {
 
 impl WhenFull {
     /// [`WhenFull::TurnAway`] with these bytes, which the client gets as they are.
+    ///
+    /// ```
+    /// use socketserver::{Limits, WhenFull};
+    ///
+    /// let limits = Limits::default()
+    ///     .max_connections(1000)
+    ///     .when_full(WhenFull::turn_away(*b"HTTP/1.1 503 Service Unavailable\r\n\r\n"));
+    /// # let _ = limits;
+    /// ```
     pub fn turn_away(bytes: impl Into<Vec<u8>>) -> Self {
         WhenFull::TurnAway(bytes.into().into())
     }

@@ -22,6 +22,18 @@ use crate::token::Token;
 pub(crate) type SharedBytes = Arc<[u8]>;
 
 /// A value of the user for a connection's handler: see [`Sender::post`].
+///
+/// ```
+/// use socketserver::{Event, Sender};
+///
+/// /// A result of another thread, for `Handler::on_event`.
+/// struct Finished(u64);
+///
+/// fn tell(sender: &Sender) {
+///     let event: Event = Box::new(Finished(42));
+///     let _ = sender.post(event); // an error: the connection has ended
+/// }
+/// ```
 pub type Event = Box<dyn Any + Send>;
 
 /// How many events a send queue holds at most.
@@ -445,6 +457,16 @@ impl Sender {
 
     /// Sends a message that several connections share: see [`broadcast`].
     ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use socketserver::Sender;
+    ///
+    /// /// One text, in memory once, to all members that can take it.
+    /// fn tell(members: &[Sender], text: Arc<[u8]>) -> usize {
+    ///     members.iter().filter(|member| member.send_shared(&text).is_ok()).count()
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`send`](Sender::send).
@@ -498,6 +520,15 @@ impl Sender {
     /// when output waits for the peer; a handler that is running finishes first. A peer that then
     /// takes nothing for 30 seconds is reset, and its remaining output is dropped. `on_close` gets
     /// [`CloseReason::Handler`](crate::CloseReason::Handler).
+    ///
+    /// ```
+    /// use socketserver::Sender;
+    ///
+    /// fn say_goodbye(member: &Sender) {
+    ///     let _ = member.send(b"goodbye"); // an error: it has gone already
+    ///     member.close();
+    /// }
+    /// ```
     pub fn close(&self) {
         self.send_queue.end(Ending::Closing);
     }
@@ -510,12 +541,31 @@ impl Sender {
     /// [`close`](Sender::close); a handler that is running finishes first. `on_close` gets
     /// [`CloseReason::Handler`](crate::CloseReason::Handler). On a Unix socket, which has no reset,
     /// the peer sees the end of the stream.
+    ///
+    /// ```
+    /// use socketserver::{SendError, Sender};
+    ///
+    /// /// A member that does not keep up is cut.
+    /// fn news(member: &Sender, text: &[u8]) {
+    ///     if member.send(text) == Err(SendError::Full) {
+    ///         member.abort();
+    ///     }
+    /// }
+    /// ```
     pub fn abort(&self) {
         self.send_queue.end(Ending::Aborted);
     }
 
     /// Whether the connection is closed, or a handle to it has closed or aborted it: a send then
     /// returns [`SendError::Closed`].
+    ///
+    /// ```
+    /// use socketserver::Sender;
+    ///
+    /// fn tidy(members: &mut Vec<Sender>) {
+    ///     members.retain(|member| !member.is_closed());
+    /// }
+    /// ```
     pub fn is_closed(&self) -> bool {
         self.send_queue.ending().has_begun()
     }
@@ -531,6 +581,15 @@ impl Sender {
     }
 
     /// Whether both are handles to the same connection.
+    ///
+    /// ```
+    /// use socketserver::Sender;
+    ///
+    /// /// All members but the one that has spoken.
+    /// fn others<'a>(members: &'a [Sender], speaker: &Sender) -> Vec<&'a Sender> {
+    ///     members.iter().filter(|member| !member.is_same(speaker)).collect()
+    /// }
+    /// ```
     pub fn is_same(&self, other: &Sender) -> bool {
         self.id() == other.id()
     }
@@ -557,6 +616,15 @@ impl Hash for Sender {
 ///
 /// Connections that are closed or whose queue is full are skipped. To know which ones, send to each
 /// separately.
+///
+/// ```
+/// use socketserver::{Sender, broadcast};
+///
+/// fn announce(members: &[Sender]) {
+///     let took = broadcast(members, b"the server restarts in a minute");
+///     log::info!("{took} of {} members know it", members.len());
+/// }
+/// ```
 #[must_use = "it may be fewer than there are senders"]
 pub fn broadcast<'a>(senders: impl IntoIterator<Item = &'a Sender>, message: &[u8]) -> usize {
     let message: Arc<[u8]> = message.into();

@@ -54,6 +54,24 @@ pub(crate) trait Driver {
 /// | end | [`close`](Context::close), [`abort`](Context::abort), [`finish_output`](Context::finish_output), [`stop_server`](Context::stop_server) |
 /// | know with whom it speaks | [`peer`](Context::peer), [`id`](Context::id); addresses and credentials are in [`Accepted`](crate::Accepted) |
 /// | send other datagrams | [`send_to`](Context::send_to), [`datagram_sender`](Context::datagram_sender) |
+///
+/// ```
+/// use socketserver::{Context, Handler, HandlerResult};
+///
+/// /// Answers with the number of the connection and the peer's address.
+/// struct Who;
+///
+/// impl Handler for Who {
+///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+///         if message == b"quit" {
+///             cx.close();
+///             return Ok(());
+///         }
+///         let answer = format!("{} {}", cx.id(), cx.peer());
+///         cx.send(answer.as_bytes())
+///     }
+/// }
+/// ```
 pub struct Context<'a> {
     pub(super) state: &'a mut State,
     pub(super) framing: &'a mut dyn Framing,
@@ -77,6 +95,16 @@ impl Context<'_> {
     /// [`Builder::write_watermarks`](crate::Builder::write_watermarks)) the connection is not read
     /// until the peer has taken enough of its output. Messages sent after [`close`](Context::close)
     /// are dropped.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let twice = handler_fn(|message, cx| {
+    ///     cx.send(message)?;
+    ///     cx.send(message)
+    /// });
+    /// # let _ = twice;
+    /// ```
     ///
     /// # Errors
     ///
@@ -107,6 +135,19 @@ impl Context<'_> {
 
     /// Sends a message that many connections share, without a copy for each of them.
     ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let page: Arc<[u8]> = vec![b'x'; 100_000].into(); // in memory once, for all clients
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(move |_| {
+    ///     let page = page.clone();
+    ///     handler_fn(move |_, cx| cx.send_shared(&page))
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`send`](Context::send).
@@ -132,6 +173,17 @@ impl Context<'_> {
     /// A peer that takes none of the waiting output is reset after 30 seconds, or after its idle
     /// timeout if that is longer. After [`on_idle_timeout`](crate::Handler::on_idle_timeout) the
     /// limit is the idle timeout.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let once = handler_fn(|message, cx| {
+    ///     cx.send(message)?;
+    ///     cx.close(); // when the answer has gone out
+    ///     Ok(())
+    /// });
+    /// # let _ = once;
+    /// ```
     pub fn close(&mut self) {
         self.state.end(CloseReason::Handler);
     }
@@ -174,6 +226,19 @@ impl Context<'_> {
     }
 
     /// Closes the connection at once with a reset; output that has not gone out is dropped.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let strict = handler_fn(|message, cx| {
+    ///     if message.starts_with(b"GET ") {
+    ///         cx.abort(); // a web browser: the wrong port
+    ///         return Ok(());
+    ///     }
+    ///     cx.send(message)
+    /// });
+    /// # let _ = strict;
+    /// ```
     pub fn abort(&mut self) {
         self.state.abort();
     }
@@ -192,6 +257,27 @@ impl Context<'_> {
     ///
     /// This is Python's `timeout` of a stream request handler, but it costs nothing per message.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Who has logged in may be silent for longer.
+    /// struct Session;
+    ///
+    /// impl Handler for Session {
+    ///     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         Ok(cx.set_idle_timeout(Duration::from_secs(10))?)
+    ///     }
+    ///
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         if message == b"secret" {
+    ///             cx.set_idle_timeout(Duration::from_secs(600))?;
+    ///         }
+    ///         cx.send(b"ok")
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`UnsupportedError::DatagramTimeout`] for a datagram.
@@ -208,11 +294,33 @@ impl Context<'_> {
     }
 
     /// The peer: Python's `client_address`.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let who = handler_fn(|_, cx| {
+    ///     let answer = cx.peer().to_string();
+    ///     cx.send(answer.as_bytes())
+    /// });
+    /// # let _ = who;
+    /// ```
     pub fn peer(&self) -> &Peer {
         &self.state.peer
     }
 
     /// Whether the datagram was longer than the receive size, and the kernel has truncated it.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let careful = handler_fn(|message, cx| {
+    ///     if cx.is_truncated() {
+    ///         return cx.send(b"too long");
+    ///     }
+    ///     cx.send(message)
+    /// });
+    /// # let _ = careful;
+    /// ```
     pub fn is_truncated(&self) -> bool {
         self.state.is_truncated()
     }
@@ -224,12 +332,36 @@ impl Context<'_> {
     /// 20 ms, and it never waited for events. `offload`, `threading` and `pool` are overloaded if
     /// each request within the last 200 ms waited more than 20 ms for a thread. In a child process
     /// under `forking`, this is what was true when the process was started.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let server = handler_fn(|message, cx| {
+    ///     if cx.is_overloaded() {
+    ///         return cx.send(b"503 try again later");
+    ///     }
+    ///     cx.send(message) // the expensive answer
+    /// });
+    /// # let _ = server;
+    /// ```
     pub fn is_overloaded(&self) -> bool {
         self.driver.is_overloaded()
     }
 
     /// Asks the server to stop, as [`ShutdownHandle::shutdown`](crate::ShutdownHandle::shutdown)
     /// does: it returns at once, and the stop begins when the handler has returned.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let admin = handler_fn(|message, cx| {
+    ///     if message == b"shutdown" {
+    ///         cx.stop_server();
+    ///     }
+    ///     cx.send(b"ok")
+    /// });
+    /// # let _ = admin;
+    /// ```
     #[doc(alias = "shutdown")]
     pub fn stop_server(&mut self) {
         self.driver.request_stop();
@@ -240,6 +372,18 @@ impl Context<'_> {
     /// The first call creates the send queue of the connection. That takes about 140 bytes, and
     /// about 100 more when something has been sent (on 64-bit Linux); further handles share it. It
     /// costs nothing per message of the handler.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use socketserver::handler_fn;
+    ///
+    /// let later = handler_fn(|message, cx| {
+    ///     let (sender, question) = (cx.sender()?, message.to_vec());
+    ///     thread::spawn(move || sender.send(&question)); // an error: the connection has ended
+    ///     Ok(())
+    /// });
+    /// # let _ = later;
+    /// ```
     ///
     /// # Errors
     ///
@@ -310,6 +454,29 @@ impl Context<'_> {
     /// of the peer are delivered meanwhile, unless the input is [paused](Context::pause_input).
     ///
     /// A datagram always has room.
+    ///
+    /// ```
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Sends zeros for as long as the client takes them.
+    /// struct Zeros;
+    ///
+    /// impl Handler for Zeros {
+    ///     fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         self.on_writable(cx)
+    ///     }
+    ///
+    ///     fn on_writable(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         loop {
+    ///             let room = cx.room();
+    ///             if room == 0 {
+    ///                 return Ok(()); // on_writable is called again
+    ///             }
+    ///             cx.output().put(&[0; 1024][..room.min(1024)]);
+    ///         }
+    ///     }
+    /// }
+    /// ```
     pub fn room(&mut self) -> usize {
         if self.state.datagram {
             return usize::MAX;
@@ -332,6 +499,30 @@ impl Context<'_> {
     /// A deadline in the past expires at once, when the handler has returned and others have been
     /// served. Messages are delivered between two such calls.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Gives a client ten seconds in all.
+    /// struct Brief;
+    ///
+    /// impl Handler for Brief {
+    ///     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         Ok(cx.set_timer(cx.now() + Duration::from_secs(10))?)
+    ///     }
+    ///
+    ///     fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(b"time is over")?;
+    ///         cx.close();
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(message)
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`UnsupportedError::DatagramTimeout`] for a datagram.
@@ -345,6 +536,23 @@ impl Context<'_> {
 
     /// The current time, for [`set_timer`](Context::set_timer). On the event loop it is the time at
     /// which the current turn began, and reading it costs no system call.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Answers with the milliseconds since the last message.
+    /// #[derive(Default)]
+    /// struct Pauses(Option<Instant>);
+    ///
+    /// impl Handler for Pauses {
+    ///     fn on_message(&mut self, _: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         let now = cx.now();
+    ///         let last = self.0.replace(now).unwrap_or(now);
+    ///         cx.send((now - last).as_millis().to_string().as_bytes())
+    ///     }
+    /// }
+    /// ```
     pub fn now(&self) -> Instant {
         self.driver.now()
     }
@@ -366,12 +574,58 @@ impl Context<'_> {
     /// timeout.
     ///
     /// No effect for a datagram.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use socketserver::{Context, Event, Handler, HandlerResult};
+    ///
+    /// /// Answers each message from another thread, and keeps the order.
+    /// struct Slow;
+    ///
+    /// impl Handler for Slow {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         let (sender, question) = (cx.sender()?, message.to_vec());
+    ///         cx.pause_input();
+    ///         thread::spawn(move || sender.post(Box::new(question)));
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
+    ///         if let Ok(answer) = event.downcast::<Vec<u8>>() {
+    ///             cx.send(&answer)?;
+    ///         }
+    ///         cx.resume_input();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     pub fn pause_input(&mut self) {
         self.state.pause();
     }
 
     /// Resumes the delivery of messages after [`pause_input`](Context::pause_input), first those
     /// that were kept.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Takes one message per second from a client.
+    /// struct Calm;
+    ///
+    /// impl Handler for Calm {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.pause_input();
+    ///         cx.set_timer(cx.now() + Duration::from_secs(1))?;
+    ///         cx.send(message)
+    ///     }
+    ///
+    ///     fn on_timer(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.resume_input();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     pub fn resume_input(&mut self) {
         self.state.resume();
     }
@@ -383,6 +637,21 @@ impl Context<'_> {
     /// [`on_stop`](crate::Handler::on_stop) for what else keeps it from that.
     ///
     /// No effect for a datagram.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// // A transaction may finish although the server stops.
+    /// let database = handler_fn(|message, cx| {
+    ///     match message {
+    ///         b"BEGIN" => cx.set_busy(true),
+    ///         b"COMMIT" => cx.set_busy(false),
+    ///         _ => {}
+    ///     }
+    ///     cx.send(b"ok")
+    /// });
+    /// # let _ = database;
+    /// ```
     pub fn set_busy(&mut self, busy: bool) {
         if !self.state.datagram {
             self.state.set_busy(busy);
@@ -393,6 +662,17 @@ impl Context<'_> {
     /// (shutdown(2) with `SHUT_WR`). Input continues, and what is sent after this call is dropped.
     ///
     /// No effect for a datagram.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let last_word = handler_fn(|_, cx| {
+    ///     cx.send(b"that is all")?;
+    ///     cx.finish_output(); // the client sees the end, and may still send
+    ///     Ok(())
+    /// });
+    /// # let _ = last_word;
+    /// ```
     pub fn finish_output(&mut self) {
         if self.state.output_end == OutputEnd::Open && !self.state.datagram {
             self.state.output_end = OutputEnd::Requested;
@@ -408,6 +688,22 @@ impl Context<'_> {
     /// found by `framing::<Box<dyn Framing + Send>>()`, so that the handler can replace it. A
     /// [`Sender`] checks messages by the framing at the time when [`sender`](Context::sender) was
     /// called. Returns `None` for a datagram.
+    ///
+    /// ```
+    /// use socketserver::{Lines, Server, handler_fn};
+    ///
+    /// // After a login, lines may be longer.
+    /// let server = Server::tcp("127.0.0.1:0")?.framing(Lines::default().max_len(80)).serve(|_| {
+    ///     handler_fn(|line, cx| {
+    ///         if line == b"secret" && let Some(lines) = cx.framing::<Lines>() {
+    ///             *lines = Lines::default().max_len(1 << 20);
+    ///         }
+    ///         cx.send(b"ok")
+    ///     })
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn framing<F: Framing>(&mut self) -> Option<&mut F> {
         if self.state.datagram {
             return None;
@@ -423,6 +719,16 @@ impl Context<'_> {
 
     /// The number of this connection, as in the log. A datagram gets its own number at the first
     /// call.
+    ///
+    /// ```
+    /// use socketserver::handler_fn;
+    ///
+    /// let who = handler_fn(|_, cx| {
+    ///     let answer = format!("you are connection {}", cx.id());
+    ///     cx.send(answer.as_bytes())
+    /// });
+    /// # let _ = who;
+    /// ```
     pub fn id(&mut self) -> ConnectionId {
         *self.state.id.get_or_insert_with(ConnectionId::next)
     }
@@ -482,6 +788,18 @@ impl Context<'_> {
 
     /// A handle to the socket of this datagram, with which other threads send datagrams to any
     /// peer: see [`DatagramSender`].
+    ///
+    /// ```
+    /// use std::thread;
+    /// use socketserver::handler_fn;
+    ///
+    /// let later = handler_fn(|message, cx| {
+    ///     let (sender, peer, answer) = (cx.datagram_sender()?, cx.peer().clone(), message.to_vec());
+    ///     thread::spawn(move || sender.send_to(&peer, &answer));
+    ///     Ok(())
+    /// });
+    /// # let _ = later;
+    /// ```
     ///
     /// # Errors
     ///

@@ -10,6 +10,16 @@ use crate::encodable::{CONTAINS_DELIMITER, Encodable, OTHER_SIZE, contains_delim
 use crate::error::FramingError;
 
 /// The result of [`Framing::decode`]: what is at the start of the input.
+///
+/// ```
+/// use socketserver::{Decoded, Framing, Lines};
+///
+/// let mut lines = Lines::default();
+/// let decoded = lines.decode(b"one\ntwo")?;
+/// assert_eq!(decoded, Decoded::Frame { body: 0..3, consumed: 4 });
+/// assert_eq!(lines.decode(b"two")?, Decoded::Incomplete);
+/// # Ok::<(), socketserver::FramingError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     /// A complete message.
@@ -95,6 +105,15 @@ pub trait Framing: Any {
     /// what is left over:
     /// [`decode`](Framing::decode) has returned [`Decoded::Incomplete`] or [`Decoded::Need`] for it.
     ///
+    /// ```
+    /// use socketserver::{Decoded, Framing, Lines};
+    ///
+    /// let mut lines = Lines::default().unterminated(true);
+    /// assert_eq!(lines.decode(b"the last")?, Decoded::Incomplete);
+    /// assert_eq!(lines.decode_eof(b"the last")?, Decoded::Frame { body: 0..8, consumed: 8 });
+    /// # Ok::<(), socketserver::FramingError>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// By default [`FramingError::UnexpectedEof`]: the peer ended inside a frame. A result that asks
@@ -144,6 +163,13 @@ impl<F: Framing + ?Sized> Framing for Box<F> {
 /// No framing: a message is the bytes of one read, at most 64 KiB. Python's `recv`.
 ///
 /// The handler itself has to find where a message of the peer ends: TCP joins and splits messages.
+///
+/// ```
+/// use socketserver::{Decoded, Framing, Raw};
+///
+/// assert_eq!(Raw.decode(b"any bytes")?, Decoded::Frame { body: 0..9, consumed: 9 });
+/// # Ok::<(), socketserver::FramingError>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Raw;
 
@@ -161,6 +187,13 @@ impl Framing for Raw {
 }
 
 /// What a delimiter framing does with a frame that is longer than its maximum.
+///
+/// ```
+/// use socketserver::{Lines, Overlong};
+///
+/// let lines = Lines::default().max_len(512).overlong(Overlong::Discard); // and not the connection
+/// # let _ = lines;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Overlong {
@@ -197,6 +230,13 @@ pub struct Lines {
 
 impl Lines {
     /// The default longest line, in bytes, without its end.
+    ///
+    /// ```
+    /// use socketserver::{Framing, FramingError, Lines};
+    ///
+    /// let long = vec![b'x'; Lines::DEFAULT_MAX_LEN + 2];
+    /// assert!(matches!(Lines::default().decode(&long), Err(FramingError::TooLong { .. })));
+    /// ```
     pub const DEFAULT_MAX_LEN: usize = 8192;
 
     /// Sets the longest line, in bytes, without its end.
@@ -207,6 +247,13 @@ impl Lines {
     }
 
     /// Sets what happens to a line that is longer than the maximum.
+    ///
+    /// ```
+    /// use socketserver::{Lines, Overlong};
+    ///
+    /// let lines = Lines::default().max_len(100).overlong(Overlong::Discard);
+    /// # let _ = lines;
+    /// ```
     #[must_use]
     pub fn overlong(mut self, overlong: Overlong) -> Self {
         self.scan.overlong = overlong;
@@ -292,6 +339,13 @@ pub struct Delimited {
 
 impl Delimited {
     /// The default longest message, in bytes, without its delimiter.
+    ///
+    /// ```
+    /// use socketserver::{Delimited, Framing, FramingError};
+    ///
+    /// let long = vec![b'x'; Delimited::DEFAULT_MAX_LEN + 2];
+    /// assert!(matches!(Delimited::new(*b";").decode(&long), Err(FramingError::TooLong { .. })));
+    /// ```
     pub const DEFAULT_MAX_LEN: usize = 8192;
 
     /// Messages that end in `delimiter`.
@@ -313,6 +367,13 @@ impl Delimited {
     }
 
     /// Sets what happens to a message that is longer than the maximum.
+    ///
+    /// ```
+    /// use socketserver::{Delimited, Overlong};
+    ///
+    /// let records = Delimited::new(*b";").max_len(100).overlong(Overlong::Discard);
+    /// # let _ = records;
+    /// ```
     #[must_use]
     pub fn overlong(mut self, overlong: Overlong) -> Self {
         self.scan.overlong = overlong;
@@ -424,6 +485,14 @@ impl Scan {
 }
 
 /// The byte order of a length.
+///
+/// ```
+/// use socketserver::{Decoded, Endian, Framing, LengthPrefixed, Width};
+///
+/// let mut messages = LengthPrefixed::new(Width::Two, Endian::Little);
+/// assert_eq!(messages.decode(b"\x02\0hi")?, Decoded::Frame { body: 2..4, consumed: 4 });
+/// # Ok::<(), socketserver::FramingError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Endian {
     /// Most significant byte first: network order.
@@ -455,6 +524,14 @@ pub struct LengthPrefixed {
 }
 
 /// How many bytes a length prefix takes.
+///
+/// ```
+/// use socketserver::{Decoded, Endian, Framing, LengthPrefixed, Width};
+///
+/// let mut messages = LengthPrefixed::new(Width::One, Endian::Big);
+/// assert_eq!(messages.decode(b"\x02hi")?, Decoded::Frame { body: 1..3, consumed: 3 });
+/// # Ok::<(), socketserver::FramingError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Width {
@@ -471,6 +548,12 @@ pub enum Width {
 
 impl LengthPrefixed {
     /// The default longest message, in bytes, without its length prefix.
+    ///
+    /// ```
+    /// use socketserver::LengthPrefixed;
+    ///
+    /// assert_eq!(LengthPrefixed::DEFAULT_MAX_LEN, 8 * 1024 * 1024);
+    /// ```
     pub const DEFAULT_MAX_LEN: usize = 8 << 20;
 
     /// A length prefix of this width and byte order.

@@ -39,6 +39,23 @@ use crate::sender::Event;
 pub trait Handler {
     /// The connection is open; no message has been delivered yet.
     ///
+    /// ```
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Greets a client.
+    /// struct Polite;
+    ///
+    /// impl Handler for Polite {
+    ///     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(b"welcome")
+    ///     }
+    ///
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(message)
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// An error closes the connection.
@@ -184,6 +201,27 @@ pub trait Handler {
     /// follow: there is a [`Sender`](crate::Sender) of it, an idle timeout, a timer, or a pending
     /// [`on_writable`](Handler::on_writable). When none of these is left, the connection is closed.
     ///
+    /// ```
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Adds numbers, and answers when the client has sent all.
+    /// #[derive(Default)]
+    /// struct Sum(i64);
+    ///
+    /// impl Handler for Sum {
+    ///     fn on_message(&mut self, line: &[u8], _: &mut Context<'_>) -> HandlerResult {
+    ///         self.0 += std::str::from_utf8(line)?.parse::<i64>()?;
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn on_eof(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(self.0.to_string().as_bytes())?;
+    ///         cx.close();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// An error closes the connection.
@@ -200,6 +238,25 @@ pub trait Handler {
     /// time once more. A handler that does neither continues to wait. A connection that is cut ends
     /// in a reset. This is the same under every mode. It is not called while another method of this
     /// handler runs.
+    ///
+    /// ```
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Says why it closes.
+    /// struct Polite;
+    ///
+    /// impl Handler for Polite {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(message)
+    ///     }
+    ///
+    ///     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(b"421 you have been silent for too long")?;
+    ///         cx.close();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -246,6 +303,23 @@ pub trait Handler {
     /// message has arrived in part, no `on_writable` is pending, its input is not
     /// [paused](Context::pause_input), and it is not [busy](Context::set_busy). Called at most once. By default it does nothing.
     ///
+    /// ```
+    /// use socketserver::{Context, Handler, HandlerResult};
+    ///
+    /// /// Says goodbye.
+    /// struct Polite;
+    ///
+    /// impl Handler for Polite {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(message)
+    ///     }
+    ///
+    ///     fn on_stop(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(b"the server stops")
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// An error closes the connection.
@@ -263,6 +337,23 @@ pub trait Handler {
     /// which ends the conversation calls `on_close` next, and the loop sends the output after both have
     /// returned. If the output cannot be sent then, that is not reported: under every mode the first
     /// reason stands, unless a fault follows.
+    ///
+    /// ```
+    /// use socketserver::{CloseReason, Context, Handler, HandlerResult};
+    ///
+    /// /// Logs the end of each session.
+    /// struct Logged;
+    ///
+    /// impl Handler for Logged {
+    ///     fn on_message(&mut self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+    ///         cx.send(message)
+    ///     }
+    ///
+    ///     fn on_close(&mut self, reason: &CloseReason) {
+    ///         log::info!("a session has ended: {reason}");
+    ///     }
+    /// }
+    /// ```
     fn on_close(&mut self, reason: &CloseReason) {
         let _ = reason;
     }
@@ -311,6 +402,13 @@ impl<H: Handler + ?Sized> Handler for Box<H> {
 }
 
 /// A handler that calls a closure with each message: see [`handler_fn`].
+///
+/// ```
+/// use socketserver::{HandlerFn, handler_fn};
+///
+/// let echo: HandlerFn<_> = handler_fn(|message, cx| cx.send(message));
+/// # let _ = echo;
+/// ```
 #[derive(Clone, Copy)]
 pub struct HandlerFn<F>(F);
 

@@ -293,6 +293,19 @@ fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u
 /// The output of one connection: a [`Framing`](crate::Framing) puts each message to be sent here.
 ///
 /// The bytes are sent unchanged and in this order when the handler has returned.
+///
+/// ```
+/// use std::io::Write;
+/// use socketserver::Output;
+///
+/// /// Puts a chunk of HTTP's chunked coding.
+/// fn put_chunk(bytes: &[u8], output: &mut Output<'_>) -> std::io::Result<()> {
+///     write!(output, "{:x}\r\n", bytes.len())?;
+///     output.put(bytes);
+///     output.put(b"\r\n");
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Output<'a> {
     /// The input of the current step.
@@ -347,6 +360,16 @@ impl<'a> Output<'a> {
 
     /// Adds bytes. Bytes of the message just received and of a shared payload are referred to; all
     /// others are copied.
+    ///
+    /// ```
+    /// use socketserver::Output;
+    ///
+    /// /// Puts a line that ends as in HTTP.
+    /// fn put_line(line: &[u8], output: &mut Output<'_>) {
+    ///     output.put(line);
+    ///     output.put(b"\r\n");
+    /// }
+    /// ```
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
         let OutputBuffer { repeated, segments, len, .. } = &mut *self.output_buffer;

@@ -32,6 +32,16 @@ use crate::token::Token;
 /// While another client waits, a connection that has been open for half a second without a whole
 /// message is closed, as [`WhenFull::CloseSilent`] says; with another
 /// [`Limits::when_full`](crate::Limits::when_full) it is not.
+///
+/// ```
+/// use socketserver::{Inline, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Inline) // one client after the other
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # let _ = server;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Inline;
 

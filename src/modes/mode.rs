@@ -35,6 +35,14 @@ pub enum Mode {
 
 impl Mode {
     /// All modes, with their defaults, in the order of the README's table.
+    ///
+    /// ```
+    /// use socketserver::Mode;
+    ///
+    /// let names: Vec<_> = Mode::all().map(|mode| mode.name()).collect();
+    /// assert_eq!(names.len(), 6);
+    /// assert!(names.contains(&"reactor"));
+    /// ```
     pub fn all() -> impl ExactSizeIterator<Item = Mode> + Clone {
         [
             Mode::Reactor(Reactor),
@@ -48,6 +56,12 @@ impl Mode {
     }
 
     /// Its name, as [`FromStr`] reads it.
+    ///
+    /// ```
+    /// use socketserver::{Mode, Threading};
+    ///
+    /// assert_eq!(Mode::Threading(Threading::default()).name(), "threading");
+    /// ```
     pub const fn name(&self) -> &'static str {
         match self {
             Mode::Reactor(_) => "reactor",
@@ -60,6 +74,14 @@ impl Mode {
     }
 
     /// Sets the number of worker threads, if the mode has one: `offload` and `pool`.
+    ///
+    /// ```
+    /// use socketserver::Mode;
+    ///
+    /// let mode: Mode = "offload".parse::<Mode>()?.workers(64);
+    /// # let _ = mode;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[must_use]
     pub fn workers(self, count: usize) -> Self {
         match self {
@@ -94,6 +116,16 @@ impl FromStr for Mode {
 }
 
 /// Any mode that can run a blocking [`RequestHandler`](crate::RequestHandler), chosen at run time.
+///
+/// ```
+/// use socketserver::{BlockingMode, Mode};
+///
+/// let mode: BlockingMode = "threading".parse()?;
+/// assert_eq!(mode.to_string(), "threading");
+/// assert!("reactor".parse::<BlockingMode>().is_err()); // it cannot run such a handler
+/// assert!(BlockingMode::try_from("pool".parse::<Mode>()?).is_ok());
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BlockingMode {

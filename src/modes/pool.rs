@@ -45,6 +45,13 @@ impl Pool {
     }
 
     /// Sets the number of threads, 16 by default.
+    ///
+    /// ```
+    /// use socketserver::Pool;
+    ///
+    /// let pool = Pool::default().threads(32);
+    /// # let _ = pool;
+    /// ```
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
@@ -60,6 +67,13 @@ impl Pool {
 
     /// Sets whether a request is rejected at once when the queue is full, and not left in the
     /// kernel's queue. Off by default.
+    ///
+    /// ```
+    /// use socketserver::Pool;
+    ///
+    /// let pool = Pool::new(8).queue(100).reject_when_full(true); // and not: clients wait
+    /// # let _ = pool;
+    /// ```
     #[must_use]
     pub fn reject_when_full(mut self, reject: bool) -> Self {
         self.reject = reject;
@@ -67,6 +81,13 @@ impl Pool {
     }
 
     /// Sets the size of a thread's stack, in bytes; the standard library's 2 MiB by default.
+    ///
+    /// ```
+    /// use socketserver::Pool;
+    ///
+    /// let pool = Pool::new(1000).stack_size(256 * 1024);
+    /// # let _ = pool;
+    /// ```
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);

@@ -170,6 +170,18 @@ pub(crate) struct RunContext<'a> {
 
 /// The modes that can run this [`Handler`]: all modes; a mode that moves it to another thread
 /// requires `Send`.
+///
+/// ```
+/// use socketserver::{Error, Handler, HandlerMode, Server};
+///
+/// /// Serves the same handlers in any mode that can run them.
+/// fn serve<H: Handler + 'static>(
+///     mode: impl HandlerMode<H>,
+///     make: impl Fn() -> H + Send + 'static,
+/// ) -> Result<Server, Error> {
+///     Server::tcp("127.0.0.1:0")?.mode(mode).serve(move |_| make())
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "the mode `{Self}` cannot run the handler `{H}`",
     label = "this mode cannot run the handler",
@@ -263,6 +275,18 @@ impl<H: Handler + Send + 'static> HandlerMode<H> for BlockingMode {
 
 /// The modes that can run this blocking [`RequestHandler`]: those that serve a request in a thread
 /// or process of its own, or block the event loop for it.
+///
+/// ```
+/// use socketserver::{Error, RequestHandler, RequestMode, Server};
+///
+/// /// Serves the same blocking handlers in any mode that can run them.
+/// fn serve<R: RequestHandler + 'static>(
+///     mode: impl RequestMode<R>,
+///     make: impl Fn() -> R + Send + 'static,
+/// ) -> Result<Server, Error> {
+///     Server::tcp("127.0.0.1:0")?.mode(mode).serve_blocking(move |_| make())
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "the mode `{Self}` cannot run a blocking `RequestHandler`",
     label = "this mode must not block, and a `RequestHandler` does",

@@ -72,6 +72,13 @@ impl Threading {
 
     /// Sets the size of a thread's stack, in bytes; the standard library's 2 MiB by default. Only
     /// the used part takes memory.
+    ///
+    /// ```
+    /// use socketserver::Threading;
+    ///
+    /// let threads = Threading::default().stack_size(256 * 1024);
+    /// # let _ = threads;
+    /// ```
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
@@ -80,6 +87,13 @@ impl Threading {
 
     /// Python's `daemon_threads`: a stop neither waits for the threads nor aborts their
     /// connections, and they end with the process. Off by default.
+    ///
+    /// ```
+    /// use socketserver::Threading;
+    ///
+    /// let threads = Threading::default().daemon_threads(true);
+    /// # let _ = threads;
+    /// ```
     #[must_use]
     pub fn daemon_threads(mut self, daemon: bool) -> Self {
         self.daemon = daemon;
@@ -89,6 +103,13 @@ impl Threading {
     /// Python's `block_on_close`: a stop waits for the threads until the [drain
     /// deadline](crate::Server::drain_timeout). On by default; off has the same effect as
     /// [`daemon_threads`](Threading::daemon_threads).
+    ///
+    /// ```
+    /// use socketserver::Threading;
+    ///
+    /// let threads = Threading::default().block_on_close(false);
+    /// # let _ = threads;
+    /// ```
     #[must_use]
     pub fn block_on_close(mut self, block: bool) -> Self {
         self.block_on_close = block;

@@ -40,6 +40,16 @@ const UNIX_PACKET_SIZE: usize = 256 * 1024;
 
 /// One listener with its handler factory, framing, mode and hooks: from [`Builder::service`], for
 /// [`Server::add`].
+///
+/// ```
+/// use socketserver::{Server, handler_fn};
+///
+/// let service = Server::tcp("127.0.0.1:0")?.service(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// println!("listens on {}", service.address());
+/// let mut server = Server::new()?;
+/// server.add(service)?;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[must_use = "a service is served by the server that it is added to"]
 pub struct Service {
     /// Sends replies to datagrams on the socket.
@@ -97,6 +107,21 @@ impl Service {
 }
 
 /// A builder of a [`Service`] or a [`Server`]: from [`Server::tcp`], [`Server::udp`] and so on.
+///
+/// ```
+/// use std::time::Duration;
+/// use socketserver::{Lines, Limits, Server, Threading, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .mode(Threading::default())
+///     .framing(Lines::default())
+///     .limits(Limits::default().idle_timeout(Duration::from_secs(60)))
+///     .request_queue_size(128)
+///     .nodelay(true)
+///     .serve(|_client| handler_fn(|line, cx| cx.send(line)))?;
+/// # let _ = server;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[must_use = "it listens when a service or a server is made of it"]
 #[derive(Debug)]
 pub struct Builder<F = Raw, D = Reactor, K = NoHooks> {
@@ -222,16 +247,55 @@ impl Builder {
 impl<F, D, K> Builder<F, D, K> {
     /// Sets the framing, which separates the messages on a stream; [`Raw`] by default. A datagram
     /// is one message, so a datagram service does not use the framing.
+    ///
+    /// ```
+    /// use socketserver::{Lines, Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .framing(Lines::default())
+    ///     .serve(|_| handler_fn(|line, cx| cx.send(line)))?; // a message is a line
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn framing<G: Framing>(self, framing: G) -> Builder<G, D, K> {
         Builder { settings: self.settings, framing, mode: self.mode, hooks: self.hooks }
     }
 
     /// Sets the mode, which says where requests are served; [`Reactor`] by default.
+    ///
+    /// ```
+    /// use socketserver::{Mode, Server, handler_fn};
+    ///
+    /// let mode: Mode = "pool".parse()?; // or a type: `Pool::new(8)`
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .mode(mode)
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn mode<E>(self, mode: E) -> Builder<F, E, K> {
         Builder { settings: self.settings, framing: self.framing, mode, hooks: self.hooks }
     }
 
     /// Sets the hooks; [`NoHooks`] by default.
+    ///
+    /// ```
+    /// use socketserver::{Hooks, Peer, Server, handler_fn};
+    ///
+    /// struct OnlyLocal;
+    ///
+    /// impl Hooks for OnlyLocal {
+    ///     fn verify_request(&mut self, peer: &Peer) -> bool {
+    ///         peer.inet().is_none_or(|peer| peer.ip().is_loopback())
+    ///     }
+    /// }
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .hooks(OnlyLocal)
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn hooks<L: Hooks>(self, hooks: L) -> Builder<F, D, L> {
         Builder { settings: self.settings, framing: self.framing, mode: self.mode, hooks }
     }
@@ -242,6 +306,17 @@ impl<F, D, K> Builder<F, D, K> {
     ///
     /// The options of the binding (the reuse flags, [`dual_stack`](Builder::dual_stack),
     /// [`nodelay`](Builder::nodelay), [`unix_mode`](Builder::unix_mode)) must be set before.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let builder = Server::tcp("127.0.0.1:0")?.bind()?;
+    /// println!("port {:?}", builder.address().and_then(|address| address.port()));
+    /// assert!(builder.socket().is_some()); // for options that the builder does not have
+    /// let server = builder.serve(|_| handler_fn(|message, cx| cx.send(message)))?; // now it listens
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -257,11 +332,30 @@ impl<F, D, K> Builder<F, D, K> {
     }
 
     /// The address, if the socket is bound.
+    ///
+    /// ```
+    /// use socketserver::Server;
+    ///
+    /// let builder = Server::tcp("127.0.0.1:0")?;
+    /// assert_eq!(builder.address(), None);
+    /// assert!(builder.bind()?.address().is_some());
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn address(&self) -> Option<&Address> {
         self.bound().map(|bound| &*bound.address)
     }
 
     /// The socket, if it is bound.
+    ///
+    /// ```
+    /// use std::os::fd::AsRawFd;
+    /// use socketserver::Server;
+    ///
+    /// let builder = Server::tcp("127.0.0.1:0")?.bind()?;
+    /// let socket = builder.socket().expect("it is bound");
+    /// assert!(socket.as_raw_fd() >= 0); // for setsockopt(2)
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.bound().map(|bound| bound.socket.as_fd())
     }
@@ -300,6 +394,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// send queue of its [`Sender`](crate::Sender)s is separate, see
     /// [`sender_limit`](Builder::sender_limit). Values above 4 GiB count as 4 GiB.
     ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .write_watermarks(16 * 1024, 4 * 1024) // less memory for each slow client
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Panics
     ///
     /// If `high` is 0 or `low` is not below `high`.
@@ -319,12 +423,32 @@ impl<F, D, K> Builder<F, D, K> {
     /// queue if they come faster than the connection's loop or thread takes them, or if the peer
     /// reads slowly. [`Sender::send`](crate::Sender::send) says when to raise the limit. Events are
     /// bounded by their number, see [`Sender::post`](crate::Sender::post).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .sender_limit(4 << 20) // bursts of up to 4 MiB from other threads
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn sender_limit(mut self, bytes: usize) -> Self {
         self.settings.sender_limit = SenderLimit::new(bytes);
         self
     }
 
     /// Sets the limits of the listener and of its peers; [`Limits::default`] by default.
+    ///
+    /// ```
+    /// use socketserver::{Limits, Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .limits(Limits::default().max_per_address(20))
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn limits(mut self, limits: Limits) -> Self {
         self.settings.limits = Arc::new(limits);
         self
@@ -333,6 +457,31 @@ impl<F, D, K> Builder<F, D, K> {
     /// Sets the maximum time between two calls of [`Hooks::service_actions`], if
     /// [`Hooks::wants_service_actions`] returns true; 0.5 s by default. Without such a hook the
     /// event loop does not poll.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Hooks, Server, handler_fn};
+    ///
+    /// /// Called twice a second by default, here once a second.
+    /// struct Statistics;
+    ///
+    /// impl Hooks for Statistics {
+    ///     fn wants_service_actions(&self) -> bool {
+    ///         true
+    ///     }
+    ///
+    ///     fn service_actions(&mut self) {
+    ///         log::info!("still here");
+    ///     }
+    /// }
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?
+    ///     .hooks(Statistics)
+    ///     .poll_interval(Duration::from_secs(1))
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.settings.poll_interval = interval;
         self
@@ -341,6 +490,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// Sets Python's `max_packet_size`: how many bytes of a datagram are received. A longer
     /// datagram is truncated, see [`Context::is_truncated`](crate::Context::is_truncated). By
     /// default 64 KiB for UDP, in which any UDP datagram fits, and 256 KiB for a Unix socket.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::udp("127.0.0.1:0")?.max_packet_size(512).serve(|_| {
+    ///     handler_fn(|message, cx| if cx.is_truncated() { Ok(()) } else { cx.send(message) })
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn max_packet_size(mut self, bytes: usize) -> Self {
         self.settings.max_packet_size = Some(bytes.max(1));
         self
@@ -348,6 +507,15 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Makes the service and binds its socket. `make` makes a new handler for each request, on the
     /// event loop's thread; under `forking`, in the child.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let echo = Server::udp("127.0.0.1:0")?.service(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let mut server = Server::new()?;
+    /// server.add(echo)?; // beside any number of others
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -416,6 +584,18 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// A server of this one service: [`service`](Builder::service) and [`Server::add`] in one.
     ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|accepted| {
+    ///     let greeting = format!("hello, {}", accepted.peer()); // a value for each connection
+    ///     handler_fn(move |_, cx| cx.send(greeting.as_bytes()))
+    /// })?;
+    /// # server.shutdown_handle().shutdown();
+    /// server.serve_forever()?;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for both.
@@ -434,6 +614,22 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// A server of this one service: [`service_local`](Builder::service_local) and [`Server::add`]
     /// in one.
+    ///
+    /// ```
+    /// use std::{cell::Cell, rc::Rc};
+    /// use socketserver::{Accepted, Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve_local(|| {
+    ///     let clients = Rc::new(Cell::new(0)); // no lock: one thread
+    ///     move |_: &Accepted<'_>| {
+    ///         clients.set(clients.get() + 1);
+    ///         let number = clients.get();
+    ///         handler_fn(move |_, cx| cx.send(format!("client {number}").as_bytes()))
+    ///     }
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -454,6 +650,23 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// As [`service`](Builder::service), for a blocking [`RequestHandler`]. The framing is not
     /// used, since such a handler reads the socket itself.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Pool, Request, RequestHandler, Server};
+    ///
+    /// struct Hello;
+    ///
+    /// impl RequestHandler for Hello {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         Ok(request.write_all(b"hello\n")?)
+    ///     }
+    /// }
+    ///
+    /// let mut server = Server::new()?;
+    /// server.add(Server::tcp("127.0.0.1:0")?.mode(Pool::new(4)).service_blocking(|_| Hello)?)?;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -486,6 +699,23 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// A server of this one service: [`service_blocking`](Builder::service_blocking) and
     /// [`Server::add`] in one.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request, RequestHandler, Server, Threading};
+    ///
+    /// struct Hello;
+    ///
+    /// impl RequestHandler for Hello {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         Ok(request.write_all(b"hello\n")?)
+    ///     }
+    /// }
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.mode(Threading::default()).serve_blocking(|_| Hello)?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -544,6 +774,19 @@ impl<D, K> Builder<Raw, D, K> {
     }
 
     /// A server of this one service: [`service_with`](Builder::service_with) and [`Server::add`] in one.
+    ///
+    /// ```
+    /// use socketserver::{Lines, Server, handler_fn};
+    ///
+    /// // Clients of this machine may send longer lines.
+    /// let server = Server::tcp("127.0.0.1:0")?.serve_with(|accepted| {
+    ///     let is_local = accepted.peer().inet().is_some_and(|peer| peer.ip().is_loopback());
+    ///     let longest = if is_local { 1 << 20 } else { 512 };
+    ///     (Lines::default().max_len(longest), handler_fn(|line, cx| cx.send(line)))
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

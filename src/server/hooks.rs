@@ -27,6 +27,27 @@ thread_local! {
 /// Hooks run on the event loop's thread under every mode, except
 /// [`handle_error`](Hooks::handle_error) under `forking`. A panic in a hook is caught, counted and
 /// logged. A hook that refuses or panics ends its own request and nothing else.
+///
+/// ```
+/// use socketserver::{CloseReason, Hooks, Peer};
+///
+/// /// Refuses one address, and counts faults.
+/// #[derive(Default)]
+/// struct Watch {
+///     faults: u64,
+/// }
+///
+/// impl Hooks for Watch {
+///     fn verify_request(&mut self, peer: &Peer) -> bool {
+///         peer.inet().is_none_or(|peer| peer.ip().to_string() != "192.0.2.7")
+///     }
+///
+///     fn handle_error(&mut self, peer: &Peer, reason: &CloseReason) {
+///         self.faults += 1;
+///         log::error!("{peer}: {reason}");
+///     }
+/// }
+/// ```
 pub trait Hooks {
     /// Returns whether this peer's request is served; called before anything is read. If not, its
     /// connection is closed. By default all requests are served.
@@ -38,6 +59,20 @@ pub trait Hooks {
     /// Called when a connection has been accepted and before it is served, to set socket options.
     /// Python programs override `get_request` for this; for its other uses, see
     /// [`Server::add_connection`](crate::Server::add_connection). By default it does nothing.
+    ///
+    /// ```
+    /// use std::os::fd::{AsRawFd, BorrowedFd};
+    /// use socketserver::{Hooks, Peer};
+    ///
+    /// struct Options;
+    ///
+    /// impl Hooks for Options {
+    ///     fn on_accept(&mut self, connection: BorrowedFd<'_>, peer: &Peer) -> std::io::Result<()> {
+    ///         log::debug!("descriptor {} for {peer}", connection.as_raw_fd()); // or setsockopt(2)
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -62,6 +97,26 @@ pub trait Hooks {
 
     /// Called when [`Server::handle_request`](crate::Server::handle_request) got no request before
     /// its timeout.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Hooks, Server, handler_fn};
+    ///
+    /// struct Waiting;
+    ///
+    /// impl Hooks for Waiting {
+    ///     fn handle_timeout(&mut self) {
+    ///         log::info!("nobody has called");
+    ///     }
+    /// }
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?
+    ///     .hooks(Waiting)
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.request_timeout(Duration::from_millis(1));
+    /// assert!(!server.handle_request()?); // after the call of `handle_timeout`
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     fn handle_timeout(&mut self) {}
 
     /// Returns for how long a datagram service receives nothing, if it is to pause; `None`, the
@@ -101,6 +156,27 @@ pub trait Hooks {
     ///
     /// The event loop serves no request during the call, so do long work in parts, one part in each
     /// call.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use socketserver::Hooks;
+    ///
+    /// /// Writes a line every minute.
+    /// struct Minutes {
+    ///     next: Instant,
+    /// }
+    ///
+    /// impl Hooks for Minutes {
+    ///     fn next_action(&mut self) -> Option<Instant> {
+    ///         Some(self.next)
+    ///     }
+    ///
+    ///     fn service_actions(&mut self) {
+    ///         log::info!("still here");
+    ///         self.next += Duration::from_secs(60);
+    ///     }
+    /// }
+    /// ```
     fn service_actions(&mut self) {}
 
     /// Returns when [`service_actions`](Hooks::service_actions) is to be called next; `None`, the
@@ -155,12 +231,37 @@ pub trait Hooks {
     /// event loop, and at least once per [`poll_interval`](crate::Builder::poll_interval), which
     /// wakes an idle server too. Python's servers do this. It is called when the server begins to
     /// serve.
+    ///
+    /// ```
+    /// use socketserver::Hooks;
+    ///
+    /// /// As Python's servers: `service_actions` at least twice a second.
+    /// struct LikePython;
+    ///
+    /// impl Hooks for LikePython {
+    ///     fn wants_service_actions(&self) -> bool {
+    ///         true
+    ///     }
+    ///
+    ///     fn service_actions(&mut self) {}
+    /// }
+    /// ```
     fn wants_service_actions(&self) -> bool {
         false
     }
 }
 
 /// The default hooks: all requests are served, faults are logged.
+///
+/// ```
+/// use socketserver::{NoHooks, Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?
+///     .hooks(NoHooks) // the default
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// # let _ = server;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NoHooks;
 

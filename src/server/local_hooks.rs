@@ -81,6 +81,35 @@ impl<F, D> Builder<F, D> {
     /// A server of this one service: [`service_local_with_hooks`](Builder::service_local_with_hooks)
     /// and [`Server::add`] in one.
     ///
+    /// ```
+    /// use std::{cell::Cell, rc::Rc};
+    /// use socketserver::{Accepted, Hooks, Peer, Server, handler_fn};
+    ///
+    /// /// Refuses clients when the handlers say so.
+    /// struct Gate(Rc<Cell<bool>>);
+    ///
+    /// impl Hooks for Gate {
+    ///     fn verify_request(&mut self, _: &Peer) -> bool {
+    ///         self.0.get()
+    ///     }
+    /// }
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve_local_with_hooks(|| {
+    ///     let is_open = Rc::new(Cell::new(true));
+    ///     let gate = Gate(is_open.clone());
+    ///     let make = move |_: &Accepted<'_>| {
+    ///         let is_open = is_open.clone();
+    ///         handler_fn(move |message, cx| {
+    ///             is_open.set(message != b"close");
+    ///             cx.send(b"ok")
+    ///         })
+    ///     };
+    ///     (make, gate)
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for both.

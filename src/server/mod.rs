@@ -52,6 +52,16 @@ const DRAIN: Duration = Duration::from_secs(5);
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The identifier of one listener of a server: from [`Server::add`] or [`Server::listeners`].
+///
+/// ```
+/// use socketserver::{Server, handler_fn};
+///
+/// let mut server = Server::new()?;
+/// let echo = Server::udp("127.0.0.1:0")?.service(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// let id = server.add(echo)?;
+/// println!("it listens on {:?}", server.address(id));
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerId(usize);
 
@@ -103,6 +113,18 @@ impl fmt::Debug for Server {
 impl Server {
     /// A server without listeners.
     ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::new()?;
+    /// for address in ["127.0.0.1:0", "127.0.0.2:0"] {
+    ///     # if cfg!(not(target_os = "linux")) && address.starts_with("127.0.0.2") { continue; }
+    ///     let echo = Server::tcp(address)?.service(|_| handler_fn(|message, cx| cx.send(message)))?;
+    ///     server.add(echo)?;
+    /// }
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Loop`] when the system has no descriptor left for the poller or the wake-up.
@@ -145,6 +167,22 @@ impl Server {
     /// for five seconds (half a second for one reply under the other modes), the waiting replies
     /// are dropped and counted in [`Counters::unsent`].
     ///
+    /// ```
+    /// use std::net::UdpSocket;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let running = Server::udp("127.0.0.1:0")?
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
+    ///     .spawn()?;
+    /// let client = UdpSocket::bind("127.0.0.1:0")?;
+    /// client.send_to(b"hello", running.local_addr().inet().unwrap())?;
+    /// let mut answer = [0; 100];
+    /// let count = client.recv(&mut answer)?;
+    /// assert_eq!(&answer[..count], b"hello");
+    /// # running.stop()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::UnusableAddress`] or [`Error::Resolve`] when the text names no address.
@@ -159,6 +197,20 @@ impl Server {
     /// the file NAME: if several servers start at the same time, one gets the path and the others
     /// get an "address in use" error.
     ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("unix-stream-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&directory).unwrap();
+    /// # let path = directory.join("socket");
+    /// let server = Server::unix_stream(&path)?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// assert_eq!(server.local_addr().path(), Some(&*path));
+    /// drop(server); // removes the file
+    /// assert!(!path.exists());
+    /// # std::fs::remove_dir(directory).unwrap();
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::UnusableAddress`] when the path is longer than
@@ -168,6 +220,26 @@ impl Server {
     }
 
     /// Begins a service on a Unix datagram socket at `path`.
+    ///
+    /// ```
+    /// use std::os::unix::net::UnixDatagram;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("unix-datagram-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&directory)?;
+    /// # let path = directory.join("socket");
+    /// let running = Server::unix_datagram(&path)?
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
+    ///     .spawn()?;
+    /// let client = UnixDatagram::bind(directory.join("client"))?; // a path, so that it gets answers
+    /// client.send_to(b"hello", &path)?;
+    /// let mut answer = [0; 100];
+    /// let count = client.recv(&mut answer)?;
+    /// assert_eq!(&answer[..count], b"hello");
+    /// # running.stop()?;
+    /// # std::fs::remove_dir_all(directory)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Clients that do not read
     ///
@@ -204,6 +276,15 @@ impl Server {
 
     /// Begins a service on the address of an [`Endpoint`].
     ///
+    /// ```
+    /// use socketserver::{Endpoint, Server, handler_fn};
+    ///
+    /// let endpoint: Endpoint = "tcp://127.0.0.1:0".parse()?; // from a command line
+    /// let server = Server::endpoint(&endpoint)?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::UnusableAddress`] or [`Error::Resolve`] when it is not a valid address.
@@ -236,6 +317,17 @@ impl Server {
     /// Begins a stream service without a listener, for connections that are
     /// [handed over](Server::add_connection).
     ///
+    /// ```
+    /// use std::os::unix::net::UnixStream;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let (ours, theirs) = UnixStream::pair()?;
+    /// let mut server = Server::without_listener()?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.add_connection(server.listeners()[0], ours)?;
+    /// # let _ = (server, theirs);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Loop`] when the system has no descriptor left.
@@ -246,6 +338,28 @@ impl Server {
     /// Hands a connected stream socket over to a service, which serves it as if it had been
     /// accepted: for example a socket that this program has connected. It is served from the next
     /// run on.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{Shutdown, TcpListener, TcpStream};
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// # let other = TcpListener::bind("127.0.0.1:0")?;
+    /// # let address = other.local_addr()?;
+    /// let mut server = Server::without_listener()?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let connection = TcpStream::connect(address)?; // this program connects, and then serves
+    /// server.add_connection(server.listeners()[0], connection)?;
+    /// let running = server.spawn()?;
+    ///
+    /// let (mut peer, _) = other.accept()?;
+    /// peer.write_all(b"hello")?;
+    /// peer.shutdown(Shutdown::Write)?;
+    /// let mut answer = String::new();
+    /// peer.read_to_string(&mut answer)?;
+    /// assert_eq!(answer, "hello");
+    /// # running.stop()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -267,6 +381,18 @@ impl Server {
     }
 
     /// Adds a service: one more listener in the same event loop.
+    ///
+    /// ```
+    /// use socketserver::{Server, Threading, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let other = Server::udp("127.0.0.1:0")?
+    ///     .mode(Threading::default())
+    ///     .service(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.add(other)?;
+    /// assert_eq!(server.addresses().len(), 2);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -305,6 +431,16 @@ impl Server {
     /// afterwards.
     ///
     /// Without events the event loop does not wake.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # server.shutdown_handle().shutdown();
+    /// let report = server.serve_forever()?; // until something stops it
+    /// println!("{} connections were cut", report.aborted);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -406,6 +542,15 @@ impl Server {
     }
 
     /// Sets the drain timeout: how long a stop waits for busy connections; 5 seconds by default.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.drain_timeout(Duration::from_secs(8)); // less than the supervisor waits
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn drain_timeout(&mut self, deadline: Duration) -> &mut Self {
         self.drain = deadline.min(MAX_TIME);
         self
@@ -419,6 +564,14 @@ impl Server {
     /// listener pauses.
     ///
     /// Only connections that the server has accepted count, under every mode; datagrams do not.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.max_connections(10_000);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn max_connections(&mut self, connections: impl Into<Option<usize>>) -> &mut Self {
         self.max_connections = Some(connections.into().map_or(usize::MAX, |number| number.max(1)));
         self
@@ -434,6 +587,14 @@ impl Server {
     /// that several connections share ([`broadcast`](crate::broadcast)) count for each of them.
     ///
     /// A child process under [`Forking`](crate::Forking) serves one connection and counts by itself.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.max_memory(16 << 20); // on a small machine
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn max_memory(&mut self, bytes: impl Into<Option<usize>>) -> &mut Self {
         self.control.mailbox.memory().set_limit(bytes.into().unwrap_or(usize::MAX));
         self
@@ -447,6 +608,15 @@ impl Server {
     /// microseconds reduces latency, but it uses a whole processor while there is traffic. An idle
     /// server spins once and sleeps. On a machine whose processors are all busy, a spin makes the
     /// server slower.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.spin(Duration::from_micros(50)); // lower latency for a whole processor
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn spin(&mut self, time: Duration) -> &mut Self {
         self.spin = time.min(MAX_TIME);
         self
@@ -454,6 +624,16 @@ impl Server {
 
     /// Sets how long [`handle_request`](Server::handle_request) waits for a request; without limit
     /// by default. Python's `timeout` of a server.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// server.request_timeout(Duration::from_millis(1));
+    /// assert!(!server.handle_request()?); // no request has come within that time
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "timeout")]
     pub fn request_timeout(&mut self, timeout: impl Into<Option<Duration>>) -> &mut Self {
         self.timeout = timeout.into();
@@ -461,6 +641,18 @@ impl Server {
     }
 
     /// A handle that stops this server from any thread, and reads its counters.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let handle = server.shutdown_handle();
+    /// let other = thread::spawn(move || handle.shutdown());
+    /// server.serve_forever()?; // until that call
+    /// # other.join().unwrap();
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         ShutdownHandle::new(self.control.clone())
     }
@@ -500,6 +692,16 @@ impl Server {
 
     /// The addresses of the listeners, in the order in which the services were added: Python's
     /// `server_address`, with the ports that the kernel chose.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// for address in server.addresses() {
+    ///     println!("listening on {address}");
+    /// }
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "server_address")]
     pub fn addresses(&self) -> Vec<Address> {
         self.services.iter().map(|service| service.address().clone()).collect()
@@ -522,11 +724,29 @@ impl Server {
     }
 
     /// The address of this listener.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let id = server.listeners()[0];
+    /// assert_eq!(server.address(id), Some(server.local_addr()));
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn address(&self, id: ListenerId) -> Option<&Address> {
         self.services.get(id.0).map(Service::address)
     }
 
     /// The descriptor of one listener.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let socket = server.listener_fd(server.listeners()[0]);
+    /// assert!(socket.is_some());
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn listener_fd(&self, id: ListenerId) -> Option<BorrowedFd<'_>> {
         self.services.get(id.0).map(|service| service.socket().as_fd())
     }
@@ -543,6 +763,17 @@ impl Server {
     /// A handle by which other threads send datagrams to any peer on the socket of a datagram
     /// service: see [`DatagramSender`]. It can be used from now on until the server is dropped.
     ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use socketserver::{Peer, Server, handler_fn};
+    ///
+    /// let server = Server::udp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let sender = server.datagram_sender(server.listeners()[0])?;
+    /// let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 9)));
+    /// let _ = sender.send_to(&peer, b"news"); // from any thread, until the server is dropped
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Mode`] when there is no such datagram service.
@@ -555,9 +786,28 @@ impl Server {
 
     /// Closes the listeners, as dropping does: clients that were never accepted see the end of
     /// input, not a reset. Python's `server_close`.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let mut server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # server.shutdown_handle().shutdown();
+    /// server.serve_forever()?;
+    /// server.server_close(); // as `drop(server)`
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn server_close(self) {}
 
     /// The counters of this server since it was made.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let (server, _) = server.spawn()?.stop()?;
+    /// assert_eq!(server.counters().accepted, 0);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn counters(&self) -> Counters {
         self.control.counters()
     }
@@ -714,6 +964,19 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
 
 /// A server that runs on its own thread: from [`Server::spawn`]. Dropping it stops the server and
 /// waits for its end.
+///
+/// ```
+/// use socketserver::{Server, handler_fn};
+///
+/// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+/// let running = server.spawn()?;
+/// println!("listening on {}", running.local_addr());
+/// assert_eq!(running.addresses().len(), 1);
+/// let (server, report) = running.stop()?; // the server can serve again
+/// assert_eq!(report.aborted, 0);
+/// # let _ = server;
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[must_use = "dropping it stops the server at once"]
 #[derive(Debug)]
 pub struct Running {
@@ -738,11 +1001,34 @@ impl Running {
     }
 
     /// A handle that stops the server and reads its counters.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let running = server.spawn()?;
+    /// let handle = running.shutdown_handle(); // for other threads
+    /// handle.shutdown();
+    /// running.join()?;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.handle.clone()
     }
 
     /// Stops the server, waits for its end, and returns the server with the report of the stop.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let running = Server::tcp("127.0.0.1:0")?
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
+    ///     .spawn()?;
+    /// let (server, report) = running.stop()?;
+    /// assert_eq!(report.idle, 0); // nobody was there
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -753,6 +1039,17 @@ impl Running {
     }
 
     /// Waits until the server has been stopped by other means.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let running = server.spawn()?;
+    /// # running.shutdown_handle().shutdown();
+    /// let (_server, report) = running.join()?; // waits until something stops the server
+    /// println!("{} connections were cut", report.aborted);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -12,11 +12,44 @@ use crate::conversation::Raw;
 use crate::error::Error;
 use crate::modes::{Forking, Inline, Threading};
 
+/// An address for an example of a constructor of [`Server`].
+macro_rules! address {
+    (tcp) => {
+        "127.0.0.1:9999"
+    };
+    (udp) => {
+        "127.0.0.1:9999"
+    };
+    ($unix:ident) => {
+        "/run/hello.socket"
+    };
+}
+
 macro_rules! classes {
     ($($name:ident = $python:literal: $begin:ident($address:ident: $($bound:tt)+), $mode:ident $(+ $send:ident)?;)+) => {$(
         #[doc = concat!("Python's [`", $python, "`](https://docs.python.org/3/library/socketserver.html).")]
         ///
         #[doc = concat!("Short for [`Server::", stringify!($begin), "`] with [`", stringify!($mode), "`].")]
+        ///
+        /// ```no_run
+        #[doc = concat!("use socketserver::{HandlerResult, Request, RequestHandler, ", stringify!($name), "};")]
+        ///
+        /// struct Hello;
+        ///
+        /// impl RequestHandler for Hello {
+        ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+        ///         Ok(std::io::Write::write_all(request, b"hello\n")?)
+        ///     }
+        /// }
+        ///
+        #[doc = concat!("let mut server = ", stringify!($name), "::bind(\"", address!($begin), "\", |_client| Hello)?;")]
+        /// server.serve_forever()?;
+        ///
+        /// // The same, with an option before it listens:
+        #[doc = concat!("let builder = ", stringify!($name), "::builder(\"", address!($begin), "\")?;")]
+        /// builder.request_queue_size(128).serve_blocking(|_client| Hello)?.serve_forever()?;
+        /// # Ok::<(), socketserver::Error>(())
+        /// ```
         #[derive(Debug, Clone, Copy)]
         pub struct $name;
 

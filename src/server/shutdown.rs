@@ -10,6 +10,17 @@ use crate::server_state::ServerState;
 /// mode. A connection is idle if it has no part of a message in its read buffer and no reply in
 /// progress. A connection of a [`RequestHandler`](crate::RequestHandler) is idle if the handler has
 /// called [`set_idle`](crate::Request::set_idle).
+///
+/// ```
+/// use socketserver::{Server, handler_fn};
+///
+/// let running = Server::tcp("127.0.0.1:0")?
+///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
+///     .spawn()?;
+/// let (_, report) = running.stop()?;
+/// println!("{} idle, {} finished, {} cut", report.idle, report.finished, report.aborted);
+/// # Ok::<(), socketserver::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {
@@ -61,6 +72,14 @@ impl ShutdownHandle {
     }
 
     /// Whether the server's event loop is running.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// assert!(!server.shutdown_handle().is_running()); // it listens, and does not serve yet
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.control.is_running()
@@ -72,12 +91,39 @@ impl ShutdownHandle {
     /// Do not call it from a handler or a hook of the same server: the loop cannot end while it
     /// waits for itself, and a forked child is not notified of the end. There, use
     /// [`wait_timeout`](ShutdownHandle::wait_timeout).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let handle = server.shutdown_handle();
+    /// let running = server.spawn()?;
+    /// handle.shutdown();
+    /// handle.wait(); // both together are Python's `shutdown`
+    /// # let _ = running;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn wait(&self) {
         self.control.wait();
     }
 
     /// As [`wait`](ShutdownHandle::wait), but for at most `timeout`. Returns whether the event loop
     /// is not running.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("127.0.0.1:0")?.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// let handle = server.shutdown_handle();
+    /// let running = server.spawn()?;
+    /// handle.shutdown();
+    /// if !handle.wait_timeout(Duration::from_secs(10)) {
+    ///     log::warn!("the server is still busy");
+    /// }
+    /// # let _ = running;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[must_use = "the server may still be running"]
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         let Some(deadline) = Instant::now().checked_add(timeout) else {
@@ -100,6 +146,18 @@ impl ShutdownHandle {
     }
 
     /// What the server has counted so far.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let running = Server::tcp("127.0.0.1:0")?
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?
+    ///     .spawn()?;
+    /// let handle = running.shutdown_handle(); // for a thread that shows them
+    /// println!("{} connections are open", handle.counters().open);
+    /// # running.stop()?;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn counters(&self) -> Counters {
         self.control.counters()
     }

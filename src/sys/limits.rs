@@ -10,6 +10,12 @@ use super::checked;
 /// Each connection takes one descriptor, and the soft limit is often 1,024. See
 /// [getrlimit(2)](https://man7.org/linux/man-pages/man2/getrlimit.2.html).
 ///
+/// ```
+/// let limit = socketserver::raise_descriptor_limit()?;
+/// println!("up to {limit} descriptors, one for each connection");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// The error of getrlimit(2) or setrlimit(2), for example if a sandbox forbids the call.

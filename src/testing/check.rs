@@ -42,6 +42,17 @@ struct HeldRun {
 }
 
 /// What a check has run: from [`Check::run`].
+///
+/// ```
+/// use socketserver::testing::Check;
+///
+/// let checked = Check::new().runs(50).without_faults().run(|world| {
+///     if world.choose(2) == 1 {
+///         world.mark("heads");
+///     }
+/// });
+/// assert!(checked.marks["heads"] > 0 && checked.runs == 50);
+/// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Checked {
@@ -54,6 +65,28 @@ pub struct Checked {
 
 /// The settings of a check of many runs: which faults, how many runs. [`check`](super::check) has the
 /// defaults.
+///
+/// ```
+/// use socketserver::testing::{Check, Fault};
+/// use socketserver::{Server, handler_fn};
+///
+/// let checked = Check::new()
+///     .runs(20)
+///     .seed(7)
+///     .with(Fault::Reset)
+///     .without(Fault::Delay)
+///     .run(|world| {
+///         let mut server = Server::tcp("127.0.0.1:9999")
+///             .and_then(|builder| builder.serve(|_| handler_fn(|message, cx| cx.send(message))))
+///             .unwrap();
+///         let mut sim = world.start(&mut server);
+///         let client = sim.connect();
+///         client.send(b"hello");
+///         sim.settle();
+///         assert!(b"hello".starts_with(&client.read())); // less than all after a reset
+///     });
+/// assert_eq!(checked.runs, 20);
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing runs before `run`"]
 pub struct Check {
@@ -105,6 +138,12 @@ impl Check {
     }
 
     /// Allows all faults.
+    ///
+    /// ```
+    /// use socketserver::testing::Check;
+    ///
+    /// Check::new().runs(10).with_all().run(|world| world.mark("the test has run"));
+    /// ```
     pub fn with_all(mut self) -> Self {
         self.faults.extend(Fault::ALL);
         self
@@ -117,6 +156,12 @@ impl Check {
     }
 
     /// Excludes all faults: the runs differ only in what [`World::choose`] returns.
+    ///
+    /// ```
+    /// use socketserver::testing::Check;
+    ///
+    /// Check::new().runs(10).without_faults().run(|world| assert!(world.choose(6) < 6));
+    /// ```
     pub fn without_faults(mut self) -> Self {
         self.faults.clear();
         self
@@ -124,6 +169,14 @@ impl Check {
 
     /// Counts up the first `depth` choices, in place of random ones: all short scripts run, and zeros
     /// follow in each. The number of runs is still a limit.
+    ///
+    /// ```
+    /// use socketserver::testing::Check;
+    ///
+    /// Check::new().runs(100).without_faults().exhaustive(2).run(|world| {
+    ///     assert!(world.choose(3) + world.choose(3) <= 4);
+    /// });
+    /// ```
     pub fn exhaustive(mut self, depth: usize) -> Self {
         self.depth = Some(depth);
         self
@@ -168,6 +221,13 @@ impl Check {
 
     /// Runs the test once, with the decisions of a script: of a failure that was found before, or of a
     /// fuzzer.
+    ///
+    /// ```
+    /// use socketserver::testing::Check;
+    ///
+    /// // The script is printed when a check fails.
+    /// Check::new().replay(&[1, 0, 2], |world| assert!(world.choose(4) < 4));
+    /// ```
     ///
     /// # Panics
     ///

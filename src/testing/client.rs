@@ -14,6 +14,35 @@ const MOST_PIECES: usize = 64;
 
 /// A client in a simulated world: from [`Simulation::connect`](super::Simulation::connect). Its calls
 /// return at once; what they do reaches the server when the time passes. A clone is the same client.
+///
+/// ```
+/// use std::time::Duration;
+/// use socketserver::testing::{self, StreamEnd};
+/// use socketserver::{Server, handler_fn};
+///
+/// testing::quiet(|world| {
+///     let mut server = Server::tcp("127.0.0.1:9999")
+///         .and_then(|builder| builder.serve(|_| handler_fn(|message, cx| cx.send(message))))
+///         .unwrap();
+///     let mut sim = world.start(&mut server);
+///     let client = sim.connect();
+///     client.stop_reading();
+///     client.send(b"hello");
+///     sim.settle();
+///     assert!(client.is_open_at_server() && client.peer().inet().is_some());
+///     assert_eq!((client.bytes_read_by_server(), client.bytes_sent_by_server()), (5, 5));
+///     client.resume_reading();
+///     client.finish();
+///     sim.settle();
+///     assert_eq!(client.read(), b"hello");
+///     assert_eq!(client.closed_by_server(), Some(StreamEnd::Eof));
+///
+///     sim.connect().close(); // other ends of a client
+///     sim.connect().reset();
+///     sim.pass(Duration::from_secs(1));
+///     assert_eq!(sim.connections(), 0);
+/// });
+/// ```
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(super) kernel: Arc<FakeKernel>,

@@ -6,6 +6,14 @@ macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// One kind of adversity of a simulated world. Each run of [`check`](super::check) has some of
         /// those that are allowed, each with its own frequency (swarm testing).
+        ///
+        /// ```
+        /// use socketserver::testing::{Check, Fault};
+        ///
+        /// let lossy = Check::new().runs(10).with(Fault::Reset).with(Fault::AbortedAccept);
+        /// lossy.run(|world| world.calm());
+        /// assert!(Fault::ALL.contains(&Fault::Cut));
+        /// ```
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Fault {

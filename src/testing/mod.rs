@@ -172,6 +172,22 @@ pub use world::{Simulation, World};
 
 /// Runs a test in a world without faults. It takes about as long as the handlers in it.
 ///
+/// ```
+/// use socketserver::testing;
+/// use socketserver::{Server, handler_fn};
+///
+/// testing::quiet(|world| {
+///     let mut server = Server::tcp("127.0.0.1:9999")
+///         .and_then(|builder| builder.serve(|_| handler_fn(|message, cx| cx.send(message))))
+///         .unwrap();
+///     let mut sim = world.start(&mut server);
+///     let client = sim.connect();
+///     client.send(b"hello");
+///     sim.settle();
+///     assert_eq!(client.read(), b"hello");
+/// });
+/// ```
+///
 /// # Panics
 ///
 /// If the test panics, a handler panics, or an invariant of the event loop is violated. The message has a
@@ -182,6 +198,23 @@ pub fn quiet(test: impl Fn(&World)) {
 
 /// Runs a test in 500 worlds with faults that a correct server hides from its clients: [`Check`] has the
 /// settings.
+///
+/// ```
+/// use socketserver::testing;
+/// use socketserver::{Lines, Server, handler_fn};
+///
+/// testing::check(|world| {
+///     let mut server = Server::tcp("127.0.0.1:9999")
+///         .map(|builder| builder.framing(Lines::default()))
+///         .and_then(|builder| builder.serve(|_| handler_fn(|line, cx| cx.send(line))))
+///         .unwrap();
+///     let mut sim = world.start(&mut server);
+///     let client = sim.connect();
+///     client.send(b"one\ntwo\n");
+///     sim.settle();
+///     assert_eq!(client.read(), b"one\ntwo\n"); // however the bytes were cut
+/// });
+/// ```
 ///
 /// # Panics
 ///

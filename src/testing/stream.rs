@@ -6,6 +6,22 @@ use crate::sys::simulated::bits;
 
 /// How a connection has ended, as its client sees it: see
 /// [`Client::closed_by_server`](super::Client::closed_by_server).
+///
+/// ```
+/// use socketserver::testing::{self, StreamEnd};
+/// use socketserver::{Server, handler_fn};
+///
+/// testing::quiet(|world| {
+///     let mut server = Server::tcp("127.0.0.1:9999")
+///         .and_then(|builder| builder.serve(|_| handler_fn(|_, cx| { cx.abort(); Ok(()) })))
+///         .unwrap();
+///     let mut sim = world.start(&mut server);
+///     let client = sim.connect();
+///     client.send(b"hello");
+///     sim.settle();
+///     assert_eq!(client.closed_by_server(), Some(StreamEnd::Reset));
+/// });
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StreamEnd {

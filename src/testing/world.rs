@@ -16,6 +16,29 @@ const BUFFER_SIZES: [usize; 6] = [64 * 1024, 8192, 2304, 600, 130, 1 << 20];
 
 /// A simulated world: its time, its network, its kernel. [`check`](super::check) and
 /// [`quiet`](super::quiet) make one. A clone is the same world, and a handler can have one.
+///
+/// ```
+/// use std::time::Duration;
+/// use socketserver::testing::{self, Fault};
+/// use socketserver::{Server, handler_fn};
+///
+/// testing::quiet(|world| {
+///     let mut server = Server::tcp("127.0.0.1:9999")
+///         .and_then(|builder| builder.serve(|_| handler_fn(|message, cx| cx.send(message))))
+///         .unwrap();
+///     world.limit_descriptors(100);
+///     let begin = world.now();
+///     let handle = server.shutdown_handle();
+///     world.after(Duration::from_secs(60), move || handle.shutdown());
+///     let mut sim = world.start(&mut server);
+///     sim.connect().send(b"hello");
+///     sim.pass(Duration::from_secs(61)); // takes no time
+///     assert!(sim.is_stopped() && world.now() - begin >= Duration::from_secs(61));
+///     assert!(!world.has(Fault::Cut) && world.choose(6) == 0); // the world is quiet
+///     world.note("the server has stopped", 1); // in the trace of a failure
+///     world.mark("stopped");
+/// });
+/// ```
 #[derive(Debug, Clone)]
 pub struct World {
     pub(super) kernel: Arc<FakeKernel>,
@@ -62,6 +85,31 @@ impl World {
     }
 
     /// Lets time pass in a call of a handler, as if it blocked.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::testing;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// testing::quiet(|world| {
+    ///     let inside = world.clone();
+    ///     let mut server = Server::tcp("127.0.0.1:9999")
+    ///         .and_then(|builder| {
+    ///             builder.serve(move |_| {
+    ///                 let world = inside.clone();
+    ///                 handler_fn(move |message, cx| {
+    ///                     world.block(Duration::from_millis(200)); // a slow database
+    ///                     cx.send(message)
+    ///                 })
+    ///             })
+    ///         })
+    ///         .unwrap();
+    ///     let mut sim = world.start(&mut server);
+    ///     sim.connect().send(b"hello");
+    ///     sim.settle();
+    ///     assert!(sim.counters().longest_turn_us >= 200_000);
+    /// });
+    /// ```
     pub fn block(&self, time: Duration) {
         let mut state = self.kernel.lock();
         let until = state.now + time;
@@ -91,12 +139,38 @@ impl World {
     }
 
     /// A panic of a handler does not fail this test, although the server survives it anyway.
+    ///
+    /// ```
+    /// use socketserver::testing;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// testing::quiet(|world| {
+    ///     world.allow_panics();
+    ///     let mut server = Server::tcp("127.0.0.1:9999")
+    ///         .and_then(|builder| builder.serve(|_| handler_fn(|_, _| panic!("a fault"))))
+    ///         .unwrap();
+    ///     let mut sim = world.start(&mut server);
+    ///     sim.connect().send(b"hello");
+    ///     sim.settle();
+    ///     assert_eq!(sim.counters().panics, 1);
+    /// });
+    /// ```
     pub fn allow_panics(&self) {
         self.kernel.lock().allows_panics = true;
     }
 
     /// Ends all faults: from now on the world is quiet, apart from the sizes of buffers. What the server
     /// has to reach in the end can be demanded after it.
+    ///
+    /// ```
+    /// use socketserver::testing::Check;
+    ///
+    /// Check::new().runs(10).with_all().run(|world| {
+    ///     // Here faults happen.
+    ///     world.calm();
+    ///     // From here on, the server reaches what it has to reach.
+    /// });
+    /// ```
     pub fn calm(&self) {
         let mut state = self.kernel.lock();
         state.swarm = Swarm::default();
@@ -137,6 +211,31 @@ impl World {
 /// while [`settle`](Simulation::settle) and [`pass`](Simulation::pass) run. After each turn it is
 /// checked that the loop did not read or accept too much in it, that it lost no connection, and that
 /// it sleeps if there is nothing to do.
+///
+/// ```
+/// use std::time::Duration;
+/// use socketserver::testing;
+/// use socketserver::{Limits, Server, handler_fn};
+///
+/// testing::quiet(|world| {
+///     let mut server = Server::tcp("127.0.0.1:9999")
+///         .map(|builder| builder.limits(Limits::default().idle_timeout(Duration::from_secs(3600))))
+///         .and_then(|builder| builder.serve(|_| handler_fn(|message, cx| cx.send(message))))
+///         .unwrap();
+///     let listener = server.listeners()[0];
+///     let mut sim = world.start(&mut server);
+///     let client = sim.connect_to(listener); // `connect` takes the first listener
+///     client.send(b"hello");
+///     sim.settle();
+///     assert_eq!((sim.connections(), sim.timers()), (1, 1));
+///     sim.pass(Duration::from_secs(3601)); // takes no time
+///     assert_eq!(sim.counters().timeouts, 1);
+///     let _ = sim.connect();
+///     sim.settle();
+///     assert!(!sim.is_stopped());
+///     assert_eq!(sim.stop().idle, 1);
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Simulation<'a> {
     world: World,

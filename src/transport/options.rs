@@ -37,6 +37,15 @@ pub enum Interface {
 impl Interface {
     /// The interface of this name, as `eth0`, by its index.
     ///
+    /// ```
+    /// use socketserver::Interface;
+    ///
+    /// assert!(Interface::named("no such interface").is_err());
+    /// # #[cfg(target_os = "linux")]
+    /// assert!(matches!(Interface::named("lo")?, Interface::Index(_)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The error of

@@ -62,6 +62,25 @@ mod stream;
 pub trait RequestHandler {
     /// Called before [`handle`](RequestHandler::handle).
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// struct Patient;
+    ///
+    /// impl RequestHandler for Patient {
+    ///     fn setup(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         request.set_timeout(Duration::from_secs(10));
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         let _line = request.read_line()?;
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// An error ends the request; neither of the others is called.
@@ -78,6 +97,24 @@ pub trait RequestHandler {
     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult;
 
     /// Called after [`handle`](RequestHandler::handle), whether that succeeded or not.
+    ///
+    /// ```
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// struct Logged;
+    ///
+    /// impl RequestHandler for Logged {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         let _line = request.read_line()?;
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn finish(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         log::info!("{} is served", request.client_address()); // also if `handle` has failed
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -174,14 +211,42 @@ impl<'a> Request<'a> {
 
 impl Request<'_> {
     /// The longest line that [`read_line`](Request::read_line) takes, in bytes.
+    ///
+    /// ```
+    /// use socketserver::Request;
+    ///
+    /// assert_eq!(Request::MAX_LINE, 65_536);
+    /// ```
     pub const MAX_LINE: usize = 64 * 1024;
 
     /// The address of the client: Python's `client_address`.
+    ///
+    /// ```
+    /// use socketserver::{HandlerResult, Request, RequestHandler};
+    ///
+    /// struct Logged;
+    ///
+    /// impl RequestHandler for Logged {
+    ///     fn handle(&mut self, request: &mut Request<'_>) -> HandlerResult {
+    ///         log::info!("{} has come to {}", request.client_address(), request.server_address());
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     pub fn client_address(&self) -> &Peer {
         &self.peer
     }
 
     /// Where the server was asked.
+    ///
+    /// ```
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     log::info!("a request at {}", request.server_address());
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn server_address(&self) -> &Address {
         self.server_address
     }
@@ -192,6 +257,16 @@ impl Request<'_> {
     /// client of a dual-stack server has connected to an IPv4 address.
     ///
     /// Of a datagram, it is the address that its socket is bound to.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     let here = request.local_addr()?; // 192.0.2.1, say, where the server listens on 0.0.0.0
+    ///     Ok(writeln!(request, "you have reached {here}")?)
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -235,22 +310,68 @@ impl Request<'_> {
 
     /// Asks the server to stop, and returns at once; the stop waits for this request, unless it is
     /// [idle](Request::set_idle).
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     while let Some(line) = request.read_line()? {
+    ///         if line == b"shutdown" {
+    ///             request.stop_server(); // returns at once
+    ///             break;
+    ///         }
+    ///         request.write_all(b"ok\n")?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     #[doc(alias = "shutdown")]
     pub fn stop_server(&self) {
         self.stop.request();
     }
 
     /// Python's `rfile`: the request itself, which reads.
+    ///
+    /// ```
+    /// use std::io::BufRead;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     let mut line = Vec::new();
+    ///     request.rfile().read_until(b'\n', &mut line)?; // Python: self.rfile.readline()
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn rfile(&mut self) -> &mut Self {
         self
     }
 
     /// Python's `wfile`: the request itself, which writes.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     Ok(request.wfile().write_all(b"hello\n")?) // Python: self.wfile.write(b"hello\n")
+    /// }
+    /// ```
     pub fn wfile(&mut self) -> &mut Self {
         self
     }
 
     /// The datagram's bytes: Python's `packet`; `None` on a stream.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     let data = request.packet().unwrap_or_default().to_ascii_uppercase();
+    ///     Ok(request.write_all(&data)?) // one datagram back
+    /// }
+    /// ```
     pub fn packet(&self) -> Option<&[u8]> {
         match &self.channel {
             Channel::Datagram { datagram, .. } => Some(&datagram.bytes),
@@ -259,12 +380,36 @@ impl Request<'_> {
     }
 
     /// Whether the datagram was longer than the receive size, and was cut to it by the kernel.
+    ///
+    /// ```
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     if request.is_truncated() {
+    ///         log::warn!("{} has sent too long a datagram", request.client_address());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn is_truncated(&self) -> bool {
         matches!(&self.channel, Channel::Datagram { datagram, .. } if datagram.truncated)
     }
 
     /// Reads up to and with the next `\n`; the line comes without its `\n` or `\r\n`. `None` when
     /// the peer has ended; a last line without an end is a line.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     while let Some(line) = request.read_line()? {
+    ///         request.write_all(&line)?; // without its end
+    ///         request.write_all(b"\n")?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -448,6 +593,14 @@ impl Request<'_> {
     /// Sends small writes at once (true: Python's `disable_nagle_algorithm`, and here the default),
     /// or gathers them into full segments. Nothing on a Unix socket or a datagram.
     ///
+    /// ```
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     Ok(request.set_nodelay(false)?) // many small writes are joined
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// What setsockopt(2) says.
@@ -462,6 +615,19 @@ impl Request<'_> {
     /// Sets how many written bytes are gathered before they go out: Python's `wbufsize`. 0, the
     /// default, sends each write by itself. What is left goes out by [`flush`](Write::flush), or
     /// when the handler is done.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use socketserver::{HandlerResult, Request};
+    ///
+    /// fn handle(request: &mut Request<'_>) -> HandlerResult {
+    ///     request.set_write_buffer(16 * 1024);
+    ///     for number in 0..1000 {
+    ///         writeln!(request, "{number}")?; // no system call for each line
+    ///     }
+    ///     Ok(request.flush()?)
+    /// }
+    /// ```
     #[doc(alias = "wbufsize")]
     pub fn set_write_buffer(&mut self, bytes: usize) {
         if let Channel::Stream(stream) = &mut self.channel {

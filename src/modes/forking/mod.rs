@@ -69,6 +69,14 @@ impl Forking {
     /// Use this only if no other thread can hold a lock that the handler needs in the child,
     /// because it would stay locked there without limit: a lock of the allocator, of standard
     /// output, of a logger, or of the user's code.
+    ///
+    /// ```
+    /// use socketserver::Forking;
+    ///
+    /// // The other thread only waits for signals, and holds no lock.
+    /// let forking = Forking::default().allow_threads(true);
+    /// # let _ = forking;
+    /// ```
     #[must_use]
     pub fn allow_threads(mut self, allowed: bool) -> Self {
         self.allow_threads = allowed;

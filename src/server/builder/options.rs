@@ -27,6 +27,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// share a port without an error; there it lets several processes receive the datagrams of one
     /// multicast group. `SO_REUSEADDR`, see
     /// [socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::udp("127.0.0.1:0")?
+    ///     .reuse_address(true) // several processes receive the datagrams of a multicast group
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "allow_reuse_address")]
     pub fn reuse_address(mut self, reuse: bool) -> Self {
         self.settings.bind.reuse_address = Some(reuse);
@@ -37,6 +47,20 @@ impl<F, D, K> Builder<F, D, K> {
     /// distributes requests among them. Off by default. For TCP and UDP.
     ///
     /// See [`guide::several_cpus`](crate::guide::several_cpus).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let serve = |address: &str| {
+    ///     let builder = Server::tcp(address)?.reuse_port(true);
+    ///     builder.serve(|_| handler_fn(|message, cx| cx.send(message)))
+    /// };
+    /// let first = serve("127.0.0.1:0")?;
+    /// let port = first.local_addr().port().unwrap();
+    /// let second = serve(&format!("127.0.0.1:{port}"))?; // the same port
+    /// # let _ = (first, second);
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "allow_reuse_port")]
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.settings.bind.reuse_port = reuse;
@@ -45,6 +69,16 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Lets an IPv6 listener accept IPv4 clients too; their addresses are shown as IPv4. Off by
     /// default.
+    ///
+    /// ```no_run
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::tcp("[::]:9999")?
+    ///     .dual_stack(true) // clients with IPv6 and with IPv4
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn dual_stack(mut self, dual: bool) -> Self {
         self.settings.bind.dual_stack = dual;
         self
@@ -98,6 +132,18 @@ impl<F, D, K> Builder<F, D, K> {
     /// [`Limits::write_timeout`](crate::Limits::write_timeout) has a similar effect, for all
     /// transports and without the kernel; with keepalive, this option also decides when a peer that
     /// answers no probe is gone.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let builder = Server::tcp("127.0.0.1:0")?;
+    /// # #[cfg(target_os = "linux")]
+    /// let builder = builder.user_timeout(Duration::from_secs(30));
+    /// let server = builder.serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "TCP_USER_TIMEOUT")]
     pub fn user_timeout(self, timeout: Duration) -> Self {
         self.option(SocketOption::UserTimeout(timeout))
@@ -132,6 +178,16 @@ impl<F, D, K> Builder<F, D, K> {
 
     /// Sets the permissions of a Unix socket's file, for example `0o660`, before any client can
     /// connect.
+    ///
+    /// ```no_run
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::unix_stream("/run/echo/echo.socket")?
+    ///     .unix_mode(0o660) // its user and its group
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     pub fn unix_mode(mut self, mode: u32) -> Self {
         self.settings.bind.unix_mode = Some(mode);
         self
@@ -148,6 +204,20 @@ impl<F, D, K> Builder<F, D, K> {
     /// addresses, on a socket that is bound to all of them. A multicast or broadcast address cannot
     /// be the source of a reply, so the system chooses an address of this host for the reply to
     /// such a datagram.
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let builder = Server::udp("0.0.0.0:0")?;
+    /// # #[cfg(target_os = "linux")]
+    /// let builder = builder.packet_info(true);
+    /// let server = builder.serve(|accepted| {
+    ///     let here = accepted.local_addr().map(|here| here.to_string()).unwrap_or_default();
+    ///     handler_fn(move |_, cx| cx.send(here.as_bytes()))
+    /// })?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "IP_PKTINFO")]
     pub fn packet_info(self, enabled: bool) -> Self {
         self.option(SocketOption::PacketInfo(enabled))
@@ -189,6 +259,19 @@ impl<F, D, K> Builder<F, D, K> {
     /// for IPv4 by its routes. For UDP. `IP_MULTICAST_IF` and `IPV6_MULTICAST_IF`, see
     /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html) and
     /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
+    ///
+    /// ```
+    /// use std::net::Ipv4Addr;
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let service = Server::udp("0.0.0.0:0")?
+    ///     .multicast_interface(Ipv4Addr::LOCALHOST)
+    ///     .multicast_loop(true)
+    ///     .multicast_ttl(1)
+    ///     .service(|_| handler_fn(|message, cx| cx.send(message)));
+    /// # let _ = service;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "IP_MULTICAST_IF")]
     pub fn multicast_interface(self, interface: impl Into<Interface>) -> Self {
         self.option(SocketOption::MulticastInterface(interface.into()))
@@ -199,6 +282,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// loopback interface are always received. For UDP. `IP_MULTICAST_LOOP` and
     /// `IPV6_MULTICAST_LOOP`, see [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html) and
     /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::udp("0.0.0.0:0")?
+    ///     .multicast_loop(false) // programs of this host do not get what it sends to a group
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "IP_MULTICAST_LOOP")]
     pub fn multicast_loop(self, enabled: bool) -> Self {
         self.option(SocketOption::MulticastLoop(enabled))
@@ -208,6 +301,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// on the local link; at most 255. For UDP. `IP_MULTICAST_TTL` and `IPV6_MULTICAST_HOPS`, see
     /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html) and
     /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::udp("0.0.0.0:0")?
+    ///     .multicast_ttl(0) // what it sends to a group stays on this host
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "IP_MULTICAST_TTL")]
     pub fn multicast_ttl(self, hops: u32) -> Self {
         self.option(SocketOption::MulticastTtl(hops))
@@ -216,6 +319,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// Allows datagrams to broadcast addresses. Off by default; the system then refuses them. For
     /// UDP; IPv6 has no broadcast. `SO_BROADCAST`, see
     /// [socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::udp("0.0.0.0:0")?
+    ///     .broadcast(true) // replies and datagrams to 255.255.255.255
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "SO_BROADCAST")]
     pub fn broadcast(self, enabled: bool) -> Self {
         self.option(SocketOption::Broadcast(enabled))
@@ -225,6 +338,16 @@ impl<F, D, K> Builder<F, D, K> {
     /// usually 64. For UDP. `IP_TTL` and `IPV6_UNICAST_HOPS`, see
     /// [ip(7)](https://man7.org/linux/man-pages/man7/ip.7.html) and
     /// [ipv6(7)](https://man7.org/linux/man-pages/man7/ipv6.7.html).
+    ///
+    /// ```
+    /// use socketserver::{Server, handler_fn};
+    ///
+    /// let server = Server::udp("127.0.0.1:0")?
+    ///     .ttl(1) // no router passes its datagrams on
+    ///     .serve(|_| handler_fn(|message, cx| cx.send(message)))?;
+    /// # let _ = server;
+    /// # Ok::<(), socketserver::Error>(())
+    /// ```
     #[doc(alias = "IP_TTL")]
     pub fn ttl(self, hops: u32) -> Self {
         self.option(SocketOption::Ttl(hops))
