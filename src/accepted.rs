@@ -36,6 +36,9 @@ impl AcceptedStream {
 /// It borrows the socket, so that options can be set through its descriptor. A method makes a
 /// system call only when it is called.
 ///
+/// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
+/// [`logging_and_counters`](crate::guide::logging_and_counters).
+///
 /// ```
 /// use socketserver::{Context, Handler, HandlerResult, Lines, Server};
 ///

@@ -71,6 +71,11 @@ macro_rules! counters {
         /// [`iter`](Counters::iter) gives all numbers with their names; `Display` prints those that
         /// are not 0 in one line.
         ///
+        /// In the guide: [`blocking_work`](crate::guide::blocking_work),
+        /// [`limits`](crate::guide::limits),
+        /// [`logging_and_counters`](crate::guide::logging_and_counters),
+        /// [`several_cpus`](crate::guide::several_cpus).
+        ///
         /// ```
         /// use socketserver::{Server, handler_fn};
         ///

@@ -156,7 +156,8 @@ impl std::error::Error for Error {
 /// [`Handler::on_close`](crate::Handler::on_close), [`Handler::on_reject`](crate::Handler::on_reject)
 /// and [`Hooks::handle_error`](crate::Hooks::handle_error).
 ///
-/// See [`guide::logging_and_counters`](crate::guide::logging_and_counters).
+/// In the guide: [`limits`](crate::guide::limits),
+/// [`logging_and_counters`](crate::guide::logging_and_counters).
 ///
 /// ```
 /// use socketserver::{CloseReason, Limit};
@@ -326,6 +327,9 @@ impl std::error::Error for FramingError {
 /// The error of a call that this kind of request or this mode does not support, on a
 /// [`Context`](crate::Context) or an [`Output`](crate::Output).
 ///
+/// In the guide: [`files`](crate::guide::files),
+/// [`reaching_others`](crate::guide::reaching_others), [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use socketserver::{Context, HandlerResult, UnsupportedError};
 ///
@@ -395,6 +399,8 @@ impl std::error::Error for UnsupportedError {}
 
 /// The error of a [`Sender`](crate::Sender) or a [`DatagramSender`](crate::DatagramSender) that did
 /// not take a message or an event.
+///
+/// In the guide: [`streaming`](crate::guide::streaming).
 ///
 /// ```
 /// use socketserver::{SendError, Sender};

@@ -29,6 +29,11 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 /// The limits of a whole server are [`Server::max_connections`](crate::Server::max_connections) and
 /// [`Server::max_memory`](crate::Server::max_memory).
 ///
+/// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
+/// [`framing`](crate::guide::framing), [`limits`](crate::guide::limits),
+/// [`shared_state`](crate::guide::shared_state), [`streaming`](crate::guide::streaming),
+/// [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use std::time::Duration;
 /// use socketserver::{Lines, Limits, Server, WhenFull, handler_fn};

@@ -373,7 +373,11 @@ impl Drop for SendQueue {
 /// [`Handler::on_eof`](crate::Handler::on_eof)). Then the connection is closed when the last sender
 /// is dropped.
 ///
-/// See [`guide::reaching_others`](crate::guide::reaching_others).
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`embedding`](crate::guide::embedding),
+/// [`logging_and_counters`](crate::guide::logging_and_counters),
+/// [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`streaming`](crate::guide::streaming).
 ///
 /// ```
 /// use std::time::Duration;

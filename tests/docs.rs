@@ -1,7 +1,10 @@
 //! The guides for Python users: every row links tests that exist, every name of Python's module has
 //! a row, and both languages have the same rows and programs. The pages on attacks, on events and on
 //! limits: every test that they name exists, and every event, effect, limit and counter has a row.
+//! The documentation of the interface: every item of `tests/api.txt` has an example, and every type
+//! that a page of the guide names links to that page.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -266,4 +269,136 @@ fn sources(path: &str) -> String {
         }
     }
     sources
+}
+
+/// The documentation of the declarations in `src`: of `Type` and of `Type::method`.
+fn documentation() -> BTreeMap<String, String> {
+    let sources = sources("src");
+    let (mut found, mut docs, mut owner) = (BTreeMap::new(), String::new(), String::new());
+    for line in sources.lines().map(str::trim) {
+        if line.starts_with("///") || line.starts_with("#[doc = ") {
+            docs.push_str(line.trim_start_matches("///"));
+            docs.push('\n');
+        } else if line.is_empty() || line.starts_with('}') {
+            docs.clear();
+        } else if let Some((kind, name)) = declared(line) {
+            if ["struct", "enum", "trait", "type"].contains(&kind) {
+                owner = name.to_owned();
+            }
+            let is_method = ["fn", "const"].contains(&kind) && !owner.is_empty();
+            let name = if is_method { format!("{owner}::{name}") } else { name.to_owned() };
+            // What is declared for each system is documented once.
+            let docs = std::mem::take(&mut docs);
+            found.entry(name).and_modify(|all: &mut String| all.push_str(&docs)).or_insert(docs);
+        } else if line.starts_with("impl") {
+            owner = implementor(line).to_owned();
+        }
+        if line.starts_with("mod ") || line.starts_with("use ") {
+            owner.clear();
+        }
+    }
+    found
+}
+
+/// The kind and the name of what a line declares: a method of a trait, or a public item.
+fn declared(line: &str) -> Option<(&str, &str)> {
+    let line = line.strip_prefix("pub ").or(line.starts_with("fn ").then_some(line))?;
+    let line = if line.contains(" fn ") { line.trim_start_matches("const ") } else { line };
+    let (kind, rest) = line.split_once(' ')?;
+    let end = rest.find(|c: char| !c.is_alphanumeric() && !"_$".contains(c));
+    Some((kind, &rest[..end.unwrap_or(rest.len())]))
+}
+
+/// The type of an `impl` block, without its path and its parameters.
+fn implementor(line: &str) -> &str {
+    let of = match line.split_once(" for ") {
+        Some((_, of)) => of,
+        None if line.starts_with("impl<") => line.split_once("> ").map_or("", |(_, of)| of),
+        None => &line["impl".len()..],
+    };
+    let path = of.trim_start().split(['<', ' ', '{']).next().unwrap();
+    path.rsplit("::").next().unwrap()
+}
+
+/// The items of the public interface, as `Type`, `function` and `Type::method`.
+fn interface() -> BTreeSet<String> {
+    let mut items = BTreeSet::new();
+    for line in read("tests/api.txt").lines() {
+        if let Some(name) = line.strip_prefix("use ") {
+            // Modules are exported by the paths of their items.
+            if name.starts_with(char::is_uppercase) {
+                items.insert(name.to_owned());
+            }
+        } else if line.starts_with("pub ") || line.starts_with("#[") {
+            let (_, item) = line.split_once("pub ").unwrap();
+            if let Some((kind, name)) = declared(&line[line.len() - item.len() - "pub ".len()..])
+                && kind != "mod"
+            {
+                items.insert(name.to_owned());
+            }
+        } else if let Some((owner, item)) = line.split_once(": ") {
+            let item = item.trim_start_matches("#[must_use] ");
+            if let Some(("fn" | "const", name)) = declared(item) {
+                let owner = if owner.starts_with("impl") { implementor(owner) } else { owner };
+                items.insert(format!("{owner}::{name}"));
+            }
+        }
+    }
+    // Only the crate itself can call these.
+    items.remove("HandlerMode::build");
+    items.remove("RequestMode::build_requests");
+    items
+}
+
+/// The examples of a documentation.
+fn examples(docs: &str) -> String {
+    docs.split("```").skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_public_item_has_an_example_or_is_shown_in_that_of_its_type() {
+    let documentation = documentation();
+    // The declaration of Python's classes is one macro.
+    let docs = |name: &str| documentation.get(name).or(documentation.get("$name")).unwrap();
+    let mut without = Vec::new();
+    let interface = interface();
+    for name in
+        ["Server", "broadcast", "Builder::serve_with", "Request::read_line", "Hooks::on_accept"]
+    {
+        assert!(interface.contains(name), "{name}: {interface:#?}");
+    }
+    for item in interface {
+        let is_shown = item.split_once("::").is_some_and(|(owner, name)| {
+            let examples = examples(docs(owner));
+            [format!(".{name}("), format!("::{name}"), format!("fn {name}(")]
+                .iter()
+                .any(|call| examples.contains(call))
+        });
+        if !is_shown && examples(docs(&item)).is_empty() {
+            without.push(item);
+        }
+    }
+    assert!(without.is_empty(), "no example: {without:#?}");
+}
+
+#[test]
+fn every_type_that_a_page_of_the_guide_names_links_to_that_page() {
+    let documentation = documentation();
+    let mut faults = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide")).unwrap() {
+        let path = entry.unwrap().path();
+        let page = path.file_stem().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let names = text.split("[`").skip(1).filter_map(|rest| rest.split(['`', ':']).next());
+        for name in names.collect::<BTreeSet<_>>() {
+            // A module of the same name as a page is none of the items.
+            let Some(docs) = documentation.get(name).filter(|_| name != "testing") else {
+                continue;
+            };
+            if !docs.contains(&format!("(crate::guide::{page})")) {
+                faults.push(format!("{name} does not link to guide::{page}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -30,21 +30,6 @@ fn read(page: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All pages, as paths from the root.
-fn pages() -> Vec<String> {
-    let mut pages = Vec::new();
-    for folder in ["", "docs", "docs/benchmarks", "examples", "tests/python"] {
-        for entry in fs::read_dir(path_of(folder)).into_iter().flatten() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".md") {
-                pages.push(if folder.is_empty() { name } else { format!("{folder}/{name}") });
-            }
-        }
-    }
-    assert!(pages.len() > 10, "{pages:?}");
-    pages
-}
-
 /// The blocks of a page between lines of three back quotes, each with its language.
 fn blocks(page: &str) -> Vec<(&str, &str)> {
     let blocks = page.split("```").skip(1).step_by(2);

@@ -55,6 +55,14 @@ pub(crate) trait Driver {
 /// | know with whom it speaks | [`peer`](Context::peer), [`id`](Context::id); addresses and credentials are in [`Accepted`](crate::Accepted) |
 /// | send other datagrams | [`send_to`](Context::send_to), [`datagram_sender`](Context::datagram_sender) |
 ///
+/// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
+/// [`blocking_work`](crate::guide::blocking_work), [`files`](crate::guide::files),
+/// [`framing`](crate::guide::framing), [`limits`](crate::guide::limits),
+/// [`logging_and_counters`](crate::guide::logging_and_counters),
+/// [`parsing_once`](crate::guide::parsing_once),
+/// [`reaching_others`](crate::guide::reaching_others), [`stopping`](crate::guide::stopping),
+/// [`streaming`](crate::guide::streaming), [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use socketserver::{Context, Handler, HandlerResult};
 ///

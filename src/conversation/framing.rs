@@ -11,6 +11,8 @@ use crate::error::FramingError;
 
 /// The result of [`Framing::decode`]: what is at the start of the input.
 ///
+/// In the guide: [`framing`](crate::guide::framing).
+///
 /// ```
 /// use socketserver::{Decoded, Framing, Lines};
 ///
@@ -47,6 +49,9 @@ pub enum Decoded {
 /// the one given to [`Builder::framing`](crate::Builder::framing), or one created for the
 /// connection by [`Builder::serve_with`](crate::Builder::serve_with). To choose a framing at run
 /// time, use a `Box<dyn Framing + Send>`.
+///
+/// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
+/// [`framing`](crate::guide::framing), [`testing`](crate::guide::testing).
 ///
 /// ```
 /// use socketserver::{Encodable, Framing, FramingError, Output, Decoded};
@@ -164,6 +169,8 @@ impl<F: Framing + ?Sized> Framing for Box<F> {
 ///
 /// The handler itself has to find where a message of the peer ends: TCP joins and splits messages.
 ///
+/// In the guide: [`framing`](crate::guide::framing), [`streaming`](crate::guide::streaming).
+///
 /// ```
 /// use socketserver::{Decoded, Framing, Raw};
 ///
@@ -211,7 +218,7 @@ pub enum Overlong {
 /// line without an end is an error ([`FramingError::UnexpectedEof`]) unless
 /// [`unterminated`](Lines::unterminated) accepts it, as Python's `readline` does.
 ///
-/// See [`guide::framing`](crate::guide::framing).
+/// In the guide: [`framing`](crate::guide::framing).
 ///
 /// ```
 /// use socketserver::{Lines, Server, handler_fn};
@@ -321,6 +328,8 @@ impl Framing for Lines {
 ///
 /// A message may be 8,192 bytes long, unless [`max_len`](Delimited::max_len) sets another maximum.
 /// A message that contains the delimiter cannot be sent.
+///
+/// In the guide: [`framing`](crate::guide::framing).
 ///
 /// ```
 /// use socketserver::{Delimited, Server, handler_fn};
@@ -507,6 +516,8 @@ pub enum Endian {
 /// The default is four bytes, big endian, as in the records of Python's `logging`. A message may be
 /// 8 MiB long, unless [`max_len`](LengthPrefixed::max_len) sets another maximum.
 ///
+/// In the guide: [`framing`](crate::guide::framing).
+///
 /// ```
 /// use socketserver::{Endian, LengthPrefixed, Server, Width, handler_fn};
 ///
@@ -628,6 +639,8 @@ impl Framing for LengthPrefixed {
 }
 
 /// Messages that all have one size.
+///
+/// In the guide: [`framing`](crate::guide::framing).
 ///
 /// ```
 /// use socketserver::{FixedSize, Server, handler_fn};

@@ -21,6 +21,14 @@ use crate::sender::Event;
 /// [`CloseReason::Panic`]; the server and all other connections continue. Messages sent before
 /// still go out. With `panic = "abort"` in the profile, a panic ends the process instead.
 ///
+/// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
+/// [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`files`](crate::guide::files),
+/// [`framing`](crate::guide::framing), [`limits`](crate::guide::limits),
+/// [`logging_and_counters`](crate::guide::logging_and_counters),
+/// [`reaching_others`](crate::guide::reaching_others), [`stopping`](crate::guide::stopping),
+/// [`streaming`](crate::guide::streaming), [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use socketserver::{Context, Handler, HandlerResult};
 ///

@@ -294,6 +294,8 @@ fn bytes<'a>(segment: &'a Segment, input: &'a [u8], scratch: &'a [u8]) -> &'a [u
 ///
 /// The bytes are sent unchanged and in this order when the handler has returned.
 ///
+/// In the guide: [`files`](crate::guide::files).
+///
 /// ```
 /// use std::io::Write;
 /// use socketserver::Output;

@@ -16,6 +16,9 @@ use crate::transport::sock_addr_of;
 /// It sends on the socket that the server receives on, so a peer sees the address that it knows. It
 /// keeps neither the socket open nor the server alive.
 ///
+/// In the guide: [`embedding`](crate::guide::embedding),
+/// [`reaching_others`](crate::guide::reaching_others).
+///
 /// ```
 /// use std::net::UdpSocket;
 /// use std::thread;

@@ -33,6 +33,10 @@ use crate::token::Token;
 /// message is closed, as [`WhenFull::CloseSilent`] says; with another
 /// [`Limits::when_full`](crate::Limits::when_full) it is not.
 ///
+/// In the guide: [`choosing_a_mode`](crate::guide::choosing_a_mode),
+/// [`embedding`](crate::guide::embedding), [`reaching_others`](crate::guide::reaching_others),
+/// [`shared_state`](crate::guide::shared_state).
+///
 /// ```
 /// use socketserver::{Inline, Server, handler_fn};
 ///

@@ -8,6 +8,9 @@ use crate::error::Error;
 
 /// Any mode, chosen at run time. The handler must be `Send`, as the strictest mode requires.
 ///
+/// In the guide: [`choosing_a_mode`](crate::guide::choosing_a_mode),
+/// [`testing`](crate::guide::testing).
+///
 /// ```
 /// use socketserver::Mode;
 ///
@@ -116,6 +119,8 @@ impl FromStr for Mode {
 }
 
 /// Any mode that can run a blocking [`RequestHandler`](crate::RequestHandler), chosen at run time.
+///
+/// In the guide: [`choosing_a_mode`](crate::guide::choosing_a_mode).
 ///
 /// ```
 /// use socketserver::{BlockingMode, Mode};

@@ -15,7 +15,10 @@ use super::threading::{Overflow, ThreadRunner, Threads};
 /// in ten seconds. If there is no thread at all, requests are rejected and counted in
 /// [`Counters::rejected_full`](crate::Counters::rejected_full).
 ///
-/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`embedding`](crate::guide::embedding),
+/// [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`shared_state`](crate::guide::shared_state).
 ///
 /// ```
 /// use socketserver::{Pool, Server, handler_fn};

@@ -22,7 +22,10 @@ use crate::token::Token;
 /// The default mode: the event loop runs all connections and handlers on one thread. A handler must
 /// not block.
 ///
-/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`embedding`](crate::guide::embedding),
+/// [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`shared_state`](crate::guide::shared_state).
 ///
 /// ```
 /// use socketserver::{Reactor, Server, handler_fn};

@@ -37,7 +37,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// once in ten seconds. With a [`limit`](Threading::limit) below the system's limit, clients wait
 /// instead.
 ///
-/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`embedding`](crate::guide::embedding),
+/// [`limits`](crate::guide::limits), [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`shared_state`](crate::guide::shared_state).
 ///
 /// ```
 /// use socketserver::{Server, Threading, handler_fn};

@@ -108,6 +108,11 @@ impl Service {
 
 /// A builder of a [`Service`] or a [`Server`]: from [`Server::tcp`], [`Server::udp`] and so on.
 ///
+/// In the guide: [`choosing_a_mode`](crate::guide::choosing_a_mode),
+/// [`framing`](crate::guide::framing), [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`shared_state`](crate::guide::shared_state),
+/// [`streaming`](crate::guide::streaming), [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use std::time::Duration;
 /// use socketserver::{Lines, Limits, Server, Threading, handler_fn};

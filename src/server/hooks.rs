@@ -28,6 +28,10 @@ thread_local! {
 /// [`handle_error`](Hooks::handle_error) under `forking`. A panic in a hook is caught, counted and
 /// logged. A hook that refuses or panics ends its own request and nothing else.
 ///
+/// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
+/// [`logging_and_counters`](crate::guide::logging_and_counters),
+/// [`shared_state`](crate::guide::shared_state), [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use socketserver::{CloseReason, Hooks, Peer};
 ///

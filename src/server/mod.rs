@@ -77,7 +77,12 @@ pub struct ListenerId(usize);
 /// child processes that [`handle_request`](Server::handle_request) has left to finish, waits for
 /// them until the [drain deadline](Server::drain_timeout), and kills the rest.
 ///
-/// See the [`guide`](crate::guide).
+/// In the guide: [`choosing_a_mode`](crate::guide::choosing_a_mode),
+/// [`embedding`](crate::guide::embedding), [`limits`](crate::guide::limits),
+/// [`logging_and_counters`](crate::guide::logging_and_counters),
+/// [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`stopping`](crate::guide::stopping),
+/// [`testing`](crate::guide::testing).
 ///
 /// ```
 /// use socketserver::{Server, handler_fn};
@@ -964,6 +969,8 @@ fn stop(event_loop: &mut EventLoop<'_>, drain: Duration) -> Result<StopReport, E
 
 /// A server that runs on its own thread: from [`Server::spawn`]. Dropping it stops the server and
 /// waits for its end.
+///
+/// In the guide: [`testing`](crate::guide::testing).
 ///
 /// ```
 /// use socketserver::{Server, handler_fn};

@@ -11,6 +11,8 @@ use crate::server_state::ServerState;
 /// progress. A connection of a [`RequestHandler`](crate::RequestHandler) is idle if the handler has
 /// called [`set_idle`](crate::Request::set_idle).
 ///
+/// In the guide: [`stopping`](crate::guide::stopping).
+///
 /// ```
 /// use socketserver::{Server, handler_fn};
 ///
@@ -35,7 +37,9 @@ pub struct StopReport {
 /// A handle that stops a server from another thread, a handler or a hook: from
 /// [`Server::shutdown_handle`](crate::Server::shutdown_handle).
 ///
-/// See [`guide::stopping`](crate::guide::stopping).
+/// In the guide: [`embedding`](crate::guide::embedding),
+/// [`logging_and_counters`](crate::guide::logging_and_counters),
+/// [`stopping`](crate::guide::stopping).
 ///
 /// ```
 /// use std::thread;

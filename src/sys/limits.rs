@@ -10,6 +10,8 @@ use super::checked;
 /// Each connection takes one descriptor, and the soft limit is often 1,024. See
 /// [getrlimit(2)](https://man7.org/linux/man-pages/man2/getrlimit.2.html).
 ///
+/// In the guide: [`limits`](crate::guide::limits).
+///
 /// ```
 /// let limit = socketserver::raise_descriptor_limit()?;
 /// println!("up to {limit} descriptors, one for each connection");

@@ -39,6 +39,11 @@ mod stream;
 /// a panic ends the process); an [`io::Error`] that says that the peer is gone or too slow is not a
 /// fault of the handler, and is reported as a disconnect or a timeout.
 ///
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`files`](crate::guide::files),
+/// [`stopping`](crate::guide::stopping), [`streaming`](crate::guide::streaming),
+/// [`timeouts`](crate::guide::timeouts).
+///
 /// ```
 /// use std::io::Write;
 /// use socketserver::{HandlerResult, Request, RequestHandler};
@@ -147,6 +152,9 @@ impl<R: RequestHandler + ?Sized> RequestHandler for Box<R> {
 ///   [`set_write_buffer`](Request::set_write_buffer) says otherwise.
 /// * Of a datagram, reading gives its bytes; what is written becomes one datagram in reply, sent
 ///   when the handler is done, and none if nothing was written.
+///
+/// In the guide: [`files`](crate::guide::files), [`stopping`](crate::guide::stopping),
+/// [`timeouts`](crate::guide::timeouts).
 ///
 /// ```
 /// use std::io::{Read, Write};

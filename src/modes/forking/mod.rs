@@ -36,7 +36,10 @@ mod children;
 /// [unshare(2)](https://man7.org/linux/man-pages/man2/unshare.2.html); if neither works, a fork
 /// fails as well. Other systems do not report the number of threads; there the user must ensure it.
 ///
-/// See [`guide::choosing_a_mode`](crate::guide::choosing_a_mode).
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`embedding`](crate::guide::embedding),
+/// [`reaching_others`](crate::guide::reaching_others),
+/// [`shared_state`](crate::guide::shared_state).
 ///
 /// ```
 /// use socketserver::{Forking, Server, handler_fn};

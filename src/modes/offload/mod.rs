@@ -43,7 +43,11 @@ mod jobs;
 /// memory), messages wait for the existing ones, and a warning is logged at most once in ten
 /// seconds. If there is no worker at all, the loop runs the handlers itself.
 ///
-/// See [`guide::blocking_work`](crate::guide::blocking_work).
+/// In the guide: [`blocking_work`](crate::guide::blocking_work),
+/// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`embedding`](crate::guide::embedding),
+/// [`parsing_once`](crate::guide::parsing_once),
+/// [`reaching_others`](crate::guide::reaching_others),
+/// [`several_cpus`](crate::guide::several_cpus), [`shared_state`](crate::guide::shared_state).
 ///
 /// ```
 /// use socketserver::{Offload, Server, handler_fn};
