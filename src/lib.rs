@@ -7,6 +7,11 @@
 //! state](guide::shared_state), [other clients](guide::reaching_others), [framing](guide::framing),
 //! [stopping](guide::stopping), [limits](guide::limits), [tests](guide::testing) and more.
 //!
+//! The package has pages that are not in here: `docs/events.md` (each event and effect in each mode),
+//! `docs/limits.md` (each limit and counter), `docs/from-python.md` (also in Chinese),
+//! `docs/deploying.md`, `docs/troubleshooting.md`, `docs/platforms.md`, `docs/design.md`, and the
+//! programs in `examples/README.md`.
+//!
 //! ```no_run
 //! use socketserver::{Context, Handler, HandlerResult, Lines, Server};
 //!

@@ -1,5 +1,5 @@
 //! All pages of the repository: every link between them has a target, also in the package that is
-//! published, and every command names an example, a test or a file that exists.
+//! published.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -139,42 +139,6 @@ fn every_link_of_a_packaged_page_has_its_target_in_the_package() {
     }
 }
 
-/// The lines of the blocks of commands of a page.
-fn commands(page: &str) -> Vec<&str> {
-    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).collect()
-}
-
-#[test]
-fn every_example_test_and_script_of_a_command_exists() {
-    let mut faults = Vec::new();
-    for page in pages() {
-        let text = read(&page);
-        for command in commands(&text) {
-            let words: Vec<_> = command.split('#').next().unwrap().split_whitespace().collect();
-            for pair in words.windows(2).filter(|_| words.contains(&"cargo")) {
-                let folder = match pair[0] {
-                    "--example" => "examples",
-                    "--test" => "tests",
-                    "--bench" => "benches",
-                    _ => continue,
-                };
-                let places =
-                    [format!("{folder}/{}.rs", pair[1]), format!("{folder}/{}/main.rs", pair[1])];
-                if !places.iter().any(|place| root().join(place).exists()) {
-                    faults.push(format!("{}: {command}", page.display()));
-                }
-            }
-            for word in words.iter().filter(|word| word.starts_with("contrib/")) {
-                if !root().join(word).exists() {
-                    faults.push(format!("{}: {command}", page.display()));
-                }
-            }
-        }
-    }
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-}
-
 #[test]
 fn every_page_of_the_guide_is_in_its_table() {
     let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
@@ -182,5 +146,33 @@ fn every_page_of_the_guide_is_in_its_table() {
         let name = page.file_stem().unwrap().to_str().unwrap();
         assert!(guide.contains(&format!("[`{name}`] |")), "{name} is not in the table");
         assert!(guide.contains(&format!("    {name}: \"guide/{name}.md\";")), "{name}");
+    }
+}
+
+/// The documentation names files by their paths, since rustdoc has no link to them.
+#[test]
+fn every_file_that_the_documentation_names_exists() {
+    let mut directories = vec![root().join("src")];
+    let mut named = BTreeSet::new();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(path).unwrap();
+            let parts = text.split('`').skip(1).step_by(2);
+            let is_file = |part: &&str| {
+                ["docs/", "examples/", "contrib/", "tests/"]
+                    .iter()
+                    .any(|folder| part.starts_with(folder))
+            };
+            named.extend(parts.filter(is_file).map(str::to_owned));
+        }
+    }
+    assert!(named.contains("docs/events.md"), "{named:?}");
+    for file in named {
+        assert!(root().join(&file).exists(), "{file}");
     }
 }

@@ -37,7 +37,7 @@ use serve::ServeArgs;
 ///
 /// Without a command: measures, prints tables, and writes JSON, plots and one HTML page.
 #[derive(Debug, Parser)]
-#[command(name = "engines", args_conflicts_with_subcommands = true)]
+#[command(name = "engines", args_conflicts_with_subcommands = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

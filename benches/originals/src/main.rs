@@ -26,6 +26,7 @@ mod syslog;
 
 /// Compares examples of socketserver with the servers whose protocols they speak.
 #[derive(Debug, Parser)]
+#[command(args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

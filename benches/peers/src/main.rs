@@ -19,7 +19,7 @@ use peers::{attack, bench, load, servers, sys};
 /// Without a command: compare servers with a hand-written epoll loop, in requests per second, CPU
 /// time and latency.
 #[derive(Debug, Parser)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

@@ -22,7 +22,7 @@ use socketserver::{Lines, Running, Server, handler_fn};
 /// Measures the p99 latency of one client beside eight whose requests are much shorter than their
 /// answers.
 #[derive(Debug, Parser)]
-#[command(name = "fairness")]
+#[command(name = "fairness", args_override_self = true)]
 struct Cli {
     /// Rounds, each of which measures both
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

@@ -16,7 +16,7 @@ use socketserver::{Mode, Server, handler_fn};
 
 /// Measures the time from the call of shutdown() until the serving call has returned.
 #[derive(Debug, Parser)]
-#[command(name = "shutdown")]
+#[command(name = "shutdown", args_override_self = true)]
 struct Cli {
     /// How often each server is shut down
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
