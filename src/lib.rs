@@ -1,7 +1,7 @@
 //! A small library for TCP, UDP and Unix-socket servers, without async: one handler, which runs on an
-//! event loop, on worker threads, in a thread or a process per client. It is what Python's
-//! [`socketserver`](https://docs.python.org/3/library/socketserver.html) is, with the event loop that
-//! its documentation only describes.
+//! event loop, on worker threads, in a thread or a process per client. It does what
+//! Python's [`socketserver`](https://docs.python.org/3/library/socketserver.html) does, and adds the event
+//! loop that its documentation only describes.
 //!
 //! The [`guide`] has a recipe for each task: [time-outs](guide::timeouts), [shared
 //! state](guide::shared_state), [other clients](guide::reaching_others), [framing](guide::framing),
