@@ -107,6 +107,10 @@ fn every_link_of_every_page_has_a_target() {
 
 #[test]
 fn every_link_of_a_packaged_page_has_its_target_in_the_package() {
+    // In the package itself, the test above has looked at these files.
+    if root().join("Cargo.toml.orig").exists() {
+        return;
+    }
     let output = Command::new(env!("CARGO"))
         .args(["package", "--list", "--allow-dirty", "--offline"])
         .current_dir(root())
