@@ -2,8 +2,26 @@
 
 use std::time::Duration;
 
-use socketserver::testing::{self, Check, Fault, StreamEnd};
-use socketserver::{Context, Handler, HandlerResult, Lines, Offload, Server, handler_fn};
+use socketserver::testing::{self, Check, Client, Fault, StreamEnd};
+use socketserver::{Accepted, Context, Handler, HandlerResult, Lines, Offload, Server, handler_fn};
+
+#[test]
+fn a_connection_that_cannot_be_registered_gives_back_the_memory_of_its_output() {
+    Check::new().without_faults().with(Fault::RegisterFailure).runs(60).run(|world| {
+        let serve = |_: &Accepted<'_>| handler_fn(|_, cx| cx.send(&[b'x'; 100_000]));
+        let mut server = Server::tcp("127.0.0.1:0").unwrap().serve(serve).unwrap();
+        let mut sim = world.start(&mut server);
+        let clients: Vec<_> = (0..4).map(|_| sim.connect()).collect();
+        for client in &clients {
+            client.stop_reading();
+            client.send(b"hello");
+        }
+        sim.settle();
+        clients.iter().for_each(Client::resume_reading);
+        sim.settle();
+        assert_eq!(sim.counters().memory_held, 0);
+    });
+}
 
 /// Says goodbye to everybody.
 struct Goodbye;

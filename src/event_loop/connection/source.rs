@@ -38,8 +38,10 @@ impl<T: ConversationSlot> EventSource for Connection<T> {
     }
 
     fn not_registered(&mut self, error: io::Error, cx: &mut LoopCx) -> PostAction {
-        self.on_write_error(error);
-        self.accounted(cx, |this, cx| cx.with_buffer(|buffer, cx| this.run_slow(buffer, cx)))
+        self.accounted(cx, |this, cx| {
+            this.on_write_error(error);
+            cx.with_buffer(|buffer, cx| this.run_slow(buffer, cx))
+        })
     }
 
     fn ready(&mut self, cx: &mut LoopCx) -> PostAction {
