@@ -480,6 +480,17 @@ fn adding_a_forking_service_beside_threads_is_refused() {
     }
 }
 
+fn to_spawn_a_server_that_forks_is_refused_unless_threads_are_allowed() {
+    let server = |forking: Forking| {
+        let builder = Server::tcp("127.0.0.1:0").unwrap().mode(forking);
+        builder.serve(|_| handler_fn(|message, cx| cx.send(message))).unwrap()
+    };
+    let error = server(Forking::default()).spawn().unwrap_err();
+    assert!(matches!(error, Error::Mode(_)), "{error}");
+    let running = server(Forking::default().allow_threads(true)).spawn().unwrap();
+    running.stop().unwrap();
+}
+
 fn the_first_fork_of_a_process_with_threads_is_refused() {
     let mut server = start(1, "a thread beside");
     server.connect().expect_gone();
@@ -520,6 +531,7 @@ fn main() -> ExitCode {
         a_panic_in_a_child_ends_only_that_child,
         output_printed_by_a_child_appears_exactly_once,
         adding_a_forking_service_beside_threads_is_refused,
+        to_spawn_a_server_that_forks_is_refused_unless_threads_are_allowed,
         the_first_fork_of_a_process_with_threads_is_refused,
         with_allow_threads_a_process_with_threads_forks,
     ];

@@ -39,7 +39,7 @@ pub(crate) trait Driver {
 /// The connection or the datagram of a [`Handler`](crate::Handler), through which it answers.
 ///
 /// Every call records its effect and returns at once. The effect happens when the handler has
-/// returned.
+/// returned; only the framing encodes what is sent during the call.
 ///
 /// | to | call |
 /// |---|---|
@@ -210,8 +210,8 @@ impl Context<'_> {
     ///
     /// let server = Server::tcp("127.0.0.1:0")?.framing(Lines::default()).serve(|_peer| {
     ///     handler_fn(|line, cx| match line {
-    ///         b"QUIT\n" => {
-    ///             cx.send(b"BYE\n")?;
+    ///         b"QUIT" => {
+    ///             cx.send(b"BYE")?;
     ///             cx.close_without_lingering();
     ///             Ok(())
     ///         }

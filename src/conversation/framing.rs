@@ -11,7 +11,8 @@ use crate::error::FramingError;
 
 /// The result of [`Framing::decode`]: what is at the start of the input.
 ///
-/// In the guide: [`framing`](crate::guide::framing).
+/// In the guide: [`framing`](crate::guide::framing),
+/// [`parsing_once`](crate::guide::parsing_once).
 ///
 /// ```
 /// use socketserver::{Decoded, Framing, Lines};
@@ -51,7 +52,8 @@ pub enum Decoded {
 /// time, use a `Box<dyn Framing + Send>`.
 ///
 /// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
-/// [`framing`](crate::guide::framing), [`testing`](crate::guide::testing).
+/// [`framing`](crate::guide::framing), [`testing`](crate::guide::testing),
+/// [`parsing_once`](crate::guide::parsing_once).
 ///
 /// ```
 /// use socketserver::{Encodable, Framing, FramingError, Output, Decoded};

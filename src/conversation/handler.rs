@@ -275,8 +275,8 @@ pub trait Handler {
     }
 
     /// The peer has sent bytes that are not a frame, or has ended inside of one
-    /// ([`CloseReason::Framing`]). An error of your
-    /// own framing is in its [`FramingError::Other`](crate::FramingError::Other); use
+    /// ([`CloseReason::Framing`]), or the connection has reached one of most [`Limits`](crate::Limits)
+    /// ([`CloseReason::Limit`]), such as the deadline of a message. An error of your own framing is in its [`FramingError::Other`](crate::FramingError::Other); use
     /// `downcast_ref` to get it. Messages that the handler sends here still go out, then the
     /// connection closes for this reason; [`Context::abort`] resets it instead. By default it does
     /// nothing.

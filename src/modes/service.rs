@@ -104,6 +104,8 @@ pub(crate) struct Requirements {
     pub(crate) threads: bool,
     /// It forks, so the process must have only one thread.
     pub(crate) one_thread: bool,
+    /// It forks although the process has other threads.
+    pub(crate) allows_threads: bool,
 }
 
 /// The input from which a mode makes a service: `T` is a framing with a handler, or a request handler.

@@ -821,8 +821,21 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Error::Loop`] when the system cannot start a thread.
+    /// [`Error::Loop`] when the system cannot start a thread. [`Error::Mode`] for the mode
+    /// [`Forking`](crate::Forking), which forks only in a process with one thread, unless its
+    /// [`allow_threads`](crate::Forking::allow_threads) is set.
     pub fn spawn(self) -> Result<Running, Error> {
+        let forks_alone = |service: &Service| {
+            let needs = service.runner.requirements();
+            needs.one_thread && !needs.allows_threads
+        };
+        if let Some(service) = self.services.iter().find(|service| forks_alone(service)) {
+            return Err(Error::Mode(format!(
+                "{} forks, which is unsound in a process with a thread beside the server: call \
+                 serve_forever on the only thread, or use Forking::allow_threads(true)",
+                service.address()
+            )));
+        }
         let (addresses, handle) = (self.addresses(), self.shutdown_handle());
         let mut server = self;
         let thread = thread::Builder::new()

@@ -13,7 +13,7 @@ impl Handler for Upper {
 }
 
 fn main() -> Result<(), socketserver::Error> {
-    env_logger::init(); // the crate logs and never prints: without a logger, errors are silent
+    env_logger::init(); // without a logger, errors are silent; RUST_LOG=debug shows each connection
     let mut server = Server::tcp("127.0.0.1:9999")?
         .framing(Lines::default())
         .limits(Limits::default().idle_timeout(Duration::from_secs(60)))

@@ -39,7 +39,7 @@ mod children;
 /// In the guide: [`blocking_work`](crate::guide::blocking_work),
 /// [`choosing_a_mode`](crate::guide::choosing_a_mode), [`embedding`](crate::guide::embedding),
 /// [`reaching_others`](crate::guide::reaching_others),
-/// [`shared_state`](crate::guide::shared_state).
+/// [`shared_state`](crate::guide::shared_state), [`testing`](crate::guide::testing).
 ///
 /// ```
 /// use socketserver::{Forking, Server, handler_fn};
@@ -128,7 +128,8 @@ impl<T: 'static, S: SessionFactory<T>> ModeRunner for ForkRunner<T, S> {
     }
 
     fn requirements(&self) -> Requirements {
-        Requirements { one_thread: true, ..Requirements::default() }
+        let allows_threads = self.children.threads_allowed();
+        Requirements { one_thread: true, allows_threads, ..Requirements::default() }
     }
 }
 
