@@ -10,7 +10,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{About, Options};
-use socketserver::{Context, Handler, HandlerResult, Lines, Server};
+use socketserver::{
+    Context, Endpoint, Error, Handler, HandlerResult, Limits, Lines, Mode, Server, Service,
+};
 
 struct Heartbeat {
     every: Duration,
@@ -58,6 +60,18 @@ impl Handler for Heartbeat {
     }
 }
 
+/// The service at this address.
+pub(crate) fn service(
+    endpoint: &Endpoint,
+    mode: Mode,
+    limits: Limits,
+    (every, patience): (Duration, Duration),
+) -> Result<Service, Error> {
+    let server = Server::endpoint(endpoint)?;
+    let server = server.framing(Lines::default()).mode(mode).limits(limits);
+    server.service(move |_| Heartbeat { every, next_beat: None, patience, name_due: None })
+}
+
 fn main() {
     let about = About::new("heartbeat", "Sends a line every second.", "tcp://127.0.0.1:9991");
     let options = Options::parse(&About {
@@ -68,12 +82,6 @@ fn main() {
         ],
         ..about
     });
-    let (every, patience) = (options.seconds("every"), options.seconds("patience"));
-    options.run(|endpoint| {
-        let server = Server::endpoint(endpoint)?
-            .framing(Lines::default())
-            .mode(options.mode)
-            .limits(options.limits());
-        server.service(move |_| Heartbeat { every, next_beat: None, patience, name_due: None })
-    });
+    let times = (options.seconds("every"), options.seconds("patience"));
+    options.run(|endpoint| service(endpoint, options.mode, options.limits(), times));
 }

@@ -11,7 +11,9 @@ mod common;
 use std::ops::Range;
 
 use common::{About, Options, number};
-use socketserver::{Context, Handler, HandlerResult, Lines, Server};
+use socketserver::{
+    Context, Endpoint, Error, Handler, HandlerResult, Limits, Lines, Mode, Server, Service,
+};
 
 /// The numbers that are still to be sent.
 struct Numbers(Range<u64>);
@@ -45,6 +47,12 @@ impl Handler for Numbers {
     }
 }
 
+/// The service at this address.
+pub(crate) fn service(endpoint: &Endpoint, mode: Mode, limits: Limits) -> Result<Service, Error> {
+    let server = Server::endpoint(endpoint)?;
+    server.framing(Lines::default()).mode(mode).limits(limits).service(|_| Numbers(0..0))
+}
+
 fn main() {
     let about = About::new(
         "stream",
@@ -52,11 +60,5 @@ fn main() {
         "tcp://127.0.0.1:9990",
     );
     let options = Options::parse(&About { streams_only: true, ..about });
-    options.run(|endpoint| {
-        let server = Server::endpoint(endpoint)?
-            .framing(Lines::default())
-            .mode(options.mode)
-            .limits(options.limits());
-        server.service(|_| Numbers(0..0))
-    });
+    options.run(|endpoint| service(endpoint, options.mode, options.limits()));
 }

@@ -27,15 +27,38 @@ pub struct ConnectionId(NonZeroU64);
 /// How many numbers have been assigned.
 static ASSIGNED: AtomicU64 = AtomicU64::new(0);
 
+#[cfg(feature = "testing")]
+thread_local! {
+    /// How many numbers have been assigned in the simulated world of this thread, in which each run has the
+    /// same ones.
+    static SIMULATED: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
+/// Sets how many numbers have been assigned in the simulated world of this thread; `None` is outside of
+/// one. Returns what it was before.
+#[cfg(feature = "testing")]
+pub(crate) fn simulate(assigned: Option<u64>) -> Option<u64> {
+    SIMULATED.replace(assigned)
+}
+
 impl ConnectionId {
     /// The number of the next connection.
     pub(crate) fn next() -> Self {
+        #[cfg(feature = "testing")]
+        if let Some(assigned) = SIMULATED.get() {
+            SIMULATED.set(Some(assigned + 1));
+            return ConnectionId(NonZeroU64::MIN.saturating_add(assigned));
+        }
         // 64 bits do not overflow for centuries.
         ConnectionId(NonZeroU64::MIN.saturating_add(ASSIGNED.fetch_add(1, Relaxed)))
     }
 
     /// The number that the next connection will have, or a smaller one.
     pub(crate) fn upcoming() -> u64 {
+        #[cfg(feature = "testing")]
+        if let Some(assigned) = SIMULATED.get() {
+            return assigned + 1;
+        }
         ASSIGNED.load(Relaxed) + 1
     }
 }

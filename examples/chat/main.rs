@@ -17,8 +17,12 @@ mod websocket;
 use std::sync::Arc;
 
 use common::{About, Options, fail};
-use room::{Member, Room};
-use socketserver::{CloseReason, Context, Handler, HandlerResult, Lines, Overlong, Server};
+use room::Member;
+pub(crate) use room::Room;
+use socketserver::{
+    Builder, CloseReason, Context, Error, Handler, HandlerResult, Lines, Mode, Overlong, Raw,
+    Server, Service,
+};
 use web::{Opening, WebClient};
 
 /// The handler of a member that sends lines.
@@ -46,6 +50,21 @@ impl Handler for LineClient {
     }
 }
 
+/// The service of members that send lines. A line that is too long is discarded; the connection stays
+/// open.
+pub(crate) fn lines(builder: Builder<Raw, Mode>, room: &Arc<Room>) -> Result<Service, Error> {
+    let room = room.clone();
+    builder
+        .framing(Lines::default().overlong(Overlong::Discard).unterminated(true))
+        .service(move |_| LineClient { room: room.clone(), member: None })
+}
+
+/// The service of members with WebSocket.
+pub(crate) fn websockets(builder: Builder<Raw, Mode>, room: &Arc<Room>) -> Result<Service, Error> {
+    let room = room.clone();
+    builder.service_with(move |_| (Opening::new(), WebClient::new(room.clone())))
+}
+
 fn main() {
     let mut options = Options::parse(&About {
         // Not `inline`, which serves one member at a time, and not `forking`, where members share no
@@ -64,17 +83,12 @@ fn main() {
         }
     }
     let room = Arc::new(Room::default());
-    // A line that is too long is discarded; the connection stays open.
-    let framing = Lines::default().overlong(Overlong::Discard).unterminated(true);
     options.run(|endpoint| {
-        let room = room.clone();
         let builder = Server::endpoint(endpoint)?.mode(options.mode).limits(options.limits());
         if lines_left == 0 {
-            return builder.service_with(move |_| (Opening::new(), WebClient::new(room.clone())));
+            return websockets(builder, &room);
         }
         lines_left -= 1;
-        builder
-            .framing(framing.clone())
-            .service(move |_| LineClient { room: room.clone(), member: None })
+        lines(builder, &room)
     });
 }

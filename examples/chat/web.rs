@@ -7,8 +7,8 @@ use socketserver::{
     CloseReason, Context, Decoded, Framing, FramingError, Handler, HandlerResult, Output,
 };
 
-use crate::room::{self, Room, WebMember};
-use crate::websocket::{self, Frames};
+use super::room::{self, Room, WebMember};
+use super::websocket::{self, Frames};
 
 /// The longest head of a handshake, in bytes.
 const LONGEST_HEAD: usize = 8 * 1024;
@@ -50,6 +50,9 @@ impl Framing for Opening {
             };
         };
         let consumed = from + end + 4;
+        if consumed > LONGEST_HEAD {
+            return Err(FramingError::TooLong { limit: LONGEST_HEAD });
+        }
         *self = Opening::Decoded(accept_key(&input[..consumed]));
         Ok(Decoded::Frame { body: 0..consumed, consumed })
     }

@@ -8,8 +8,8 @@ use socketserver::{
     CloseReason, Context, FramingError, HandlerError, HandlerResult, Sender, broadcast,
 };
 
-use crate::common::shown;
-use crate::websocket::{self, Frame, Violation};
+use super::common::shown;
+use super::websocket::{self, Frame, Violation};
 
 /// The members, shared by the handlers of all of them.
 #[derive(Default)]

@@ -11,7 +11,7 @@ use domain::base::{
 };
 use domain::rdata::{Hinfo, ZoneRecordData};
 
-use crate::zone::{Found, OwnedName, RecordSet, Zone};
+use super::zone::{Found, OwnedName, RecordSet, Zone};
 
 /// The largest answer over UDP, in bytes: RFC 9715 recommends it, because it fits into any packet.
 const MAX_UDP: u16 = 1232;

@@ -25,11 +25,17 @@ use std::time::Duration;
 
 use answer::{Transport, answer};
 use common::{About, Options, fail, is_datagram};
-use socketserver::{Context, Endian, Handler, HandlerResult, LengthPrefixed, Server, Width};
-use zone::Zone;
+use socketserver::{
+    Context, Endian, Endpoint, Error, Handler, HandlerResult, LengthPrefixed, Limits, Mode, Server,
+    Service, Width,
+};
+pub(crate) use zone::Zone;
 
 /// The value of `--zone` that stands for the zone which is compiled in.
 const EXAMPLE: &str = "(built in)";
+
+/// The zone that is compiled in.
+pub(crate) const EXAMPLE_ZONE: &[u8] = include_bytes!("example.zone");
 
 /// The longest query over UDP that is received whole, in bytes: queries are short.
 const MAX_QUERY: usize = 4096;
@@ -66,12 +72,29 @@ fn chosen_zone(options: &Options) -> Zone {
     let origin = options.value("origin").unwrap_or(".");
     let name = options.value("zone").unwrap_or(EXAMPLE);
     let text = match name {
-        EXAMPLE => include_bytes!("example.zone").to_vec(),
+        EXAMPLE => EXAMPLE_ZONE.to_vec(),
         file => std::fs::read(file)
             .unwrap_or_else(|error| fail(format_args!("the zone {file:?}: {error}"), 2)),
     };
     Zone::parse(&text, origin)
         .unwrap_or_else(|error| fail(format_args!("the zone {name:?}: {error}"), 2))
+}
+
+/// The service at this address.
+pub(crate) fn service(
+    endpoint: &Endpoint,
+    mode: Mode,
+    limits: Limits,
+    zone: &Arc<Zone>,
+) -> Result<Service, Error> {
+    let transport = if is_datagram(endpoint) { Transport::Udp } else { Transport::Tcp };
+    let zone = Arc::clone(zone);
+    Server::endpoint(endpoint)?
+        .framing(LengthPrefixed::new(Width::Two, Endian::Big))
+        .max_packet_size(MAX_QUERY)
+        .mode(mode)
+        .limits(limits)
+        .service(move |_| NameServer { zone: Arc::clone(&zone), transport })
 }
 
 fn main() {
@@ -87,14 +110,5 @@ fn main() {
         )
     });
     let zone = Arc::new(chosen_zone(&options));
-    options.run(|endpoint| {
-        let transport = if is_datagram(endpoint) { Transport::Udp } else { Transport::Tcp };
-        let zone = Arc::clone(&zone);
-        Server::endpoint(endpoint)?
-            .framing(LengthPrefixed::new(Width::Two, Endian::Big))
-            .max_packet_size(MAX_QUERY)
-            .mode(options.mode)
-            .limits(options.limits())
-            .service(move |_| NameServer { zone: Arc::clone(&zone), transport })
-    });
+    options.run(|endpoint| service(endpoint, options.mode, options.limits(), &zone));
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::protocol::{Notice, Place, Request, Seen, Token};
+use super::protocol::{Notice, Place, Request, Seen, Token};
 
 /// How long it waits for an answer before it asks again, and how often it asks.
 const PATIENCE: Duration = Duration::from_millis(300);

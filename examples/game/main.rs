@@ -20,7 +20,7 @@ mod common;
 
 mod client;
 mod play;
-mod protocol;
+pub(crate) mod protocol;
 mod world;
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _};
@@ -41,10 +41,10 @@ const LONGEST: usize = 128;
 
 /// The world, shared by the handlers of all datagrams and the hooks.
 #[derive(Clone)]
-struct Game(Arc<Mutex<World<DatagramSender>>>);
+pub(crate) struct Game(Arc<Mutex<World<DatagramSender>>>);
 
 impl Game {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Game(Arc::new(Mutex::new(World::new(Instant::now()))))
     }
 
@@ -53,7 +53,7 @@ impl Game {
     }
 
     /// The game at this address.
-    fn service(&self, endpoint: &Endpoint, mode: Mode) -> Result<Service, Error> {
+    pub(crate) fn service(&self, endpoint: &Endpoint, mode: Mode) -> Result<Service, Error> {
         let builder = Server::endpoint(endpoint)?.mode(mode).max_packet_size(LONGEST);
         let builder = builder.hooks(self.clone());
         let builder = match endpoint {

@@ -7,8 +7,8 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::client::Client;
-use crate::protocol::{Place, Seen};
+use super::client::Client;
+use super::protocol::{Place, Seen};
 
 /// How often a player repeats where it wants to go.
 const REPEAT: Duration = Duration::from_millis(200);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use socketserver::Peer;
 
-use crate::protocol::{Notice, Place, Request, Seen, Token};
+use super::protocol::{Notice, Place, Request, Seen, Token};
 
 pub(crate) const WIDTH: u16 = 32;
 pub(crate) const HEIGHT: u16 = 12;

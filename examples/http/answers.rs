@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use socketserver::Context;
 
-use crate::conditions::{Selected, Version, select};
-use crate::date;
-use crate::files;
-use crate::request::{Head, Method, Refused};
-use crate::response::{Persistence, Response};
-use crate::target::{self, Target, encode};
+use super::conditions::{Selected, Version, select};
+use super::date;
+use super::files;
+use super::request::{Head, Method, Refused};
+use super::response::{Persistence, Response};
+use super::target::{self, Target, encode};
 
 /// Up to this length, in bytes, a file is read and sent together with the head of the answer, which
 /// is one system call less than sending it from the file.

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use crate::date;
-use crate::request::{Fields, Method, digits};
+use super::date;
+use super::request::{Fields, Method, digits};
 
 /// What a client compares its copy of a file with: the time of its last change, and its length.
 #[derive(Debug, Clone, Copy)]
@@ -152,8 +152,8 @@ fn part(range: &[u8], length: u64) -> Selected {
 
 #[cfg(test)]
 mod tests {
+    use super::super::request;
     use super::*;
-    use crate::request;
 
     const FILE: Version = Version { modified: (784_111_777, 5), length: 1000 };
     const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";

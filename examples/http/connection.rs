@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use socketserver::{CloseReason, Context, FramingError, Handler, HandlerResult};
 
-use crate::answers::{Request, ask_for_upgrade, options, redirect, refuse, send_file, send_page};
-use crate::conditions::{Selected, select};
-use crate::files::{self, Found, Root};
-use crate::framing::{Part, Progress, Protocol};
-use crate::request::{Body, Head, Method, Refused};
-use crate::response::{Persistence, Response};
-use crate::room::{self, Room, WebMember};
-use crate::upload::Upload;
-use crate::websocket;
+use super::answers::{Request, ask_for_upgrade, options, redirect, refuse, send_file, send_page};
+use super::conditions::{Selected, select};
+use super::files::{self, Found, Root};
+use super::framing::{Part, Progress, Protocol};
+use super::request::{Body, Head, Method, Refused};
+use super::response::{Persistence, Response};
+use super::room::{self, Room, WebMember};
+use super::upload::Upload;
+use super::websocket;
 
 /// A body that is not wanted is skipped up to this length, in bytes. To skip a longer one would cost
 /// more than a new connection.

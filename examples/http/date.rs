@@ -53,7 +53,7 @@ pub(crate) fn format(seconds: u64) -> Text {
 /// Reads a date. The two older forms, which no client of today sends, are not read.
 pub(crate) fn parse(text: &[u8]) -> Option<u64> {
     let text: &Text = text.try_into().ok()?;
-    let number = |from: usize, to: usize| crate::request::digits(&text[from..to]);
+    let number = |from: usize, to: usize| super::request::digits(&text[from..to]);
     let month = MONTHS.chunks(3).position(|name| name == &text[8..11])? as u64 + 1;
     let days = days_from_civil(number(12, 16)?, month, number(5, 7)?)?;
     let second = number(17, 19)? * 3600 + number(20, 22)? * 60 + number(23, 25)?;

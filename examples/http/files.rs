@@ -5,9 +5,9 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::conditions::Version;
-use crate::request::Refused;
-use crate::target::{Target, encode};
+use super::conditions::Version;
+use super::request::Refused;
+use super::target::{Target, encode};
 
 /// The most names in the list of a directory.
 const MOST_NAMES: usize = 1000;

@@ -3,8 +3,8 @@
 
 use socketserver::{Decoded, Framing, FramingError, Output};
 
-use crate::request::{self, Body, Head, LONGEST_HEAD, Refused};
-use crate::websocket::{self, Frames};
+use super::request::{self, Body, Head, LONGEST_HEAD, Refused};
+use super::websocket::{self, Frames};
 
 /// The longest line with the size of a chunk, and the longest trailer section, in bytes.
 const LONGEST_CHUNK_LINE: usize = 1024;
@@ -166,13 +166,11 @@ impl Protocol {
     fn decode_trailer(&mut self, input: &[u8]) -> Result<Decoded, Refused> {
         let mut fields = [httparse::EMPTY_HEADER; 16];
         let length = match httparse::parse_headers(input, &mut fields) {
-            Ok(httparse::Status::Complete((length, _))) => length,
+            Ok(httparse::Status::Complete((length, _))) if length <= LONGEST_TRAILER => length,
             Ok(httparse::Status::Partial) if input.len() < LONGEST_TRAILER => {
                 return Ok(Decoded::Incomplete);
             }
-            Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-                return Err(Refused(431));
-            }
+            Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Refused(431)),
             Err(_) => return Err(BAD),
         };
         if !input[..length].ends_with(b"\r\n") {
@@ -333,6 +331,7 @@ mod tests {
             (format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100)), 431),
             (format!("{CHUNKED}1;{line}"), 400),
             (format!("{CHUNKED}0\r\nA: {line}"), 431),
+            (format!("{CHUNKED}0\r\nA: {}\r\n\r\n", &line[..9000]), 431),
             (format!("{CHUNKED}{extensions}"), 413),
         ];
         for (input, status) in cases {

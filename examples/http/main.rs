@@ -35,10 +35,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{About, Options, fail};
-use connection::{Connection, Site};
-use files::Root;
+use connection::Connection;
+pub(crate) use connection::Site;
+pub(crate) use files::Root;
 use framing::Protocol;
-use socketserver::{Endpoint, Server};
+use socketserver::{Endpoint, Error, Limits, Mode, Server, Service};
+
+/// The service at this address.
+pub(crate) fn service(
+    endpoint: &Endpoint,
+    mode: Mode,
+    limits: Limits,
+    site: &Arc<Site>,
+) -> Result<Service, Error> {
+    let site = site.clone();
+    let mut builder = Server::endpoint(endpoint)?;
+    if cfg!(target_os = "linux") && matches!(endpoint, Endpoint::Tcp { .. }) {
+        // A client is accepted together with its first request, or when it is silent for a second.
+        builder = builder.defer_accept(Duration::from_secs(1));
+    }
+    builder
+        .mode(mode)
+        .limits(limits)
+        .service_with(move |_| (Protocol::new(), Connection::new(site.clone())))
+}
 
 fn main() {
     let options = Options::parse(&About {
@@ -63,16 +83,5 @@ fn main() {
         keep_alive: options.mode.name() != "inline",
         patience: options.seconds("patience"),
     });
-    options.run(|endpoint| {
-        let site = site.clone();
-        let mut builder = Server::endpoint(endpoint)?;
-        if cfg!(target_os = "linux") && matches!(endpoint, Endpoint::Tcp { .. }) {
-            // A client is accepted together with its first request, or when it is silent for a second.
-            builder = builder.defer_accept(Duration::from_secs(1));
-        }
-        builder
-            .mode(options.mode)
-            .limits(options.limits())
-            .service_with(move |_| (Protocol::new(), Connection::new(site.clone())))
-    });
+    options.run(|endpoint| service(endpoint, options.mode, options.limits(), &site));
 }

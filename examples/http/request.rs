@@ -4,7 +4,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 
-use crate::websocket::lists;
+use super::websocket::lists;
 
 /// The longest head, in bytes, and the most fields in it.
 pub(crate) const LONGEST_HEAD: usize = 16 * 1024;
@@ -135,6 +135,8 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<(Head, usize)>, Refused> {
         Ok(httparse::Status::Complete(length)) if length <= LONGEST_HEAD => length,
         Ok(httparse::Status::Partial) if input.len() <= LONGEST_HEAD => return Ok(None),
         Ok(_) => return Err(too_long(input)),
+        // The rest of the line tells whether it is another version.
+        Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(None),
         Err(error) => return Err(refusal(error, input)),
     };
     let head = &input[..length];
@@ -316,11 +318,8 @@ mod tests {
 
     fn status(head: &str) -> Result<Head, u16> {
         match parse(head.as_bytes()) {
-            Ok(Some((parsed, length))) => {
-                assert_eq!(length, head.len());
-                Ok(parsed)
-            }
-            Ok(None) => panic!("{head:?} is not whole"),
+            Ok(Some((parsed, length))) if length == head.len() => Ok(parsed),
+            Ok(_) => panic!("{head:?} is not one whole head"),
             Err(Refused(status)) => Err(status),
         }
     }
@@ -349,6 +348,7 @@ mod tests {
             assert!(parse(&head[..end]).unwrap().is_none(), "{end}");
             assert_eq!(end_of_head(&head[..end], 0), None);
         }
+        assert!((0..16).all(|end| matches!(parse(&b"GET / HTTP/2.0\r"[..end]), Ok(None))));
         for from in 0..=head.len() {
             assert_eq!(end_of_head(head, from), Some(head.len()));
         }

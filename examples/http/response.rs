@@ -2,7 +2,7 @@
 
 use socketserver::{Context, Output};
 
-use crate::date;
+use super::date;
 
 /// The phrase of a status.
 fn reason(status: u16) -> &'static str {

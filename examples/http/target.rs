@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use crate::request::Refused;
+use super::request::Refused;
 
 /// A path below the root, as a client names it.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::files::status;
-use crate::request::Refused;
+use super::files::status;
+use super::request::Refused;
 
 /// An upload. Dropping it removes what has been written, unless it was finished.
 pub(crate) struct Upload {

@@ -2,12 +2,12 @@
 
 use socketserver::ConnectionId;
 
-use crate::client::Call;
-use crate::command::unknown_subcommand;
-use crate::pubsub;
-use crate::request::{Arguments, MAX_ARGUMENT, integer};
-use crate::store::{Done, Fault, SYNTAX};
-use crate::text::matches;
+use super::client::Call;
+use super::command::unknown_subcommand;
+use super::pubsub;
+use super::request::{Arguments, MAX_ARGUMENT, integer};
+use super::store::{Done, Fault, SYNTAX};
+use super::text::matches;
 
 /// The version of Redis whose commands these are.
 const VERSION: &str = "7.0.15";

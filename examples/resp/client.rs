@@ -8,14 +8,14 @@ use socketserver::{
     Accepted, CloseReason, ConnectionId, Context, Event, FramingError, Handler, HandlerResult,
 };
 
-use crate::command::{self, Kind, Run};
-use crate::lists::Popped;
-use crate::pubsub::Hub;
-use crate::reply::Reply;
-use crate::request::{Arguments, Malformed, Requests};
-use crate::store::{Done, Store};
-use crate::text::Text;
-use crate::transaction::Transaction;
+use super::command::{self, Kind, Run};
+use super::lists::Popped;
+use super::pubsub::Hub;
+use super::reply::Reply;
+use super::request::{Arguments, Malformed, Requests};
+use super::store::{Done, Store};
+use super::text::Text;
+use super::transaction::Transaction;
 
 /// What all connections share.
 pub(crate) struct Shared {

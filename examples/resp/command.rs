@@ -1,10 +1,10 @@
 //! The table of all commands, and the commands that tell of it.
 
-use crate::client::{Call, SessionCommand};
-use crate::reply::Reply;
-use crate::request::Arguments;
-use crate::store::{Done, Store, StoreCommand};
-use crate::{admin, client, hashes, keys, lists, pubsub, sets, sorted, strings, transaction};
+use super::client::{Call, SessionCommand};
+use super::reply::Reply;
+use super::request::Arguments;
+use super::store::{Done, Store, StoreCommand};
+use super::{admin, client, hashes, keys, lists, pubsub, sets, sorted, strings, transaction};
 
 /// A command of a client.
 pub(crate) struct Command {

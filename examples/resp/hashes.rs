@@ -1,8 +1,8 @@
 //! The commands on hashes.
 
-use crate::reply::Reply;
-use crate::request::Arguments;
-use crate::store::{Done, Fields, Store};
+use super::reply::Reply;
+use super::request::Arguments;
+use super::store::{Done, Fields, Store};
 
 pub(crate) fn hset(store: &mut Store, arguments: Arguments<'_>, reply: &mut Reply) -> Done {
     if !arguments.len().is_multiple_of(2) {

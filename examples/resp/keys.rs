@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::reply::Reply;
-use crate::request::{Arguments, integer};
-use crate::store::{Done, NOT_AN_INTEGER, SYNTAX, Store};
-use crate::text::matches;
+use super::reply::Reply;
+use super::request::{Arguments, integer};
+use super::store::{Done, NOT_AN_INTEGER, SYNTAX, Store};
+use super::text::matches;
 
 pub(crate) fn del(store: &mut Store, arguments: Arguments<'_>, reply: &mut Reply) -> Done {
     reply.count(arguments.from(1).filter(|key| store.remove(key)).count());

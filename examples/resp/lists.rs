@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 
 use socketserver::{ConnectionId, Sender};
 
-use crate::reply::Reply;
-use crate::request::{Arguments, integer};
-use crate::store::{Done, List, NOT_AN_INTEGER, Store};
-use crate::text::Text;
+use super::reply::Reply;
+use super::request::{Arguments, integer};
+use super::store::{Done, List, NOT_AN_INTEGER, Store};
+use super::text::Text;
 
 /// The event of a client that waits in `BLPOP`: an element for it.
 pub(crate) struct Popped {

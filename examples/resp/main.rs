@@ -40,10 +40,11 @@ mod words;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use client::{Client, Shared};
+use client::Client;
+pub(crate) use client::Shared;
 use common::{About, Options};
 use request::Requests;
-use socketserver::{Endpoint, Hooks, Server};
+use socketserver::{Endpoint, Error, Hooks, Limits, Mode, Server, Service};
 
 /// How often keys are removed in modes in which the loop does not see a new deadline.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -59,6 +60,8 @@ struct Expiry {
     shared: Arc<Shared>,
     /// Handlers run in threads of their own, and the loop does not wake when one sets a deadline.
     polls: bool,
+    /// When the next key expires.
+    deadline: Option<Instant>,
 }
 
 impl Hooks for Expiry {
@@ -67,12 +70,43 @@ impl Hooks for Expiry {
     }
 
     fn next_action(&mut self) -> Option<Instant> {
-        self.shared.data().store.next_deadline()
+        self.deadline = self.shared.data().store.next_deadline();
+        self.deadline
     }
 
     fn service_actions(&mut self) {
-        self.shared.data().store.expire(Instant::now(), EXPIRED_AT_ONCE);
+        let store = &mut self.shared.data().store;
+        let now = match self.deadline.filter(|_| !self.polls) {
+            // It has passed, by the clock of the event loop, which is simulated in tests.
+            Some(deadline) => store.now.max(deadline),
+            None => Instant::now(),
+        };
+        store.expire(now, EXPIRED_AT_ONCE);
     }
+}
+
+/// The service at this address. All services that have the same keys share them.
+pub(crate) fn service(
+    endpoint: &Endpoint,
+    mode: Mode,
+    limits: Limits,
+    shared: &Arc<Shared>,
+) -> Result<Service, Error> {
+    let polls = matches!(mode.name(), "threading" | "pool");
+    let expiry = Expiry { shared: shared.clone(), polls, deadline: None };
+    let shared = shared.clone();
+    let mut server = Server::endpoint(endpoint)?;
+    if matches!(endpoint, Endpoint::Tcp { .. }) {
+        server = server.keepalive(KEEPALIVE, KEEPALIVE / 3, 3);
+    }
+    server
+        .framing(Requests::default())
+        .hooks(expiry)
+        .poll_interval(POLL_INTERVAL)
+        .sender_limit(admin::SUBSCRIBER_LIMIT)
+        .mode(mode)
+        .limits(limits.max_buffered_input(request::MAX_COMMAND))
+        .service(move |accepted| Client::new(shared.clone(), accepted))
 }
 
 fn main() {
@@ -83,23 +117,6 @@ fn main() {
         streams_only: true,
         ..About::new("resp", "A Redis-compatible server.", "tcp://127.0.0.1:6380")
     });
-    let mode = options.mode.name();
-    let shared = Arc::new(Shared::new(mode));
-    options.run(|endpoint| {
-        let polls = matches!(mode, "threading" | "pool");
-        let expiry = Expiry { shared: shared.clone(), polls };
-        let shared = shared.clone();
-        let mut server = Server::endpoint(endpoint)?;
-        if matches!(endpoint, Endpoint::Tcp { .. }) {
-            server = server.keepalive(KEEPALIVE, KEEPALIVE / 3, 3);
-        }
-        server
-            .framing(Requests::default())
-            .hooks(expiry)
-            .poll_interval(POLL_INTERVAL)
-            .sender_limit(admin::SUBSCRIBER_LIMIT)
-            .mode(options.mode)
-            .limits(options.limits().max_buffered_input(request::MAX_COMMAND))
-            .service(move |accepted| Client::new(shared.clone(), accepted))
-    });
+    let shared = Arc::new(Shared::new(options.mode.name()));
+    options.run(|endpoint| service(endpoint, options.mode, options.limits(), &shared));
 }

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use socketserver::{ConnectionId, SendError, Sender};
 
-use crate::client::{Call, Session};
-use crate::reply::Reply;
-use crate::request::Arguments;
-use crate::store::Done;
-use crate::text::{Text, matches};
+use super::client::{Call, Session};
+use super::reply::Reply;
+use super::request::Arguments;
+use super::store::Done;
+use super::text::{Text, matches};
 
 /// The most channels and patterns that one client may be subscribed to.
 const MAX_SUBSCRIPTIONS: usize = 100_000;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use socketserver::Output;
 
-use crate::text::{SHORT, Text};
+use super::text::{SHORT, Text};
 
 /// From this length on a text is sent by reference and not copied.
 const SHARED_FROM: usize = 16 << 10;

@@ -9,7 +9,7 @@ use std::ops::Index;
 
 use socketserver::{Decoded, Framing, FramingError, Output};
 
-use crate::words::split;
+use super::words::split;
 
 /// The most arguments of a command.
 const MAX_ARGUMENTS: i64 = 1 << 20;
@@ -150,6 +150,9 @@ impl Requests {
             return Ok(Decoded::Incomplete);
         };
         let end = self.parsed + end;
+        if end > MAX_LINE {
+            return Err(Malformed::LineTooLong);
+        }
         self.parsed = 0;
         let words = split(&input[..end]).ok_or(Malformed::Quotes)?;
         for word in &words {
@@ -252,6 +255,9 @@ fn long_number(
     let Some(len) = input[at..].iter().position(|byte| *byte == b'\r') else {
         return if input.len() - at > MAX_LINE { Err(long) } else { Ok(Line::Incomplete) };
     };
+    if len > MAX_LINE {
+        return Err(long);
+    }
     if input.len() < at + len + 2 {
         return Ok(Line::Incomplete);
     }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-use crate::reply::Reply;
-use crate::request::{Arguments, integer};
-use crate::store::{Done, Store};
-use crate::text::Text;
+use super::reply::Reply;
+use super::request::{Arguments, integer};
+use super::store::{Done, Store};
+use super::text::Text;
 
 /// The members of a set, of which any can be taken at random.
 #[derive(Default)]

@@ -3,11 +3,11 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
-use crate::lists::range;
-use crate::reply::Reply;
-use crate::request::{Arguments, integer};
-use crate::store::{Done, Fault, NOT_A_FLOAT, NOT_AN_INTEGER, SYNTAX, Store};
-use crate::text::Text;
+use super::lists::range;
+use super::reply::Reply;
+use super::request::{Arguments, integer};
+use super::store::{Done, Fault, NOT_A_FLOAT, NOT_AN_INTEGER, SYNTAX, Store};
+use super::text::Text;
 
 /// A score, which is a number.
 #[derive(Clone, Copy, PartialEq)]

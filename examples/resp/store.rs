@@ -3,12 +3,12 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::lists::Waiting;
-use crate::reply::Reply;
-use crate::request::Arguments;
-use crate::sets::Members;
-use crate::sorted::Sorted;
-use crate::text::Text;
+use super::lists::Waiting;
+use super::reply::Reply;
+use super::request::Arguments;
+use super::sets::Members;
+use super::sorted::Sorted;
+use super::text::Text;
 
 /// The error of a command, in the words of Redis.
 pub(crate) type Fault = &'static str;

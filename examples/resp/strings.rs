@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::reply::{Reply, TOO_LONG, decimal};
-use crate::request::{Arguments, MAX_ARGUMENT, integer};
-use crate::store::{Done, Fault, NOT_AN_INTEGER, SYNTAX, Store, Value};
-use crate::text::Text;
+use super::reply::{Reply, TOO_LONG, decimal};
+use super::request::{Arguments, MAX_ARGUMENT, integer};
+use super::store::{Done, Fault, NOT_AN_INTEGER, SYNTAX, Store, Value};
+use super::text::Text;
 
 /// The options of `SET`.
 #[derive(Default)]
@@ -177,7 +177,7 @@ fn add(store: &mut Store, key: &[u8], number: i64, reply: &mut Reply) -> Done {
             *text = written(sum);
             sum
         }
-        Some(_) => return Err(crate::store::WRONG_TYPE),
+        Some(_) => return Err(super::store::WRONG_TYPE),
         None => {
             store.set(key, Value::String(written(number)), None);
             number

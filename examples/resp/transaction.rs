@@ -1,9 +1,9 @@
 //! Transactions: commands that are queued, and then executed together.
 
-use crate::client::Call;
-use crate::reply::TOO_LONG;
-use crate::request::{Arguments, Found};
-use crate::store::{Done, Fault};
+use super::client::Call;
+use super::reply::TOO_LONG;
+use super::request::{Arguments, Found};
+use super::store::{Done, Fault};
 
 /// The most bytes that the commands of a transaction may have.
 const LONGEST: usize = 64 << 20;

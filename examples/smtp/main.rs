@@ -19,16 +19,20 @@
 mod common;
 
 mod command;
-mod output;
+pub(crate) mod output;
 mod session;
 mod wire;
 
 use std::sync::Arc;
 
 use common::{About, Options, fail};
-use output::{Mail, Outcome, Output, Written};
-use session::{Envelope, Next, Session, Settings};
-use socketserver::{Context, Event, Handler, HandlerResult, Mode, Server};
+pub(crate) use output::Output;
+use output::{Mail, Outcome, Written};
+pub(crate) use session::Settings;
+use session::{Envelope, Next, Session};
+use socketserver::{
+    Context, Endpoint, Error, Event, Handler, HandlerResult, Limits, Mode, Server, Service,
+};
 use wire::{CommandLines, MailData, Wire};
 
 /// The handler of one client.
@@ -134,6 +138,28 @@ impl Handler for Receiver {
     }
 }
 
+/// The service at this address. `output` must fit the mode.
+pub(crate) fn service(
+    endpoint: &Endpoint,
+    mode: Mode,
+    limits: Limits,
+    settings: &Arc<Settings>,
+    output: &Output,
+) -> Result<Service, Error> {
+    let (settings, output) = (settings.clone(), output.clone());
+    let limits = limits.max_buffered_input(settings.max_size.saturating_add(1 << 20));
+    Server::endpoint(endpoint)?.mode(mode).limits(limits).service_with(move |_| {
+        let receiver = Receiver {
+            settings: settings.clone(),
+            session: Session::default(),
+            output: output.clone(),
+            writes: false,
+            stops: false,
+        };
+        (Wire::Commands(CommandLines::default()), receiver)
+    })
+}
+
 fn main() {
     let about =
         About::new("smtp", "Receives mail: one JSON object per mail.", "tcp://127.0.0.1:2525");
@@ -162,20 +188,7 @@ fn main() {
     }
     .unwrap_or_else(|error| fail(error, 1));
 
-    options.run(|endpoint| {
-        let (settings, output) = (settings.clone(), output.clone());
-        let limits = options.limits().max_buffered_input(max_size.saturating_add(1 << 20));
-        Server::endpoint(endpoint)?.mode(options.mode).limits(limits).service_with(move |_| {
-            let receiver = Receiver {
-                settings: settings.clone(),
-                session: Session::default(),
-                output: output.clone(),
-                writes: false,
-                stops: false,
-            };
-            (Wire::Commands(CommandLines::default()), receiver)
-        })
-    });
+    options.run(|endpoint| service(endpoint, options.mode, options.limits(), &settings, &output));
     if let Some(thread) = thread {
         output::finish(thread);
     }

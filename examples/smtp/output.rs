@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use socketserver::{Context, HandlerError, Sender};
 
-use crate::session::Envelope;
+use super::session::Envelope;
 
 /// How many bytes of mails may wait for the thread. A client that sends a mail and then disappears would
 /// otherwise fill the memory while nothing reads stdout.
@@ -55,8 +55,18 @@ pub(crate) enum Output {
 
 /// A mail for the thread, and the connection that it came from.
 pub(crate) struct Job {
-    mail: Mail,
+    pub(crate) mail: Mail,
     connection: Sender,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Job {
+    /// Tells the handler whether the mail has been written.
+    pub(crate) fn finish(self, written: bool) {
+        self.waiting.fetch_sub(self.mail.memory(), Relaxed);
+        // An error: the client has disappeared. It will send the mail again.
+        let _ = self.connection.post(Box::new(Written(written)));
+    }
 }
 
 impl Output {
@@ -66,20 +76,22 @@ impl Output {
         Ok(Output::InHandler(Arc::new(Turn::new()?)))
     }
 
+    /// A queue of mails, and its other end, which ends when no `Output` is left.
+    pub(crate) fn to_queue() -> (Self, mpsc::Receiver<Job>) {
+        let (queue, jobs) = mpsc::channel();
+        (Output::InThread { queue, waiting: Arc::default() }, jobs)
+    }
+
     /// A thread that writes, and ends when no `Output` is left.
     pub(crate) fn in_thread() -> io::Result<(Self, JoinHandle<()>)> {
-        let (queue, jobs) = mpsc::channel::<Job>();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let taken = waiting.clone();
+        let (output, jobs) = Output::to_queue();
         let thread = thread::Builder::new().name("stdout".to_owned()).spawn(move || {
-            for Job { mail, connection } in jobs {
-                let written = mail.print();
-                taken.fetch_sub(mail.memory(), Relaxed);
-                // An error: the client has disappeared. It will send the mail again.
-                let _ = connection.post(Box::new(Written(written)));
+            for job in jobs {
+                let written = job.mail.print();
+                job.finish(written);
             }
         })?;
-        Ok((Output::InThread { queue, waiting }, thread))
+        Ok((output, thread))
     }
 
     /// Writes a mail, or has it written.
@@ -106,7 +118,10 @@ impl Output {
             waiting.fetch_sub(memory, Relaxed);
             return Ok(Outcome::NoRoom);
         }
-        queue.send(Job { mail, connection }).map_err(|_| "the thread that writes has ended")?;
+        let waiting = waiting.clone();
+        queue
+            .send(Job { mail, connection, waiting })
+            .map_err(|_| "the thread that writes has ended")?;
         Ok(Outcome::Later)
     }
 }

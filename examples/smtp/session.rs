@@ -1,7 +1,7 @@
 //! The session with one client: commands go in, replies come out. It knows neither sockets nor framings.
 
-use crate::command::{Command, parse};
-use crate::wire::{LineFault, MailFault};
+use super::command::{Command, parse};
+use super::wire::{LineFault, MailFault};
 
 /// The most recipients of a mail: as many as each server has to take (RFC 5321, 4.5.3.1.8).
 const MOST_RECIPIENTS: usize = 100;

@@ -40,9 +40,14 @@ struct Queue {
 }
 
 impl LineQueue {
+    /// A queue without a thread: [`take`](LineQueue::take) has its lines.
+    pub(crate) fn new() -> Self {
+        LineQueue(Arc::default())
+    }
+
     /// Starts the thread.
     pub(crate) fn start() -> io::Result<Self> {
-        let lines = LineQueue(Arc::default());
+        let lines = LineQueue::new();
         let writer = lines.clone();
         thread::Builder::new().name("stdout".to_owned()).spawn(move || writer.write_all())?;
         Ok(lines)
@@ -72,6 +77,14 @@ impl LineQueue {
         queue.waiting.len() < LIMIT || queue.failed.is_some()
     }
 
+    /// Moves all lines that wait into `batch`, and returns how many lines there have been in all.
+    pub(crate) fn take(&self, batch: &mut Vec<u8>) -> u64 {
+        let mut queue = self.queue();
+        batch.clear();
+        std::mem::swap(batch, &mut queue.waiting);
+        queue.lines
+    }
+
     /// Writes lines until that fails.
     fn write_all(&self) {
         let mut stdout = io::stdout();
@@ -82,10 +95,8 @@ impl LineQueue {
                 queue.is_idle = true;
                 queue = self.0.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
-            batch.clear();
-            std::mem::swap(&mut batch, &mut queue.waiting);
-            let lines = queue.lines;
             drop(queue);
+            let lines = self.take(&mut batch);
             let result = stdout.write_all(&batch).and_then(|()| stdout.flush());
             let mut queue = self.queue();
             match result {

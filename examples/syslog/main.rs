@@ -20,9 +20,11 @@ use std::time::Duration;
 
 use common::{About, Options, fail, is_datagram, print_line};
 use framing::{MAX_MESSAGE, SyslogFraming};
-use lines::LineQueue;
+pub(crate) use lines::LineQueue;
 use message::Message;
-use socketserver::{Context, Handler, HandlerResult, Hooks, Server};
+use socketserver::{
+    Context, Endpoint, Error, Handler, HandlerResult, Hooks, Limits, Mode, Server, Service,
+};
 
 /// How long a connection or a datagram socket pauses before it looks for room again.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -72,6 +74,23 @@ impl Hooks for WhileThereIsRoom {
     }
 }
 
+/// The service at this address, which adds a line for each message.
+pub(crate) fn service(
+    endpoint: &Endpoint,
+    mode: Mode,
+    limits: Limits,
+    lines: &LineQueue,
+) -> Result<Service, Error> {
+    let (of_handlers, is_datagram) = (lines.clone(), is_datagram(endpoint));
+    Server::endpoint(endpoint)?
+        .framing(SyslogFraming::default())
+        .max_packet_size(MAX_MESSAGE)
+        .mode(mode)
+        .limits(limits)
+        .hooks(WhileThereIsRoom(lines.clone()))
+        .service(move |_| Receiver { lines: of_handlers.clone(), is_datagram })
+}
+
 fn main() {
     let options = Options::parse(&About {
         // Not forking: processes that write to one pipe mix their lines.
@@ -83,16 +102,8 @@ fn main() {
         )
     });
     let lines = LineQueue::start().unwrap_or_else(|error| fail(error, 1));
-    let counters = options.run(|endpoint| {
-        let (of_handlers, is_datagram) = (lines.clone(), is_datagram(endpoint));
-        Server::endpoint(endpoint)?
-            .framing(SyslogFraming::default())
-            .max_packet_size(MAX_MESSAGE)
-            .mode(options.mode)
-            .limits(options.limits())
-            .hooks(WhileThereIsRoom(lines.clone()))
-            .service(move |_| Receiver { lines: of_handlers.clone(), is_datagram })
-    });
+    let counters =
+        options.run(|endpoint| service(endpoint, options.mode, options.limits(), &lines));
     let written = lines.finish(options.drain);
     print_line(format_args!(
         "received: {}, dropped by the kernel: {}, written: {}",

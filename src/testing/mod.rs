@@ -147,8 +147,10 @@
 //! # Limits
 //!
 //! Stream services under [`Reactor`](crate::Reactor) and [`Offload`](crate::Offload) are simulated; the
-//! jobs of `Offload` run one after the other, at random times. The blocking modes and datagram sockets are
-//! not. Everything runs on the thread of the test, so races between threads are not found here.
+//! jobs of `Offload` run one after the other, at random times. The blocking modes and datagram sockets
+//! are not. Connections of different worlds have the same numbers. A hook has the time of the world only
+//! from what it has returned to the event loop, see [`Hooks::next_action`](crate::Hooks::next_action).
+//! Everything runs on the thread of the test, so races between threads are not found here.
 //! [`Accepted::local_addr`](crate::Accepted::local_addr) and the descriptor of a connection are those of
 //! a socket that is not connected.
 

@@ -488,6 +488,18 @@ fn the_kernel_holds_output_until_the_peer_has_it(rig: &mut Rig) {
     }
 }
 
+/// A listener refills what it may accept in a turn when the time is another than in the last turn.
+fn time_passes_between_two_polls_that_do_not_sleep(rig: &mut Rig) {
+    let kernel = rig.kernel.clone();
+    let now = || kernel.as_ref().map_or_else(Instant::now, |kernel| kernel.now());
+    let mut before = now();
+    for _ in 0..10 {
+        rig.poll.poll(&mut rig.events, Some(Duration::ZERO)).unwrap();
+        assert!(now() > before);
+        before = now();
+    }
+}
+
 macro_rules! contract {
     ($($rule:ident,)+; tcp: $($tcp:ident,)+) => {
         mod system_tcp {
@@ -523,8 +535,38 @@ contract! {
     output_for_a_peer_that_has_closed_fails,
     the_close_of_a_peer_is_reported_on_a_unix_socket_and_as_an_end_over_tcp,
     the_kernel_holds_output_until_the_peer_has_it,
+    time_passes_between_two_polls_that_do_not_sleep,
     ;
     tcp:
     a_reset_follows_the_input_and_is_returned_once,
     the_error_of_a_reset_is_taken_once,
+}
+
+#[test]
+fn connections_have_the_same_numbers_in_each_run() {
+    let numbers = |seed| {
+        let numbers = std::sync::Mutex::new(Vec::new());
+        super::Check::new().runs(1).seed(seed).run(|world| {
+            let mut server = crate::Server::tcp("127.0.0.1:0")
+                .unwrap()
+                .serve(|_| {
+                    crate::handler_fn(|_, cx| {
+                        let number = u64::from(cx.id()) as usize;
+                        cx.send(&vec![b'x'; number])
+                    })
+                })
+                .unwrap();
+            let mut sim = world.start(&mut server);
+            for _ in 0..3 {
+                let client = sim.connect();
+                client.send(b"?");
+                sim.settle();
+                numbers.lock().unwrap().push(client.read().len());
+            }
+        });
+        numbers.into_inner().unwrap()
+    };
+    // The run is repeated once, with the same trace.
+    assert_eq!(numbers(0), [1, 2, 3, 1, 2, 3]);
+    assert_eq!(numbers(0), numbers(1));
 }

@@ -377,7 +377,7 @@ fn assert_starts_with(all: &[u8], first: &[u8]) {
     );
 }
 
-fn run(world: &World) {
+pub(crate) fn run(world: &World) {
     let (mut model, mut server) = Model::new(world);
     let mut sim = world.start(&mut server);
     if world.has(Fault::NoDescriptors) {

@@ -84,6 +84,14 @@ fn what_can_become_no_command_is_refused_however_it_is_cut() {
     assert_eq!(of("*"), Err(Malformed::CountTooLong));
     assert_eq!(of("*1\r\n$"), Err(Malformed::LengthTooLong));
     assert_eq!(of(""), Err(Malformed::LineTooLong));
+    // Also if all of it is there.
+    let of = |start: &str| {
+        let input = [start.as_bytes(), &long, b"\r\n"].concat();
+        commands(&input, input.len())
+    };
+    assert_eq!(of("*"), Err(Malformed::CountTooLong));
+    assert_eq!(of("*1\r\n$"), Err(Malformed::LengthTooLong));
+    assert_eq!(of(""), Err(Malformed::LineTooLong));
 }
 
 #[test]

@@ -1,0 +1,4 @@
+//! Fuzzes the example `dns`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| socketserver_fuzz::example("dns", data));

@@ -1,0 +1,4 @@
+//! Fuzzes the WebSocket members of the example `chat`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| socketserver_fuzz::example("websocket", data));
