@@ -262,7 +262,11 @@ impl Check {
             catch_unwind(AssertUnwindSafe(|| simulated::enter(kernel.clone(), || test(&world))))
         });
         simulate(outer);
-        let result = result.map_err(panic_message);
+        // The last panic is the one that ended the test.
+        let place = printed.last().map(|panic| panic.place.as_str());
+        let result = result.map_err(|payload| {
+            format!("{}\n    at {}", panic_message(payload), place.unwrap_or("an unknown place"))
+        });
         kernel.finish_jobs();
         // Their destructors call the kernel, so they run without its lock.
         let servers = std::mem::take(&mut kernel.lock().servers);
@@ -274,7 +278,8 @@ impl Check {
         let (sockets, script) = (state.open_sockets(), state.choices.drawn());
         let mut failure = result.err().or(state.violation.take());
         if failure.is_none() && panics > 0 && !state.allows_panics {
-            failure = Some(format!("{panics} panics of handlers: {}", printed.join("; ")));
+            let texts: Vec<_> = printed.into_iter().map(|panic| panic.text).collect();
+            failure = Some(format!("{panics} panics of handlers: {}", texts.join("; ")));
         }
         if failure.is_none() && sockets > 0 {
             failure = Some(format!("{sockets} sockets are open after the test"));
@@ -343,20 +348,30 @@ impl Check {
     }
 }
 
+/// A panic that was not printed.
+struct Captured {
+    /// What would have been printed.
+    text: String,
+    /// The file, the line and the column.
+    place: String,
+}
+
 thread_local! {
     /// The panics of this thread that are not printed.
-    static CAPTURED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    static CAPTURED: RefCell<Option<Vec<Captured>>> = const { RefCell::new(None) };
 }
 
 /// Calls `call`; the panics in it are returned, and not printed.
-fn captured<T>(call: impl FnOnce() -> T) -> (T, Vec<String>) {
+fn captured<T>(call: impl FnOnce() -> T) -> (T, Vec<Captured>) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let earlier = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             let is_captured = CAPTURED.try_with(|captured| {
                 let mut captured = captured.borrow_mut();
-                captured.as_mut().map(|list| list.push(panic.to_string())).is_some()
+                let place = panic.location().map(ToString::to_string).unwrap_or_default();
+                let panic = Captured { text: panic.to_string(), place };
+                captured.as_mut().map(|list| list.push(panic)).is_some()
             });
             if is_captured != Ok(true) {
                 earlier(panic);

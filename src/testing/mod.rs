@@ -3,7 +3,7 @@
 //!
 //! ```toml
 //! [dev-dependencies]
-//! socketserver = { version = "0.1", features = ["testing"] }
+//! socketserver = { path = "../socketserver", features = ["testing"] } # the source is that of [dependencies]
 //! ```
 //!
 //! The event loop, the framing and the handlers are those of production. Only the kernel below them is
@@ -48,7 +48,13 @@
 //!
 //! If a run fails, its decisions are shrunk to the few that matter, and printed with a trace, as a
 //! [`replay`](Check::replay) to paste into a test. A panic of a handler fails the test too, although the
-//! server would survive it: see [`World::allow_panics`].
+//! server would survive it: see [`World::allow_panics`]. An error that a handler returns only closes its
+//! connection.
+//!
+//! A line of the trace has the time in seconds, what has happened, the number of the connection, in the
+//! order of the connects, and how many bytes wait or were moved. After `events` come the number of events
+//! and the bits of epoll(7), after `accept` and `close` the connection and its descriptor. Why a
+//! connection has ended is in the log: call `env_logger::try_init()` in the test, and replay the script.
 //!
 //! ```
 //! use socketserver::testing::{self, StreamEnd};

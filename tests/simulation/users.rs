@@ -242,3 +242,13 @@ fn the_sizes_of_buffers_and_the_descriptors_are_limits_of_the_world() {
         assert_eq!(open + shed, 10, "each client is served, or turned away");
     });
 }
+
+#[test]
+fn a_failure_names_the_line_of_the_assertion_that_has_failed() {
+    let place = format!("{}:{}:", file!(), line!() + 2);
+    let failed = std::panic::catch_unwind(|| {
+        testing::quiet(|_| assert_eq!(1, 2, "as planned"));
+    });
+    let message = failed.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.contains("as planned") && message.contains(&place), "{message}");
+}
