@@ -5,9 +5,13 @@
 mod handler;
 #[path = "simulation/random.rs"]
 mod random;
+#[path = "simulation/records.rs"]
+mod records;
 #[path = "simulation/regressions.rs"]
 mod regressions;
 #[path = "simulation/scenarios.rs"]
 mod scenarios;
+#[path = "simulation/service.rs"]
+mod service;
 #[path = "simulation/users.rs"]
 mod users;

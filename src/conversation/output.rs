@@ -387,10 +387,11 @@ impl<'a> Output<'a> {
                 *len += bytes.len();
                 return;
             }
-            // A delimiter that also follows in the input keeps the answer one range of it.
+            // A delimiter that also follows in the input keeps the answer one range of it. An event
+            // that follows messages in the same step, such as `on_reject`, has no input.
             if *len > 0
                 && bytes.len() <= REPEAT_UP_TO
-                && self.input[repeated.end..].starts_with(bytes)
+                && self.input.get(repeated.end..).is_some_and(|rest| rest.starts_with(bytes))
             {
                 repeated.end += bytes.len();
                 *len += bytes.len();
@@ -540,7 +541,7 @@ impl<'a> Output<'a> {
             // An answer that repeats the input with its delimiter stays one range of it.
             Some(Segment::Input(range))
                 if bytes.len() <= REPEAT_UP_TO
-                    && self.input[range.end..].get(..bytes.len()) == Some(bytes) =>
+                    && self.input.get(range.end..).is_some_and(|rest| rest.starts_with(bytes)) =>
             {
                 range.end += bytes.len();
             }

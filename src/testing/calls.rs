@@ -12,7 +12,7 @@ use super::fault::Fault;
 use super::kernel::{
     Descriptor, FakeKernel, FakeListener, Happening, KernelState, Object, Pace, Watch,
 };
-use super::stream::{FakeStream, ServerEnd};
+use super::stream::{FakeStream, ServerEnd, move_bytes};
 use crate::sys::Socket;
 use crate::sys::simulated::{Kernel, Simulated, SimulatedEvent, bits};
 
@@ -342,9 +342,12 @@ impl KernelState {
             return result;
         }
         let count = buffer.len().min(stream.input.len());
-        for (byte, read) in buffer.iter_mut().zip(stream.input.drain(..count)) {
-            *byte = read;
-        }
+        let mut rest = buffer;
+        move_bytes(&mut stream.input, count, |bytes| {
+            let (part, left) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            part.copy_from_slice(bytes);
+            rest = left;
+        });
         stream.read_in_turn += count;
         stream.read += count as u64;
         if stream.is_shut {

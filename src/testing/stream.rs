@@ -96,6 +96,15 @@ pub(super) struct FakeStream {
     pub(super) sent: u64,
 }
 
+/// Takes the first `count` bytes.
+pub(super) fn move_bytes(from: &mut VecDeque<u8>, count: usize, mut to: impl FnMut(&[u8])) {
+    let (first, second) = from.as_slices();
+    let of_first = count.min(first.len());
+    to(&first[..of_first]);
+    to(&second[..count - of_first]);
+    from.drain(..count);
+}
+
 impl FakeStream {
     pub(super) fn new(is_unix: bool, capacities: [usize; 3]) -> Self {
         let [input_capacity, output_capacity, client_capacity] = capacities;
@@ -182,7 +191,8 @@ impl FakeStream {
             }
             Some(Packet::Data(mut data)) => {
                 let room = self.input_capacity - self.input.len();
-                self.input.extend(data.drain(..data.len().min(room)));
+                let count = data.len().min(room);
+                move_bytes(&mut data, count, |bytes| self.input.extend(bytes));
                 if !data.is_empty() {
                     self.to_server.push_front(Packet::Data(data));
                 }
@@ -218,7 +228,7 @@ impl FakeStream {
             self.output.clear();
         }
         let count = self.output.len().min(most).min(self.client_room());
-        self.unread.extend(self.output.drain(..count));
+        move_bytes(&mut self.output, count, |bytes| self.unread.extend(bytes));
         self.take_unread();
         if self.output.is_empty() && self.is_shut {
             let end = if self.ends_with_reset { StreamEnd::Reset } else { StreamEnd::Eof };
@@ -234,7 +244,8 @@ impl FakeStream {
     /// The client reads what has arrived, if it is reading.
     pub(super) fn take_unread(&mut self) {
         if self.is_reading {
-            self.received.extend(self.unread.drain(..));
+            let count = self.unread.len();
+            move_bytes(&mut self.unread, count, |bytes| self.received.extend_from_slice(bytes));
         }
     }
 
@@ -242,7 +253,7 @@ impl FakeStream {
     pub(super) fn reset_client(&mut self, after_output: bool) {
         if after_output && self.client_is_open {
             let count = self.output.len().min(self.client_room());
-            self.unread.extend(self.output.drain(..count));
+            move_bytes(&mut self.output, count, |bytes| self.unread.extend(bytes));
             self.take_unread();
         }
         self.end.get_or_insert(StreamEnd::Reset);

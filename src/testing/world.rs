@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::server::{ListenerId, Server, ShutdownHandle, SteppedRun, StopReport};
 
 /// The sizes that [`Fault::BufferSizes`] chooses from, in bytes; the first one is the usual size.
-const BUFFER_SIZES: [usize; 6] = [64 * 1024, 8192, 2304, 600, 130, 1 << 20];
+const BUFFER_SIZES: [usize; 8] = [64 * 1024, 8192, 2304, 600, 130, 200 * 1024, 400 * 1024, 1 << 20];
 
 /// A simulated world: its time, its network, its kernel. [`check`](super::check) and
 /// [`quiet`](super::quiet) make one. A clone is the same world, and a handler can have one.
@@ -309,7 +309,11 @@ impl Simulation<'_> {
             return report;
         }
         let mut run = self.run.take().expect("a run that has not ended");
-        self.world.kernel.lock().pace = Pace::Free;
+        let mut state = self.world.kernel.lock();
+        state.pace = Pace::Free;
+        // The stop itself serves each connection once more, without a call of the poller before it.
+        state.begin_turn(true);
+        drop(state);
         let report = run.stop().expect("the server stops");
         let left = run.state();
         drop(run);

@@ -1,122 +1,36 @@
 //! A handler that decides at random what it does, and records what happens to it.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use socketserver::testing::World;
-use socketserver::{CloseReason, Context, Event, Handler, HandlerResult, Limit, Peer, Sender};
+use socketserver::{
+    CloseReason, Context, Event, FixedSize, Handler, HandlerResult, LengthPrefixed, Limit, Lines,
+    Sender, UnsupportedError,
+};
 
-/// How much one call sends at most, in bytes.
-pub(crate) const MOST_SENT: usize = 200_000;
+use crate::records::{FIXED, MOST_SENT, Record, Records, Wire};
 
-/// What has happened to one connection, and what its handler has done.
-#[derive(Debug, Default)]
-pub(crate) struct Record {
-    pub(crate) opened: usize,
-    pub(crate) closed: Option<String>,
-    pub(crate) is_fault: bool,
-    pub(crate) messages: Vec<Vec<u8>>,
-    /// All bytes of the messages.
-    pub(crate) bytes: usize,
-    /// What it has sent, as the client is to see it.
-    pub(crate) sent: Vec<u8>,
-    pub(crate) eof: bool,
-    pub(crate) rejected: bool,
-    /// It has ended its output.
-    pub(crate) finished: bool,
-    /// It has closed, or failed: nothing that it sends goes out.
-    pub(crate) closing: bool,
-    pub(crate) aborted: bool,
-    pub(crate) paused: bool,
-    /// Messages may come long after their bytes.
-    pub(crate) was_paused: bool,
-    pub(crate) timed_out: bool,
-    pub(crate) stopping: bool,
-    /// `on_writable` is to come.
-    pub(crate) wants_writable: bool,
-    pub(crate) timer: Option<Instant>,
-    pub(crate) idle_timeout: Option<Duration>,
-    /// When the last message came.
-    pub(crate) last_message: Option<Instant>,
-    /// A sender has closed or aborted it.
-    pub(crate) ended_by_sender: bool,
-    pub(crate) events_posted: usize,
-    /// What a sender has sent in capital letters, where no framing hides them.
-    pub(crate) capitals: Vec<u8>,
-    pub(crate) events: usize,
-    /// How much of a long stream is left.
-    pub(crate) stream_left: usize,
-    /// What must not happen.
-    pub(crate) faults: Vec<String>,
+/// A file of digits, which all runs share.
+fn digits_file() -> &'static Arc<File> {
+    static DIGITS: OnceLock<Arc<File>> = OnceLock::new();
+    DIGITS.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("simulation.{}", std::process::id()));
+        let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file.write_all(digits(0, MOST_SENT)).unwrap();
+        Arc::new(file)
+    })
 }
 
-/// The records of all connections, and how the service frames its messages.
-#[derive(Debug)]
-pub(crate) struct Records {
-    records: Mutex<BTreeMap<String, Record>>,
-    pub(crate) wire: Wire,
-    pub(crate) wild: bool,
-    /// The handlers only answer from now on.
-    pub(crate) calm: AtomicBool,
-}
-
-/// How a message looks on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wire {
-    Raw,
-    Lines,
-    Prefixed,
-    Fixed,
-}
-
-/// The length of all messages under [`Wire::Fixed`].
-pub(crate) const FIXED: usize = 5;
-
-impl Wire {
-    pub(crate) fn frame(self, message: &[u8]) -> Vec<u8> {
-        match self {
-            Wire::Raw | Wire::Fixed => message.to_vec(),
-            Wire::Lines => [message, b"\n"].concat(),
-            Wire::Prefixed => [&(message.len() as u32).to_be_bytes()[..], message].concat(),
-        }
-    }
-}
-
-impl Record {
-    /// What a failed assertion prints.
-    pub(crate) fn summary(&self) -> String {
-        let short = Record {
-            messages: Vec::new(),
-            sent: Vec::new(),
-            capitals: Vec::new(),
-            closed: self.closed.clone(),
-            faults: self.faults.clone(),
-            ..*self
-        };
-        format!("{} messages, {} bytes sent, {short:?}", self.messages.len(), self.sent.len())
-    }
-}
-
-impl Records {
-    pub(crate) fn new(wire: Wire, wild: bool) -> Arc<Self> {
-        Arc::new(Records { records: Mutex::default(), wire, wild, calm: AtomicBool::new(false) })
-    }
-
-    /// Sends the next capital letter.
-    fn send_capital(&self, name: &str, sender: &Sender) {
-        if let Some(record) = self.lock().get_mut(name) {
-            let letter = b'A' + (record.capitals.len() % 26) as u8;
-            if sender.send(&[letter]).is_ok() {
-                record.capitals.push(letter);
-            }
-        }
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The bytes of [`digits_file`] in a range.
+fn digits(from: usize, to: usize) -> &'static [u8] {
+    static DIGITS: OnceLock<Vec<u8>> = OnceLock::new();
+    let all = || (0..MOST_SENT).map(|at| b'0' + (at % 10) as u8).collect();
+    &DIGITS.get_or_init(all)[from..to]
 }
 
 /// The handler.
@@ -124,27 +38,52 @@ pub(crate) struct Random {
     world: World,
     records: Arc<Records>,
     name: String,
+    service: usize,
+    wire: Wire,
+    /// The idle timeout that its connection has when it is opened.
+    idle_timeout: Option<Duration>,
+    /// How long after its bytes a message may come, although nobody pauses it.
+    lag: Duration,
     sender: Option<Sender>,
     /// How many calls do nothing besides, at most, between two that do; and how many are left.
     calm_calls: usize,
     calm_left: usize,
+    /// How many calls are left that block.
+    slow_left: usize,
 }
 
 impl Random {
-    pub(crate) fn new(world: &World, records: &Arc<Records>, peer: &Peer) -> Self {
+    pub(crate) fn new(
+        world: &World,
+        records: &Arc<Records>,
+        name: String,
+        service: usize,
+        wire: Wire,
+        idle_timeout: Option<Duration>,
+        lag: Duration,
+    ) -> Self {
         Random {
             world: world.clone(),
             records: records.clone(),
-            name: peer.to_string(),
+            name,
+            service,
+            wire,
+            idle_timeout,
+            lag,
             sender: None,
             calm_calls: [1, 20, 1000][world.choose(3)],
             calm_left: 0,
+            slow_left: 0,
         }
     }
 
     fn with<T>(&self, call: impl FnOnce(&mut Record) -> T) -> T {
         let mut records = self.records.lock();
-        call(records.entry(self.name.clone()).or_default())
+        if let Some(record) = records.get_mut(&self.name) {
+            return call(record);
+        }
+        let new = || Record { service: self.service, fixed: FIXED, ..Record::default() };
+        call(records.entry(self.name.clone()).or_insert_with(new))
     }
 
     /// Records a call, and what must not precede it.
@@ -162,6 +101,7 @@ impl Random {
             fault(record.closed.is_some(), "after on_close");
             fault(record.closing, "after the close");
             check(record);
+            record.forces = matches!(what, "on_timer" | "on_idle_timeout" | "on_stop");
             let late = record.timer.is_some_and(|timer| timer + Duration::from_secs(2) < now);
             if late && !self.records.wild && what != "on_timer" && what != "on_stop" {
                 record.faults.push(format!("{what} comes, and a timer is late"));
@@ -169,13 +109,18 @@ impl Random {
         });
     }
 
-    fn send(&self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
-        let framed = self.records.wire.frame(message);
+    /// Records what goes out, if the output is open.
+    fn sends(&self, bytes: &[u8]) {
         self.with(|record| {
             if !record.closing && !record.finished {
-                record.sent.extend(framed);
+                record.sent.extend_from_slice(bytes);
+                record.forced += if record.forces { bytes.len() } else { 0 };
             }
         });
+    }
+
+    fn send(&self, message: &[u8], cx: &mut Context<'_>) -> HandlerResult {
+        self.sends(&self.wire.frame(message));
         match message.len() % 7 {
             1 => cx.send_shared(&Arc::from(message)),
             _ => cx.send(message),
@@ -184,9 +129,30 @@ impl Random {
 
     /// Sends a message of digits.
     fn send_digits(&self, length: usize, cx: &mut Context<'_>) -> HandlerResult {
-        let length = if self.records.wire == Wire::Fixed { FIXED } else { length };
-        let message: Vec<u8> = (0..length).map(|at| b'0' + (at % 10) as u8).collect();
-        self.send(&message, cx)
+        let fixed = self.with(|record| record.fixed);
+        let length = if self.wire == Wire::Fixed { fixed } else { length };
+        self.send(digits(0, length), cx)
+    }
+
+    /// Sends bytes past the framing: copied, shared, or of a file.
+    fn output(&self, cx: &mut Context<'_>) -> HandlerResult {
+        for _ in 0..1 + self.world.choose(3) {
+            let from = self.world.choose(1000);
+            let length = [10, 600, 10_000, MOST_SENT - 1000][self.world.choose(4)];
+            let to = from + self.world.choose(length);
+            let bytes = digits(from, to);
+            self.sends(bytes);
+            match self.world.choose(4) {
+                0 => cx.output().put(bytes),
+                1 => cx.output().write_all(bytes)?,
+                2 => cx.output().put_shared(&Arc::from(bytes)),
+                _ => {
+                    self.world.mark("a part of a file is sent");
+                    cx.output().put_file(digits_file().clone(), from as u64..to as u64)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends a part of a long stream while there is room.
@@ -212,38 +178,31 @@ impl Random {
         if self.records.calm.load(SeqCst) {
             return Ok(());
         }
+        if let Some(left) = self.slow_left.checked_sub(1) {
+            self.slow_left = left;
+            self.world.block(Duration::from_millis(30));
+            self.check_facts(cx);
+            return Ok(());
+        }
         if self.calm_left > 0 {
             self.calm_left -= 1;
             return Ok(());
         }
         self.calm_left = self.world.choose(self.calm_calls);
-        match self.world.choose(32) {
+        match self.world.choose(40) {
             1 => self.send_digits(self.world.choose(3000), cx)?,
             2 => {
                 let sizes = [100, 5_000, 70_000, MOST_SENT];
                 self.send_digits(sizes[self.world.choose(sizes.len())], cx)?;
             }
             3 | 4 => {
-                self.with(|record| (record.paused, record.was_paused) = (true, true));
-                cx.pause_input();
+                self.pause(cx);
                 self.sender = None;
                 if self.world.choose(4) != 3 {
                     self.set_timer(cx)?;
                 }
             }
-            5 => self.close(cx),
-            6 => {
-                self.with(|record| (record.closing, record.aborted) = (true, true));
-                cx.abort();
-            }
-            7 => {
-                self.with(|record| (record.closing, record.is_fault) = (true, true));
-                return Err("an error on purpose".into());
-            }
-            8 => {
-                self.with(|record| (record.closing, record.is_fault) = (true, true));
-                panic!("a panic on purpose");
-            }
+            5..=8 => return self.end(cx),
             9 => {
                 let timeout = Duration::from_millis(1 + 500 * self.world.choose(60) as u64);
                 self.with(|record| record.idle_timeout = Some(timeout));
@@ -260,24 +219,145 @@ impl Random {
             13 | 14 => self.post(cx)?,
             15 => self.world.block(Duration::from_millis(self.world.choose(50) as u64)),
             16 | 17 => self.set_timer(cx)?,
-            18 if self.world.choose(8) == 7 => cx.stop_server(),
+            18 if self.world.choose(8) == 7 => {
+                self.records.stops(cx.now());
+                cx.stop_server();
+            }
             19 => {
                 let sender = self.sender(cx)?;
-                match self.world.choose(4) {
-                    1 => sender.close(),
-                    2 => sender.abort(),
-                    _ => return Ok(()),
+                if let end @ 0..=1 = self.world.choose(4) {
+                    self.records.end(&self.name, &sender, end == 1);
                 }
-                self.with(|record| (record.aborted, record.ended_by_sender) = (true, true));
             }
             20 => self.sender = None,
+            21 | 22 => self.output(cx)?,
+            23 => {
+                let busy = self.world.choose(3) != 2;
+                self.with(|record| record.busy = busy);
+                cx.set_busy(busy);
+            }
+            24 => self.change_framing(cx),
+            25 => {
+                self.with(|record| record.timer = None);
+                cx.set_timer(None)?;
+            }
+            26 | 35 => self.use_other_sender(),
+            27 | 33 | 34 if self.records.shares.load(SeqCst) => {
+                let sender = self.sender(cx)?;
+                self.records.senders().push((self.name.clone(), sender));
+            }
+            28 => self.check_facts(cx),
+            29 => {
+                self.pause(cx);
+                self.resume(cx);
+            }
+            30 => self.want_action(cx),
+            31 => self.slow_left = 10,
+            32 if self.world.choose(2) == 1 => {
+                for _ in 0..2 + self.world.choose(4) {
+                    self.send_digits(MOST_SENT, cx)?;
+                }
+            }
             _ => {}
         }
         Ok(())
     }
 
+    /// Ends the connection in one of four ways.
+    fn end(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        match self.world.choose(4) {
+            0 => self.close(cx),
+            1 => {
+                self.with(|record| (record.closing, record.aborted) = (true, true));
+                cx.abort();
+            }
+            2 => {
+                self.with(|record| (record.closing, record.is_fault) = (true, true));
+                return Err("an error on purpose".into());
+            }
+            _ => {
+                self.with(|record| (record.closing, record.is_fault) = (true, true));
+                panic!("a panic on purpose");
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&self, cx: &mut Context<'_>) {
+        self.with(|record| (record.paused, record.was_paused) = (true, true));
+        cx.pause_input();
+    }
+
+    fn resume(&self, cx: &mut Context<'_>) {
+        if self.with(|record| std::mem::take(&mut record.paused)) {
+            cx.resume_input();
+        }
+    }
+
+    /// Replaces the framing by an equal one, or by one that cuts messages otherwise.
+    fn change_framing(&self, cx: &mut Context<'_>) {
+        let lines = cx.framing::<Lines>().map(|lines| *lines = Lines::default().max_len(30_000));
+        let prefixed =
+            cx.framing::<LengthPrefixed>().map(|prefixed| *prefixed = Default::default());
+        let fixed = cx.framing::<FixedSize>().map(|fixed| {
+            let size = [FIXED, 1, 3][self.world.choose(3)];
+            *fixed = FixedSize::new(size);
+            self.with(|record| record.fixed = size);
+            self.world.mark("the framing is changed");
+        });
+        let found = [lines.is_some(), prefixed.is_some(), fixed.is_some()];
+        let expected = [Wire::Lines, Wire::Prefixed, Wire::Fixed].map(|wire| wire == self.wire);
+        if found != expected {
+            self.with(|record| record.faults.push("a framing of another type".to_owned()));
+        }
+    }
+
+    /// Uses a sender of any connection, and drops it.
+    fn use_other_sender(&self) {
+        let (name, sender) = {
+            let mut senders = self.records.senders();
+            if senders.is_empty() {
+                return;
+            }
+            let at = self.world.choose(senders.len());
+            senders.swap_remove(at)
+        };
+        self.world.mark("a sender of another connection");
+        match self.world.choose(8) {
+            6 => self.records.end(&name, &sender, false),
+            7 => self.records.end(&name, &sender, true),
+            _ => self.records.post_event(&name, &sender),
+        }
+    }
+
+    /// Checks what is known of the connection, and that it is no datagram.
+    fn check_facts(&self, cx: &mut Context<'_>) {
+        let sends_to = cx.send_to(&cx.peer().clone(), b"x");
+        let is_right = self.records.is_named(cx.id(), &self.name)
+            && cx.peer().to_string() == self.name
+            && !cx.is_truncated()
+            && matches!(sends_to, Err(UnsupportedError::StreamSendTo))
+            && matches!(cx.datagram_sender(), Err(UnsupportedError::StreamSendTo));
+        self.with(|record| {
+            if !is_right {
+                record.faults.push("what the context knows is wrong".to_owned());
+            }
+        });
+        if cx.is_overloaded() {
+            self.world.mark("overloaded");
+        }
+    }
+
+    /// The hooks of the service are to act soon.
+    fn want_action(&self, cx: &mut Context<'_>) {
+        let at = cx.now() + Duration::from_millis(self.world.choose(500) as u64);
+        if let Some(next) = self.records.hooks().next_action.get_mut(&self.service) {
+            *next = at.min(*next);
+        }
+    }
+
     fn set_timer(&self, cx: &mut Context<'_>) -> HandlerResult {
-        let millis = self.world.choose(3000) * [1, 10][self.world.choose(2)];
+        let millis = self.world.choose(3000) * [1, 10, 0][self.world.choose(3)];
         let at = cx.now() + Duration::from_millis(millis as u64);
         self.with(|record| record.timer = Some(at));
         Ok(cx.set_timer(at)?)
@@ -291,19 +371,18 @@ impl Random {
         Ok(sender)
     }
 
-    /// Posts an event, now or later.
+    /// Posts an event, or sends a message as another thread does, now or later.
     fn post(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         let sender = self.sender(cx)?;
         let (records, name) = (self.records.clone(), self.name.clone());
-        let capitals = self.records.wire == Wire::Raw && self.world.choose(2) == 1;
+        let capitals = self.wire == Wire::Raw && self.world.choose(2) == 1;
+        let times = 1 + self.world.choose(3);
         let post = move || {
-            if capitals {
-                return records.send_capital(&name, &sender);
-            }
-            if sender.post(Box::new(())).is_ok()
-                && let Some(record) = records.lock().get_mut(&name)
-            {
-                record.events_posted += 1;
+            for _ in 0..times {
+                match capitals {
+                    true => records.send_capital(&name, &sender),
+                    false => records.post_event(&name, &sender),
+                }
             }
         };
         if self.world.choose(2) == 0 {
@@ -319,7 +398,9 @@ impl Random {
 impl Handler for Random {
     fn on_open(&mut self, cx: &mut Context<'_>) -> HandlerResult {
         self.called("on_open", cx, |record| record.opened += 1);
-        self.with(|record| record.last_message = Some(cx.now()));
+        self.with(|record| {
+            (record.last_message, record.idle_timeout) = (Some(cx.now()), self.idle_timeout);
+        });
         self.act(cx)
     }
 
@@ -328,6 +409,9 @@ impl Handler for Random {
         self.called("on_message", cx, |record| {
             if record.paused || record.eof {
                 record.faults.push("a message comes while paused, or after the end".to_owned());
+            }
+            if self.wire == Wire::Fixed && message.len() != record.fixed {
+                record.faults.push(format!("a message of {} bytes", message.len()));
             }
             record.last_message = Some(now);
             record.bytes += message.len();
@@ -359,17 +443,18 @@ impl Handler for Random {
             }
             Some(_) => {}
         });
-        if self.with(|record| std::mem::take(&mut record.paused)) {
-            cx.resume_input();
-        }
+        self.resume(cx);
         self.act(cx)
     }
 
-    fn on_event(&mut self, _: Event, cx: &mut Context<'_>) -> HandlerResult {
-        self.called("on_event", cx, |record| record.events += 1);
-        if self.with(|record| std::mem::take(&mut record.paused)) {
-            cx.resume_input();
-        }
+    fn on_event(&mut self, event: Event, cx: &mut Context<'_>) -> HandlerResult {
+        self.called("on_event", cx, |record| {
+            if event.downcast_ref() != Some(&record.events) {
+                record.faults.push("an event of another order".to_owned());
+            }
+            record.events += 1;
+        });
+        self.resume(cx);
         self.send_digits(20, cx)
     }
 
@@ -395,8 +480,7 @@ impl Handler for Random {
     }
 
     fn on_idle_timeout(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        // A worker handles a message some time after its bytes have been read.
-        let (now, wild) = (cx.now() + Duration::from_millis(300), self.records.wild);
+        let (now, wild) = (cx.now() + self.lag, self.records.wild);
         self.called("on_idle_timeout", cx, |record| {
             record.timed_out = true;
             let quiet = record.last_message.zip(record.idle_timeout);
@@ -404,7 +488,7 @@ impl Handler for Random {
                 && !record.was_paused
                 && quiet.is_none_or(|(last, timeout)| now < last + timeout)
             {
-                record.faults.push("on_idle_timeout comes early".to_owned());
+                record.faults.push(format!("on_idle_timeout comes early: {now:?}, {quiet:?}"));
             }
         });
         match self.world.choose(3) {
@@ -423,7 +507,6 @@ impl Handler for Random {
 
     fn on_reject(&mut self, _: &CloseReason, cx: &mut Context<'_>) -> HandlerResult {
         self.called("on_reject", cx, |_| {});
-        self.with(|record| record.rejected = true);
         self.send_digits(40, cx)?;
         self.with(|record| record.closing = true);
         Ok(())
@@ -443,6 +526,7 @@ impl Handler for Random {
 
     fn on_close(&mut self, reason: &CloseReason) {
         self.world.note("on_close", 0);
+        let (now, drained) = (self.world.now(), self.records.drained());
         self.world.mark(match reason {
             CloseReason::Handler => "closed by the handler",
             CloseReason::Eof => "closed at the end",
@@ -468,6 +552,15 @@ impl Handler for Random {
         self.with(|record| {
             if record.closed.replace(reason.to_string()).is_some() || record.opened != 1 {
                 record.faults.push("a second on_close, or one without on_open".to_owned());
+            }
+            record.closed_at = Some(now);
+            record.closed_by_fault = reason.is_fault();
+            if let CloseReason::Limit(limit) = reason {
+                record.limit = Some((*limit, now));
+            }
+            let is_cut = matches!(reason, CloseReason::Shutdown);
+            if is_cut && record.busy && drained.is_none_or(|deadline| now < deadline) {
+                record.faults.push("a busy connection is cut before the deadline".to_owned());
             }
         });
     }

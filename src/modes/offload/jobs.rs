@@ -19,7 +19,6 @@ use crate::conversation::{
     Conversation, ConversationCore, DatagramDriver, Driver, Framing, Handler, PeekedFrame, Scratch,
     StepCx, serve_datagram,
 };
-use crate::counters::Tally;
 use crate::datagram::{Datagram, ReplySocket};
 use crate::error::{CloseReason, Limit, UnsupportedError};
 use crate::event_loop::{ConversationEvent, ConversationSlot, EntryRef, LoopCx};
@@ -414,14 +413,10 @@ where
     }
 
     fn abandoned(&mut self) {
-        match self.conversation.as_deref_mut() {
-            None => {}
-            Some(OffloadConversation::Open(conversation)) => {
-                conversation.end(CloseReason::Shutdown);
-                conversation.closed(&mut Tally::default());
-            }
-            Some(OffloadConversation::Closed(_)) => self.close(),
+        if let Some(conversation) = self.conversation.as_deref_mut() {
+            conversation.core_mut().end(CloseReason::Shutdown);
         }
+        self.close();
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
