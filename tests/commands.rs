@@ -34,9 +34,9 @@ const RUN_ELSEWHERE: [(&str, &str, &str); 8] = [
         "rustup target add \"$target\"",
     ),
     (
-        "cargo build --release --example echo --target x86_64-unknown-linux-musl",
+        "CARGO_PROFILE_RELEASE_STRIP=symbols cargo build --release --example echo --target x86_64-unknown-linux-musl",
         ".ci/container",
-        "cargo build --release --example echo --target \"$target\"",
+        "CARGO_PROFILE_RELEASE_STRIP=symbols cargo build --release --example echo --target \"$target\"",
     ),
     (
         "podman build -f contrib/Containerfile -t echo \

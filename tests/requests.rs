@@ -6,6 +6,7 @@ mod process;
 #[path = "support/runner.rs"]
 mod runner;
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::path::PathBuf;
@@ -27,6 +28,14 @@ const SPARSE: u64 = 64 << 20;
 
 /// A timeout, a deadline, and how long a stop takes at most.
 const BRIEF: Duration = Duration::from_millis(500);
+
+struct CannotBeFormatted;
+
+impl fmt::Display for CannotBeFormatted {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Err(fmt::Error)
+    }
+}
 
 #[derive(Clone)]
 struct Answer {
@@ -51,6 +60,11 @@ impl Answer {
                 request.write_all(b"gathered")?;
                 request.send_file(&data, 5..10)?;
                 request.write_all(b"trailer")
+            }
+            "formatted" => {
+                let failed = write!(request, "a part, and {}", CannotBeFormatted);
+                assert!(failed.is_err());
+                write!(request, "line {}\r\n", 1)
             }
             "short" => {
                 request.set_write_buffer(1000);
@@ -243,6 +257,14 @@ fn a_file_is_sent_between_what_is_written_before_and_after_it() {
     }
 }
 
+fn a_line_that_is_formatted_is_sent_whole_or_not_at_all() {
+    for url in STREAMS {
+        under_each("formatted", url, |mode, server| {
+            assert_eq!(server.connect().read_to_end(), b"line 1\r\n", "{mode}");
+        });
+    }
+}
+
 fn a_file_that_is_shorter_than_its_range_is_an_error_and_the_answer_ends_in_a_reset() {
     for url in STREAMS {
         under_each("short", url, |_, mut server| {
@@ -365,6 +387,7 @@ fn main() -> ExitCode {
         the_credentials_of_a_unix_client_are_those_of_its_process,
         a_tcp_client_and_a_datagram_have_no_credentials,
         a_file_is_sent_between_what_is_written_before_and_after_it,
+        a_line_that_is_formatted_is_sent_whole_or_not_at_all,
         a_file_that_is_shorter_than_its_range_is_an_error_and_the_answer_ends_in_a_reset,
         a_file_that_its_client_does_not_read_times_out_and_the_answer_ends_in_a_reset,
         the_drain_deadline_of_a_stop_cuts_a_file_that_is_on_its_way,

@@ -1,5 +1,6 @@
 //! A request as a reader and a writer.
 
+use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 
 use super::{Channel, Request};
@@ -135,6 +136,18 @@ impl Write for Request<'_> {
             }
         }
         Ok(bytes.len())
+    }
+
+    /// Sends the text of one `write!` at once, and not each of its pieces.
+    fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> io::Result<()> {
+        match text.as_str() {
+            Some(text) => self.write_all(text.as_bytes()),
+            None => {
+                let mut whole = String::new();
+                fmt::write(&mut whole, text).map_err(io::Error::other)?;
+                self.write_all(whole.as_bytes())
+            }
+        }
     }
 
     /// As [`write`](Write::write), which takes all; of no bytes too, since an empty datagram is a
