@@ -92,8 +92,8 @@ impl Connection {
         let Request { head, persistence, .. } = request;
         match persistence {
             Persistence::Keep | Persistence::KeepOld => {}
-            // This client has said that nothing follows.
-            Persistence::Close if !head.keep_alive && head.body == Body::None => {
+            // This client has said that nothing follows: `Connection: close`.
+            Persistence::Close if !head.keep_alive && !head.is_old && head.body == Body::None => {
                 cx.close_without_lingering();
             }
             Persistence::Close => cx.close(),

@@ -336,6 +336,11 @@ impl Target for Http {
         text
     }
 
+    /// A client that announces the end and sends more may lose the answer.
+    fn is_repeatable(input: &[u8]) -> bool {
+        !input.to_ascii_lowercase().windows(5).any(|word| word == b"close")
+    }
+
     fn probe() -> Vec<u8> {
         b"GET /a.txt HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()
     }
