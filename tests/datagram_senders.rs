@@ -295,7 +295,11 @@ fn what_is_taken_for_a_slow_unix_peer_arrives_whole_and_in_order() {
         let (slow, peer) = unix_client(&directory, "slow");
         let sent = thread::spawn(move || {
             for number in 0..1000 {
-                sender.send_to(&peer, format!("{number}").as_bytes()).unwrap();
+                // The queue may be full while its peer reads slowly.
+                while let Err(error) = sender.send_to(&peer, format!("{number}").as_bytes()) {
+                    assert_eq!(error, SendError::Full);
+                    thread::yield_now();
+                }
             }
         });
         let mut message = [0; 10];
