@@ -228,6 +228,19 @@ pub enum Limit {
     Messages,
 }
 
+impl Limit {
+    /// Whether the connection is reset, and its handler is not asked for last words: they could not
+    /// reach the peer.
+    pub(crate) fn resets(self) -> bool {
+        matches!(self, Limit::WriteTimeout | Limit::Memory)
+    }
+
+    /// Whether the connection makes room at once, and does not linger.
+    pub(crate) fn frees_at_once(self) -> bool {
+        self == Limit::Connections
+    }
+}
+
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -255,6 +268,11 @@ impl CloseReason {
     /// ```
     pub fn is_fault(&self) -> bool {
         matches!(self, CloseReason::Error(_) | CloseReason::Panic(_))
+    }
+
+    /// Whether the connection makes room at once, and does not linger.
+    pub(crate) fn frees_at_once(&self) -> bool {
+        matches!(self, CloseReason::Limit(limit) if limit.frees_at_once())
     }
 }
 

@@ -1,7 +1,9 @@
 //! The limits of a service: what a peer may take before it is rejected.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::error::Limit;
 
 /// How long a peer may take to complete a message, before the bytes that it has sent count.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -321,6 +323,63 @@ impl Limits {
         let rate = self.message_rate as usize;
         let more = bytes.checked_div(rate).map_or(0, |seconds| seconds as u64);
         Some(deadline.saturating_add(Duration::from_secs(more)))
+    }
+
+    /// When the time for the first message or the life of a connection is over that was accepted at this
+    /// time.
+    pub(crate) fn age_deadline(
+        &self,
+        accepted: Instant,
+        is_proven: bool,
+        retirement: &Retirement,
+    ) -> Option<Instant> {
+        let first = self.first_message_deadline.filter(|_| !is_proven);
+        let lifetime = self.max_lifetime.filter(|_| retirement.limit.is_none());
+        let at = |time: Option<Duration>| accepted.checked_add(time?);
+        [at(first), at(lifetime)].into_iter().flatten().min()
+    }
+
+    /// The limit that a connection of this age has reached. One that is too old retires instead.
+    pub(crate) fn expired_age(
+        &self,
+        age: Duration,
+        is_proven: bool,
+        retirement: &mut Retirement,
+    ) -> Option<Limit> {
+        if !is_proven && self.first_message_deadline.is_some_and(|limit| age >= limit) {
+            return Some(Limit::FirstMessageDeadline);
+        }
+        if self.max_lifetime.is_some_and(|limit| age >= limit) {
+            retirement.limit.get_or_insert(Limit::Lifetime);
+        }
+        None
+    }
+}
+
+/// Whether a connection reads nothing more and closes when all is answered, because it is too old or has
+/// sent too many messages.
+#[derive(Debug, Default)]
+pub(crate) struct Retirement {
+    messages: u64,
+    limit: Option<Limit>,
+    /// It reads nothing more, also if a message has arrived in part.
+    at_once: bool,
+}
+
+impl Retirement {
+    /// Whole messages have come.
+    pub(crate) fn messages_came(&mut self, messages: u64, limits: &Limits) {
+        self.messages += messages;
+        if limits.max_messages.is_some_and(|most| self.messages >= u64::from(most)) {
+            self.limit = Some(Limit::Messages);
+        }
+        self.at_once = self.limit.is_some();
+    }
+
+    /// The limit because of which nothing more is read; `in_part` says that a message has arrived in
+    /// part.
+    pub(crate) fn due(&self, in_part: bool) -> Option<Limit> {
+        self.limit.filter(|_| self.at_once || !in_part)
     }
 }
 

@@ -3,15 +3,18 @@
 //! Commands that start an example run here. For all others the scripts are read: a command that no
 //! script contains fails.
 
+#[path = "support/pages.rs"]
+mod pages;
 #[path = "support/programs.rs"]
 mod programs;
 #[path = "support/tools.rs"]
 mod tools;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use pages::{pages, read, root};
 use programs::{Program, connect, example, spawn, spawn_reading};
 
 /// The scripts, of which `.ci/run` starts all others. The published package is without them.
@@ -46,33 +49,6 @@ const RUN_ELSEWHERE: [(&str, &str, &str); 8] = [
     ),
     ("podman run --rm -p 9999:9999 echo", ".ci/container", "podman run -d --name"),
 ];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = root().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// All pages, as paths from the root.
-fn pages() -> Vec<PathBuf> {
-    let (mut pages, mut directories) = (Vec::new(), vec![root().to_owned()]);
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.is_dir() && !name.starts_with('.') && name != "target" {
-                directories.push(path);
-            } else if name.ends_with(".md") {
-                pages.push(path.strip_prefix(root()).unwrap().to_owned());
-            }
-        }
-    }
-    assert!(pages.len() > 30, "{pages:?}");
-    pages
-}
 
 /// The commands of a shell script, or of a block of a page: without comments, each on one line, and
 /// with the values of variables that hold a command.

@@ -91,7 +91,7 @@ const fn tiny(
     modes: &'static str,
     outcome: Outcome,
 ) -> Fault {
-    Fault { call, first, errors, modes, outcome, program: Program::TinyBuffers }
+    Fault { program: Program::TinyBuffers, ..fault(call, first, errors, modes, outcome) }
 }
 
 const ALL: &str = "reactor offload inline threading pool forking";

@@ -1,38 +1,15 @@
 //! All pages of the repository: every link between them has a target, also in the package that is
 //! published.
 
+#[path = "support/pages.rs"]
+mod pages;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The pages, as paths from the root of the repository.
-fn pages() -> Vec<PathBuf> {
-    let mut pages = Vec::new();
-    let mut directories = vec![root().to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.is_dir() && !name.starts_with('.') && name != "target" {
-                directories.push(path);
-            } else if name.ends_with(".md") {
-                pages.push(path.strip_prefix(root()).unwrap().to_owned());
-            }
-        }
-    }
-    pages.sort();
-    pages
-}
-
-fn read(page: &Path) -> String {
-    fs::read_to_string(root().join(page))
-        .unwrap_or_else(|error| panic!("{}: {error}", page.display()))
-}
+use pages::{pages, read, root};
 
 /// The text of a page without its programs and without what is in back quotes.
 fn prose(page: &str) -> String {

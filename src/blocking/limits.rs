@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::wait::Wait;
 use crate::error::Limit;
-use crate::limits::Limits;
+use crate::limits::{Limits, Retirement};
 use crate::mailbox::Notification;
 use crate::memory::MemoryCharge;
 use crate::server_state::StopRequester;
@@ -22,13 +22,9 @@ pub(super) struct LimitClock<'a> {
     accepted: Instant,
     /// A whole message has come.
     is_proven: bool,
-    messages: u64,
     /// When the message began that has arrived in part.
     message_began: Option<Instant>,
-    /// The limit because of which the connection closes when all is answered.
-    retiring: Option<Limit>,
-    /// It closes also if a message has arrived in part.
-    retires_now: bool,
+    retirement: Retirement,
 }
 
 impl<'a> LimitClock<'a> {
@@ -37,20 +33,14 @@ impl<'a> LimitClock<'a> {
             limits,
             accepted,
             is_proven: false,
-            messages: 0,
             message_began: None,
-            retiring: None,
-            retires_now: false,
+            retirement: Retirement::default(),
         }
     }
 
     /// Whole messages have come; returns whether they are the first.
     pub(super) fn messages_came(&mut self, messages: u64) -> bool {
-        self.messages += messages;
-        if self.limits.max_messages.is_some_and(|most| self.messages >= u64::from(most)) {
-            self.retiring = Some(Limit::Messages);
-        }
-        self.retires_now = self.retiring.is_some();
+        self.retirement.messages_came(messages, self.limits);
         !std::mem::replace(&mut self.is_proven, true)
     }
 
@@ -73,15 +63,8 @@ impl<'a> LimitClock<'a> {
 
     /// When the first of the limits may be reached, if `buffered` bytes of a message have arrived.
     pub(super) fn deadline(&self, buffered: usize) -> Option<Instant> {
-        let message = self.message_deadline(buffered);
-        let Limits { first_message_deadline: first, max_lifetime: lifetime, .. } = self.limits;
-        if first.is_none() && lifetime.is_none() {
-            return message;
-        }
-        let first = first.filter(|_| !self.is_proven);
-        let lifetime = lifetime.filter(|_| self.retiring.is_none());
-        let at = |time: Option<Duration>| self.accepted.checked_add(time?);
-        [message, at(first), at(lifetime)].into_iter().flatten().min()
+        let age = self.limits.age_deadline(self.accepted, self.is_proven, &self.retirement);
+        [self.message_deadline(buffered), age].into_iter().flatten().min()
     }
 
     fn message_deadline(&self, buffered: usize) -> Option<Instant> {
@@ -95,20 +78,13 @@ impl<'a> LimitClock<'a> {
             return Some(Limit::MessageDeadline);
         }
         let age = now.saturating_duration_since(self.accepted);
-        let Limits { first_message_deadline: first, max_lifetime: lifetime, .. } = self.limits;
-        if !self.is_proven && first.is_some_and(|limit| age >= limit) {
-            return Some(Limit::FirstMessageDeadline);
-        }
-        if self.retiring.is_none() && lifetime.is_some_and(|limit| age >= limit) {
-            self.retiring = Some(Limit::Lifetime);
-        }
-        None
+        self.limits.expired_age(age, self.is_proven, &mut self.retirement)
     }
 
     /// The limit because of which nothing more is read; `in_part` says that a message has arrived in
     /// part.
     pub(super) fn retirement(&self, in_part: bool) -> Option<Limit> {
-        self.retiring.filter(|_| self.retires_now || !in_part)
+        self.retirement.due(in_part)
     }
 }
 
@@ -174,12 +150,6 @@ pub(super) fn limit_error(limit: Limit) -> io::Error {
         _ => io::ErrorKind::ConnectionAborted,
     };
     io::Error::new(kind, limit.to_string())
-}
-
-/// Whether the connection is reset because of this limit, and its handler is not asked for last
-/// words: they could not reach the peer.
-pub(super) fn resets(limit: Limit) -> bool {
-    matches!(limit, Limit::WriteTimeout | Limit::Memory)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::source::{EventSource, LoopCx, PostAction, RunState};
 use crate::closing::{Linger, Lingering, Progress};
 use crate::error::Limit;
+use crate::limits::Retirement;
 use crate::permits::ConnectionPermit;
 use crate::sys::Socket;
 
@@ -94,12 +95,8 @@ pub(super) struct Rare {
     pub(super) permit: Option<ConnectionPermit>,
     /// When the connection was accepted, if its age or its first message is limited.
     pub(super) accepted: Option<Instant>,
-    /// How many messages it has sent, if their number is limited.
-    pub(super) messages: u64,
-    /// The limit for which it closes when all is answered.
-    pub(super) retiring: Option<Limit>,
-    /// It reads nothing more, also if a message has arrived in part.
-    pub(super) retires_now: bool,
+    /// Whether it closes when all is answered, if its age or the number of its messages is limited.
+    pub(super) retirement: Retirement,
     /// The time in which the peer takes no output, while output waits.
     pub(super) stall: Option<WriteStall>,
     /// Since when the write buffer has been at the high mark, without falling to the low mark.

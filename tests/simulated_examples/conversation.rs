@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use socketserver::testing::{Check, Client, Fault, Simulation, World};
-use socketserver::{Mode, Offload, Reactor};
+use socketserver::{Mode, Offload, Reactor, Server};
 
 use super::target::{Target, settle};
 
@@ -45,16 +45,26 @@ fn mode(world: &World) -> Mode {
     }
 }
 
+/// Starts the server, and greets it by a client.
+fn begin<'s, T: Target>(
+    world: &World,
+    target: &mut T,
+    server: &'s mut Server,
+) -> (Simulation<'s>, Client) {
+    let mut sim = world.start(server);
+    target.begin(&mut sim);
+    settle(target, &mut sim);
+    let client = target.connect(&mut sim);
+    client.send(target.greeting());
+    (sim, client)
+}
+
 /// Under faults that a correct server hides: the answers are exact, of requests one by one and in a
 /// pipeline, and to a client that does not read for a while.
 pub(crate) fn has_exact_answers<T: Target>(steps: &Steps) {
     Check::new().runs(150).run(|world| {
         let (mut target, mut server) = T::new(mode(world));
-        let mut sim = world.start(&mut server);
-        target.begin(&mut sim);
-        settle(&mut target, &mut sim);
-        let client = target.connect(&mut sim);
-        client.send(target.greeting());
+        let (mut sim, client) = begin(world, &mut target, &mut server);
         let mut received = Vec::new();
         let is_pipeline = world.choose(2) == 1;
         for (number, (request, _)) in steps.steps.iter().enumerate() {
@@ -110,11 +120,7 @@ pub(crate) fn survives_resets<T: Target>(steps: &Steps) {
 pub(crate) fn stops_in_the_middle<T: Target>(steps: &Steps) {
     Check::new().runs(150).run(|world| {
         let (mut target, mut server) = T::new(mode(world));
-        let mut sim = world.start(&mut server);
-        target.begin(&mut sim);
-        settle(&mut target, &mut sim);
-        let client = target.connect(&mut sim);
-        client.send(target.greeting());
+        let (mut sim, client) = begin(world, &mut target, &mut server);
         let last = world.choose(steps.steps.len());
         for (request, _) in &steps.steps[..last] {
             client.send(request);

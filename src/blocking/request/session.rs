@@ -56,7 +56,7 @@ impl<R: RequestHandler> Session for StreamRequestSession<R> {
         let Request { peer, channel, .. } = request;
         let (ended, cut) = match &channel {
             Channel::Stream(stream) => {
-                let frees_at_once = stream.exceeded() == Some(Limit::Connections);
+                let frees_at_once = stream.exceeded().is_some_and(Limit::frees_at_once);
                 (stream.ended || frees_at_once, stream.cut)
             }
             Channel::Datagram { .. } => (false, false),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::blocking::limits::{LimitClock, MEMORY_CHECK, SessionMemory, limit_error, resets};
+use crate::blocking::limits::{LimitClock, MEMORY_CHECK, SessionMemory, limit_error};
 use crate::blocking::wait::{Input, Wait, stop_error};
 use crate::blocking::wait_limits::{Stall, WaitLimits};
 use crate::counters::Tally;
@@ -140,7 +140,7 @@ impl<'a> Stream<'a> {
     /// Returns an error if the connection is to be reset because of its memory.
     pub(super) fn check_memory(&mut self, tally: &mut Tally) -> io::Result<()> {
         match self.memory.limit().or(self.wait.limit()) {
-            Some(limit) if resets(limit) => self.exceed(limit, tally),
+            Some(limit) if limit.resets() => self.exceed(limit, tally),
             _ => Ok(()),
         }
     }
@@ -257,13 +257,13 @@ impl<'a> Stream<'a> {
 
     /// The peer has reached a limit.
     fn exceed<T>(&mut self, limit: Limit, tally: &mut Tally) -> io::Result<T> {
-        if self.exceeded.is_none_or(|exceeded| !resets(exceeded) && resets(limit)) {
+        if self.exceeded.is_none_or(|exceeded| !exceeded.resets() && limit.resets()) {
             // What counts is the first one.
             if self.exceeded.is_none() {
                 tally.limit(limit);
                 self.exceeded = Some(limit);
             }
-            self.cut |= resets(limit);
+            self.cut |= limit.resets();
         }
         Err(limit_error(limit))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::active::Registration;
-use super::limits::{LimitClock, MEMORY_CHECK, SessionMemory, resets};
+use super::limits::{LimitClock, MEMORY_CHECK, SessionMemory};
 use super::wait::{Input, Wait as _, WaitStrategy};
 use super::{Served, Session, SessionCx};
 use crate::address::{LogPeer, Peer};
@@ -81,7 +81,7 @@ impl<H: Handler, F: Framing> Session for StreamSession<H, F> {
         let lingers = conversation.lingers();
         // The conversation ends here, before its connection lingers.
         let reason = conversation.closed(&mut cx.scratch.tally);
-        let ended = conversation.input_ended() || frees_at_once(&reason);
+        let ended = conversation.input_ended() || reason.frees_at_once();
         let end = SocketEnd::new(cut, ended, lingers);
         let lingering = close(&socket, &peer, end, &mut buffer, cx);
         cx.scratch.buffer = buffer;
@@ -253,7 +253,7 @@ impl<'a, H: Handler, F: Framing> StreamPump<'a, H, F> {
     /// The peer has reached a limit: the conversation ends.
     #[cold]
     fn exceed(&mut self, limit: Limit, cx: &mut SessionCx<'_>) {
-        if resets(limit) {
+        if limit.resets() {
             self.conversation.end(CloseReason::Limit(limit));
             self.cut = true;
         } else {
@@ -441,11 +441,6 @@ fn call<H: Handler, F: Framing>(
     let driver = ThreadDriver { registration, unsupported, limit: sender_limit, stop: cx.stop };
     let mut step_cx = cx.scratch.step_cx(&driver, room);
     take(conversation, &mut step_cx);
-}
-
-/// Whether a connection that closes for this reason makes room at once, and does not linger.
-pub(super) fn frees_at_once(reason: &CloseReason) -> bool {
-    matches!(reason, CloseReason::Limit(Limit::Connections))
 }
 
 /// The state of a socket that is to be closed.

@@ -4,7 +4,7 @@ use std::io;
 
 use super::{SessionLimits, call, is_timer_due};
 use crate::blocking::SessionCx;
-use crate::blocking::limits::{SessionMemory, resets};
+use crate::blocking::limits::SessionMemory;
 use crate::blocking::wait::{Wait as _, WaitStrategy};
 use crate::blocking::wait_limits::{Stall, WaitLimits};
 use crate::closing::write_failure;
@@ -166,7 +166,7 @@ fn may_retry<H: Handler, F: Framing>(
     }
     let write_timeout = stall.write_timed_out().then_some(Limit::WriteTimeout);
     if let Some(limit) = cx.wait.limit().or(memory.limit()).or(write_timeout) {
-        if !resets(limit) {
+        if !limit.resets() {
             // What it says is dropped: the peer takes no output.
             call(conversation, limits.sender, 0, cx, &|conversation, step_cx| {
                 conversation.exceed(limit, step_cx);

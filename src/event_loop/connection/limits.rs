@@ -48,7 +48,9 @@ impl<T: ConversationSlot> Connection<T> {
     pub(super) fn after_step(&mut self, messages: u64, cx: &mut LoopCx) {
         if messages > 0 {
             self.proven = true;
-            self.count_messages(messages);
+            if let Some(rare) = self.rare.as_deref_mut() {
+                rare.retirement.messages_came(messages, &self.limits.peer);
+            }
         }
         self.note_stall(cx);
         let max_buffered = self.limits.peer.max_buffered_input;
@@ -65,16 +67,6 @@ impl<T: ConversationSlot> Connection<T> {
         if is_too_long {
             self.rare_mut().limit = Some(Limit::BufferedInput);
         }
-    }
-
-    fn count_messages(&mut self, messages: u64) {
-        let Some(rare) = self.rare.as_deref_mut() else { return };
-        rare.messages += messages;
-        let most = self.limits.peer.max_messages;
-        if most.is_some_and(|most| rare.messages >= u64::from(most)) {
-            rare.retiring = Some(Limit::Messages);
-        }
-        rare.retires_now = rare.retiring.is_some();
     }
 
     /// Begins or ends the time in which the peer takes no output.
@@ -135,27 +127,18 @@ impl<T: ConversationSlot> Connection<T> {
         full
     }
 
-    /// The limit for which the connection closes when all is answered.
-    fn retiring(&self) -> Option<Limit> {
-        self.rare.as_deref()?.retiring
-    }
-
-    /// Whether it reads nothing more because it is too old or has sent too many messages.
-    pub(super) fn is_retiring(&self, conversation: &ConversationCore) -> bool {
-        self.rare.as_deref().is_some_and(|rare| {
-            rare.retiring.is_some() && (rare.retires_now || !conversation.waits_for_rest())
-        })
+    /// The limit because of which it reads nothing more: it is too old or has sent too many messages.
+    pub(super) fn retiring(&self, conversation: &ConversationCore) -> Option<Limit> {
+        self.rare.as_deref()?.retirement.due(conversation.waits_for_rest())
     }
 
     /// The limit for which an idle connection closes now.
     pub(super) fn retirement(&mut self) -> Option<Limit> {
-        let limit = self.retiring()?;
         let conversation = self.conversation.local_ref()?;
-        let may_end = self.is_retiring(conversation)
-            && self.write_buffer.is_none()
+        let may_end = self.write_buffer.is_none()
             && !conversation.wants_writable()
             && !conversation.is_paused();
-        may_end.then_some(limit)
+        self.retiring(conversation).filter(|_| may_end)
     }
 
     /// Whether the connection is not read because memory is tight and it holds more than its share.
@@ -225,14 +208,9 @@ impl<T: ConversationSlot> Connection<T> {
             .filter(|_| !self.is_output_full() && !conversation.is_paused());
         let rare = self.rare.as_deref();
         let stall = rare.and_then(|rare| rare.stall.as_ref()).map(|stall| stall.next_check);
-        let age = rare.and_then(|rare| Some((rare, rare.accepted?)));
-        let first = age
-            .filter(|_| !self.proven)
-            .and_then(|(_, accepted)| accepted.checked_add(limits.first_message_deadline?));
-        let lifetime = age
-            .filter(|(rare, _)| rare.retiring.is_none())
-            .and_then(|(_, accepted)| accepted.checked_add(limits.max_lifetime?));
-        [message, stall, first, lifetime].into_iter().flatten().min()
+        let age = rare
+            .and_then(|rare| limits.age_deadline(rare.accepted?, self.proven, &rare.retirement));
+        [message, stall, age].into_iter().flatten().min()
     }
 
     fn message_deadline(&self, conversation: &ConversationCore, run: &RunState) -> Option<Instant> {
@@ -254,17 +232,9 @@ impl<T: ConversationSlot> Connection<T> {
         if self.has_stalled(now) {
             return Some(Limit::WriteTimeout);
         }
-        let proven = self.proven;
-        let limits = &self.limits.peer;
         let rare = self.rare.as_deref_mut()?;
         let age = now.saturating_duration_since(rare.accepted?);
-        if !proven && limits.first_message_deadline.is_some_and(|limit| age >= limit) {
-            return Some(Limit::FirstMessageDeadline);
-        }
-        if limits.max_lifetime.is_some_and(|limit| age >= limit) && rare.retiring.is_none() {
-            rare.retiring = Some(Limit::Lifetime);
-        }
-        None
+        self.limits.peer.expired_age(age, self.proven, &mut rare.retirement)
     }
 
     /// Asks the kernel whether the peer has taken output, if it is time; returns whether it has taken
@@ -284,14 +254,13 @@ impl<T: ConversationSlot> Connection<T> {
 
     /// The peer has reached a limit: the handler is told, and the connection ends.
     pub(super) fn exceed_limit(&mut self, limit: Limit, cx: &mut LoopCx) -> PostAction {
-        let reset = matches!(limit, Limit::WriteTimeout | Limit::Memory);
         match self.conversation.local() {
             Some(conversation) if conversation.is_closing() => {
                 self.needs_reset = true;
                 return PostAction::Remove;
             }
             // Nothing that the handler says could reach the peer.
-            Some(conversation) if reset => {
+            Some(conversation) if limit.resets() => {
                 conversation.end(CloseReason::Limit(limit));
                 self.needs_reset = true;
                 return PostAction::Remove;
@@ -309,7 +278,7 @@ impl<T: ConversationSlot> Connection<T> {
 
 /// Whether a connection that closes for this reason makes room at once, and does not linger.
 pub(super) fn frees_at_once(conversation: &ConversationCore) -> bool {
-    matches!(conversation.close_reason(), Some(CloseReason::Limit(Limit::Connections)))
+    conversation.close_reason().is_some_and(CloseReason::frees_at_once)
 }
 
 fn check_interval(timeout: Duration) -> Duration {

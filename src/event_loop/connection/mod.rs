@@ -242,7 +242,7 @@ impl<T: ConversationSlot> Connection<T> {
             let is_retiring = self
                 .conversation
                 .local_ref()
-                .is_some_and(|conversation| self.is_retiring(conversation));
+                .is_some_and(|conversation| self.retiring(conversation).is_some());
             let Some(conversation) = self.conversation.local() else {
                 return PostAction::Wait;
             };
