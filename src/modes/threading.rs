@@ -527,9 +527,11 @@ impl RunJob<SessionJob> for RunSession {
             };
             let served = session.run(&mut cx);
             debug_assert!(scratch.output_buffer.is_empty());
+            // Whoever sees the end, or that it is counted, can connect.
+            drop(permit);
+            drop(registration);
             notifier.served(served, &mut scratch.tally);
         });
-        drop((registration, permit));
         notifier
     }
 
@@ -541,7 +543,8 @@ impl RunJob<SessionJob> for RunSession {
     fn refuse(&self, job: SessionJob) {
         let SessionJob { session, registration, permit, notifier, stop: _, queued: _ } = job;
         let closed = u64::from(registration.is_some());
-        drop((session, registration, permit));
+        drop(permit);
+        drop((session, registration));
         let mut tally = Tally::default();
         (tally.rejected_full, tally.closed) = (1, closed);
         notifier.published.add(&mut tally);
