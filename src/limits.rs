@@ -23,7 +23,7 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
 /// The limits of the connections of one listener, for [`Builder::limits`](crate::Builder::limits).
 ///
-/// Each limit has a default, a [`Limit`](crate::Limit) that names it in the close reason, and a
+/// Each limit has a default, a [`Limit`] that names it in the close reason, and a
 /// counter in [`Counters`](crate::Counters). The limits that bound memory, descriptors and threads
 /// are on by default; those that depend on the protocol are off. `None` turns a limit off. All
 /// limits mean the same under every mode; `docs/limits.md` has the table.
@@ -397,7 +397,7 @@ pub enum WhenFull {
     /// The oldest connection from which no whole message has come is closed in its favor, if it has
     /// been open for at least half a second; its handler gets
     /// [`on_reject`](crate::Handler::on_reject) with
-    /// [`Limit::Connections`](crate::Limit::Connections). If there is no such connection, the client
+    /// [`Limit::Connections`]. If there is no such connection, the client
     /// waits.
     #[default]
     CloseSilent,
