@@ -38,9 +38,12 @@ pub(crate) fn send_segments(
     Ok((sent, sent == offered))
 }
 
-/// The same for a part of a file, which costs no more time than [`SEND_STEP`] bytes from memory,
-/// because the kernel does not copy it.
-pub(crate) const FILE_STEP: usize = 512 * 1024;
+/// The same for a part of a file, which costs less time than so many bytes from memory, because the
+/// kernel does not copy it.
+pub(crate) const FILE_STEP: usize = 1024 * 1024;
+
+/// The same after the kernel has once taken less than a step: its buffer limits the next steps.
+pub(crate) const STALLED_FILE_STEP: usize = 2 * FILE_STEP;
 
 #[derive(Debug)]
 enum Chunk {
@@ -93,12 +96,24 @@ impl Chunk {
     }
 }
 
+/// Whether TCP holds an incomplete packet back between the steps of a file (TCP_CORK), because the
+/// next step follows at once. That saves a short packet for each step while the kernel takes whole
+/// steps. Once it has taken less, the next step waits until the peer has read, and nothing is held
+/// back any more.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum Cork {
+    /// No step of this file has been sent, or the socket has no such option.
+    #[default]
+    Unset,
+    Set,
+    Removed,
+}
+
 /// A queue of bytes and parts of files; bytes may be shared with other connections.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     chunks: VecDeque<Chunk>,
-    /// TCP sends only full packets (TCP_CORK), because the next step follows at once.
-    corked: bool,
+    cork: Cork,
     len: u64,
     /// How much memory the chunks hold.
     held: usize,
@@ -117,8 +132,12 @@ impl WriteBuffer {
 
     /// How many bytes one step may still send that has sent `sent`.
     pub(crate) fn step_after(&self, sent: usize) -> usize {
-        let is_file = matches!(self.chunks.front(), Some(Chunk::File(..)));
-        if is_file { FILE_STEP } else { SEND_STEP }.saturating_sub(sent)
+        let step = match self.chunks.front() {
+            Some(Chunk::File(..)) if self.cork == Cork::Removed => STALLED_FILE_STEP,
+            Some(Chunk::File(..)) => FILE_STEP,
+            _ => SEND_STEP,
+        };
+        step.saturating_sub(sent)
     }
 
     /// How much memory it holds, in bytes. Shared bytes count in each buffer that has them.
@@ -168,12 +187,16 @@ impl WriteBuffer {
                 let left = range.end - range.start;
                 let count = usize::try_from(left).unwrap_or(most).min(most);
                 // A Unix socket has no such option.
-                if left > most as u64 && !self.corked && sys::set_cork(socket, true) {
-                    self.corked = true;
+                if left > most as u64 && self.cork == Cork::Unset && sys::set_cork(socket, true) {
+                    self.cork = Cork::Set;
                 }
                 let sent = sys::send_file(socket, file, range.start, count)?;
-                if self.corked && sent as u64 == left {
-                    self.corked = !sys::set_cork(socket, false);
+                if self.cork == Cork::Set && (sent < count || sent as u64 == left) {
+                    sys::set_cork(socket, false);
+                    self.cork = Cork::Removed;
+                }
+                if sent as u64 == left {
+                    self.cork = Cork::Unset;
                 }
                 sent
             }

@@ -466,7 +466,8 @@ impl<'a> Output<'a> {
     /// than 4 KiB count as 4 KiB, because the file stays open until its part has been sent, and
     /// descriptors are few. The file's own position is neither used nor changed.
     ///
-    /// The event loop sends 512 KiB at a time before others are served. On Linux it uses
+    /// The event loop sends 1 MiB at a time before others are served, and 2 MiB after the socket
+    /// buffer has been full. On Linux it uses
     /// [sendfile(2)](https://man7.org/linux/man-pages/man2/sendfile.2.html), without a copy.
     /// Elsewhere, or where a file system does not support that, it reads up to 64 KiB at a time.
     /// Reading waits for the disk, as it does in the handler.

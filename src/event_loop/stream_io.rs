@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::conversation::Output;
     use crate::server_state::ServerState;
-    use crate::write_buffer::{FILE_STEP, SEND_STEP};
+    use crate::write_buffer::{FILE_STEP, SEND_STEP, STALLED_FILE_STEP};
 
     /// A non-blocking socket and its peer.
     fn tcp() -> (Socket, TcpStream) {
@@ -194,15 +194,42 @@ mod tests {
             theirs.read_exact(&mut received).unwrap();
             received.iter().all(|byte| *byte == 7)
         });
-        assert!(flush(&ours, &mut write_buffer, &mut cx).unwrap() <= FILE_STEP);
+        let first = flush(&ours, &mut write_buffer, &mut cx).unwrap();
+        assert!(first <= STALLED_FILE_STEP);
+        // While the kernel takes whole steps.
         #[cfg(target_os = "linux")]
-        assert!(ours.tcp_cork().unwrap());
+        assert_eq!(ours.tcp_cork().unwrap(), first == FILE_STEP);
         while write_buffer.is_some() {
-            assert!(flush(&ours, &mut write_buffer, &mut cx).unwrap() <= FILE_STEP);
+            assert!(flush(&ours, &mut write_buffer, &mut cx).unwrap() <= STALLED_FILE_STEP);
         }
         #[cfg(target_os = "linux")]
         assert!(!ours.tcp_cork().unwrap());
         assert!(reader.join().unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn tcp_holds_nothing_of_a_file_back_once_the_kernel_has_no_room_for_a_whole_step() {
+        let (ours, mut theirs) = tcp();
+        let (mut cx, mut write_buffer) = (cx(), Some(Box::<WriteBuffer>::default()));
+        let length = 64 << 20;
+        let file = sys::unnamed_file(&[]);
+        file.set_len(length).unwrap();
+        Output::new(&[], &mut cx.scratch.output_buffer)
+            .put_file(Arc::new(file), 0..length)
+            .unwrap();
+        write_buffer.as_mut().unwrap().keep(&mut cx.scratch.output_buffer, &[], 0);
+        // The peer does not read.
+        while cx.call.readiness.has(Readiness::WRITABLE) {
+            flush(&ours, &mut write_buffer, &mut cx).unwrap();
+        }
+        assert!(!ours.tcp_cork().unwrap());
+        // Nor when the kernel has room again.
+        let sent = cx.scratch.tally.bytes_out;
+        theirs.read_exact(&mut vec![0; sent as usize]).unwrap();
+        flush(&ours, &mut write_buffer, &mut cx).unwrap();
+        assert!(cx.scratch.tally.bytes_out > sent);
+        assert!(!ours.tcp_cork().unwrap());
     }
 
     #[test]
