@@ -284,9 +284,12 @@ impl Registration {
         self.connection.found_idle.store(true, SeqCst);
     }
 
-    /// The descriptor that wakes this thread; from now on a stop wakes it too.
-    pub(crate) fn wakeup(&self) -> io::Result<&Wakeup> {
-        Ok(&self.waker()?.wakeup)
+    /// The descriptor that wakes this thread; from now on a stop wakes it too. `None` if it is new and
+    /// the server is stopping already: the stop could not wake this thread.
+    pub(crate) fn wakeup(&self) -> io::Result<Option<&Wakeup>> {
+        let is_new = self.connection.wakeup.get().is_none();
+        let waker = self.waker()?;
+        Ok((!(is_new && self.is_stopping())).then_some(&waker.wakeup))
     }
 
     /// As [`wakeup`](Self::wakeup), for senders.
@@ -301,6 +304,9 @@ impl Registration {
             })?;
             // Only this thread sets it.
             let _ = self.connection.wakeup.set(wakeup);
+            // A stop that has gone through the connections without it has set its flag before that,
+            // and this thread sees the flag from now on.
+            drop(lock(&self.active.connections));
         }
         self.connection.wakeup.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }

@@ -253,7 +253,7 @@ impl WaitStrategy<'_> {
             }
             WaitStrategy::Never => return Ok(Input::Stopping),
         };
-        let wakeup = registration.wakeup()?;
+        let Some(wakeup) = registration.wakeup()? else { return Ok(Input::Woken) };
         if let Some(limit) = registration.limit() {
             return Ok(Input::Limit(limit));
         }
@@ -381,7 +381,7 @@ impl WaitStrategy<'_> {
         let peer = (socket.as_fd(), PollInterest::Write);
         match (self, send_queue) {
             (WaitStrategy::Thread(registration), Some(send_queue)) => {
-                let wakeup = registration.wakeup()?;
+                let Some(wakeup) = registration.wakeup()? else { return Ok(false) };
                 send_queue.enable_notification();
                 match send_queue.ending() {
                     Ending::Closing if !stall.is_closing => return stall.begin_closing(socket),
@@ -419,6 +419,13 @@ fn read_registered(
     if let Some(limit) = registration.limit() {
         return Ok(Input::Limit(limit));
     }
+    let mut wakeup = None;
+    if others {
+        wakeup = registration.wakeup()?;
+        if wakeup.is_none() {
+            return Ok(Input::Woken);
+        }
+    }
     registration.set_idle(idle);
     if idle && registration.is_stopping() {
         // Input that has arrived is still read, even if the server stops.
@@ -429,7 +436,6 @@ fn read_registered(
             Err(error) => Err(error),
         };
     }
-    let wakeup = if others { Some(registration.wakeup()?) } else { None };
     let read = read_in_thread(socket, buffer, timeout, wakeup);
     registration.set_idle(false);
     match (read, registration.limit()) {
@@ -527,11 +533,14 @@ mod tests {
     use std::io::Write as _;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+    use super::super::active::ActiveConnections;
     use super::super::standing::Standing;
     use super::super::wait_limits::WaitLimits;
     use super::*;
+    use crate::connection_id::ConnectionId;
     use crate::sync::AtomicU8;
 
     /// If the timeout restarted at the stop, the read would end after the drain deadline.
@@ -619,6 +628,31 @@ mod tests {
         for deadline in [None, Some(Duration::from_secs(20))] {
             let (has_stalled, took) = write_until_late(timeout, deadline, read_nothing);
             assert!(has_stalled && took >= timeout, "{took:?}");
+        }
+    }
+
+    /// The stop comes after the thread has last looked for it, and before another thread can wake
+    /// it: before its first wait for more than its socket.
+    #[test]
+    fn the_first_wait_of_a_request_in_progress_ends_if_the_server_is_stopping_already() {
+        const NEVER: Option<Duration> = Some(Duration::from_secs(20));
+        const SHORT: Option<Duration> = Some(Duration::from_millis(1));
+        for reads in [true, false] {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let socket = Arc::new(Socket::from(OwnedFd::from(ours)));
+            let active = Arc::new(ActiveConnections::default());
+            active.reopen(&Arc::default());
+            let registration = active.register(socket.clone(), ConnectionId::next());
+            let mut wait = WaitStrategy::Thread(&registration);
+            let mut wait_for = |timeout| match reads {
+                true => wait.read(&socket, &mut [0; 1], timeout, false, true),
+                false => wait.wait_without_read(None, timeout, false),
+            };
+            active.stop();
+            let first = wait_for(NEVER);
+            assert!(matches!(first, Ok(Input::Woken)), "{reads}: {first:?}");
+            let next = wait_for(SHORT);
+            assert!(matches!(next, Ok(Input::TimedOut)), "{reads}: {next:?}");
         }
     }
 

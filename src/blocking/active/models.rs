@@ -43,8 +43,7 @@ fn a_thread_that_waits_for_its_wakeup_is_woken_by_a_stop() {
     loom::model(|| {
         let (active, registration, ..) = connection();
         let served = thread::spawn(move || {
-            let wakeup = registration.wakeup().unwrap();
-            if !registration.is_stopping() {
+            if let Some(wakeup) = registration.wakeup().unwrap() {
                 wakeup.wait();
             }
             assert!(registration.is_stopping());
