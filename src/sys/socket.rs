@@ -18,7 +18,7 @@ use crate::address::Credentials;
 /// flags.
 #[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket, SockAddr)> {
-    use std::os::fd::FromRawFd;
+    use std::os::fd::{FromRawFd, OwnedFd};
 
     #[cfg(feature = "testing")]
     assert!(nonblocking || listener.simulated.is_none(), "only reactor and offload are simulated");
@@ -32,7 +32,7 @@ pub(crate) fn accept(listener: &Socket, nonblocking: bool) -> io::Result<(Socket
         })
     }?;
     // SAFETY: the descriptor is new and has no other owner.
-    Ok((unsafe { socket2::Socket::from_raw_fd(fd) }.into(), address))
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }.into(), address))
 }
 
 /// As above, without accept4(2): a second system call sets the flag.

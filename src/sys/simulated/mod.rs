@@ -1,5 +1,9 @@
-//! The interface of a simulated kernel. The types of [`edge`](super::edge) and the system calls on
-//! sockets call it in place of the system.
+//! The interface of a simulated kernel. Sockets, pollers and the system calls on them call it in place
+//! of the system.
+
+mod forwarding;
+
+pub(crate) use forwarding::{Event, Events, Poll, Socket};
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,8 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::SockAddr;
-
-use super::Socket;
 
 /// A simulated kernel. Each method is a system call, named by the number of a real descriptor.
 pub(crate) trait Kernel: fmt::Debug + Send + Sync {
@@ -75,18 +77,18 @@ pub(crate) fn enter<T>(kernel: Arc<dyn Kernel>, call: impl FnOnce() -> T) -> T {
 /// A descriptor of a simulated kernel; a drop closes it there.
 #[derive(Debug)]
 pub(crate) struct Simulated {
-    pub(super) kernel: Arc<dyn Kernel>,
-    pub(super) descriptor: RawFd,
+    pub(in crate::sys) kernel: Arc<dyn Kernel>,
+    pub(in crate::sys) descriptor: RawFd,
 }
 
 impl Simulated {
     /// The simulated side of a real descriptor; `None` outside of a simulation.
-    pub(super) fn new(system: &impl AsRawFd) -> Option<Self> {
+    pub(in crate::sys) fn new(system: &impl AsRawFd) -> Option<Self> {
         current().map(|kernel| Simulated { kernel, descriptor: system.as_raw_fd() })
     }
 
     /// A duplicate with the number of `system`; `None` if no descriptor is free.
-    pub(super) fn duplicate(&self, system: &impl AsRawFd) -> Option<Self> {
+    pub(in crate::sys) fn duplicate(&self, system: &impl AsRawFd) -> Option<Self> {
         let descriptor = system.as_raw_fd();
         self.kernel.duplicate(descriptor).ok()?;
         Some(Simulated { kernel: self.kernel.clone(), descriptor })
@@ -135,31 +137,31 @@ impl SimulatedEvent {
         self.bits & bits != 0
     }
 
-    pub(super) fn token(&self) -> mio::Token {
+    pub(in crate::sys) fn token(&self) -> mio::Token {
         self.token
     }
 
-    pub(super) fn is_readable(&self) -> bool {
+    pub(in crate::sys) fn is_readable(&self) -> bool {
         self.has(bits::IN | bits::PRI)
     }
 
-    pub(super) fn is_writable(&self) -> bool {
+    pub(in crate::sys) fn is_writable(&self) -> bool {
         self.has(bits::OUT)
     }
 
-    pub(super) fn is_priority(&self) -> bool {
+    pub(in crate::sys) fn is_priority(&self) -> bool {
         self.has(bits::PRI)
     }
 
-    pub(super) fn is_read_closed(&self) -> bool {
+    pub(in crate::sys) fn is_read_closed(&self) -> bool {
         self.has(bits::HUP) || self.has(bits::IN) && self.has(bits::RDHUP)
     }
 
-    pub(super) fn is_write_closed(&self) -> bool {
+    pub(in crate::sys) fn is_write_closed(&self) -> bool {
         self.has(bits::HUP) || self.has(bits::OUT) && self.has(bits::ERR) || self.bits == bits::ERR
     }
 
-    pub(super) fn is_error(&self) -> bool {
+    pub(in crate::sys) fn is_error(&self) -> bool {
         self.has(bits::ERR)
     }
 }
