@@ -1,5 +1,5 @@
 //! The system as the event loop sees it. Sockets, the poller and its events are the types of socket2
-//! and mio. With the feature `testing` they are types of [`simulated`](super::simulated), each of
+//! and mio. With the feature `testing` they are types of `sys::simulated`, each of
 //! which can belong to a simulated kernel, and so can the clock and the reserve descriptor.
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! The types of [`edge`](crate::sys) with the feature `testing`: each forwards its calls to the
+//! The types of `sys::edge` with the feature `testing`: each forwards its calls to the
 //! system, or to the simulated kernel that it belongs to.
 
 use std::io::{self, IoSlice, Read};
