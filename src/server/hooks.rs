@@ -30,7 +30,8 @@ thread_local! {
 ///
 /// In the guide: [`behind_a_proxy`](crate::guide::behind_a_proxy),
 /// [`logging_and_counters`](crate::guide::logging_and_counters),
-/// [`shared_state`](crate::guide::shared_state), [`timeouts`](crate::guide::timeouts).
+/// [`shared_state`](crate::guide::shared_state), [`testing`](crate::guide::testing),
+/// [`timeouts`](crate::guide::timeouts).
 ///
 /// ```
 /// use socketserver::{CloseReason, Hooks, Peer};
