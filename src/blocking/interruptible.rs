@@ -166,15 +166,16 @@ impl<'a> InterruptibleWait<'a> {
         let knew = self.deadline.is_some();
         let expiry = expiry(timeout);
         loop {
-            if self.is_stopping() && idle {
-                return Ok(self.end_idle(knew));
+            match (self.is_stopping(), idle) {
+                (true, true) => return Ok(self.end_idle(knew)),
+                (true, false) if !knew => return Ok(Input::Woken),
+                _ => {}
             }
             match self.wait(watched, expiry)? {
                 Woken::Peer => return Ok(Input::Bytes(0)),
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),
                 Woken::Limit(limit) => return Ok(Input::Limit(limit)),
-                Woken::Stop if !idle => return Ok(Input::Woken),
                 Woken::Stop => {}
             }
         }
@@ -205,8 +206,10 @@ impl<'a> InterruptibleWait<'a> {
             if is_stopping && idle {
                 return Ok(self.end_idle(knew));
             }
+            if is_stopping && !knew && others {
+                return Ok(Input::Woken);
+            }
             match self.wait(Some((socket.as_fd(), PollInterest::Read)), expiry)? {
-                Woken::Stop if others && !idle => return Ok(Input::Woken),
                 Woken::Peer | Woken::Stop => {}
                 Woken::TimedOut => return Ok(Input::TimedOut),
                 Woken::Deadline => return Ok(Input::Stopping),

@@ -692,4 +692,39 @@ mod tests {
             assert!(matches!(read(), Input::Stopping));
         }
     }
+
+    /// Whenever the stop is noticed: it is reported at once, and only once.
+    #[test]
+    fn a_stop_ends_the_wait_of_a_request_in_progress() {
+        for (noticed, reads) in (1..=4).flat_map(|n| [(n, true), (n, false)]) {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let socket = Socket::from(OwnedFd::from(ours));
+            let mut asked = 0;
+            let mut is_stopping = || {
+                asked += 1;
+                asked >= noticed
+            };
+            let wakeup = Wakeup::new().unwrap();
+            wakeup.wake();
+            let standing = AtomicU8::default();
+            let mut wait = InterruptibleWait {
+                wakeups: &[&wakeup],
+                child_stop_request: None,
+                is_stopping: &mut is_stopping,
+                drain: Duration::from_secs(20),
+                deadline: None,
+                stop_outcome: None,
+                standing: Standing::new(&standing),
+                others: None,
+            };
+            let mut wait_for = |timeout| match reads {
+                true => wait.read(&socket, &mut [0; 1], Some(timeout), false, true),
+                false => wait.wait_without_read(None, Some(timeout), false),
+            };
+            let first = wait_for(Duration::from_millis(100));
+            assert!(matches!(first, Ok(Input::Woken)), "{noticed}, {reads}: {first:?}");
+            let next = wait_for(Duration::from_millis(1));
+            assert!(matches!(next, Ok(Input::TimedOut)), "{noticed}, {reads}: {next:?}");
+        }
+    }
 }
