@@ -341,6 +341,6 @@ mod tests {
         let run = state.begin();
         assert!(state.mailbox.prepare_park());
         run.stop_requester().request();
-        assert!(state.mailbox.wakeup().is_set().unwrap() && state.mailbox.has_notifications());
+        assert!(state.mailbox.wakeup().take() && state.mailbox.has_notifications());
     }
 }

@@ -141,12 +141,6 @@ impl Wakeup {
         self.modelled.wait();
         self.take();
     }
-
-    #[cfg(test)]
-    pub(crate) fn is_set(&self) -> io::Result<bool> {
-        let wanted = [(self.as_fd(), super::PollInterest::Read)];
-        Ok(super::wait_for(&wanted, Some(std::time::Duration::ZERO))? != 0)
-    }
 }
 
 /// What the model checker sees of a wakeup.
