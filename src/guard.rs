@@ -49,15 +49,17 @@ pub(crate) fn take_caught() -> u64 {
     CAUGHT.take()
 }
 
-/// The message of a panic. A payload that is not text is leaked, because its destructor is code of the
-/// user and could panic too.
+/// The message of a panic. The destructor of a payload that is not text is code of the user: a panic
+/// of it belongs to the same fault, and its own payload is leaked, whose destructor could panic in turn.
 pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
     match panic.downcast::<&'static str>() {
         Ok(text) => (*text).to_owned(),
         Err(other) => match other.downcast::<String>() {
             Ok(text) => *text,
             Err(other) => {
-                std::mem::forget(other);
+                if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(other))) {
+                    std::mem::forget(again);
+                }
                 "a value that is not text".to_owned()
             }
         },
@@ -98,5 +100,39 @@ pub(crate) mod log {
         if is_enabled(level) && super::call(write).is_err() {
             super::note(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::panic_any;
+    use std::sync::Arc;
+
+    use super::*;
+
+    struct PanicsOnDrop {
+        _held: Arc<()>,
+    }
+
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            panic!("a payload");
+        }
+    }
+
+    #[test]
+    fn a_payload_that_is_not_text_is_dropped() {
+        let payload = Arc::new(());
+        let held = payload.clone();
+        assert_eq!(call(|| panic_any(held)), Err::<(), _>("a value that is not text".into()));
+        assert_eq!((Arc::strong_count(&payload), take_caught()), (1, 0));
+    }
+
+    #[test]
+    fn a_panic_of_the_destructor_of_a_payload_is_caught() {
+        let payload = Arc::new(());
+        let held = PanicsOnDrop { _held: payload.clone() };
+        assert_eq!(call(|| panic_any(held)), Err::<(), _>("a value that is not text".into()));
+        assert_eq!((Arc::strong_count(&payload), take_caught()), (1, 0));
     }
 }
