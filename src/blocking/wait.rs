@@ -543,6 +543,26 @@ mod tests {
     use crate::connection_id::ConnectionId;
     use crate::sync::AtomicU8;
 
+    /// A wait that nothing but a stop interrupts. The wakeup was woken for something else.
+    fn interruptible<'a>(
+        wakeups: &'a [&'a Wakeup],
+        is_stopping: &'a mut dyn FnMut() -> bool,
+        drain: Duration,
+        standing: &'a AtomicU8,
+    ) -> InterruptibleWait<'a> {
+        wakeups.iter().for_each(|wakeup| wakeup.wake());
+        InterruptibleWait {
+            wakeups,
+            child_stop_request: None,
+            is_stopping,
+            drain,
+            deadline: None,
+            stop_outcome: None,
+            standing: Standing::new(standing),
+            others: None,
+        }
+    }
+
     /// If the timeout restarted at the stop, the read would end after the drain deadline.
     #[test]
     fn a_read_that_is_interrupted_by_a_stop_keeps_its_timeout() {
@@ -560,18 +580,10 @@ mod tests {
             asked >= 3
         };
         let wakeup = Wakeup::new().unwrap();
-        wakeup.wake();
         let standing = AtomicU8::default();
-        let mut wait = InterruptibleWait {
-            wakeups: &[&wakeup],
-            child_stop_request: None,
-            is_stopping: &mut is_stopping,
-            drain: Duration::from_millis(300),
-            deadline: None,
-            stop_outcome: None,
-            standing: Standing::new(&standing),
-            others: None,
-        };
+        let wakeups = [&wakeup];
+        let mut wait =
+            interruptible(&wakeups, &mut is_stopping, Duration::from_millis(300), &standing);
         let read = wait.read(&socket, &mut [0; 100], Some(timeout), false, false).unwrap();
         assert!(matches!(read, Input::TimedOut), "{read:?}");
     }
@@ -671,18 +683,10 @@ mod tests {
                 asked >= noticed
             };
             let wakeup = Wakeup::new().unwrap();
-            wakeup.wake();
             let standing = AtomicU8::default();
-            let mut wait = InterruptibleWait {
-                wakeups: &[&wakeup],
-                child_stop_request: None,
-                is_stopping: &mut is_stopping,
-                drain: Duration::from_secs(20),
-                deadline: None,
-                stop_outcome: None,
-                standing: Standing::new(&standing),
-                others: None,
-            };
+            let wakeups = [&wakeup];
+            let mut wait =
+                interruptible(&wakeups, &mut is_stopping, Duration::from_secs(20), &standing);
             let mut buffer = [0; 100];
             let mut read = || wait.read(&socket, &mut buffer, None, true, false).unwrap();
             assert!(
@@ -705,18 +709,10 @@ mod tests {
                 asked >= noticed
             };
             let wakeup = Wakeup::new().unwrap();
-            wakeup.wake();
             let standing = AtomicU8::default();
-            let mut wait = InterruptibleWait {
-                wakeups: &[&wakeup],
-                child_stop_request: None,
-                is_stopping: &mut is_stopping,
-                drain: Duration::from_secs(20),
-                deadline: None,
-                stop_outcome: None,
-                standing: Standing::new(&standing),
-                others: None,
-            };
+            let wakeups = [&wakeup];
+            let mut wait =
+                interruptible(&wakeups, &mut is_stopping, Duration::from_secs(20), &standing);
             let mut wait_for = |timeout| match reads {
                 true => wait.read(&socket, &mut [0; 1], Some(timeout), false, true),
                 false => wait.wait_without_read(None, Some(timeout), false),
